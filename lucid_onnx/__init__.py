@@ -1,0 +1,40 @@
+"""embedding_bag for ONNX: one file that runs on any ONNX Runtime, and at memory speed where our kernels are.
+
+Building models needs onnx alone; what runs them (`embedding_bag`, `InferenceSession`, `register`) imports
+onnxruntime when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import reference
+from .builder import build_model, make_node, save, to_form
+from .library import get_library_path
+
+if TYPE_CHECKING:
+    from .functional import embedding_bag
+    from .session import InferenceSession, register
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "InferenceSession",
+    "build_model",
+    "embedding_bag",
+    "get_library_path",
+    "make_node",
+    "reference",
+    "register",
+    "save",
+    "to_form",
+]
+
+_RUNS = {"InferenceSession": "session", "register": "session", "embedding_bag": "functional"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _RUNS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_RUNS[name]}", __name__), name)

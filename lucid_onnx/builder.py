@@ -1,0 +1,475 @@
+"""Put bags into ONNX models: one bag as a model, or nodes for a graph that somebody else is building."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+from .ops.embedding_bag import lowering, spec
+
+Form = Literal["portable", "standard", "native"]
+FORMS: tuple[str, ...] = get_args(Form)
+
+#: What protobuf can hold in one message, less room for the graph around the tables.
+_LARGEST_MESSAGE = 2**31 - 2**24
+#: External data begins on a page, so that a runtime can map it, and huge pages can back it.
+_ALIGNMENT = 4096
+
+_INDEX_TYPES = {np.dtype(np.int32): TensorProto.INT32, np.dtype(np.int64): TensorProto.INT64}
+TABLE_TYPES = {
+    np.dtype(np.float32): TensorProto.FLOAT,
+    np.dtype(np.float16): TensorProto.FLOAT16,
+    spec.BFLOAT16: TensorProto.BFLOAT16,
+    np.dtype(np.float64): TensorProto.DOUBLE,
+}
+
+
+def build_model(
+    weight: npt.ArrayLike | None,
+    *,
+    mode: str = "mean",
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    padding_idx: int | None = None,
+    include_last_offset: bool = False,
+    two_d: bool = False,
+    per_sample_weights: bool = False,
+    index_dtype: npt.DTypeLike = "int64",
+    form: Form = "portable",
+    opset: int = spec.DEFAULT_OPSET,
+    weight_dtype: npt.DTypeLike = "float32",
+) -> onnx.ModelProto:
+    """A model of one bag.
+
+    Inputs ``indices`` ([num_indices], or [num_bags, bag_length] with ``two_d``), ``offsets`` ([num_bags], or
+    [num_bags + 1] with ``include_last_offset``) and ``per_sample_weights`` (shaped like ``indices``), as far as
+    they apply; output ``output`` [num_bags, D] of the table's dtype.
+
+    Args:
+        weight: the table [V, D], float32, float16, bfloat16 or float64. None makes it an input ``weight``.
+        mode, max_norm, norm_type, padding_idx, include_last_offset: as in `lucid_onnx.embedding_bag`.
+        two_d: indices are [B, L], a bag per row, and there are no offsets.
+        per_sample_weights: the model takes weights; mode "sum" only.
+        index_dtype: int32 or int64, for indices and offsets.
+        form: "portable" is the node ``ai.lucid::EmbeddingBag`` with a function of standard operators under it,
+            which runs everywhere and natively where `register` was called; "standard" has no custom domain at
+            all; "native" is the node alone and needs the library.
+        opset: version of the standard operators, 16 to 26.
+        weight_dtype: the dtype of the input ``weight`` where ``weight`` is None.
+
+    Raises:
+        TypeError: a dtype that the operator does not have.
+        ValueError: anything else that cannot be, named with its value.
+    """
+    attributes = spec.Attributes(mode, padding_idx, max_norm, norm_type, include_last_offset)
+    table = None if weight is None else np.asarray(weight)
+    if table is not None:
+        spec.check_table(table)
+    attributes.check(weighted=per_sample_weights, num_rows=None if table is None else table.shape[0])
+    return bag_model(
+        spec.variant(two_d=two_d, weighted=per_sample_weights),
+        attributes,
+        table=table,
+        table_dtype=_dtype("weight_dtype", weight_dtype) if table is None else table.dtype,
+        index_dtype=_dtype("index_dtype", index_dtype),
+        offsets_dtype=_dtype("index_dtype", index_dtype),
+        form=form,
+        opset=opset,
+    )
+
+
+def bag_model(
+    op: spec.Variant,
+    attributes: spec.Attributes,
+    *,
+    table: np.ndarray | None,
+    table_dtype: np.dtype,
+    index_dtype: np.dtype,
+    offsets_dtype: np.dtype,
+    form: str,
+    opset: int,
+) -> onnx.ModelProto:
+    """`build_model` over checked arguments, where indices and offsets may differ in dtype."""
+    table_type = _onnx_type("weight_dtype", table_dtype, TABLE_TYPES)
+    index_type = _onnx_type("index_dtype", index_dtype, _INDEX_TYPES)
+    offsets_type = _onnx_type("offsets_dtype", offsets_dtype, _INDEX_TYPES)
+    positions = ["num_bags", "bag_length"] if op.two_d else ["num_indices"]
+    num_bags = "num_offsets" if attributes.include_last_offset and not op.two_d else "num_bags"
+    values = {
+        "weight": helper.make_tensor_value_info("weight", table_type, ["num_rows", "embedding_dim"]),
+        "indices": helper.make_tensor_value_info("indices", index_type, positions),
+        "offsets": helper.make_tensor_value_info("offsets", offsets_type, [num_bags]),
+        "per_sample_weights": helper.make_tensor_value_info("per_sample_weights", table_type, positions),
+    }
+    dim: int | str = "embedding_dim" if table is None else table.shape[1]
+    graph = helper.make_graph(
+        [_node(op, op.inputs, "output", attributes, double=table_dtype == np.float64)],
+        "embedding_bag",
+        [values[name] for name in op.inputs if name != "weight" or table is None],
+        [helper.make_tensor_value_info("output", table_type, ["num_bags", dim])],
+        [] if table is None else [_table_tensor("weight", table)],
+    )
+    model = _model(graph, opset)
+    _convert(model, form)
+    return model
+
+
+def make_node(
+    weight: str,
+    indices: str,
+    offsets: str | None = None,
+    output: str = "output",
+    *,
+    mode: str = "mean",
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    padding_idx: int | None = None,
+    include_last_offset: bool = False,
+    per_sample_weights: str | None = None,
+    weight_dtype: npt.DTypeLike = "float32",
+    name: str = "",
+) -> onnx.NodeProto:
+    """One bag as a node, for a graph that is built with onnx.helper.
+
+    ``weight``, ``indices``, ``offsets``, ``per_sample_weights`` and ``output`` are names of values in that graph;
+    without ``offsets`` the indices are [B, L]. The finished model goes through `to_form`, which gives the node its
+    function (or expands it), for as many bags as there are. Example::
+
+        graph = helper.make_graph([lucid_onnx.make_node("users", "ids", "starts", "user", mode="mean"), ...], ...)
+        model = lucid_onnx.to_form(helper.make_model(graph), "portable")
+
+    Raises:
+        TypeError, ValueError: as `build_model`.
+    """
+    attributes = spec.Attributes(mode, padding_idx, max_norm, norm_type, include_last_offset)
+    attributes.check(weighted=per_sample_weights is not None, num_rows=None)
+    dtype = _dtype("weight_dtype", weight_dtype)
+    _onnx_type("weight_dtype", dtype, TABLE_TYPES)
+    op = spec.variant(two_d=offsets is None, weighted=per_sample_weights is not None)
+    given = {"weight": weight, "indices": indices, "offsets": offsets, "per_sample_weights": per_sample_weights}
+    inputs = tuple(str(given[i]) for i in op.inputs)
+    return _node(op, inputs, output, attributes, double=dtype == np.float64, name=name)
+
+
+def to_form(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
+    """A copy of ``model`` with every ``ai.lucid`` node in the given form, whatever form it is in now.
+
+    Nodes may stand in the graph, in subgraphs (If, Loop, Scan) and in model-local functions, in any number. An
+    attribute that a node lacks is written with its default; ``mode`` may also be a string, as onnxscript writes
+    it. "portable" adds one function per operator name, "native" takes them away, and "standard" puts standard
+    nodes in place of each node and leaves no trace of the domain.
+
+    Raises:
+        ValueError: an unknown form, an opset outside [16, 26], or a node that breaks the operator's contract, by name.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    _convert(copy, form)
+    return copy
+
+
+def _convert(model: onnx.ModelProto, form: str) -> None:
+    """`to_form` in place."""
+    if form not in FORMS:
+        raise ValueError(f"form = {form!r} is not one of 'portable', 'standard', 'native'")
+    opset = _opset(model)
+    ours = [f for f in model.functions if f.domain == spec.DOMAIN]
+    for function in ours:
+        model.functions.remove(function)
+    tables = _table_types(model)
+    used: set[str] = set()
+    prefixes = _free_prefixes(model)
+    for nodes in _node_lists(model):
+        expanded: list[onnx.NodeProto] = []
+        for node in nodes:
+            if node.domain != spec.DOMAIN:
+                expanded.append(node)
+                continue
+            attributes = _normalise(node, tables)
+            used.add(node.op_type)
+            if form == "standard":
+                op = spec.VARIANTS[node.op_type]
+                expanded += lowering.nodes(op, tuple(node.input), node.output[0], attributes, opset, next(prefixes))
+            else:
+                expanded.append(node)
+        if form == "standard":
+            expanded = [_copy(node) for node in expanded]
+            del nodes[:]
+            nodes.extend(expanded)
+    for imports in (model.opset_import, *(f.opset_import for f in model.functions)):
+        _set_import(imports, used if form != "standard" else set())
+    if form == "portable":
+        model.functions.extend(lowering.function(spec.VARIANTS[name], opset) for name in sorted(used))
+
+
+def save(
+    model: onnx.ModelProto,
+    path: str | os.PathLike[str],
+    *,
+    external_data: bool | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write a model, with its tables in ``<path>.data`` beside it where one file cannot hold them.
+
+    Both files appear whole or not at all.
+
+    Args:
+        model: the model; its initializers hold their data.
+        path: the .onnx file.
+        external_data: False and True force the tables into the file and out of it; None puts them outside only
+            where the model would pass the 2 GiB that a protobuf message can have.
+        progress: called with the bytes written and the bytes to write while tables go out.
+
+    Raises:
+        ValueError: external_data=False for a model that is too large, or an initializer without its data.
+        OSError: the files cannot be written.
+    """
+    path = Path(path)
+    for tensor in model.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            raise ValueError(f"initializer {tensor.name!r} is external data that was not loaded: use onnx.load first")
+    sizes = [_size(tensor) for tensor in model.graph.initializer]
+    too_large = sum(sizes) > _LARGEST_MESSAGE
+    if external_data is None:
+        external_data = too_large
+    elif too_large and not external_data:
+        raise ValueError(f"external_data = False, but {sum(sizes)} bytes of tables do not fit one protobuf file")
+    with _Replacing(path) as files:
+        if external_data:
+            model = _externalise(model, sizes, path.name + ".data", files.open(path.name + ".data"), progress)
+        files.open(path.name).write(model.SerializeToString())
+
+
+class _Replacing:
+    """Temporary files beside ``path`` that take their places together when the block ends well."""
+
+    def __init__(self, path: Path) -> None:
+        self._folder = path.parent
+        self._open: dict[str, Any] = {}
+
+    def open(self, name: str) -> Any:
+        self._open[name] = tempfile.NamedTemporaryFile(  # noqa: SIM115  # closed in __exit__
+            dir=self._folder, prefix=f".{name}.", delete=False
+        )
+        return self._open[name]
+
+    def __enter__(self) -> _Replacing:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        try:
+            for name, file in self._open.items():
+                file.close()
+                if error is None:
+                    os.chmod(file.name, 0o666 & ~_umask())
+                    os.replace(file.name, self._folder / name)
+        finally:
+            for file in self._open.values():
+                file.close()
+                Path(file.name).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _externalise(
+    model: onnx.ModelProto,
+    sizes: list[int],
+    location: str,
+    file: Any,
+    progress: Callable[[int, int], None] | None,
+) -> onnx.ModelProto:
+    """A copy of the model that refers to its tables in ``file``, where they are written."""
+    light = onnx.ModelProto()
+    for field, value in model.ListFields():
+        if field.name != "graph":
+            _assign(light, field.name, value)
+    for field, value in model.graph.ListFields():
+        if field.name != "initializer":
+            _assign(light.graph, field.name, value)
+    written = 0
+    for tensor, size in zip(model.graph.initializer, sizes, strict=True):
+        if size < _ALIGNMENT:
+            light.graph.initializer.append(tensor)
+            continue
+        offset = -(-file.tell() // _ALIGNMENT) * _ALIGNMENT
+        file.seek(offset)
+        data = memoryview(tensor.raw_data)
+        for begin in range(0, size, 2**26):
+            written += file.write(data[begin : begin + 2**26])
+            if progress is not None:
+                progress(written, sum(sizes))
+        light.graph.initializer.append(
+            TensorProto(
+                name=tensor.name,
+                data_type=tensor.data_type,
+                dims=tensor.dims,
+                data_location=TensorProto.EXTERNAL,
+                external_data=[
+                    onnx.StringStringEntryProto(key=key, value=str(value))
+                    for key, value in (("location", location), ("offset", offset), ("length", size))
+                ],
+            )
+        )
+    return light
+
+
+def _assign(message: Any, name: str, value: Any) -> None:
+    if isinstance(value, (str, bytes, int, float)):
+        setattr(message, name, value)
+    elif hasattr(value, "CopyFrom"):
+        getattr(message, name).CopyFrom(value)
+    else:
+        getattr(message, name).extend(value)
+
+
+def _size(tensor: onnx.TensorProto) -> int:
+    """The bytes of an initializer's raw data; 0 for the small ones that are written element by element."""
+    return len(tensor.raw_data) if tensor.HasField("raw_data") else 0
+
+
+def _node(
+    op: spec.Variant, inputs: Iterable[str], output: str, attributes: spec.Attributes, *, double: bool, name: str = ""
+) -> onnx.NodeProto:
+    given: dict[str, Any] = attributes.to_onnx(op, double=double)  # type: ignore[assignment]
+    return helper.make_node(op.name, list(inputs), [output], name=name, domain=spec.DOMAIN, **given)
+
+
+def _model(graph: onnx.GraphProto, opset: int) -> onnx.ModelProto:
+    if isinstance(opset, bool) or not isinstance(opset, int):
+        raise TypeError(f"opset = {opset!r} must be an integer")
+    if not spec.MIN_OPSET <= opset <= spec.MAX_OPSET:
+        raise ValueError(f"opset = {opset} is outside [{spec.MIN_OPSET}, {spec.MAX_OPSET}]")
+    imports = [helper.make_opsetid("", opset)]
+    return helper.make_model(
+        graph,
+        opset_imports=imports,
+        ir_version=helper.find_min_ir_version_for(imports),
+        producer_name="lucid-onnx",
+    )
+
+
+def _table_tensor(name: str, table: np.ndarray) -> onnx.TensorProto:
+    """The table as an initializer, bit by bit."""
+    return TensorProto(name=name, data_type=TABLE_TYPES[table.dtype], dims=table.shape, raw_data=table.tobytes())
+
+
+def _dtype(name: str, dtype: npt.DTypeLike) -> np.dtype:
+    try:
+        return spec.BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
+    except TypeError as error:
+        raise TypeError(f"{name} = {dtype!r} is no dtype") from error
+
+
+def _onnx_type(name: str, dtype: np.dtype, types: Mapping[Any, int]) -> int:
+    if dtype not in types:
+        raise TypeError(f"{name} = {dtype} is not one of {', '.join(str(t) for t in types)}")
+    return types[dtype]
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            if not spec.MIN_OPSET <= entry.version <= spec.MAX_OPSET:
+                raise ValueError(
+                    f"the model imports opset {entry.version}, which is outside [{spec.MIN_OPSET}, {spec.MAX_OPSET}]"
+                )
+            return int(entry.version)
+    raise ValueError("the model imports no standard opset")
+
+
+def _set_import(imports: Any, used: set[str]) -> None:
+    """Import our domain once where a node of it is used, else not at all."""
+    for entry in [i for i in imports if i.domain == spec.DOMAIN]:
+        imports.remove(entry)
+    if used:
+        imports.append(helper.make_opsetid(spec.DOMAIN, spec.VERSION))
+
+
+def _node_lists(model: onnx.ModelProto) -> Iterator[Any]:
+    """Every list of nodes in a model: graph, subgraphs and functions; inner ones first."""
+
+    def within(nodes: Any) -> Iterator[Any]:
+        for node in nodes:
+            for attribute in node.attribute:
+                for graph in itertools.chain([attribute.g] if attribute.HasField("g") else [], attribute.graphs):
+                    yield from within(graph.node)
+        yield nodes
+
+    yield from within(model.graph.node)
+    for function in model.functions:
+        yield from within(function.node)
+
+
+def _free_prefixes(model: onnx.ModelProto) -> Iterator[str]:
+    """Short prefixes that no value's name in the model begins with."""
+    names = {name for nodes in _node_lists(model) for node in nodes for name in (*node.input, *node.output)}
+    names.update(v.name for v in itertools.chain(model.graph.input, model.graph.initializer, model.graph.value_info))
+    taken = {name.split("_")[0] for name in names}
+    return (f"b{k}_" for k in itertools.count() if f"b{k}" not in taken)
+
+
+def _table_types(model: onnx.ModelProto) -> dict[str, tuple[int, int | None]]:
+    """What is known of values that may be tables: element type, and the number of rows where it is fixed."""
+    known: dict[str, tuple[int, int | None]] = {}
+    for value in itertools.chain(model.graph.value_info, model.graph.input):
+        tensor = value.type.tensor_type
+        dims = tensor.shape.dim
+        rows = dims[0].dim_value if len(dims) == 2 and dims[0].HasField("dim_value") else None
+        known[value.name] = (tensor.elem_type, rows)
+    for tensor in model.graph.initializer:
+        known[tensor.name] = (tensor.data_type, tensor.dims[0] if len(tensor.dims) == 2 else None)
+    return known
+
+
+def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) -> dict[str, int | float]:
+    """Check a node against the contract and write all of its attributes on it; returns them."""
+    where = f"node {node.name or ', '.join(node.output)!r}"
+    if node.op_type not in spec.VARIANTS:
+        raise ValueError(f"{where}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(spec.VARIANTS)}")
+    op = spec.VARIANTS[node.op_type]
+    if len(node.input) != len(op.inputs) or not all(node.input):
+        raise ValueError(f"{where}: {op.name} takes {', '.join(op.inputs)}; it was given {list(node.input)}")
+    if len(node.output) != 1:
+        raise ValueError(f"{where}: {op.name} has one output, not {len(node.output)}")
+    given: dict[str, Any] = {}
+    for attribute in node.attribute:
+        if attribute.name not in spec.attribute_names(op):
+            raise ValueError(f"{where}: {op.name} has no attribute {attribute.name!r}")
+        if attribute.ref_attr_name:
+            raise ValueError(f"{where}: {attribute.name} refers to an attribute of the function around it")
+        given[attribute.name] = helper.get_attribute_value(attribute)
+    mode = given.get("mode")
+    if isinstance(mode, bytes):
+        if mode.decode() not in spec.MODES:
+            raise ValueError(f"{where}: mode = {mode.decode()!r} is not one of 'sum', 'mean', 'max'")
+        given["mode"] = spec.MODES.index(mode.decode())
+    element_type, num_rows = tables.get(node.input[0], (None, None))
+    double = given.get("stash_type") == TensorProto.DOUBLE if not element_type else element_type == TensorProto.DOUBLE
+    try:
+        attributes = spec.Attributes.from_onnx(given)
+        attributes.check(weighted=op.weighted, num_rows=num_rows)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {error}") from error
+    complete = attributes.to_onnx(op, double=double)
+    del node.attribute[:]
+    node.attribute.extend(helper.make_attribute(name, value) for name, value in complete.items())
+    return complete
+
+
+def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy

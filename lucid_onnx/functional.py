@@ -1,0 +1,134 @@
+"""The call: `embedding_bag`, with the signature of Lucid's and PyTorch's functional form."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .builder import FORMS, Form, bag_model
+from .ops.embedding_bag import spec
+from .session import InferenceSession
+
+_PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
+
+
+def embedding_bag(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    offsets: npt.ArrayLike | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: npt.ArrayLike | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+    *,
+    form: Form = "portable",
+    native: bool = True,
+    provider: str = "cpu",
+) -> np.ndarray:
+    """Pool rows of ``weight``, bag by bag, on ONNX Runtime.
+
+    Args:
+        x: indices, int32 or int64: [N] with ``offsets``, or [B, L] with a bag per row.
+        weight: the table [V, D]: float32, float16, bfloat16 (ml_dtypes) or float64. It is handed to the session as
+            it is, without a copy, and never changed.
+        offsets: [B], int32 or int64: where each bag begins in ``x``. Needed for [N], an error with [B, L].
+        max_norm: rows with a larger norm are scaled down to it, for this call.
+        norm_type: the p of that norm, > 0 or infinity.
+        scale_grad_by_freq, sparse: concern the gradient alone; no effect here.
+        mode: "sum", "mean" or "max".
+        per_sample_weights: shaped like ``x``, of the table's dtype; mode "sum" only.
+        include_last_offset: ``offsets`` is [B + 1] and its last entry ends the last bag.
+        padding_idx: a row in [-V, V) whose positions are skipped.
+        form: which expression of the operator runs: "portable", "standard" or "native".
+        native: whether the native library is registered; the form "native" needs it.
+        provider: "cpu" or "cuda".
+
+    Returns:
+        [B, D], of the table's dtype.
+
+    Raises:
+        IndexError: an index outside the table, with its value and position.
+        TypeError: a dtype that the operator does not have.
+        ValueError: any other bad argument, with its name and value.
+    """
+    del scale_grad_by_freq, sparse
+    indices, table = _index_array(x), np.asarray(weight)
+    starts = None if offsets is None else _index_array(offsets)
+    weights = None if per_sample_weights is None else np.asarray(per_sample_weights)
+    attributes = spec.Attributes(mode, padding_idx, max_norm, norm_type, include_last_offset)
+    spec.check_table(table)
+    spec.check_layout(indices, starts, weights, table.dtype, attributes)
+    attributes.check(weighted=weights is not None, num_rows=table.shape[0])
+    if form not in FORMS:
+        raise ValueError(f"form = {form!r} is not one of 'portable', 'standard', 'native'")
+    if form == "native" and not native:
+        raise ValueError("native = False, but form 'native' is the kernel alone")
+    if provider not in _PROVIDERS:
+        raise ValueError(f"provider = {provider!r} is not one of 'cpu', 'cuda'")
+
+    op = spec.variant(two_d=indices.ndim == 2, weighted=weights is not None)
+    kernel = native and form != "standard"
+    if not kernel:  # standard operators cannot refuse all that the contract refuses
+        spec.check_inputs(table, indices, starts, weights, attributes)
+    session = _session(
+        op.name,
+        attributes,
+        table.dtype.name,
+        indices.dtype.name,
+        indices.dtype.name if starts is None else starts.dtype.name,
+        form,
+        kernel,
+        provider,
+    )
+    given = {"weight": table, "indices": indices, "offsets": starts, "per_sample_weights": weights}
+    try:
+        return np.asarray(session.run(["output"], {name: given[name] for name in op.inputs})[0])
+    except Exception:
+        # The kernel says what is wrong in onnxruntime's exceptions; the contract has its own.
+        spec.check_inputs(table, indices, starts, weights, attributes)
+        raise
+
+
+def _index_array(values: npt.ArrayLike) -> np.ndarray:
+    """An array; an empty list, which NumPy would make float64, is a list of no indices."""
+    array = np.asarray(values)
+    return array.astype(np.int64) if array.size == 0 and not isinstance(values, np.ndarray) else array
+
+
+@functools.lru_cache(maxsize=128)
+def _session(
+    op: str,
+    attributes: spec.Attributes,
+    table_dtype: str,
+    index_dtype: str,
+    offsets_dtype: str,
+    form: str,
+    native: bool,
+    provider: str,
+) -> Any:
+    """A session for everything that shapes the graph; the table is an input."""
+    if provider == "cuda":
+        import onnxruntime
+
+        if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            raise RuntimeError(
+                "provider = 'cuda', but this onnxruntime has no CUDAExecutionProvider: pip install 'lucid-onnx[gpu]'"
+            )
+    model = bag_model(
+        spec.VARIANTS[op],
+        attributes,
+        table=None,
+        table_dtype=spec.BFLOAT16 if table_dtype == "bfloat16" else np.dtype(table_dtype),
+        index_dtype=np.dtype(index_dtype),
+        offsets_dtype=np.dtype(offsets_dtype),
+        form=form,
+        opset=spec.DEFAULT_OPSET,
+    )
+    return InferenceSession(model, native=native, providers=_PROVIDERS[provider])

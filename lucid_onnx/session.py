@@ -1,0 +1,160 @@
+"""Sessions: an ordinary onnxruntime.InferenceSession with the native kernels in it, and bfloat16 in and out."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from .builder import save
+from .library import get_library_path
+from .ops.embedding_bag.spec import BFLOAT16
+
+try:
+    import onnxruntime as ort
+except ImportError as error:  # pragma: no cover  # the extras bring it
+    raise ImportError(
+        "lucid_onnx runs models on onnxruntime, which is not installed: "
+        "pip install 'lucid-onnx[cpu]' (or 'lucid-onnx[gpu]')"
+    ) from error
+
+_BFLOAT16_TYPE = "tensor(bfloat16)"
+_FLOAT32_SUFFIX = "__float32"
+
+
+def register(session_options: ort.SessionOptions) -> None:
+    """Register the native kernels on ``session_options``, once per object.
+
+    Raises:
+        FileNotFoundError: there is no native library.
+        RuntimeError: the library refuses, for instance because LUCID_FORCE_ISA names an ISA this machine lacks.
+    """
+    path = get_library_path()
+    try:
+        session_options.register_custom_ops_library(path)
+    except Exception as error:  # onnxruntime has an exception class per status code
+        raise RuntimeError(f"{path}: {error}") from error
+
+
+class InferenceSession(ort.InferenceSession):
+    """An onnxruntime.InferenceSession that runs ``ai.lucid`` nodes on the native kernels and takes bfloat16.
+
+    Args:
+        model: a path, the bytes of a model, or an onnx.ModelProto (also one over 2 GiB).
+        native: register the library; False runs the function bodies of the model instead.
+        providers: execution providers, by default ``["CPUExecutionProvider"]``.
+        session_options: used as they are, apart from the registration; they must not have it already.
+        **kwargs: go on to onnxruntime.InferenceSession.
+
+    bfloat16 arrays are those of ml_dtypes.bfloat16, in feeds and in what `run` returns.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+        *,
+        native: bool = True,
+        providers: Sequence[Any] | None = None,
+        session_options: ort.SessionOptions | None = None,
+        **kwargs: Any,
+    ) -> None:
+        options = ort.SessionOptions() if session_options is None else session_options
+        if native:
+            register(options)
+        with contextlib.ExitStack() as stack:
+            source = _source(model, stack)
+            super().__init__(source, options, providers=list(providers or ["CPUExecutionProvider"]), **kwargs)
+        self._bfloat16 = any(v.type == _BFLOAT16_TYPE for v in (*self.get_inputs(), *self.get_outputs())) or any(
+            v.name.endswith(_FLOAT32_SUFFIX) for v in self.get_inputs()
+        )
+
+    def run(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any = None
+    ) -> list[Any]:
+        """As onnxruntime's; bfloat16 arrays are allowed in and come out."""
+        if not self._bfloat16:
+            return super().run(output_names, input_feed, run_options)  # type: ignore[no-any-return]
+        # onnxruntime's own run knows no bfloat16; values with an explicit element type do.
+        binding = self.io_binding()
+        kept = []
+        for name, array in input_feed.items():
+            array = np.ascontiguousarray(array)
+            if array.dtype != BFLOAT16:
+                binding.bind_cpu_input(name, array)
+            elif _NEEDS_FLOAT32_INPUTS:
+                binding.bind_cpu_input(name + _FLOAT32_SUFFIX, array.astype(np.float32))
+            else:
+                value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), TensorProto.BFLOAT16)
+                binding.bind_ortvalue_input(name, value)
+                kept.append((array, value))
+        for name in output_names or [o.name for o in self.get_outputs()]:
+            binding.bind_output(name, "cpu")
+        self.run_with_iobinding(binding, run_options)
+        return [_to_numpy(value) for value in binding.get_outputs()]
+
+
+#: onnxruntime before 1.20 cannot be handed bfloat16 from Python at all. There such an input becomes a float32 one
+#: with a Cast behind it, which is exact.
+_NEEDS_FLOAT32_INPUTS = not hasattr(ort.OrtValue, "ortvalue_from_numpy_with_onnx_type")
+
+
+def _source(model: str | os.PathLike[str] | bytes | onnx.ModelProto, stack: contextlib.ExitStack) -> str | bytes:
+    if isinstance(model, (str, os.PathLike)):
+        model = os.fspath(model)
+        if not os.path.isfile(model):
+            raise FileNotFoundError(f"{model}: no such model file")
+    if _NEEDS_FLOAT32_INPUTS:
+        model = _with_float32_inputs(model)
+    if not isinstance(model, onnx.ModelProto):
+        return model
+    if sum(len(t.raw_data) for t in model.graph.initializer) < 2**30:
+        return model.SerializeToString()
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lucid_onnx"))
+    path = os.path.join(folder, "model.onnx")
+    save(model, path)
+    return path
+
+
+def _with_float32_inputs(model: str | bytes | onnx.ModelProto) -> str | bytes | onnx.ModelProto:
+    if isinstance(model, str):
+        light = onnx.load(model, load_external_data=False)
+        if any(t.data_location == TensorProto.EXTERNAL for t in light.graph.initializer):
+            return model
+        proto = light
+    else:
+        proto = onnx.load_from_string(model) if isinstance(model, bytes) else model
+    bfloat16 = [i for i in proto.graph.input if i.type.tensor_type.elem_type == TensorProto.BFLOAT16]
+    if not bfloat16:
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(proto)
+    casts = []
+    for value in copy.graph.input:
+        if value.type.tensor_type.elem_type == TensorProto.BFLOAT16:
+            casts.append(
+                helper.make_node("Cast", [value.name + _FLOAT32_SUFFIX], [value.name], to=TensorProto.BFLOAT16)
+            )
+            value.name += _FLOAT32_SUFFIX
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    nodes = [*casts, *copy.graph.node]
+    del copy.graph.node[:]
+    copy.graph.node.extend(nodes)
+    return copy
+
+
+def _to_numpy(value: Any) -> np.ndarray:
+    if value.data_type() != _BFLOAT16_TYPE:
+        return np.asarray(value.numpy())
+    shape = tuple(value.shape())
+    count = int(np.prod(shape))
+    if count == 0:
+        return np.empty(shape, BFLOAT16)
+    data = ctypes.string_at(value.data_ptr(), 2 * count)
+    return np.frombuffer(bytearray(data), BFLOAT16).reshape(shape)

@@ -1,0 +1,1 @@
+	Bper_sample_weightsJ±?@a?/?œ>¿ˆ?†=À

@@ -1,0 +1,2 @@
+	
+Bper_sample_weightsJµ>*·Ä·µ¸Œ;W·š+¤º8

@@ -1,0 +1,1 @@
+	Bper_sample_weightsJ$”Ÿ¿»è[¿T¨¿MF¾´CO@Æd~¾*c¾ãö¯¿?£'¿

@@ -1,0 +1,2 @@
+	
+Bper_sample_weightsJO¿T²¹7—1<ã¿lÀ»>v¸

@@ -1,0 +1,1 @@
+Bper_sample_weightsJ‚?š¿C½??$¿í?m¿ñ>F?Ö¿¿

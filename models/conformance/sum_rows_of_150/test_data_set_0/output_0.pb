@@ -1,0 +1,1 @@
+BoutputJ#ybBÄCBe>tBŒÃ4B

@@ -1,0 +1,1 @@
+	Bper_sample_weightsJt??µ¿Î¾ô¼À¿î<µ>Õ¿

@@ -1,0 +1,1 @@
+	Bper_sample_weightsJ$}A*?[5?¿P>ý®¿^(œ½Vo‡½ä—®>yî§¾5C‡¿

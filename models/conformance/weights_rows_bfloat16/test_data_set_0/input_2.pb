@@ -1,0 +1,1 @@
+Bper_sample_weightsJ'?ü?õ¾N?5¾ä¿q?ˆ¿¿}>K¿Ð?

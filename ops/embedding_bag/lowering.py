@@ -1,0 +1,341 @@
+"""EmbeddingBag in standard ONNX: right at any thread count, with memory bounded by what goes in and out.
+
+The body cuts every bag into blocks of C positions, gathers ``[blocks, C, D]``, reduces over C, and does that
+again over the blocks of those bags that have more than one. Three rounds are enough for any input:
+
+1. C is about the mean bag length (16 to 64), so at most ``N + 16 B`` rows are gathered beyond a full block.
+2. Only bags of more than one block come here, with about as many blocks each as they have on average.
+3. Only bags that are still in pieces; C is the most pieces that any of them has.
+
+Positions that a block has and its bag has not, and padded ones, are overwritten with the reduction's
+identity: selected, never multiplied by zero. ScatterND does that, without a reduction and to targets that
+occur once. Its form with a reduction, which would pool a bag in one node, races in ONNX Runtime
+(onnxruntime#18048). No block ever mixes two bags, so that NaN and infinity stay in their own.
+
+A row of the dummy bag behind the last keeps every tensor non-empty when there are no bags or no indices. A
+table without rows has nothing to gather, not even for the dummy; then there are no blocks at all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from ..emit import Emitter
+from . import spec
+
+_INT, _FLOAT = onnx.AttributeProto.INT, onnx.AttributeProto.FLOAT
+_SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 64
+_MAX = spec.MODES.index("max")
+
+
+def function(op: spec.Variant, opset: int) -> onnx.FunctionProto:
+    """The operator as a model-local function, generic in its attributes and dtypes."""
+    e = Emitter(opset)
+    expand(e, op, op.inputs, "output")
+    return helper.make_function(
+        spec.DOMAIN,
+        op.name,
+        list(op.inputs),
+        ["output"],
+        e.nodes,
+        [helper.make_opsetid("", opset)],
+        attributes=list(spec.attribute_names(op)),
+    )
+
+
+def nodes(
+    op: spec.Variant,
+    inputs: tuple[str, ...],
+    output: str,
+    attributes: dict[str, int | float],
+    opset: int,
+    prefix: str,
+) -> list[onnx.NodeProto]:
+    """The operator as standard nodes for one node's attributes (see `spec.Attributes.to_onnx`)."""
+    e = Emitter(opset, prefix, attributes)
+    expand(e, op, inputs, output)
+    return e.nodes
+
+
+def expand(e: Emitter, op: spec.Variant, inputs: tuple[str, ...], output: str) -> None:
+    """Write the operator's nodes into ``e``."""
+    if not spec.MIN_OPSET <= e.opset <= spec.MAX_OPSET:
+        raise ValueError(f"opset = {e.opset} is outside [{spec.MIN_OPSET}, {spec.MAX_OPSET}]")
+    named = dict(zip(op.inputs, inputs, strict=True))
+    weight = named["weight"]
+    num_rows = e.Shape(weight, start=0, end=1)  # [1]: V
+    dim = e.Shape(weight, start=1)  # [1]: D
+    live = e.Min(num_rows, [1])  # [1]: 1, or 0 for a table without rows
+
+    # Bags as segments of the positions: where each starts and how long it is, a dummy one last.
+    if op.two_d:
+        shape = e.Shape(named["indices"])
+        num_bags = e.Slice(shape, [0], [1])
+        length = e.Slice(shape, [1], [2])
+        bags = e.Range(0, e.Squeeze(num_bags), 1)
+        starts = e.Mul(bags, length)
+        ends = e.Add(starts, length)
+        indices = e.Reshape(named["indices"], [-1])
+    else:
+        indices = named["indices"]
+        offsets = e.Cast(named["offsets"], to=onnx.TensorProto.INT64)
+        num_bags = e.Sub(e.Shape(offsets), e.attribute("include_last_offset", _INT))
+        bounds = e.Concat(offsets, e.Shape(indices), axis=0)
+        starts = e.Slice(bounds, [0], num_bags)
+        ends = e.Slice(bounds, [1], e.Add(num_bags, 1))
+    lengths = e.Sub(ends, starts)
+    num_indices = e.Shape(indices)
+    indices = e.Cast(indices, to=onnx.TensorProto.INT64)
+    # Gather takes -1 for the last row. An index past the table is refused where Gather refuses.
+    indices = e.Where(e.Less(indices, 0), num_rows, indices)
+
+    padding = _Padding(e, indices, num_rows)
+    counts = padding.count(starts, ends, lengths)
+    segments = e.Mul(e.Add(num_bags, 1), live)
+    segment_starts = e.Slice(e.Concat(starts, [0], axis=0), [0], segments)
+    segment_ends = e.Slice(e.Concat(ends, [0], axis=0), [0], segments)
+    segment_lengths = e.Sub(segment_ends, segment_starts)
+
+    positions = {"indices": e.Concat(indices, [0], axis=0)}  # absent positions read the extra entry
+    if op.weighted:
+        sample = named["per_sample_weights"]
+        flat = e.Reshape(sample, [-1]) if op.two_d else sample
+        extra = e.CastLike(e.constant(np.zeros(1, np.float32)), sample)
+        positions["weights"] = e.cast_to_attribute(e.Concat(flat, extra, axis=0), "stash_type")
+    identity = _identity(e)
+
+    def table_rows(at: str) -> tuple[str, str | None]:
+        index = e.Gather(positions["indices"], at)
+        rows = _clipped(e, e.cast_to_attribute(e.Gather(weight, index), "stash_type"))
+        if op.weighted:
+            rows = e.Mul(rows, e.Unsqueeze(e.Gather(positions["weights"], at), [-1]))
+        return rows, padding.at(index)
+
+    longest = e.reduce("ReduceMax", e.Concat(lengths, [1], axis=0), 0, keepdims=1)
+    mean_length = e.Div(num_indices, e.Max(num_bags, [1]))
+    cap = e.Min(e.Max(mean_length, [_SMALLEST_BLOCK]), [_LARGEST_BLOCK])
+    # Blocks of equal size for the longest, and so for all where all are alike: no holes.
+    block = _ceil_div(e, longest, _ceil_div(e, longest, cap))
+    first = _round(e, segment_starts, segment_ends, segment_lengths, block, num_indices, identity, dim, table_rows)
+
+    # The second and third round read the rows of the one before. Few bags need them, often none.
+    second, long = _again(e, first, live, identity, dim, final=False)
+    third, longer = _again(e, second, live, identity, dim, final=True)
+    num_first, num_second = e.Shape(first.rows, end=1), e.Shape(second.rows, end=1)
+    place = e.Add(second.begins, num_first)
+    place = e.ScatterElements(place, longer, _real(e, e.Add(third.begins, e.Add(num_first, num_second)), longer))
+    place = e.ScatterElements(first.begins, long, _real(e, place, long))
+
+    # Empty bags, and all bags of a table without rows, read the row of zeros at the end.
+    zero = e.Expand(
+        e.cast_to_attribute(e.constant(np.zeros((1, 1), np.float32)), "stash_type"), e.Concat([1], dim, axis=0)
+    )
+    zero_place = e.Add(e.Add(num_first, num_second), e.Shape(third.rows, end=1))
+    place = e.Slice(e.Concat(place, e.Expand(zero_place, num_bags), axis=0), [0], num_bags)
+    place = e.Where(e.Greater(counts, 0), place, zero_place)
+    pooled = e.Gather(e.Concat(first.rows, second.rows, third.rows, zero, axis=0), place)
+    pooled = e.select(
+        lambda a: a["mode"] == 1,
+        lambda: e.Equal(e.attribute("mode", _INT), 1),
+        lambda b: b.Div(pooled, b.Unsqueeze(b.cast_to_attribute(b.Max(counts, 1), "stash_type"), [1])),
+        lambda b: pooled,
+    )
+    e.node("CastLike", (pooled, weight), {}, output)
+
+
+class _Round(NamedTuple):
+    """What a round leaves: the first row and the number of rows of each segment [S], and the rows [M, D]."""
+
+    begins: str
+    pieces: str
+    rows: str
+
+
+def _round(
+    e: Emitter,
+    starts: str,
+    ends: str,
+    lengths: str,
+    block: str,
+    absent: str,
+    identity: str,
+    dim: str,
+    read: Callable[[str], tuple[str, str | None]],
+) -> _Round:
+    """Reduce each segment to ``ceil(length / block)`` rows, at least one.
+
+    Args:
+        starts, ends, lengths: the segments, in positions, [S].
+        block: the positions in a block, [1].
+        absent: a position that exists and belongs to nobody, for ``read``, [1].
+        identity: the reduction's identity, scalar.
+        dim: the rows' length D, [1].
+        read: positions [M, C] -> rows [M, C, D], and a mask [M, C] of those to skip or None.
+    """
+    pieces = e.Max(_ceil_div(e, lengths, block), 1)
+    begins = e.CumSum(pieces, 0, exclusive=1)
+    total = e.reduce("ReduceSum", pieces, 0, keepdims=1)  # [1]: M
+    # Which segment each block is of: every segment has a first block, so the targets are distinct.
+    marks = e.ScatterElements(e.Expand(0, total), begins, e.Expand(1, e.Shape(begins)))
+    segment = e.Sub(e.CumSum(marks, 0), 1)  # [M]
+    base = e.Gather(e.Sub(starts, e.Mul(begins, block)), segment)
+    first = e.Add(base, e.Mul(e.Range(0, e.Squeeze(total), 1), block))
+    at = e.Add(e.Unsqueeze(first, [1]), e.Range(0, e.Squeeze(block), 1))  # [M, C]
+    hole = e.GreaterOrEqual(at, e.Unsqueeze(e.Gather(ends, segment), [1]))
+    rows, skipped = read(e.Where(hole, absent, at))
+    if skipped is not None:
+        hole = e.Or(hole, skipped)
+    holes = e.Transpose(e.NonZero(hole), perm=[1, 0])  # [K, 2]
+    fill = e.Expand(identity, e.Concat(e.Shape(holes, end=1), dim, axis=0))
+    return _Round(begins, pieces, _reduced(e, e.ScatterND(rows, holes, fill)))
+
+
+def _again(e: Emitter, before: _Round, live: str, identity: str, dim: str, *, final: bool) -> tuple[_Round, str]:
+    """Reduce the rows of those segments that a round left in several pieces; also returns which they are.
+
+    A dummy segment is the last of the new round, so that it is never empty.
+    """
+    several = e.Squeeze(e.NonZero(e.Greater(before.pieces, 1)), [0])
+    starts = e.Concat(e.Gather(before.begins, several), e.Expand(0, live), axis=0)
+    lengths = e.Concat(e.Gather(before.pieces, several), e.Expand(1, live), axis=0)
+    block = e.reduce("ReduceMax", e.Concat(lengths, [1], axis=0), 0, keepdims=1)
+    if not final:
+        mean = e.Div(e.reduce("ReduceSum", lengths, 0, keepdims=1), e.Max(e.Shape(lengths), [1]))
+        # With C at the cube root of the longest, the third round stays as small as this one.
+        root = e.Pow(e.Cast(block, to=onnx.TensorProto.FLOAT), e.constant(np.float32(1 / 3)))
+        root = e.Cast(e.Ceil(root), to=onnx.TensorProto.INT64)
+        block = e.Min(block, e.Max(mean, root, [_SMALLEST_BLOCK]))
+
+    def read(at: str) -> tuple[str, str | None]:
+        return e.Gather(before.rows, at), None
+
+    return _round(e, starts, e.Add(starts, lengths), lengths, block, e.int64([0]), identity, dim, read), several
+
+
+def _real(e: Emitter, values: str, several: str) -> str:
+    """``values`` without the dummy segment's."""
+    return e.Slice(values, [0], e.Shape(several))
+
+
+def _ceil_div(e: Emitter, a: str, b: str) -> str:
+    return e.Div(e.Add(a, e.Sub(b, 1)), b)
+
+
+def _is_max(e: Emitter) -> str:
+    return e.Equal(e.attribute("mode", _INT), _MAX)
+
+
+def _identity(e: Emitter) -> str:
+    value = e.select(
+        lambda a: a["mode"] == _MAX,
+        lambda: _is_max(e),
+        lambda b: b.constant(np.float32(-math.inf)),
+        lambda b: b.constant(np.float32(0)),
+    )
+    return e.cast_to_attribute(value, "stash_type")
+
+
+def _reduced(e: Emitter, blocks: str) -> str:
+    """[M, C, D] -> [M, D]."""
+    return e.select(
+        lambda a: a["mode"] == _MAX,
+        lambda: _is_max(e),
+        lambda b: _maximum(b, blocks),
+        lambda b: b.reduce("ReduceSum", blocks, 1),
+    )
+
+
+def _maximum(e: Emitter, blocks: str) -> str:
+    """The maximum, where a NaN wins. ONNX Runtime's ReduceMax drops every NaN but one in the first place."""
+    nans = e.reduce("ReduceSum", e.Cast(e.IsNaN(blocks), to=onnx.TensorProto.FLOAT), 1)
+    largest = e.reduce("ReduceMax", blocks, 1)
+    nan = e.cast_to_attribute(e.constant(np.float32(math.nan)), "stash_type")
+    return e.Where(e.Greater(nans, e.constant(np.float32(0))), nan, largest)
+
+
+def _clipped(e: Emitter, rows: str) -> str:
+    """Scale rows [M, C, D] whose norm is above max_norm down to it. The table itself is never copied.
+
+    Two selections in a row, and not one in the other: ONNX Runtime fails to inline an If inside an If.
+    """
+
+    def infinite() -> str:
+        return str(e.IsInf(e.attribute("norm_type", _FLOAT)))
+
+    def given() -> str:
+        return str(e.Not(e.IsInf(e.attribute("max_norm", _FLOAT))))
+
+    def scaled(b: Emitter, norm: str) -> str:
+        limit = _double_attribute(b, "max_norm")
+        epsilon = b.cast_to_attribute(b.constant(np.float64(spec.EPSILON)), "stash_type")
+        one = b.cast_to_attribute(b.constant(np.float32(1)), "stash_type")
+        return b.Mul(rows, b.Where(b.Greater(norm, limit), b.Div(limit, b.Add(norm, epsilon)), one))
+
+    def power(b: Emitter) -> str:
+        p = _double_attribute(b, "norm_type")
+        one = b.cast_to_attribute(b.constant(np.float32(1)), "stash_type")
+        return scaled(b, b.Pow(b.reduce("ReduceSum", b.Pow(b.Abs(rows), p), 2, keepdims=1), b.Div(one, p)))
+
+    def largest(b: Emitter) -> str:
+        # A column of zeros: a maximum over no columns (D = 0) is an error to some runtimes.
+        zero = b.cast_to_attribute(b.constant(np.float32(0)), "stash_type")
+        zeros = b.Expand(zero, b.Concat(b.Shape(rows, end=2), [1], axis=0))
+        return scaled(b, b.reduce("ReduceMax", b.Concat(b.Abs(rows), zeros, axis=2), 2, keepdims=1))
+
+    by_power = e.select(
+        lambda a: not math.isinf(a["max_norm"]) and not math.isinf(a["norm_type"]),
+        lambda: e.And(given(), e.Not(infinite())),
+        power,
+        lambda b: rows,
+    )
+    return e.select(
+        lambda a: not math.isinf(a["max_norm"]) and math.isinf(a["norm_type"]),
+        lambda: e.And(given(), infinite()),
+        largest,
+        lambda b: by_power,
+    )
+
+
+def _double_attribute(e: Emitter, name: str) -> str:
+    """A number that is split over two FLOAT attributes, in the accumulation type."""
+    parts = (e.Cast(e.attribute(n, _FLOAT), to=onnx.TensorProto.DOUBLE) for n in (name, name + "_lo"))
+    return e.cast_to_attribute(e.Add(*parts), "stash_type")
+
+
+class _Padding:
+    """Which positions are padded. Without padding nothing is computed (or the If is folded away)."""
+
+    def __init__(self, e: Emitter, indices: str, num_rows: str) -> None:
+        self._e, self._indices = e, indices
+        self._none = e.knows(lambda a: a["padding_idx"] == spec.NO_PADDING)
+        if not self._none:
+            value = e.attribute("padding_idx", _INT)
+            # NO_PADDING + V is still below every index, so that it needs no case of its own here.
+            self._row = e.Where(e.Less(value, 0), e.Add(value, num_rows), value)  # [1]
+
+    def at(self, index: str) -> str | None:
+        """Which of ``index`` [M, C] are padded; None where that is known to be none."""
+        return None if self._none else str(self._e.Equal(index, self._row))
+
+    def count(self, starts: str, ends: str, lengths: str) -> str:
+        """How many positions of each segment are not padded."""
+
+        def counted(b: Emitter) -> str:
+            padded = b.Cast(b.Equal(self._indices, self._row), to=onnx.TensorProto.INT64)
+            before = b.CumSum(b.Concat([0], padded, axis=0), 0)  # [N + 1]: padded ones before a position
+            inside = b.Sub(b.Gather(before, ends), b.Gather(before, starts))
+            return b.Sub(lengths, inside)
+
+        e = self._e
+        return e.select(
+            lambda a: a["padding_idx"] != spec.NO_PADDING,
+            lambda: e.Greater(e.attribute("padding_idx", _INT), e.int64(spec.NO_PADDING)),
+            counted,
+            lambda b: lengths,
+        )

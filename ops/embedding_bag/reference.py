@@ -1,0 +1,103 @@
+"""The NumPy reference: the equation of `spec`, one bag after another. Slow, plain and the oracle everywhere.
+
+Sums and weights are taken in float64 and rounded once, so that the result is at least as exact as that of
+any backend that accumulates in float32. Norms are taken in the accumulation type, because the contract says
+so and because ``norm > max_norm`` is a decision, not a rounding.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import numpy.typing as npt
+
+from . import spec
+
+
+def embedding_bag(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    offsets: npt.ArrayLike | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: npt.ArrayLike | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> np.ndarray:
+    """Pool rows of ``weight``, bag by bag, in NumPy.
+
+    Args:
+        x: indices, int32 or int64, [N] with ``offsets`` or [B, L] with a bag per row.
+        weight: the table, [V, D], float32, float16, bfloat16 (ml_dtypes) or float64.
+        offsets: int32 or int64, [B] (or [B + 1] with ``include_last_offset``): where each bag begins in ``x``.
+        max_norm: rows whose norm is larger are scaled down to it, for this call only.
+        norm_type: the p of that norm, > 0 or infinity.
+        scale_grad_by_freq: concerns the gradient alone; no effect here.
+        mode: "sum", "mean" or "max".
+        sparse: concerns the gradient alone; no effect here.
+        per_sample_weights: of the table's dtype, shaped like ``x``; mode "sum" only.
+        include_last_offset: the last entry of ``offsets`` ends the last bag.
+        padding_idx: a row in [-V, V) whose positions are skipped.
+
+    Returns:
+        [B, D], of the table's dtype.
+
+    Raises:
+        TypeError, IndexError, ValueError: see `spec.check_inputs`.
+    """
+    del scale_grad_by_freq, sparse
+    x, weight = np.asarray(x), np.asarray(weight)
+    offsets = None if offsets is None else np.asarray(offsets)
+    per_sample_weights = None if per_sample_weights is None else np.asarray(per_sample_weights)
+    attributes = spec.Attributes(mode, padding_idx, max_norm, norm_type, include_last_offset)
+    spec.check_inputs(weight, x, offsets, per_sample_weights, attributes)
+
+    num_rows, dim = weight.shape
+    bags = _bags(x, offsets, include_last_offset)
+    indices = x.reshape(-1)
+    weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
+    skipped = None if padding_idx is None else padding_idx % num_rows
+
+    output = np.zeros((len(bags), dim), np.float64)
+    with np.errstate(all="ignore"):
+        for i, (begin, end) in enumerate(bags):
+            positions = [k for k in range(begin, end) if indices[k] != skipped]
+            if not positions:
+                continue
+            rows = weight[indices[positions]].astype(np.float64)
+            if attributes.max_norm is not None:
+                rows *= clip(weight[indices[positions]], attributes.max_norm, attributes.norm_type)[:, None]
+            if weights is not None:
+                rows *= weights[positions].astype(np.float64)[:, None]
+            if mode == "max":
+                output[i] = rows.max(axis=0)
+            else:
+                output[i] = rows.sum(axis=0)
+                if mode == "mean":
+                    output[i] /= len(positions)
+        return output.astype(weight.dtype)
+
+
+def clip(rows: np.ndarray, max_norm: float, norm_type: float) -> np.ndarray:
+    """The factor of each row [K] that brings its norm down to ``max_norm``; 1 for rows that are within it."""
+    dtype = spec.accumulation_dtype(rows.dtype).type
+    magnitudes = np.abs(rows.astype(dtype))
+    if np.isinf(norm_type):
+        norms = magnitudes.max(axis=1, initial=0)
+    else:
+        p = dtype(norm_type)
+        norms = (magnitudes**p).sum(axis=1) ** (dtype(1) / p)
+    limit = dtype(max_norm)
+    return np.where(norms > limit, limit / (norms + dtype(spec.EPSILON)), dtype(1))
+
+
+def _bags(x: np.ndarray, offsets: np.ndarray | None, include_last_offset: bool) -> list[tuple[int, int]]:
+    if offsets is None:
+        num_bags, length = x.shape
+        return [(i * length, (i + 1) * length) for i in range(num_bags)]
+    ends = [int(o) for o in offsets] if include_last_offset else [*(int(o) for o in offsets), len(x)]
+    return list(itertools.pairwise(ends))

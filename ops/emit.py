@@ -1,0 +1,135 @@
+"""A small writer of ONNX nodes, so that a lowering reads like the arithmetic that it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+
+class Emitter:
+    """Appends nodes to a list; every value is a string, the name of an ONNX value.
+
+    ``e.Add(a, b)`` appends an Add node and returns its output's name. Operands that are Python ints or
+    lists of ints become int64 constants. Integer arithmetic therefore reads ``e.Add(n, 1)``. The same
+    expression is written once, however often it is asked for.
+
+    Args:
+        opset: the version of the standard operators.
+        prefix: stands before every name, so that several expansions live in one graph.
+        attributes: the values of the operator's attributes where they are known. Without them the nodes
+            refer to the attributes of the function that they are the body of.
+    """
+
+    def __init__(self, opset: int, prefix: str = "", attributes: dict[str, int | float] | None = None) -> None:
+        self.opset = opset
+        self.nodes: list[onnx.NodeProto] = []
+        self._prefix = prefix
+        self._attributes = attributes
+        self._names = iter(range(10**9))
+        self._known: dict[tuple[Any, ...], str] = {}  # expression -> its value's name
+
+    def name(self) -> str:
+        return f"{self._prefix}{next(self._names)}"
+
+    def __getattr__(self, op_type: str) -> Callable[..., Any]:
+        if not op_type[0].isupper():
+            raise AttributeError(op_type)
+
+        def emit(*inputs: str | int | Sequence[int], **attributes: Any) -> str:
+            return self.node(op_type, inputs, attributes)
+
+        return emit
+
+    def node(
+        self,
+        op_type: str,
+        inputs: Sequence[str | int | Sequence[int]],
+        attributes: dict[str, Any],
+        output: str | None = None,
+    ) -> str:
+        names = [i if isinstance(i, str) else self.int64(i) for i in inputs]
+        key = (op_type, *names, repr(sorted(attributes.items())))
+        if output is None:
+            if key in self._known:
+                return self._known[key]
+            output = self._known[key] = self.name()
+        self.nodes.append(helper.make_node(op_type, names, [output], **attributes))
+        return output
+
+    def int64(self, value: int | Sequence[int]) -> str:
+        """An int64 constant: a scalar for an int, one dimension for a sequence."""
+        return self.constant(np.asarray(value, np.int64))
+
+    def constant(self, value: np.ndarray | np.generic) -> str:
+        key = ("Constant", value.dtype.str, value.shape, value.tobytes())
+        if key not in self._known:
+            self._known[key] = self.node(
+                "Constant", (), {"value": numpy_helper.from_array(np.asarray(value))}, self.name()
+            )
+        return self._known[key]
+
+    def attribute(self, name: str, kind: int) -> str:
+        """The operator's attribute (``onnx.AttributeProto.INT`` or ``FLOAT``) as a scalar int64 or float."""
+        key = ("attribute", name)
+        if key not in self._known:
+            slot = "value_int" if kind == onnx.AttributeProto.INT else "value_float"
+            if self._attributes is not None:
+                self._known[key] = self.node("Constant", (), {slot: self._attributes[name]}, self.name())
+            else:
+                self._known[key] = self.node("Constant", (), {}, self.name())
+                self.nodes[-1].attribute.append(
+                    onnx.AttributeProto(name=slot, ref_attr_name=name, type=kind)  # type: ignore[arg-type]
+                )
+        return self._known[key]
+
+    def cast_to_attribute(self, x: str, name: str) -> str:
+        """Cast ``x`` to the type that the INT attribute ``name`` gives (a TensorProto.DataType)."""
+        if self._attributes is not None:
+            return str(self.Cast(x, to=self._attributes[name]))
+        key = ("cast to attribute", x, name)
+        if key in self._known:
+            return self._known[key]
+        output = self._known[key] = self.node("Cast", (x,), {}, self.name())
+        self.nodes[-1].attribute.append(
+            onnx.AttributeProto(name="to", ref_attr_name=name, type=onnx.AttributeProto.INT)
+        )
+        return output
+
+    def select(
+        self,
+        test: Callable[[dict[str, int | float]], bool],
+        condition: Callable[[], str],
+        then: Callable[[Emitter], str],
+        otherwise: Callable[[Emitter], str],
+    ) -> str:
+        """``then`` or ``otherwise``: decided now where the attributes are known, else an If on ``condition``.
+
+        The condition depends on attributes alone, so that a runtime folds the If away after inlining.
+        """
+        if self._attributes is not None:
+            return then(self) if test(self._attributes) else otherwise(self)
+        where = condition()
+        branches = {}
+        for key, write in (("then_branch", then), ("else_branch", otherwise)):
+            inner = Emitter(self.opset)
+            inner.name = self.name  # type: ignore[method-assign]  # one numbering, no shadowed names
+            inner._known = dict(self._known)  # the outer values are seen inside, not the other way
+            result = write(inner)
+            if not inner.nodes or result not in inner.nodes[-1].output:
+                result = str(inner.Identity(result))  # a branch must make its own output
+            branches[key] = helper.make_graph(inner.nodes, key, [], [onnx.ValueInfoProto(name=result)])
+        return self.node("If", (where,), branches, self.name())
+
+    def knows(self, test: Callable[[dict[str, int | float]], bool]) -> bool:
+        """Whether the attributes are known and pass the test."""
+        return self._attributes is not None and test(self._attributes)
+
+    def reduce(self, op_type: str, x: str, axis: int, keepdims: int = 0) -> str:
+        """A reduction over one axis; axes were an attribute before opset 18, except on ReduceSum."""
+        if op_type == "ReduceSum" or self.opset >= 18:
+            return self.node(op_type, (x, [axis]), {"keepdims": keepdims})
+        return self.node(op_type, (x,), {"axes": [axis], "keepdims": keepdims})
