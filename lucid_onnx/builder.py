@@ -225,8 +225,8 @@ def save(
     Args:
         model: the model; its initializers hold their data.
         path: the .onnx file.
-        external_data: False and True force the tables into the file and out of it; None puts them outside only
-            where the model would pass the 2 GiB that a protobuf message can have.
+        external_data: False and True force the tables into the file and out of it (all but those under 4 KiB); None
+            puts them outside only where the model would pass the 2 GiB that a protobuf message can have.
         progress: called with the bytes written and the bytes to write while tables go out.
 
     Raises:
@@ -234,6 +234,8 @@ def save(
         OSError: the files cannot be written.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder")
     for tensor in model.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
             raise ValueError(f"initializer {tensor.name!r} is external data that was not loaded: use onnx.load first")
@@ -243,13 +245,13 @@ def save(
         external_data = too_large
     elif too_large and not external_data:
         raise ValueError(f"external_data = False, but {sum(sizes)} bytes of tables do not fit one protobuf file")
-    with _Replacing(path) as files:
-        if external_data:
+    with Replacing(path) as files:
+        if external_data and max(sizes, default=0) >= _ALIGNMENT:
             model = _externalise(model, sizes, path.name + ".data", files.open(path.name + ".data"), progress)
         files.open(path.name).write(model.SerializeToString())
 
 
-class _Replacing:
+class Replacing:
     """Temporary files beside ``path`` that take their places together when the block ends well."""
 
     def __init__(self, path: Path) -> None:
@@ -262,7 +264,7 @@ class _Replacing:
         )
         return self._open[name]
 
-    def __enter__(self) -> _Replacing:
+    def __enter__(self) -> Replacing:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:

@@ -7,7 +7,7 @@ import ctypes
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -71,9 +71,19 @@ class InferenceSession(ort.InferenceSession):
         with contextlib.ExitStack() as stack:
             source = _source(model, stack)
             super().__init__(source, options, providers=list(providers or ["CPUExecutionProvider"]), **kwargs)
-        self._bfloat16 = any(v.type == _BFLOAT16_TYPE for v in (*self.get_inputs(), *self.get_outputs())) or any(
-            v.name.endswith(_FLOAT32_SUFFIX) for v in self.get_inputs()
-        )
+        self._bfloat16 = any(v.type == _BFLOAT16_TYPE for v in (*self.get_inputs(), *self.get_outputs()))
+
+    def get_inputs(self) -> list[Any]:
+        """As onnxruntime's: name, type and shape of each input."""
+        inputs = super().get_inputs()
+        if not _NEEDS_FLOAT32_INPUTS:
+            return list(inputs)
+        return [
+            _Input(i.name.removesuffix(_FLOAT32_SUFFIX), _BFLOAT16_TYPE, i.shape)
+            if i.name.endswith(_FLOAT32_SUFFIX)
+            else i
+            for i in inputs
+        ]
 
     def run(
         self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any = None
@@ -98,6 +108,14 @@ class InferenceSession(ort.InferenceSession):
             binding.bind_output(name, "cpu")
         self.run_with_iobinding(binding, run_options)
         return [_to_numpy(value) for value in binding.get_outputs()]
+
+
+class _Input(NamedTuple):
+    """What a NodeArg says."""
+
+    name: str
+    type: str
+    shape: list[Any]
 
 
 #: onnxruntime before 1.20 cannot be handed bfloat16 from Python at all. There such an input becomes a float32 one

@@ -1,0 +1,340 @@
+// Vectors of N accumulators (float or double), just the operations that the kernels need.
+//
+// A translation unit includes this after it set LUCID_VECTOR_BYTES, the width of its registers.
+// Everything has internal linkage; the reason stands in types.h. Where there are no vector
+// extensions, a vector is a plain struct of scalars and the compiler does what it can.
+//
+// Wider vectors than the registers would be simpler to use, but gcc keeps those in memory.
+#pragma once
+
+#include "base/types.h"
+
+#if defined(__AVX2__) || defined(__F16C__)
+#include <immintrin.h>
+#elif defined(__SSE2__)
+#include <emmintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#if defined(__GNUC__)
+#define LUCID_INLINE         inline __attribute__((always_inline))
+#define LUCID_UNROLL         _Pragma("GCC unroll 16")
+#define LUCID_PREFETCH(p) __builtin_prefetch(p, 0, 2)
+#elif defined(_MSC_VER)
+#include <intrin.h>
+#define LUCID_INLINE __forceinline
+#define LUCID_UNROLL
+#if defined(_M_X64)
+#define LUCID_PREFETCH(p) _mm_prefetch(p, _MM_HINT_T1)
+#else
+#define LUCID_PREFETCH(p) __prefetch(p)
+#endif
+#else
+#define LUCID_INLINE inline
+#define LUCID_UNROLL
+#define LUCID_PREFETCH(p) static_cast<void>(p)
+#endif
+
+namespace lucid {
+namespace {
+
+#if defined(__GNUC__)
+
+template <class E, int N>
+struct VectorOf {
+  typedef E type __attribute__((vector_size(N * sizeof(E))));
+};
+template <class E>
+struct VectorOf<E, 1> {
+  using type = E;
+};
+template <class E, int N>
+using Vector = typename VectorOf<E, N>::type;
+
+// A vector times a scalar is the language's own.
+
+// NaN in either stays; of equals the first stays.
+template <class V>
+LUCID_INLINE V MaxSticky(V a, V b) {
+  return ((b > a) | (b != b)) ? b : a;
+}
+template <>
+LUCID_INLINE float MaxSticky(float a, float b) {
+  return (b > a || b != b) ? b : a;
+}
+template <>
+LUCID_INLINE double MaxSticky(double a, double b) {
+  return (b > a || b != b) ? b : a;
+}
+
+template <class V>
+LUCID_INLINE V Abs(V x) {
+  return x < 0 ? -x : x;  // -0 may stay: it is added to or compared with what is not negative
+}
+
+template <class E, int N>
+LUCID_INLINE Vector<E, N> CanonicalNans(Vector<E, N> x) {
+  if constexpr (N == 1) {
+    return CanonicalNan(x);
+  } else {
+    const Vector<E, N> nan = Vector<E, N>{} + CanonicalNan(static_cast<E>(__builtin_nanf("")));
+    return x != x ? nan : x;
+  }
+}
+
+#else
+
+template <class E, int N>
+struct Lanes {
+  E lane[N];
+};
+template <class E, int N>
+struct VectorOf {
+  using type = Lanes<E, N>;
+};
+template <class E>
+struct VectorOf<E, 1> {
+  using type = E;
+};
+template <class E, int N>
+using Vector = typename VectorOf<E, N>::type;
+
+template <class E, int N>
+LUCID_INLINE Lanes<E, N> operator+(Lanes<E, N> a, const Lanes<E, N>& b) {
+  for (int i = 0; i < N; ++i) a.lane[i] += b.lane[i];
+  return a;
+}
+template <class E, int N>
+LUCID_INLINE Lanes<E, N> operator*(Lanes<E, N> a, const Lanes<E, N>& b) {
+  for (int i = 0; i < N; ++i) a.lane[i] *= b.lane[i];
+  return a;
+}
+template <class E, int N>
+LUCID_INLINE Lanes<E, N> operator*(Lanes<E, N> a, E b) {
+  for (int i = 0; i < N; ++i) a.lane[i] *= b;
+  return a;
+}
+template <class E, int N>
+LUCID_INLINE Lanes<E, N> operator/(Lanes<E, N> a, E b) {
+  for (int i = 0; i < N; ++i) a.lane[i] /= b;
+  return a;
+}
+
+LUCID_INLINE float MaxSticky(float a, float b) { return (b > a || b != b) ? b : a; }
+LUCID_INLINE double MaxSticky(double a, double b) { return (b > a || b != b) ? b : a; }
+template <class E, int N>
+LUCID_INLINE Lanes<E, N> MaxSticky(Lanes<E, N> a, const Lanes<E, N>& b) {
+  for (int i = 0; i < N; ++i) a.lane[i] = MaxSticky(a.lane[i], b.lane[i]);
+  return a;
+}
+
+LUCID_INLINE float Abs(float x) { return x < 0 ? -x : x; }
+LUCID_INLINE double Abs(double x) { return x < 0 ? -x : x; }
+template <class E, int N>
+LUCID_INLINE Lanes<E, N> Abs(Lanes<E, N> x) {
+  for (int i = 0; i < N; ++i) x.lane[i] = Abs(x.lane[i]);
+  return x;
+}
+
+template <class E, int N>
+LUCID_INLINE Vector<E, N> CanonicalNans(Vector<E, N> x) {
+  if constexpr (N == 1) {
+    return CanonicalNan(x);
+  } else {
+    for (int i = 0; i < N; ++i) x.lane[i] = CanonicalNan(x.lane[i]);
+    return x;
+  }
+}
+
+#endif
+
+// Load<T, N>: N elements of type T as accumulators. Store is the inverse. Any alignment.
+// The general case goes lane by lane; the overloads below are the fast ones.
+
+template <class T, int N>
+struct Memory {
+  using A = Accumulator<T>;
+  static LUCID_INLINE Vector<A, N> Load(const char* p) {
+    if constexpr (sizeof(T) == sizeof(A)) {
+      Vector<A, N> v;
+      memcpy(&v, p, sizeof(v));
+      return v;
+    } else {
+      A lanes[N];
+      for (int i = 0; i < N; ++i) lanes[i] = ToAccumulator(LoadUnaligned<T>(p, i));
+      Vector<A, N> v;
+      memcpy(&v, lanes, sizeof(v));
+      return v;
+    }
+  }
+  static LUCID_INLINE void Store(Vector<A, N> v, char* p) {
+    if constexpr (sizeof(T) == sizeof(A)) {
+      memcpy(p, &v, sizeof(v));
+    } else {
+      A lanes[N];
+      memcpy(lanes, &v, sizeof(v));
+      T out[N];
+      for (int i = 0; i < N; ++i) FromAccumulator(lanes[i], &out[i]);
+      memcpy(p, out, sizeof(out));
+    }
+  }
+};
+
+#if defined(__GNUC__)
+
+// bfloat16 is the upper half of a float. For N elements of at least 16 bytes; below that the
+// compilers fall back to slow code.
+template <int N>
+struct WideBFloat16 {
+  using Words = Vector<uint16_t, N>;
+  using Bits = Vector<uint32_t, N>;
+  static LUCID_INLINE Vector<float, N> Load(const char* p) {
+    Words x;
+    memcpy(&x, p, sizeof(x));
+    return (Vector<float, N>)(__builtin_convertvector(x, Bits) << 16);
+  }
+  // Not VCVTNEPS2BF16: that one flushes subnormals. The NaNs that come here are canonical, so the
+  // rounding carry cannot reach their sign.
+  static LUCID_INLINE void Store(Vector<float, N> v, char* p) {
+    const Bits x = (Bits)v;
+    const Words out = __builtin_convertvector((x + 0x7fff + (x >> 16 & 1)) >> 16, Words);
+    memcpy(p, &out, sizeof(out));
+  }
+};
+
+#if defined(__AVX512F__)
+
+template <>
+struct Memory<BFloat16, 16> : WideBFloat16<16> {};
+// The zeroing forms with a full mask: those without a mask start from an undefined register, which
+// some gcc versions warn about.
+template <>
+struct Memory<Float16, 16> {
+  static LUCID_INLINE Vector<float, 16> Load(const char* p) {
+    return (Vector<float, 16>)_mm512_maskz_cvtph_ps(
+        0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static LUCID_INLINE void Store(Vector<float, 16> v, char* p) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT));
+  }
+};
+
+#endif  // __AVX512F__
+
+#if defined(__F16C__) && defined(__AVX2__)
+
+template <>
+struct Memory<BFloat16, 8> : WideBFloat16<8> {};
+template <>
+struct Memory<Float16, 8> {
+  static LUCID_INLINE Vector<float, 8> Load(const char* p) {
+    return (Vector<float, 8>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static LUCID_INLINE void Store(Vector<float, 8> v, char* p) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                     _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+  }
+};
+
+#endif  // __F16C__ && __AVX2__
+
+#if defined(__SSE2__)
+
+template <>
+struct Memory<BFloat16, 4> {
+  static LUCID_INLINE Vector<float, 4> Load(const char* p) {
+    const __m128i x = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return (Vector<float, 4>)_mm_unpacklo_epi16(_mm_setzero_si128(), x);
+  }
+  static LUCID_INLINE void Store(Vector<float, 4> v, char* p) {
+    const __m128i x = (__m128i)v;
+    const __m128i odd = _mm_and_si128(_mm_srli_epi32(x, 16), _mm_set1_epi32(1));
+    // SSE2 packs signed words only: shift arithmetically, so that each one fits.
+    const __m128i rounded =
+        _mm_srai_epi32(_mm_add_epi32(_mm_add_epi32(x, odd), _mm_set1_epi32(0x7fff)), 16);
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi32(rounded, rounded));
+  }
+};
+
+template <>
+struct Memory<Float16, 4> {
+  static LUCID_INLINE Vector<float, 4> Load(const char* p) {
+    const __m128i h = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+#if defined(__F16C__)
+    return (Vector<float, 4>)_mm_cvtph_ps(h);
+#else
+    // ToAccumulator(Float16) in four lanes.
+    const __m128i x = _mm_unpacklo_epi16(h, _mm_setzero_si128());
+    const __m128i magnitude = _mm_and_si128(x, _mm_set1_epi32(0x7fff));
+    const __m128i sign = _mm_slli_epi32(_mm_xor_si128(x, magnitude), 16);
+    const __m128i rebias = _mm_set1_epi32(112 << 23);
+    const __m128i top = _mm_cmpgt_epi32(magnitude, _mm_set1_epi32(0x7bff));
+    const __m128i subnormal = _mm_cmplt_epi32(magnitude, _mm_set1_epi32(0x0400));
+    const __m128i normal = _mm_add_epi32(_mm_add_epi32(_mm_slli_epi32(magnitude, 13), rebias),
+                                         _mm_and_si128(top, rebias));
+    const __m128 small =
+        _mm_sub_ps(_mm_castsi128_ps(_mm_add_epi32(normal, _mm_set1_epi32(1 << 23))),
+                   _mm_castsi128_ps(_mm_set1_epi32(113 << 23)));
+    const __m128i bits = _mm_or_si128(_mm_and_si128(subnormal, _mm_castps_si128(small)),
+                                      _mm_andnot_si128(subnormal, normal));
+    return (Vector<float, 4>)_mm_or_si128(bits, sign);
+#endif
+  }
+  static LUCID_INLINE void Store(Vector<float, 4> v, char* p) {
+#if defined(__F16C__)
+    _mm_storel_epi64(reinterpret_cast<__m128i*>(p),
+                     _mm_cvtps_ph((__m128)v, _MM_FROUND_TO_NEAREST_INT));
+#else
+    Float16 out[4];
+    for (int i = 0; i < 4; ++i) FromAccumulator(v[i], &out[i]);
+    memcpy(p, out, sizeof(out));
+#endif
+  }
+};
+
+#elif defined(__ARM_NEON) && defined(__aarch64__)
+
+template <>
+struct Memory<BFloat16, 4> {
+  static LUCID_INLINE Vector<float, 4> Load(const char* p) {
+    uint16x4_t h;
+    memcpy(&h, p, sizeof(h));
+    return (Vector<float, 4>)vshll_n_u16(h, 16);
+  }
+  static LUCID_INLINE void Store(Vector<float, 4> v, char* p) {
+    const uint32x4_t x = (uint32x4_t)v;
+    const uint32x4_t odd = vandq_u32(vshrq_n_u32(x, 16), vdupq_n_u32(1));
+    const uint16x4_t h = vshrn_n_u32(vaddq_u32(vaddq_u32(x, odd), vdupq_n_u32(0x7fff)), 16);
+    memcpy(p, &h, sizeof(h));
+  }
+};
+template <>
+struct Memory<Float16, 4> {
+  static LUCID_INLINE Vector<float, 4> Load(const char* p) {
+    float16x4_t h;
+    memcpy(&h, p, sizeof(h));
+    return (Vector<float, 4>)vcvt_f32_f16(h);
+  }
+  static LUCID_INLINE void Store(Vector<float, 4> v, char* p) {
+    const float16x4_t h = vcvt_f16_f32((float32x4_t)v);
+    memcpy(p, &h, sizeof(h));
+  }
+};
+
+#endif  // __SSE2__, __ARM_NEON
+
+#endif  // __GNUC__
+
+template <class T, int N>
+LUCID_INLINE Vector<Accumulator<T>, N> Load(const char* p) {
+  return Memory<T, N>::Load(p);
+}
+template <class T, int N>
+LUCID_INLINE void Store(Vector<Accumulator<T>, N> v, char* p) {
+  Memory<T, N>::Store(v, p);
+}
+
+}  // namespace
+}  // namespace lucid

@@ -1,0 +1,82 @@
+#include "c_api.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdio>
+#include <thread>
+#include <vector>
+
+using lucid::Isa;
+using lucid::Status;
+
+static_assert(sizeof(void*) != 8 ||
+                  (sizeof(EmbeddingBagArgs) == 136 && offsetof(EmbeddingBagArgs, output) == 40 &&
+                   offsetof(EmbeddingBagArgs, num_offsets) == 80 &&
+                   offsetof(EmbeddingBagArgs, max_norm) == 88 &&
+                   offsetof(EmbeddingBagArgs, padding_idx) == 104 &&
+                   offsetof(EmbeddingBagArgs, dtype) == 112 &&
+                   offsetof(EmbeddingBagArgs, include_last_offset) == 132),
+              "the table in c_api.h");
+
+namespace {
+
+bool RunThreads(void* host, void (*task)(void*, size_t), size_t count, void* argument) {
+  const size_t num_threads = std::min(static_cast<size_t>(*static_cast<const int*>(host)), count);
+  std::atomic<size_t> next{0};
+  const auto work = [&] {
+    for (size_t i; (i = next.fetch_add(1)) < count;) task(argument, i);
+  };
+  std::vector<std::thread> threads;
+  try {
+    threads.reserve(num_threads);
+    while (threads.size() + 1 < num_threads) threads.emplace_back(work);
+  } catch (...) {
+    // Fewer threads than asked for do the same work.
+  }
+  work();
+  for (std::thread& thread : threads) thread.join();
+  return true;
+}
+
+Status Run(const EmbeddingBagArgs* args, const char* isa, int num_threads) {
+  Isa chosen;
+  const Status status = isa ? lucid::FindIsa(isa, &chosen) : lucid::ActiveIsa(&chosen);
+  if (!status.ok()) return status;
+  if (num_threads < 1) return lucid::Refuse("num_threads = %d must be >= 1", num_threads);
+  return lucid::RunEmbeddingBag(*args, chosen, {RunThreads, &num_threads});
+}
+
+bool InList(int i) { return i >= 0 && i < lucid::kIsaCount; }
+
+}  // namespace
+
+extern "C" {
+
+const char* lucid_onnx_version(void) { return LUCID_VERSION; }
+
+int lucid_isa_count(void) { return lucid::kIsaCount; }
+
+const char* lucid_isa_name(int i) {
+  return InList(i) ? lucid::IsaName(static_cast<Isa>(i)) : nullptr;
+}
+
+int lucid_isa_supported(int i) { return InList(i) && lucid::IsaSupported(static_cast<Isa>(i)); }
+
+const char* lucid_isa_active(void) {
+  Isa isa;
+  return lucid::ActiveIsa(&isa).ok() ? lucid::IsaName(isa) : nullptr;
+}
+
+int64_t lucid_isa_runs(int i) {
+  return InList(i) ? lucid::EmbeddingBagRuns(static_cast<Isa>(i)) : 0;
+}
+
+int lucid_embedding_bag(const EmbeddingBagArgs* args, const char* isa, int num_threads,
+                        char* message, size_t message_size) {
+  const Status status = Run(args, isa, num_threads);
+  if (message_size > 0) std::snprintf(message, message_size, "%s", status.message);
+  return static_cast<int>(status.code);
+}
+
+}  // extern "C"

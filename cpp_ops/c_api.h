@@ -1,0 +1,61 @@
+/* The C entry points of the library, for tests, tools and hosts other than ONNX Runtime.
+ *
+ * EmbeddingBagArgs is declared in embedding_bag.h. On every 64-bit platform its fields lie at
+ *
+ *     byte  type        field               byte  type      field
+ *        0  int64_t     size_bytes (= 136)    88  double    max_norm
+ *        8  const void* weight                96  double    norm_type
+ *       16  const void* indices              104  int64_t   padding_idx
+ *       24  const void* offsets              112  int32_t   dtype
+ *       32  const void* per_sample_weights   116  int32_t   index_type
+ *       40  void*       output               120  int32_t   offset_type
+ *       48  int64_t[2]  weight_shape         124  int32_t   mode
+ *       64  int64_t[2]  indices_shape        128  int32_t   indices_rank
+ *       80  int64_t     num_offsets          132  int32_t   include_last_offset
+ *
+ * and c_api.cc asserts it.
+ */
+#ifndef LUCID_C_API_H_
+#define LUCID_C_API_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "embedding_bag/embedding_bag.h"
+
+#if defined(_WIN32)
+#define LUCID_EXPORT __declspec(dllexport)
+#else
+#define LUCID_EXPORT __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+LUCID_EXPORT const char* lucid_onnx_version(void);
+
+/* The instruction sets that the library was compiled for, the best one last. lucid_isa_name gives
+ * NULL, the others 0, for an i outside [0, lucid_isa_count()). */
+LUCID_EXPORT int lucid_isa_count(void);
+LUCID_EXPORT const char* lucid_isa_name(int i);
+LUCID_EXPORT int lucid_isa_supported(int i); /* by this CPU */
+
+/* The one in use: LUCID_FORCE_ISA's, else the best. NULL if LUCID_FORCE_ISA names none that runs.
+ */
+LUCID_EXPORT const char* lucid_isa_active(void);
+
+/* Kernel runs by this instruction set in this process: the proof that a forced one was used. */
+LUCID_EXPORT int64_t lucid_isa_runs(int i);
+
+/* Computes args->output. isa: a name, or NULL for the active one. num_threads: 1 and up.
+ * Gives 0 if done, else a code of base/status.h (1: refused, 2: no memory, 3: internal) and, if
+ * message_size > 0, a text in message. */
+LUCID_EXPORT int lucid_embedding_bag(const EmbeddingBagArgs* args, const char* isa, int num_threads,
+                                     char* message, size_t message_size);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* LUCID_C_API_H_ */

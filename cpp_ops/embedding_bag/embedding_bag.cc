@@ -1,0 +1,469 @@
+// Validation, the plan, and the split into tasks. The loops are in pool_rows-inl.h.
+#include "embedding_bag/embedding_bag.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <new>
+
+#include "base/types.h"
+#include "embedding_bag/pool_rows.h"
+
+namespace lucid {
+
+#define LUCID_POOL_ROWS(isa)         \
+  namespace isa {                    \
+  extern const PoolKernel kPoolRows; \
+  }
+#include "embedding_bag/kernels.inc"
+#undef LUCID_POOL_ROWS
+
+namespace {
+
+constexpr const PoolKernel* kKernels[] = {
+#define LUCID_POOL_ROWS(isa) &isa::kPoolRows,
+#include "embedding_bag/kernels.inc"
+#undef LUCID_POOL_ROWS
+};
+static_assert(sizeof(kKernels) / sizeof(kKernels[0]) == kIsaCount, "a kernel per instruction set");
+
+std::atomic<int64_t> g_runs[kIsaCount];
+
+// Less work than this, in bytes of table rows, is done at once on the caller's thread: a real
+// ParallelFor leaves the host's threads spinning, which costs the next small run more than it won.
+constexpr double kInlineBytes = 128 << 10;
+
+// A task is about this many bytes of rows, but there are never more than kMostTasks of them (the
+// pieces of long bags are tasks of their own).
+constexpr double kTaskBytes = 64 << 10;
+constexpr int64_t kMostTasks = 128;
+
+constexpr const char* kModeNames[] = {"sum", "mean", "max"};
+
+struct ShapeText {
+  char text[80];
+
+  explicit ShapeText(TensorShape shape) {
+    size_t used = static_cast<size_t>(std::snprintf(text, sizeof(text), "["));
+    for (size_t i = 0; i < shape.rank && used + 28 < sizeof(text); ++i) {
+      used +=
+          static_cast<size_t>(std::snprintf(text + used, sizeof(text) - used, "%s%lld",
+                                            i ? ", " : "", static_cast<long long>(shape.dims[i])));
+    }
+    std::snprintf(text + used, sizeof(text) - used, "]");
+  }
+};
+
+// For %lld: int64_t is long on some platforms and long long on others.
+long long Wide(int64_t x) { return x; }
+
+size_t ElementSize(int32_t dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
+
+int64_t IndexAt(const void* base, int32_t type, int64_t i) {
+  return type == kInt64 ? LoadUnaligned<int64_t>(base, i) : LoadUnaligned<int32_t>(base, i);
+}
+
+// What a C caller may get wrong that the adapter cannot.
+Status CheckStruct(const EmbeddingBagArgs& a) {
+  if (a.size_bytes != static_cast<int64_t>(sizeof(EmbeddingBagArgs))) {
+    return Refuse("size_bytes = %lld is not %lld", Wide(a.size_bytes),
+                  Wide(sizeof(EmbeddingBagArgs)));
+  }
+  if (a.dtype < kFloat32 || a.dtype > kFloat64) return Refuse("dtype = %d is unknown", a.dtype);
+  if (a.index_type != kInt32 && a.index_type != kInt64) {
+    return Refuse("index_type = %d is unknown", a.index_type);
+  }
+  if (a.indices_rank != 1 && a.indices_rank != 2) {
+    return Refuse("indices_rank = %d is not 1 or 2", a.indices_rank);
+  }
+  if (a.indices_rank == 1 && a.offset_type != kInt32 && a.offset_type != kInt64) {
+    return Refuse("offset_type = %d is unknown", a.offset_type);
+  }
+  if (a.weight_shape[0] < 0 || a.weight_shape[1] < 0 || a.indices_shape[0] < 0 ||
+      (a.indices_rank == 2 && a.indices_shape[1] < 0) ||
+      (a.indices_rank == 1 && a.num_offsets < 0)) {
+    return Refuse("a size is negative");
+  }
+  return Status();
+}
+
+template <class I>
+Status CheckOffsets(const EmbeddingBagArgs& a, int64_t* longest) {
+  const int64_t count = a.num_offsets, n = a.indices_shape[0];
+  // Without a branch, for the speed of it; only a refusal looks for the place.
+  int64_t previous = LoadUnaligned<I>(a.offsets, 0);
+  int64_t most = 0;
+  bool bad = previous != 0;
+  for (int64_t i = 1; i < count; ++i) {
+    const int64_t offset = LoadUnaligned<I>(a.offsets, i);
+    bad |= offset < previous;
+    // Unsigned: hostile offsets may be further apart than an int64_t can tell.
+    most = std::max(most, static_cast<int64_t>(static_cast<uint64_t>(offset) -
+                                               static_cast<uint64_t>(previous)));
+    previous = offset;
+  }
+  bad |= previous > n;
+  if (!bad) {
+    *longest = a.include_last_offset ? most : std::max(most, n - previous);
+    return Status();
+  }
+  previous = LoadUnaligned<I>(a.offsets, 0);
+  if (previous != 0) return Refuse("offsets[0] = %lld must be 0", Wide(previous));
+  for (int64_t i = 1; i < count; ++i) {
+    const int64_t offset = LoadUnaligned<I>(a.offsets, i);
+    if (offset < previous) {
+      return Refuse("offsets[%lld] = %lld is below offsets[%lld] = %lld: offsets must not decrease",
+                    Wide(i), Wide(offset), Wide(i - 1), Wide(previous));
+    }
+    if (offset > n) {
+      return Refuse("offsets[%lld] = %lld is past the number of indices, %lld", Wide(i),
+                    Wide(offset), Wide(n));
+    }
+    previous = offset;
+  }
+  return Error(Code::kInternal, "offsets changed while they were read");
+}
+
+template <class T>
+double GeneralNorm(const PoolJob& job, const char* row) {
+  using A = Accumulator<T>;
+  const A p = static_cast<A>(job.norm_type);
+  A sum = 0;
+  for (int64_t i = 0; i < job.columns; ++i) {
+    sum += std::pow(std::abs(ToAccumulator(LoadUnaligned<T>(row, i))), p);
+  }
+  return std::pow(sum, 1 / p);
+}
+
+struct LongBag {
+  int64_t bag, begin, end;
+  int64_t first_piece;  // the number of pieces in the long bags before it
+};
+
+int64_t Pieces(int64_t positions) { return (positions + kPiece - 1) / kPiece; }
+
+// One RunEmbeddingBag under way.
+struct Run {
+  PoolJob job = {};
+  const PoolKernel* kernel = nullptr;
+  int64_t num_bags = 0;
+  int64_t bag_tasks = 0;  // tasks [0, bag_tasks) do bags, the others a piece of a long bag each
+  std::unique_ptr<LongBag[]> long_bags;
+  int64_t num_long_bags = 0;
+  int64_t num_pieces = 0;
+  std::unique_ptr<char[]> partial_rows;  // a row of accumulators per piece
+  std::unique_ptr<int64_t[]> partial_counts;
+  std::atomic<int64_t> bad_position{kNoBadPosition};
+  std::atomic<bool> failed{false};
+
+  int64_t BagBegin(int64_t i) const {
+    if (!job.offsets) return i * job.bag_length;
+    return i < job.num_offsets ? IndexAt(job.offsets, job.offset_type, i) : job.num_positions;
+  }
+  size_t AccumulatorSize() const { return job.dtype == kFloat64 ? sizeof(double) : sizeof(float); }
+  size_t PartialRowBytes() const { return static_cast<size_t>(job.columns) * AccumulatorSize(); }
+
+  bool FindLongBags();
+  int64_t FirstBagOfTask(int64_t task) const;
+  void DoTask(int64_t task);
+  void ReportBad(int64_t position);
+  void CombinePieces();
+  template <class T>
+  void CombineLongBag(const LongBag& bag, double* sum);
+};
+
+// False if there is no memory for them.
+bool Run::FindLongBags() {
+  for (int64_t i = 0, end = 0; i < num_bags; ++i) {
+    const int64_t begin = end;
+    end = BagBegin(i + 1);
+    num_long_bags += end - begin > kPiece;
+  }
+  long_bags.reset(new (std::nothrow) LongBag[static_cast<size_t>(num_long_bags)]);
+  if (!long_bags) return false;
+  LongBag* next = long_bags.get();
+  for (int64_t i = 0, end = 0; i < num_bags; ++i) {
+    const int64_t begin = end;
+    end = BagBegin(i + 1);
+    if (end - begin <= kPiece) continue;
+    *next++ = {i, begin, end, num_pieces};
+    num_pieces += Pieces(end - begin);
+  }
+  const size_t row = PartialRowBytes();
+  if (row && static_cast<size_t>(num_pieces) > static_cast<size_t>(PTRDIFF_MAX) / row) return false;
+  partial_rows.reset(new (std::nothrow) char[static_cast<size_t>(num_pieces) * row]);
+  partial_counts.reset(new (std::nothrow) int64_t[static_cast<size_t>(num_pieces)]());
+  return partial_rows && partial_counts;
+}
+
+// Tasks share positions and bags evenly, a bag counting as one position: empty ones cost too.
+// offsets[i] + i is the work before bag i. It rises strictly, so each cut is found by bisection.
+int64_t Run::FirstBagOfTask(int64_t task) const {
+  const int64_t work = job.last_position + 1 + num_bags;
+  const int64_t before = work / bag_tasks * task + work % bag_tasks * task / bag_tasks;
+  int64_t low = 0, high = num_bags;
+  if (task >= bag_tasks) return high;
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (BagBegin(middle) + middle < before) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+void Run::ReportBad(int64_t position) {
+  int64_t lowest = bad_position.load(std::memory_order_relaxed);
+  while (position < lowest && !bad_position.compare_exchange_weak(lowest, position)) {
+  }
+}
+
+void Run::DoTask(int64_t task) {
+  if (task < bag_tasks) {
+    const int64_t first = FirstBagOfTask(task), last = FirstBagOfTask(task + 1);
+    if (first < last) ReportBad(kernel->bags(job, first, last));
+    return;
+  }
+  const int64_t piece = task - bag_tasks;
+  const LongBag* after =
+      std::upper_bound(long_bags.get(), long_bags.get() + num_long_bags, piece,
+                       [](int64_t value, const LongBag& bag) { return value < bag.first_piece; });
+  const LongBag& bag = after[-1];
+  const int64_t begin = bag.begin + (piece - bag.first_piece) * kPiece;
+  ReportBad(kernel->piece(job, begin, std::min(begin + kPiece, bag.end),
+                          partial_rows.get() + static_cast<size_t>(piece) * PartialRowBytes(),
+                          &partial_counts[static_cast<size_t>(piece)]));
+}
+
+// An exception that left a task on a host's thread would hang or end the process.
+void TaskEntry(void* argument, size_t task) {
+  Run* run = static_cast<Run*>(argument);
+  try {
+    run->DoTask(static_cast<int64_t>(task));
+  } catch (...) {
+    run->failed.store(true);
+  }
+}
+
+template <class T>
+void Run::CombineLongBag(const LongBag& bag, double* sum) {
+  using A = Accumulator<T>;
+  const int64_t columns = job.columns;
+  int64_t count = 0;
+  for (int64_t p = bag.first_piece; p < bag.first_piece + Pieces(bag.end - bag.begin); ++p) {
+    if (partial_counts[static_cast<size_t>(p)] == 0) continue;
+    const char* row = partial_rows.get() + static_cast<size_t>(p) * PartialRowBytes();
+    for (int64_t c = 0; c < columns; ++c) {
+      const double x = LoadUnaligned<A>(row, c);
+      if (count == 0) {
+        sum[c] = x;
+      } else if (job.mode == kMax) {
+        sum[c] = x > sum[c] || x != x ? x : sum[c];
+      } else {
+        sum[c] += x;
+      }
+    }
+    count += partial_counts[static_cast<size_t>(p)];
+  }
+  char* out = job.output + bag.bag * job.row_bytes;
+  if (count == 0) {
+    std::memset(out, 0, static_cast<size_t>(job.row_bytes));
+    return;
+  }
+  for (int64_t c = 0; c < columns; ++c) {
+    A value = static_cast<A>(sum[c]);
+    if (job.mode == kMean) value /= static_cast<A>(count);
+    T rounded;
+    FromAccumulator(CanonicalNan(value), &rounded);
+    std::memcpy(out + static_cast<size_t>(c) * sizeof(T), &rounded, sizeof(T));
+  }
+}
+
+void Run::CombinePieces() {
+  if (num_long_bags == 0 || job.columns == 0) return;
+  const std::unique_ptr<double[]> sum(new (std::nothrow) double[static_cast<size_t>(job.columns)]);
+  if (!sum) {
+    failed.store(true);
+    return;
+  }
+  for (int64_t i = 0; i < num_long_bags; ++i) {
+    const LongBag& bag = long_bags[static_cast<size_t>(i)];
+    switch (job.dtype) {
+      case kFloat32:
+        CombineLongBag<float>(bag, sum.get());
+        break;
+      case kFloat16:
+        CombineLongBag<Float16>(bag, sum.get());
+        break;
+      case kBFloat16:
+        CombineLongBag<BFloat16>(bag, sum.get());
+        break;
+      default:
+        CombineLongBag<double>(bag, sum.get());
+    }
+  }
+}
+
+Status RefuseIndex(const EmbeddingBagArgs& a, int64_t position) {
+  const long long value = Wide(IndexAt(a.indices, a.index_type, position));
+  const long long rows = Wide(a.weight_shape[0]);
+  if (a.indices_rank == 1) {
+    return Refuse("indices[%lld] = %lld is outside [0, %lld)", Wide(position), value, rows);
+  }
+  const int64_t length = a.indices_shape[1];
+  return Refuse("indices[%lld, %lld] = %lld is outside [0, %lld)", Wide(position / length),
+                Wide(position % length), value, rows);
+}
+
+}  // namespace
+
+Status CheckEmbeddingBagAttributes(const EmbeddingBagArgs& a, bool has_per_sample_weights) {
+  if (a.mode < kSum || a.mode > kMax) {
+    return Refuse("mode = %d is not 0 (sum), 1 (mean) or 2 (max)", a.mode);
+  }
+  if (has_per_sample_weights && a.mode != kSum) {
+    return Refuse("per_sample_weights needs mode sum, got mode = %s", kModeNames[a.mode]);
+  }
+  // The negated comparisons refuse NaN too.
+  if (!(a.max_norm >= 0)) return Refuse("max_norm = %g must be >= 0", a.max_norm);
+  if (!(a.norm_type > 0)) return Refuse("norm_type = %g must be > 0", a.norm_type);
+  return Status();
+}
+
+Status SetEmbeddingBagShapes(TensorShape weight, TensorShape indices, const TensorShape* offsets,
+                             const TensorShape* per_sample_weights, EmbeddingBagArgs* args) {
+  const bool flat = args->indices_rank == 1;
+  if (weight.rank != 2) {
+    return Refuse("weight has shape %s, expected [V, D]", ShapeText(weight).text);
+  }
+  if (indices.rank != static_cast<size_t>(args->indices_rank)) {
+    return Refuse("indices has shape %s, expected %s", ShapeText(indices).text,
+                  flat ? "[N]" : "[B, L]");
+  }
+  if (offsets && offsets->rank != 1) {
+    return Refuse("offsets has shape %s, expected one dimension", ShapeText(*offsets).text);
+  }
+  if (per_sample_weights &&
+      (per_sample_weights->rank != indices.rank ||
+       !std::equal(indices.dims, indices.dims + indices.rank, per_sample_weights->dims))) {
+    return Refuse("per_sample_weights has shape %s, indices has shape %s: they must be equal",
+                  ShapeText(*per_sample_weights).text, ShapeText(indices).text);
+  }
+  args->weight_shape[0] = weight.dims[0];
+  args->weight_shape[1] = weight.dims[1];
+  args->indices_shape[0] = indices.dims[0];
+  args->indices_shape[1] = flat ? 0 : indices.dims[1];
+  args->num_offsets = offsets ? offsets->dims[0] : 0;
+  return Status();
+}
+
+Status CountBags(const EmbeddingBagArgs& a, int64_t* num_bags) {
+  if (a.indices_rank == 2) {
+    *num_bags = a.indices_shape[0];
+    return Status();
+  }
+  if (a.num_offsets == 0 && a.include_last_offset) {
+    return Refuse("offsets is empty, shape [0]: include_last_offset needs at least one entry");
+  }
+  if (a.num_offsets == 0 && a.indices_shape[0] > 0) {
+    return Refuse("offsets is empty, shape [0], but indices has %lld entries",
+                  Wide(a.indices_shape[0]));
+  }
+  *num_bags = a.num_offsets - (a.include_last_offset ? 1 : 0);
+  return Status();
+}
+
+Status RunEmbeddingBag(const EmbeddingBagArgs& a, Isa isa, const ParallelFor& parallel_for) {
+  Status status = CheckStruct(a);
+  if (!status.ok()) return status;
+  status = CheckEmbeddingBagAttributes(a, a.per_sample_weights != nullptr);
+  if (!status.ok()) return status;
+
+  Run run;
+  PoolJob& job = run.job;
+  job.rows = a.weight_shape[0];
+  job.columns = a.weight_shape[1];
+  job.padding = -1;
+  if (a.padding_idx != kNoPadding) {
+    if (a.padding_idx < -job.rows || a.padding_idx >= job.rows) {
+      return Refuse("padding_idx = %lld is outside [-%lld, %lld)", Wide(a.padding_idx),
+                    Wide(job.rows), Wide(job.rows));
+    }
+    job.padding = a.padding_idx < 0 ? a.padding_idx + job.rows : a.padding_idx;
+  }
+  status = CountBags(a, &run.num_bags);
+  if (!status.ok()) return status;
+
+  const bool flat = a.indices_rank == 1;
+  int64_t longest = a.indices_shape[1];
+  if (flat) {
+    longest = 0;
+    if (a.num_offsets > 0) {
+      status = a.offset_type == kInt64 ? CheckOffsets<int64_t>(a, &longest)
+                                       : CheckOffsets<int32_t>(a, &longest);
+      if (!status.ok()) return status;
+    }
+  }
+  // Without output and without an index there is nothing to do, whatever the sizes claim: [B, 0]
+  // indices over a [V, 0] table take no memory, so B may be anything.
+  if (run.num_bags == 0 || (longest == 0 && job.columns == 0)) return status;
+
+  job.weight = static_cast<const char*>(a.weight);
+  job.indices = static_cast<const char*>(a.indices);
+  job.offsets = flat ? static_cast<const char*>(a.offsets) : nullptr;
+  job.per_sample_weights = static_cast<const char*>(a.per_sample_weights);
+  job.output = static_cast<char*>(a.output);
+  job.row_bytes = job.columns * static_cast<int64_t>(ElementSize(a.dtype));
+  job.num_offsets = a.num_offsets;
+  job.bag_length = flat ? 0 : a.indices_shape[1];
+  job.num_positions = flat ? a.indices_shape[0] : a.indices_shape[0] * a.indices_shape[1];
+  job.max_norm = a.max_norm;
+  job.norm_type = a.norm_type;
+  job.dtype = a.dtype;
+  job.index_type = a.index_type;
+  job.offset_type = a.offset_type;
+  job.mode = a.mode;
+  job.last_position = run.BagBegin(run.num_bags) - 1;
+  job.general_norm = a.dtype == kFloat32    ? GeneralNorm<float>
+                     : a.dtype == kFloat16  ? GeneralNorm<Float16>
+                     : a.dtype == kBFloat16 ? GeneralNorm<BFloat16>
+                                            : GeneralNorm<double>;
+  run.kernel = kKernels[static_cast<int>(isa)];
+  g_runs[static_cast<int>(isa)].fetch_add(1, std::memory_order_relaxed);
+
+  if (longest > kPiece && !run.FindLongBags()) {
+    return Error(Code::kOutOfMemory, "no memory for the partial sums of %lld long bags",
+                 Wide(run.num_long_bags));
+  }
+  const double bytes =
+      (static_cast<double>(job.last_position) + 1) * static_cast<double>(job.row_bytes + 8) +
+      static_cast<double>(run.num_bags) * static_cast<double>(job.row_bytes);
+  run.bag_tasks = 1;
+  if (bytes > kInlineBytes) {
+    run.bag_tasks = std::min(
+        {static_cast<int64_t>(std::min(bytes / kTaskBytes, 1e6)) + 1, kMostTasks, run.num_bags});
+  }
+  const size_t tasks = static_cast<size_t>(run.bag_tasks + run.num_pieces);
+  if (bytes <= kInlineBytes) {
+    for (size_t task = 0; task < tasks; ++task) TaskEntry(&run, task);
+  } else if (!parallel_for.run(parallel_for.host, TaskEntry, tasks, &run)) {
+    return Error(Code::kInternal, "the host could not run the tasks");
+  }
+
+  const int64_t bad = run.bad_position.load();
+  if (bad != kNoBadPosition) return RefuseIndex(a, bad);
+  if (!run.failed.load()) run.CombinePieces();
+  if (run.failed.load()) return Error(Code::kInternal, "a task failed");
+  return status;
+}
+
+int64_t EmbeddingBagRuns(Isa isa) {
+  return g_runs[static_cast<int>(isa)].load(std::memory_order_relaxed);
+}
+
+}  // namespace lucid

@@ -1,0 +1,90 @@
+// EmbeddingBag: sums, means or maxima of the rows of a table, one result per bag of row numbers.
+//
+//   rows(i)   = the positions k of bag i with indices[k] != padding_idx
+//   row(k)    = weight[indices[k]] * clip(indices[k]) * (per_sample_weights[k] or 1)
+//   clip(r)   = max_norm / (norm(r) + 1e-7) if norm(r) > max_norm, else 1;  norm(r) = |weight[r]|_p
+//   output[i] = sum row(k)  |  sum row(k) / max(1, |rows(i)|)  |  max row(k)   over k in rows(i)
+//   output[i] = 0 where rows(i) is empty
+//
+// Bag i is the positions offsets[i] .. offsets[i + 1] (the last one ends at N, or at offsets[B]
+// with include_last_offset), or row i of two-dimensional indices. Positions that belong to no bag
+// are never read.
+//
+// The sums are float (double for a double table), and their order depends on the bag alone, never
+// on threads or instruction set, so the result has the same bits everywhere:
+//   - rows are added one after the other in groups of 64 rows (padded ones do not count), and the
+//     groups' sums one after the other;
+//   - a bag of more than 1024 positions is cut into pieces of 1024 positions (padded ones count),
+//     and the pieces' sums are added in double, from the first to the last.
+// A result that is NaN is always the one quiet NaN with an empty payload.
+//
+// Nothing here throws, prints or exits, and no value in indices or offsets leads to an access
+// outside the arrays: it is refused, and the lowest refused position is the one that is named.
+#pragma once
+
+#include <stdint.h>
+
+// The mirror of this struct in other languages: ten words of 8 bytes and six of 4 in this order,
+// without padding; the table of byte offsets stands in c_api.h.
+typedef struct EmbeddingBagArgs {
+  int64_t size_bytes;              // sizeof(EmbeddingBagArgs); another value is refused
+  const void* weight;              // [V, D] of dtype. Every data pointer may be misaligned.
+  const void* indices;             // [N] or [B, L] of index_type
+  const void* offsets;             // [num_offsets] of offset_type; unused if indices_rank is 2
+  const void* per_sample_weights;  // of dtype, shaped like indices; or NULL
+  void* output;                    // [B, D] of dtype; may not overlap the inputs
+  int64_t weight_shape[2];         // V, D
+  int64_t indices_shape[2];        // N, 0 or B, L
+  int64_t num_offsets;             // B, or B + 1 with include_last_offset
+  double max_norm;                 // >= 0; infinity: none
+  double norm_type;                // > 0; infinity too
+  int64_t padding_idx;             // in [-V, V); INT64_MIN: none
+  int32_t dtype;                   // 0 float32, 1 float16, 2 bfloat16, 3 float64
+  int32_t index_type;              // 0 int32, 1 int64
+  int32_t offset_type;             // 0 int32, 1 int64
+  int32_t mode;                    // 0 sum, 1 mean, 2 max
+  int32_t indices_rank;            // 1 or 2
+  int32_t include_last_offset;     // 0 or 1; ignored if indices_rank is 2
+} EmbeddingBagArgs;
+
+#ifdef __cplusplus
+
+#include <stddef.h>
+
+#include <limits>
+
+#include "base/isa.h"
+#include "base/parallel.h"
+#include "base/status.h"
+
+namespace lucid {
+
+enum BagMode : int32_t { kSum = 0, kMean = 1, kMax = 2 };
+
+constexpr int64_t kNoPadding = std::numeric_limits<int64_t>::min();
+
+struct TensorShape {
+  const int64_t* dims;
+  size_t rank;
+};
+
+// The checks that need no input: mode, max_norm, norm_type and whether weights fit the mode.
+Status CheckEmbeddingBagAttributes(const EmbeddingBagArgs& args, bool has_per_sample_weights);
+
+// Checks the ranks and shapes against args->indices_rank, and fills in the shape fields.
+// offsets and per_sample_weights are null where the op has none.
+Status SetEmbeddingBagShapes(TensorShape weight, TensorShape indices, const TensorShape* offsets,
+                             const TensorShape* per_sample_weights, EmbeddingBagArgs* args);
+
+// B, the number of bags and of output rows. Refuses an empty offsets that needs an entry.
+Status CountBags(const EmbeddingBagArgs& args, int64_t* num_bags);
+
+// Checks everything and computes.
+Status RunEmbeddingBag(const EmbeddingBagArgs& args, Isa isa, const ParallelFor& parallel_for);
+
+// How often RunEmbeddingBag entered the kernel of this instruction set in this process.
+int64_t EmbeddingBagRuns(Isa isa);
+
+}  // namespace lucid
+
+#endif  // __cplusplus

@@ -1,0 +1,42 @@
+// What embedding_bag.cc asks of the loops in pool_rows-inl.h. Internal.
+#pragma once
+
+#include <stdint.h>
+
+namespace lucid {
+
+// A longer bag is cut into pieces of this many positions.
+constexpr int64_t kPiece = 1024;
+
+// An EmbeddingBag call, checked but for the values of the indices.
+struct PoolJob {
+  const char* weight;
+  const char* indices;
+  const char* offsets;             // null: two-dimensional indices
+  const char* per_sample_weights;  // or null
+  char* output;
+  int64_t rows, columns;  // V, D
+  int64_t row_bytes;
+  int64_t num_offsets, num_positions, bag_length;
+  int64_t last_position;  // the last one that belongs to a bag
+  int64_t padding;        // in [0, V), or -1
+  double max_norm, norm_type;
+  // |row|_p for the p without a loop of their own, in the type of the accumulators.
+  double (*general_norm)(const PoolJob& job, const char* row);
+  int32_t dtype, index_type, offset_type, mode;
+};
+
+constexpr int64_t kNoBadPosition = INT64_MAX;
+
+struct PoolKernel {
+  // Computes the output rows of the bags [first, last) but those longer than a piece.
+  // Returns the lowest position whose index is outside the table, having stopped there.
+  int64_t (*bags)(const PoolJob& job, int64_t first, int64_t last);
+
+  // Pools positions [begin, end), at most kPiece, into a row of accumulators that nothing was
+  // rounded or divided in, and counts them without the padded ones. Returns as above.
+  // If the count is 0, the row is left as it was.
+  int64_t (*piece)(const PoolJob& job, int64_t begin, int64_t end, char* row, int64_t* count);
+};
+
+}  // namespace lucid

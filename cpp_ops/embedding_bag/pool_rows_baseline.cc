@@ -1,0 +1,7 @@
+// 16 registers on x86-64: eight accumulators, and room for the row.
+#include "base/isa.h"
+
+#define LUCID_ISA          baseline
+#define LUCID_VECTOR_BYTES 16
+#define LUCID_MAX_VECTORS  8
+#include "embedding_bag/pool_rows-inl.h"

@@ -1,0 +1,93 @@
+// The exported C functions, through the shared library.
+#include "c_api.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+
+namespace {
+
+int g_failures = 0;
+
+#define CHECK(condition)                                          \
+  do {                                                            \
+    if (!(condition)) {                                           \
+      std::printf("%s:%d: %s\n", __FILE__, __LINE__, #condition); \
+      ++g_failures;                                               \
+    }                                                             \
+  } while (false)
+
+void SetForcedIsa(const char* name) {
+#if defined(_WIN32)
+  _putenv_s("LUCID_FORCE_ISA", name);
+#else
+  setenv("LUCID_FORCE_ISA", name, 1);
+#endif
+}
+
+}  // namespace
+
+int main() {
+  CHECK(std::strlen(lucid_onnx_version()) > 0);
+  CHECK(lucid_isa_count() >= 1);
+  CHECK(std::strcmp(lucid_isa_name(0), "baseline") == 0);
+  CHECK(lucid_isa_supported(0));
+  CHECK(lucid_isa_name(-1) == nullptr && lucid_isa_name(lucid_isa_count()) == nullptr);
+  CHECK(!lucid_isa_supported(-1) && lucid_isa_runs(lucid_isa_count()) == 0);
+
+  const float weight[] = {1, 2, 10, 20, 100, 200};
+  const int64_t indices[] = {0, 1, 2, 2};
+  const int32_t offsets[] = {0, 1};
+  float output[4];
+  EmbeddingBagArgs args = {};
+  args.size_bytes = sizeof(args);
+  args.weight = weight;
+  args.indices = indices;
+  args.offsets = offsets;
+  args.output = output;
+  args.weight_shape[0] = 3;
+  args.weight_shape[1] = 2;
+  args.indices_shape[0] = 4;
+  args.num_offsets = 2;
+  args.max_norm = std::numeric_limits<double>::infinity();
+  args.norm_type = 2;
+  args.padding_idx = INT64_MIN;
+  args.index_type = 1;
+  args.indices_rank = 1;
+
+  char message[200];
+  for (int i = 0; i < lucid_isa_count(); ++i) {
+    const int64_t before = lucid_isa_runs(i);
+    std::memset(output, 0, sizeof(output));
+    const int code = lucid_embedding_bag(&args, lucid_isa_name(i), 2, message, sizeof(message));
+    CHECK((code == 0) == (lucid_isa_supported(i) != 0));
+    CHECK(lucid_isa_runs(i) == before + lucid_isa_supported(i));
+    if (code == 0) CHECK(output[0] == 1 && output[1] == 2 && output[2] == 210 && output[3] == 420);
+  }
+
+  for (int i = 0; i < lucid_isa_count(); ++i) {
+    if (!lucid_isa_supported(i)) continue;
+    SetForcedIsa(lucid_isa_name(i));
+    CHECK(std::strcmp(lucid_isa_active(), lucid_isa_name(i)) == 0);
+    const int64_t before = lucid_isa_runs(i);
+    CHECK(lucid_embedding_bag(&args, nullptr, 1, message, sizeof(message)) == 0);
+    CHECK(message[0] == '\0');
+    CHECK(lucid_isa_runs(i) == before + 1);
+  }
+  SetForcedIsa("abacus");
+  CHECK(lucid_isa_active() == nullptr);
+  CHECK(lucid_embedding_bag(&args, nullptr, 1, message, sizeof(message)) == 1);
+  CHECK(std::strstr(message, "abacus") && std::strstr(message, "baseline"));
+  SetForcedIsa("");
+  CHECK(lucid_isa_active() != nullptr);
+
+  args.weight_shape[0] = 2;
+  CHECK(lucid_embedding_bag(&args, nullptr, 1, message, sizeof(message)) == 1);
+  CHECK(std::strcmp(message, "indices[2] = 2 is outside [0, 2)") == 0);
+  CHECK(lucid_embedding_bag(&args, nullptr, 1, nullptr, 0) == 1);
+  CHECK(lucid_embedding_bag(&args, nullptr, 0, message, 8) == 1);
+  CHECK(std::strcmp(message, "num_thr") == 0);
+  std::printf("%d failures\n", g_failures);
+  return g_failures != 0;
+}

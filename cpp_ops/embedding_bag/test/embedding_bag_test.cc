@@ -1,0 +1,829 @@
+// The kernels against the equation: every instruction set, type, mode and awkward width, compared
+// with sums in double, and with each other bit for bit; then everything that must be refused.
+//
+// Inputs live in allocations of their exact size, so that the address sanitizer sees a byte too
+// far.
+#include "embedding_bag/embedding_bag.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/types.h"
+#include "embedding_bag/pool_rows.h"
+
+namespace lucid {
+namespace {
+
+int g_failures = 0;
+int64_t g_checks = 0;
+
+#define CHECK(condition, ...)                                     \
+  do {                                                            \
+    ++g_checks;                                                   \
+    if (!(condition) && ++g_failures <= 20) {                     \
+      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
+      std::printf(__VA_ARGS__);                                   \
+      std::printf("\n");                                          \
+    }                                                             \
+  } while (false)
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+std::mt19937_64 g_random(20240607);
+
+int64_t Below(int64_t n) { return static_cast<int64_t>(g_random() % static_cast<uint64_t>(n)); }
+double Normal() {
+  static std::normal_distribution<double> normal;
+  return normal(g_random);
+}
+
+// ---- Hosts: threads, and one thread that takes the tasks in the worst order.
+
+bool RunThreads(void* host, void (*task)(void*, size_t), size_t count, void* argument) {
+  const int num_threads = *static_cast<int*>(host);
+  std::atomic<size_t> next{0};
+  const auto work = [&] {
+    for (size_t i; (i = next.fetch_add(1)) < count;) task(argument, i);
+  };
+  std::vector<std::thread> threads;
+  for (int i = 1; i < num_threads; ++i) threads.emplace_back(work);
+  work();
+  for (std::thread& thread : threads) thread.join();
+  return true;
+}
+
+bool RunBackwards(void*, void (*task)(void*, size_t), size_t count, void* argument) {
+  while (count > 0) task(argument, --count);
+  return true;
+}
+
+bool RefuseToRun(void*, void (*)(void*, size_t), size_t, void*) { return false; }
+
+// ---- A call with tensors of its own.
+
+size_t SizeOf(int32_t dtype) { return dtype == kFloat64 ? 8 : dtype == kFloat32 ? 4 : 2; }
+
+double Get(int32_t dtype, const char* data, int64_t i) {
+  switch (dtype) {
+    case kFloat32:
+      return LoadUnaligned<float>(data, i);
+    case kFloat16:
+      return ToAccumulator(LoadUnaligned<Float16>(data, i));
+    case kBFloat16:
+      return ToAccumulator(LoadUnaligned<BFloat16>(data, i));
+    default:
+      return LoadUnaligned<double>(data, i);
+  }
+}
+
+template <class T>
+void PutAs(double value, char* data, int64_t i) {
+  T out;
+  FromAccumulator(static_cast<Accumulator<T>>(value), &out);
+  std::memcpy(data + static_cast<size_t>(i) * sizeof(T), &out, sizeof(T));
+}
+
+void Put(int32_t dtype, double value, char* data, int64_t i) {
+  switch (dtype) {
+    case kFloat32:
+      return PutAs<float>(value, data, i);
+    case kFloat16:
+      return PutAs<Float16>(value, data, i);
+    case kBFloat16:
+      return PutAs<BFloat16>(value, data, i);
+    default:
+      return PutAs<double>(value, data, i);
+  }
+}
+
+// `size` bytes that start `shift` bytes into a block and end with it.
+class Bytes {
+ public:
+  void Reset(size_t size, size_t shift) {
+    block_.reset(new char[size + shift]);
+    data_ = block_.get() + shift;
+    size_ = size;
+  }
+  char* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  std::unique_ptr<char[]> block_;
+  char* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+struct Case {
+  int32_t dtype = kFloat32, index_type = kInt64, offset_type = kInt64, mode = kSum;
+  bool flat = true, include_last_offset = false, weighted = false;
+  int64_t rows = 0, columns = 0;
+  std::vector<double> weight;    // rows * columns
+  std::vector<int64_t> indices;  // [N], or [bags * length]
+  std::vector<int64_t> offsets;
+  std::vector<double> weights;
+  int64_t bags = 0, length = 0;  // of two-dimensional indices
+  int64_t padding = kNoPadding;
+  double max_norm = kInfinity, norm_type = 2;
+  size_t shift = 0;
+
+  Bytes table, index_bytes, offset_bytes, weight_bytes;
+  EmbeddingBagArgs args;
+
+  // Writes the vectors into memory; the doubles become what the type can hold.
+  void Build() {
+    const size_t size = SizeOf(dtype);
+    table.Reset(weight.size() * size, shift);
+    for (size_t i = 0; i < weight.size(); ++i) {
+      Put(dtype, weight[i], table.data(), static_cast<int64_t>(i));
+      weight[i] = Get(dtype, table.data(), static_cast<int64_t>(i));
+    }
+    weight_bytes.Reset(weights.size() * size, shift);
+    for (size_t i = 0; i < weights.size(); ++i) {
+      Put(dtype, weights[i], weight_bytes.data(), static_cast<int64_t>(i));
+      weights[i] = Get(dtype, weight_bytes.data(), static_cast<int64_t>(i));
+    }
+    Integers(indices, index_type, &index_bytes);
+    Integers(offsets, offset_type, &offset_bytes);
+    args = {};
+    args.size_bytes = sizeof(args);
+    args.weight = table.data();
+    args.indices = index_bytes.data();
+    args.offsets = flat ? offset_bytes.data() : nullptr;
+    args.per_sample_weights = weighted ? weight_bytes.data() : nullptr;
+    args.weight_shape[0] = rows;
+    args.weight_shape[1] = columns;
+    args.indices_shape[0] = flat ? static_cast<int64_t>(indices.size()) : bags;
+    args.indices_shape[1] = flat ? 0 : length;
+    args.num_offsets = static_cast<int64_t>(offsets.size());
+    args.max_norm = max_norm;
+    args.norm_type = norm_type;
+    args.padding_idx = padding;
+    args.dtype = dtype;
+    args.index_type = index_type;
+    args.offset_type = offset_type;
+    args.mode = mode;
+    args.indices_rank = flat ? 1 : 2;
+    args.include_last_offset = include_last_offset;
+  }
+
+  void Integers(const std::vector<int64_t>& from, int32_t type, Bytes* to) {
+    to->Reset(from.size() * (type == kInt64 ? 8 : 4), shift);
+    for (size_t i = 0; i < from.size(); ++i) {
+      const int32_t narrow = static_cast<int32_t>(from[i]);
+      if (type == kInt64) std::memcpy(to->data() + 8 * i, &from[i], 8);
+      if (type == kInt32) std::memcpy(to->data() + 4 * i, &narrow, 4);
+    }
+  }
+
+  int64_t NumBags() const {
+    return flat ? static_cast<int64_t>(offsets.size()) - include_last_offset : bags;
+  }
+
+  int64_t BagBegin(int64_t i) const {
+    if (!flat) return i * length;
+    return i < static_cast<int64_t>(offsets.size()) ? offsets[static_cast<size_t>(i)]
+                                                    : static_cast<int64_t>(indices.size());
+  }
+
+  Status Run(Isa isa, const ParallelFor& host, Bytes* out) {
+    const int64_t n = std::max<int64_t>(NumBags(), 0) * columns;
+    out->Reset(static_cast<size_t>(n) * SizeOf(dtype), shift);
+    if (out->size()) std::memset(out->data(), 0xcd, out->size());
+    args.output = out->data();
+    return RunEmbeddingBag(args, isa, host);
+  }
+
+  Status Run(Isa isa, int num_threads, Bytes* out) {
+    return Run(isa, {RunThreads, &num_threads}, out);
+  }
+
+  double Norm(const double* row) const {
+    double sum = 0;
+    for (int64_t c = 0; c < columns; ++c) {
+      const double x = std::abs(row[c]);
+      sum = norm_type == kInfinity ? std::max(sum, x) : sum + std::pow(x, norm_type);
+    }
+    return norm_type == kInfinity ? sum : std::pow(sum, 1 / norm_type);
+  }
+
+  // The equation, in double. `slack` is the sum of the magnitudes that were added.
+  void Expect(std::vector<double>* result, std::vector<double>* slack) const {
+    const size_t total = static_cast<size_t>(NumBags() * columns);
+    result->assign(total, 0);
+    slack->assign(total, 0);
+    const int64_t skipped = padding == kNoPadding ? -1 : padding < 0 ? padding + rows : padding;
+    for (int64_t i = 0; i < NumBags(); ++i) {
+      double* out = result->data() + i * columns;
+      double* magnitude = slack->data() + i * columns;
+      int64_t count = 0;
+      for (int64_t k = BagBegin(i); k < BagBegin(i + 1); ++k) {
+        const int64_t index = indices[static_cast<size_t>(k)];
+        if (index == skipped) continue;
+        const double* row = weight.data() + index * columns;
+        double scale = weighted ? weights[static_cast<size_t>(k)] : 1;
+        if (max_norm < kInfinity) {
+          const double norm = Norm(row);
+          if (norm > max_norm) scale *= max_norm / (norm + 1e-7);
+        }
+        for (int64_t c = 0; c < columns; ++c) {
+          const double x = scale * row[c];
+          out[c] = mode != kMax ? out[c] + x : count == 0 ? x : std::max(out[c], x);
+          magnitude[c] += std::abs(x);
+        }
+        ++count;
+      }
+      for (int64_t c = 0; mode == kMean && count && c < columns; ++c) {
+        out[c] /= static_cast<double>(count);
+        magnitude[c] /= static_cast<double>(count);
+      }
+    }
+  }
+
+  std::string Describe() const {
+    char text[200];
+    std::snprintf(
+        text, sizeof(text),
+        "dtype %d index %d offset %d mode %d flat %d last %d weighted %d D %lld bags %lld "
+        "padding %lld max_norm %g p %g shift %zu",
+        dtype, index_type, offset_type, mode, flat, include_last_offset, weighted,
+        static_cast<long long>(columns), static_cast<long long>(NumBags()),
+        static_cast<long long>(padding), max_norm, norm_type, shift);
+    return text;
+  }
+};
+
+std::vector<Isa> Isas() {
+  std::vector<Isa> isas;
+  for (int i = 0; i < kIsaCount; ++i) {
+    if (IsaSupported(static_cast<Isa>(i))) isas.push_back(static_cast<Isa>(i));
+  }
+  return isas;
+}
+
+// Right on one instruction set, and the same bits on all, on 1, 2 and 8 threads and backwards.
+void CheckCase(Case* c, bool threads) {
+  c->Build();
+  std::vector<double> expected, slack;
+  c->Expect(&expected, &slack);
+  Bytes first, other;
+  const Status status = c->Run(Isa::baseline, 1, &first);
+  CHECK(status.ok(), "%s: %s", c->Describe().c_str(), status.message);
+  if (!status.ok()) return;
+  // One rounding to T, and what a few dozen additions in float may lose.
+  const double epsilon = c->dtype == kFloat16 ? 0x1p-11 : c->dtype == kBFloat16 ? 0x1p-8 : 0;
+  const double lost = c->dtype == kFloat64 ? 1e-13 : 1e-6;  // the oracle is double too
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const double got = Get(c->dtype, first.data(), static_cast<int64_t>(i));
+    const double tolerance = epsilon * (std::abs(expected[i]) + lost) + lost * slack[i] +
+                             (c->dtype == kFloat16 ? 0x1p-25 : 0);
+    CHECK(std::abs(got - expected[i]) <= tolerance, "%s: [%zu] %.9g, expected %.9g",
+          c->Describe().c_str(), i, got, expected[i]);
+  }
+  for (const Isa isa : Isas()) {
+    for (const int num_threads : {1, 2, 8, 0}) {
+      if (num_threads != 1 && !threads) continue;
+      const Status again = num_threads ? c->Run(isa, num_threads, &other)
+                                       : c->Run(isa, {RunBackwards, nullptr}, &other);
+      CHECK(again.ok(), "%s", again.message);
+      CHECK(first.size() == 0 || std::memcmp(first.data(), other.data(), first.size()) == 0,
+            "%s: %s with %d threads has other bits", c->Describe().c_str(), IsaName(isa),
+            num_threads);
+    }
+  }
+}
+
+void FillTable(Case* c, int64_t rows, int64_t columns) {
+  c->rows = rows;
+  c->columns = columns;
+  c->weight.resize(static_cast<size_t>(rows * columns));
+  for (double& x : c->weight) x = Normal();
+}
+
+void FillBags(Case* c, const std::vector<int64_t>& lengths, bool include_last_offset) {
+  c->flat = true;
+  c->include_last_offset = include_last_offset;
+  int64_t n = 0;
+  for (const int64_t length : lengths) {
+    c->offsets.push_back(n);
+    n += length;
+  }
+  if (include_last_offset) c->offsets.push_back(n);
+  for (int64_t k = 0; k < n; ++k) c->indices.push_back(Below(c->rows));
+  // Past the last bag: never read, so it may be anything.
+  if (include_last_offset) c->indices.insert(c->indices.end(), {-1, INT32_MAX, c->rows});
+  c->weights.resize(c->indices.size());
+  for (double& x : c->weights) x = Normal();
+}
+
+void FillGrid(Case* c, int64_t bags, int64_t length) {
+  c->flat = false;
+  c->bags = bags;
+  c->length = length;
+  for (int64_t k = 0; k < bags * length; ++k) c->indices.push_back(Below(c->rows));
+  c->weights.resize(c->indices.size());
+  for (double& x : c->weights) x = Normal();
+}
+
+// ---- The tests.
+
+void TestEverything() {
+  const int64_t widths[] = {0,  1,  3,  4,  5,   7,   8,   15,  16,  17,  31,  32,
+                            33, 63, 64, 65, 100, 128, 129, 256, 300, 768, 1000};
+  const double norms[][2] = {{kInfinity, 2}, {1, 2}, {2.5, 1}, {0.5, kInfinity}, {1, 3}, {0, 2}};
+  int turn = 0;
+  for (const int64_t columns : widths) {
+    for (const int32_t dtype : {kFloat32, kFloat16, kBFloat16, kFloat64}) {
+      for (const int mode : {0, 1, 2, 3}) {
+        for (const auto& norm : norms) {
+          for (const bool padded : {false, true}) {
+            // What is orthogonal to the loops takes turns, with periods that share no factor.
+            Case c;
+            ++turn;
+            c.dtype = dtype;
+            c.mode = mode == 3 ? static_cast<int32_t>(kSum) : mode;
+            c.weighted = mode == 3;
+            c.index_type = turn % 3 == 0 ? kInt32 : kInt64;
+            c.offset_type = turn % 5 < 2 ? kInt32 : kInt64;
+            c.shift = static_cast<size_t>(turn % 7);
+            FillTable(&c, 37, columns);
+            c.max_norm = norm[0];
+            c.norm_type = norm[1];
+            if (padded) c.padding = turn % 2 ? Below(c.rows) : -1 - Below(c.rows);
+            if (turn % 11 == 0) {
+              FillGrid(&c, 5, turn % 13);
+            } else {
+              FillBags(&c, {0, 1, 2, 0, 20, 3, 64, 65, 5, 1, 0}, turn % 11 < 4);
+            }
+            CheckCase(&c, false);
+          }
+        }
+      }
+    }
+  }
+}
+
+void TestEmpty() {
+  for (const bool flat : {true, false}) {
+    for (const int64_t columns : {0, 5}) {
+      for (const int64_t rows : {0, 3}) {
+        for (const int mode : {0, 1, 2}) {
+          Case c;
+          c.mode = mode;
+          c.rows = rows;
+          c.columns = columns;
+          c.weight.resize(static_cast<size_t>(rows * columns), 1.0);
+          if (flat) {
+            CheckCase(&c, false);  // no bags
+            FillBags(&c, {0, 0, 0}, false);
+          } else {
+            FillGrid(&c, 0, 3);
+            CheckCase(&c, false);
+            FillGrid(&c, 3, 0);
+          }
+          CheckCase(&c, false);
+        }
+      }
+    }
+  }
+  // Sizes that only tensors without elements can have.
+  Case c;
+  FillGrid(&c, 0, 0);
+  c.Build();
+  Bytes none;
+  c.args.indices_shape[0] = int64_t{1} << 61;
+  CHECK(RunEmbeddingBag(c.args, Isa::baseline, {RefuseToRun, nullptr}).ok(), "B = 2^61, L = D = 0");
+  c.args.indices_shape[0] = 0;
+  c.args.weight_shape[1] = int64_t{1} << 62;
+  CHECK(RunEmbeddingBag(c.args, Isa::baseline, {RefuseToRun, nullptr}).ok(), "D = 2^62, B = V = 0");
+}
+
+void TestLongBags() {
+  const std::vector<std::vector<int64_t>> lengths = {
+      {kPiece, 3, kPiece + 1, 0, 3 * kPiece, 2 * kPiece - 1, 7},
+      {100000},
+      {0, 0, 50000, 0, 1, 0},
+      {1, 2, 3, 20000, 4, 5, 6, 30000},
+  };
+  for (const auto& bags : lengths) {
+    for (const int32_t dtype : {kFloat32, kFloat16, kBFloat16, kFloat64}) {
+      for (const int mode : {0, 1, 2, 3}) {
+        for (const int64_t columns : {1, 7, 64, 200}) {
+          Case c;
+          c.dtype = dtype;
+          c.mode = mode == 3 ? static_cast<int32_t>(kSum) : mode;
+          c.weighted = mode == 3;
+          FillTable(&c, 1000, columns);
+          FillBags(&c, bags, mode == 1);
+          if (mode == 2) c.max_norm = 3;
+          c.padding = mode == 0 ? kNoPadding : 5;
+          // A whole piece of padding, and a whole bag.
+          if (mode == 1)
+            std::fill_n(c.indices.begin(), std::min<size_t>(c.indices.size(), 2500), 5);
+          if (mode == 2 && columns == 7) std::fill(c.indices.begin(), c.indices.end(), 5);
+          CheckCase(&c, columns != 1);
+        }
+      }
+    }
+  }
+}
+
+void TestManyBags() {
+  for (const bool flat : {true, false}) {
+    for (const int32_t dtype : {kFloat32, kBFloat16}) {
+      Case c;
+      c.dtype = dtype;
+      FillTable(&c, 3000, 64);
+      if (flat) {
+        std::vector<int64_t> lengths;
+        for (int i = 0; i < 2000; ++i) lengths.push_back(Below(4) ? Below(12) : 0);
+        lengths.push_back(900);
+        for (int i = 0; i < 2000; ++i) lengths.push_back(i % 2);
+        FillBags(&c, lengths, false);
+      } else {
+        FillGrid(&c, 700, 11);
+      }
+      c.mode = kMean;
+      CheckCase(&c, true);
+    }
+  }
+}
+
+// The sum of many equal rows shows an accumulator that is too small.
+void TestAccuracy() {
+  for (const int64_t n : {1000, 100000}) {
+    Case c;
+    c.rows = 1;
+    c.columns = 16;
+    c.weight.assign(16, 0.1);
+    c.flat = true;
+    c.offsets = {0};
+    c.indices.assign(static_cast<size_t>(n), 0);
+    c.Build();
+    Bytes out;
+    CHECK(c.Run(Isa::baseline, 1, &out).ok(), "a plain call");
+    const double exact = static_cast<double>(n) * c.weight[0];
+    CHECK(std::abs(Get(kFloat32, out.data(), 0) / exact - 1) < 1e-6, "%.9g, expected %.9g",
+          Get(kFloat32, out.data(), 0), exact);
+  }
+}
+
+// Every 16-bit value through a load and a store, and every rounding that is a tie.
+void TestConversions() {
+  for (const int32_t dtype : {kFloat16, kBFloat16}) {
+    const uint32_t top = dtype == kFloat16 ? 0x7c00 : 0x7f80;
+    const auto value = [dtype](uint32_t bits) {
+      char word[8];
+      std::memcpy(word, &bits, 2);  // little-endian, as all of the targets are
+      return Get(dtype, word, 0);
+    };
+    // The definition: sign, exponent and significand, scaled by powers of two.
+    const int digits = dtype == kFloat16 ? 10 : 7;
+    const int bias = dtype == kFloat16 ? 15 : 127;
+    for (uint32_t bits = 0; bits < top; ++bits) {
+      const uint32_t exponent = bits >> digits, low = bits & ((1u << digits) - 1);
+      const double exact = exponent ? std::ldexp(static_cast<double>(low | 1u << digits),
+                                                 static_cast<int>(exponent) - bias - digits)
+                                    : std::ldexp(static_cast<double>(low), 1 - bias - digits);
+      CHECK(value(bits) == exact && value(bits | 0x8000) == -exact, "%d: %04x", dtype, bits);
+    }
+    CHECK(value(top) == kInfinity && value(top | 0x8000) == -kInfinity, "infinities");
+
+    // Rows 0 and 1: all bit patterns, and the one after each. Mean of both is the tie between them.
+    Case c;
+    c.dtype = dtype;
+    c.rows = 2;
+    c.columns = 65536;
+    c.weight.resize(2 * 65536);
+    c.indices = {0, 0, 1};
+    c.offsets = {0, 1};
+    c.Build();
+    for (uint32_t i = 0; i < 65536; ++i) {
+      const uint16_t words[2] = {static_cast<uint16_t>(i), static_cast<uint16_t>(i + 1)};
+      std::memcpy(c.table.data() + 2 * i, &words[0], 2);
+      std::memcpy(c.table.data() + 2 * (65536 + i), &words[1], 2);
+    }
+    for (const Isa isa : Isas()) {
+      Bytes out;
+      c.args.mode = kMax;
+      CHECK(c.Run(isa, 1, &out).ok(), "a plain call");
+      for (uint32_t i = 0; i < 65536; ++i) {
+        const uint32_t got = LoadUnaligned<uint16_t>(out.data(), i);
+        const bool nan = (i & 0x7fff) > top;
+        CHECK(got == (nan ? (dtype == kFloat16 ? 0x7e00u : 0x7fc0u) : i), "%s %d: %04x -> %04x",
+              IsaName(isa), dtype, i, got);
+      }
+      c.args.mode = kMean;
+      CHECK(c.Run(isa, 1, &out).ok(), "a plain call");
+      for (uint32_t i = 0; i + 1 < top; ++i) {
+        for (const uint32_t sign : {0u, 0x8000u}) {
+          // bfloat16 sums may overflow to infinity where the mean would fit.
+          if (dtype == kBFloat16 && i >= 0x7f00) continue;
+          const uint32_t got = LoadUnaligned<uint16_t>(out.data(), 65536 + (i | sign));
+          const uint32_t even = ((i & 1) ? i + 1 : i) | sign;
+          // The tie below the smallest bfloat16 subnormals is a float subnormal all the same.
+          CHECK(got == even || (i == 0 && (got & 0x7fff) == 0), "%s %d: tie above %04x -> %04x",
+                IsaName(isa), dtype, i | sign, got);
+        }
+      }
+    }
+  }
+}
+
+// NaN and infinity spread within their bag and column, and a padded one does not.
+void TestNotFinite() {
+  for (const int32_t dtype : {kFloat32, kFloat16, kBFloat16, kFloat64}) {
+    for (const int64_t columns : {1, 6, 33}) {
+      for (const int32_t mode : {kSum, kMean, kMax}) {
+        Case c;
+        c.dtype = dtype;
+        c.mode = mode;
+        FillTable(&c, 4, columns);
+        const auto row = [&](int64_t i) { return c.weight.begin() + i * columns; };
+        std::fill_n(row(1), columns, kInfinity);
+        std::fill_n(row(2), columns, -kInfinity);
+        std::fill_n(row(3), columns, kNan);
+        c.flat = true;
+        c.indices = {0, 0, 1, 1, 2, 0, 2, 3, 0, 0, 3, 2, 2};
+        c.offsets = {0, 1, 3, 5, 7, 9, 11, 13, 13};
+        c.Build();
+        const double sums[] = {c.weight[0], kInfinity, kNan, -kInfinity, kNan, kNan, -kInfinity, 0};
+        const double maxima[] = {c.weight[0], kInfinity, kInfinity,  c.weight[0],
+                                 kNan,        kNan,      -kInfinity, 0};
+        for (const Isa isa : Isas()) {
+          Bytes out;
+          CHECK(c.Run(isa, 1, &out).ok(), "a plain call");
+          for (int64_t i = 0; i < 8; ++i) {
+            const double expected = mode == kMax ? maxima[i] : sums[i];
+            const double got = Get(dtype, out.data(), i * columns);
+            CHECK(got == expected || (got != got && expected != expected),
+                  "%s dtype %d mode %d bag %lld: %g, expected %g", IsaName(isa), dtype, mode,
+                  static_cast<long long>(i), got, expected);
+          }
+          // The NaN row as padding, with a NaN weight on it.
+          c.args.padding_idx = -1;
+          if (mode == kSum) {
+            std::vector<char> ones(c.indices.size() * SizeOf(dtype));
+            for (size_t k = 0; k < c.indices.size(); ++k) {
+              Put(dtype, c.indices[k] == 3 ? kNan : 1, ones.data(), static_cast<int64_t>(k));
+            }
+            c.args.per_sample_weights = ones.data();
+            CHECK(c.Run(isa, 1, &out).ok(), "a plain call");
+            c.args.per_sample_weights = nullptr;
+          } else {
+            CHECK(c.Run(isa, 1, &out).ok(), "a plain call");
+          }
+          c.args.padding_idx = kNoPadding;
+          CHECK(Get(dtype, out.data(), 4 * columns) == c.weight[0], "padding must not be used");
+          CHECK(Get(dtype, out.data(), 5 * columns) == c.weight[0], "padding must not be used");
+        }
+      }
+    }
+  }
+}
+
+void ExpectRefusal(const Status& status, const char* message) {
+  CHECK(status.code == Code::kInvalidArgument && std::strcmp(status.message, message) == 0,
+        "got \"%s\", expected \"%s\"", status.message, message);
+}
+
+Case SmallCase() {
+  Case c;
+  FillTable(&c, 10, 4);
+  FillBags(&c, {2, 3, 1}, false);
+  c.Build();
+  return c;
+}
+
+void TestRefusals() {
+  Bytes out;
+  const auto refuse = [&](Case* c, const char* message) {
+    for (const Isa isa : Isas()) ExpectRefusal(c->Run(isa, 1, &out), message);
+  };
+  const auto with = [&](const char* message, void (*change)(Case*)) {
+    Case c = SmallCase();
+    change(&c);
+    c.Build();
+    refuse(&c, message);
+  };
+  with("indices[5] = 17 is outside [0, 10)", [](Case* c) { c->indices[5] = 17; });
+  with("indices[1] = -1 is outside [0, 10)", [](Case* c) { c->indices[1] = c->indices[4] = -1; });
+  with("indices[0] = 10 is outside [0, 10)", [](Case* c) {
+    c->indices[0] = 10;
+    c->columns = 0;
+    c->weight.clear();
+  });
+  with("indices[3] = -9223372036854775808 is outside [0, 10)",
+       [](Case* c) { c->indices[3] = INT64_MIN; });
+  with("indices[0] = 0 is outside [0, 0)", [](Case* c) {
+    c->rows = 0;
+    c->weight.clear();
+    c->indices[0] = 0;
+  });
+  with("indices[1, 2] = 12 is outside [0, 10)", [](Case* c) {
+    c->flat = false;
+    c->bags = 2;
+    c->length = 3;
+    c->offsets.clear();
+    c->indices[5] = 12;
+  });
+  with("offsets[0] = 1 must be 0", [](Case* c) { c->offsets[0] = 1; });
+  with("offsets[0] = -9223372036854775808 must be 0", [](Case* c) { c->offsets[0] = INT64_MIN; });
+  with("offsets[2] = 1 is below offsets[1] = 2: offsets must not decrease",
+       [](Case* c) { c->offsets[2] = 1; });
+  with("offsets[1] = -3 is below offsets[0] = 0: offsets must not decrease",
+       [](Case* c) { c->offsets[1] = -3; });
+  with("offsets[1] = 9223372036854775807 is past the number of indices, 6",
+       [](Case* c) { c->offsets[1] = INT64_MAX; });
+  with("offsets[2] = 7 is past the number of indices, 6", [](Case* c) { c->offsets[2] = 7; });
+  with("offsets is empty, shape [0]: include_last_offset needs at least one entry", [](Case* c) {
+    c->include_last_offset = true;
+    c->offsets.clear();
+  });
+  with("offsets is empty, shape [0], but indices has 6 entries",
+       [](Case* c) { c->offsets.clear(); });
+  with("padding_idx = 10 is outside [-10, 10)", [](Case* c) { c->padding = 10; });
+  with("padding_idx = -11 is outside [-10, 10)", [](Case* c) { c->padding = -11; });
+  with("padding_idx = 0 is outside [-0, 0)", [](Case* c) {
+    c->padding = 0;
+    c->rows = 0;
+    c->weight.clear();
+  });
+  with("max_norm = -1 must be >= 0", [](Case* c) { c->max_norm = -1; });
+  with("max_norm = nan must be >= 0", [](Case* c) { c->max_norm = std::abs(kNan); });
+  with("norm_type = 0 must be > 0", [](Case* c) { c->norm_type = 0; });
+  with("mode = 3 is not 0 (sum), 1 (mean) or 2 (max)", [](Case* c) { c->mode = 3; });
+  with("mode = -1 is not 0 (sum), 1 (mean) or 2 (max)", [](Case* c) { c->mode = -1; });
+  with("per_sample_weights needs mode sum, got mode = mean", [](Case* c) {
+    c->mode = kMean;
+    c->weighted = true;
+  });
+  with("per_sample_weights needs mode sum, got mode = max", [](Case* c) {
+    c->mode = kMax;
+    c->weighted = true;
+  });
+
+  Case c = SmallCase();
+  c.args.size_bytes = 8;
+  refuse(&c, "size_bytes = 8 is not 136");
+  c = SmallCase();
+  c.args.dtype = 4;
+  refuse(&c, "dtype = 4 is unknown");
+  c = SmallCase();
+  c.args.indices_rank = 3;
+  refuse(&c, "indices_rank = 3 is not 1 or 2");
+
+  const int64_t dims[] = {10, 4, 3, 2, 1};
+  const auto shapes = [&](int rank, size_t weight, size_t indices, const TensorShape* offsets,
+                          const TensorShape* weights, const char* message) {
+    EmbeddingBagArgs args = {};
+    args.indices_rank = rank;
+    ExpectRefusal(SetEmbeddingBagShapes({dims, weight}, {dims, indices}, offsets, weights, &args),
+                  message);
+  };
+  const TensorShape one = {dims, 1}, two = {dims, 2}, other = {dims + 1, 2}, scalar = {dims, 0};
+  shapes(1, 1, 1, &one, nullptr, "weight has shape [10], expected [V, D]");
+  shapes(1, 3, 1, &one, nullptr, "weight has shape [10, 4, 3], expected [V, D]");
+  shapes(1, 2, 2, &one, nullptr, "indices has shape [10, 4], expected [N]");
+  shapes(2, 2, 0, nullptr, nullptr, "indices has shape [], expected [B, L]");
+  shapes(1, 2, 1, &scalar, nullptr, "offsets has shape [], expected one dimension");
+  shapes(1, 2, 1, &two, nullptr, "offsets has shape [10, 4], expected one dimension");
+  shapes(1, 2, 1, &one, &two,
+         "per_sample_weights has shape [10, 4], indices has shape [10]: they must be equal");
+  shapes(2, 2, 2, nullptr, &other,
+         "per_sample_weights has shape [4, 3], indices has shape [10, 4]: they must be equal");
+}
+
+void TestLowestRefusal() {
+  for (const bool long_bag : {false, true}) {
+    Case c;
+    FillTable(&c, 100, 64);
+    FillBags(&c, long_bag ? std::vector<int64_t>{3, 40000, 9} : std::vector<int64_t>(2000, 20),
+             false);
+    for (const int64_t k : {39000, 1717, 20000, 33333, 1718}) c.indices[static_cast<size_t>(k)] = k;
+    c.Build();
+    Bytes out;
+    for (const Isa isa : Isas()) {
+      for (const int num_threads : {1, 2, 8}) {
+        ExpectRefusal(c.Run(isa, num_threads, &out), "indices[1717] = 1717 is outside [0, 100)");
+      }
+      ExpectRefusal(c.Run(isa, {RunBackwards, nullptr}, &out),
+                    "indices[1717] = 1717 is outside [0, 100)");
+    }
+    const Status status = c.Run(Isa::baseline, {RefuseToRun, nullptr}, &out);
+    CHECK(status.code == Code::kInternal, "a host that cannot run: \"%s\"", status.message);
+  }
+}
+
+// Garbage for indices and offsets: refused with the right position, or the right result.
+void TestHostile() {
+  const auto garbage = [](int64_t limit) -> int64_t {
+    switch (Below(8)) {
+      case 0:
+        return static_cast<int64_t>(g_random());
+      case 1:
+        return Below(2) ? INT64_MIN + Below(3) : INT64_MAX - Below(3);
+      case 2:
+        return Below(2) ? INT32_MIN + Below(3) : INT32_MAX - Below(3);
+      case 3:
+        return -1 - Below(3);
+      default:
+        return limit + Below(3);
+    }
+  };
+  for (int round = 0; round < 6000; ++round) {
+    Case c;
+    c.dtype = static_cast<int32_t>(Below(4));
+    c.mode = static_cast<int32_t>(Below(3));
+    c.index_type = Below(2) ? kInt32 : kInt64;
+    c.offset_type = Below(2) ? kInt32 : kInt64;
+    c.weighted = c.mode == kSum && Below(2);
+    c.shift = static_cast<size_t>(Below(3));
+    FillTable(&c, 1 + Below(20), Below(70));
+    std::vector<int64_t> lengths;
+    for (int64_t bags = 1 + Below(20); bags > 0; --bags) lengths.push_back(Below(6));
+    if (Below(10) == 0) lengths.push_back(kPiece + Below(kPiece));
+    FillBags(&c, lengths, Below(2));
+    if (Below(4) == 0) c.padding = Below(c.rows);
+    const auto n = static_cast<int64_t>(c.indices.size());
+    for (int64_t i = Below(4); i > 0 && n > 0; --i) {
+      c.indices[static_cast<size_t>(Below(n))] = garbage(c.rows);
+    }
+    for (int64_t i = Below(3); i > 0; --i) {
+      c.offsets[static_cast<size_t>(Below(static_cast<int64_t>(c.offsets.size())))] = garbage(n);
+    }
+    // What the narrow types make of it.
+    const auto narrow = [](std::vector<int64_t>* values, int32_t type) {
+      for (int64_t& x : *values) x = type == kInt32 ? static_cast<int32_t>(x) : x;
+    };
+    narrow(&c.indices, c.index_type);
+    narrow(&c.offsets, c.offset_type);
+
+    std::string expected;
+    for (size_t i = 0; i < c.offsets.size() && expected.empty(); ++i) {
+      const std::string at = "offsets[" + std::to_string(i) + "] = " + std::to_string(c.offsets[i]);
+      if (i == 0 && c.offsets[0] != 0) {
+        expected = at + " must be 0";
+      } else if (i > 0 && c.offsets[i] < c.offsets[i - 1]) {
+        expected = at + " is below offsets[" + std::to_string(i - 1) +
+                   "] = " + std::to_string(c.offsets[i - 1]) + ": offsets must not decrease";
+      } else if (c.offsets[i] > n) {
+        expected = at + " is past the number of indices, " + std::to_string(n);
+      }
+    }
+    if (expected.empty()) {
+      for (int64_t k = 0; k < c.BagBegin(c.NumBags()) && expected.empty(); ++k) {
+        const int64_t index = c.indices[static_cast<size_t>(k)];
+        if (index < 0 || index >= c.rows) {
+          expected = "indices[" + std::to_string(k) + "] = " + std::to_string(index) +
+                     " is outside [0, " + std::to_string(c.rows) + ")";
+        }
+      }
+    }
+    if (expected.empty()) {
+      CheckCase(&c, false);
+    } else {
+      c.Build();
+      Bytes out;
+      for (const Isa isa : Isas()) {
+        ExpectRefusal(c.Run(isa, 2, &out), expected.c_str());
+        ExpectRefusal(c.Run(isa, {RunBackwards, nullptr}, &out), expected.c_str());
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace lucid
+
+int main() {
+  using namespace lucid;
+  TestEverything();
+  TestEmpty();
+  TestLongBags();
+  TestManyBags();
+  TestAccuracy();
+  TestConversions();
+  TestNotFinite();
+  TestRefusals();
+  TestLowestRefusal();
+  TestHostile();
+  for (int i = 0; i < kIsaCount; ++i) {
+    const Isa isa = static_cast<Isa>(i);
+    std::printf("%s: %lld runs\n", IsaName(isa), static_cast<long long>(EmbeddingBagRuns(isa)));
+    CHECK(!IsaSupported(isa) || EmbeddingBagRuns(isa) > 0, "%s never ran", IsaName(isa));
+  }
+  std::printf("%lld checks, %d failures\n", static_cast<long long>(g_checks), g_failures);
+  return g_failures != 0;
+}

@@ -1,0 +1,21 @@
+// What an op's adapter gives to the registration.
+#pragma once
+
+#include "ort/ort_abi.h"
+
+namespace lucid {
+namespace ort {
+
+// One runtime that this library was registered in. A process may hold several.
+struct Runtime {
+  const Api* api;
+  bool has_data_reference;  // slot 414 may be called, and shape inference is safe
+};
+
+using AddOp = Status* (*)(const Runtime& runtime, CustomOpDomain* domain, const CustomOp* op);
+
+// Adds every name and combination of types to the domain. The structs live as long as the process.
+Status* AddEmbeddingBagOps(const Runtime& runtime, CustomOpDomain* domain);
+
+}  // namespace ort
+}  // namespace lucid

@@ -1,0 +1,272 @@
+"""What is installed here, and which bags a model has: the facts behind ``lucid-onnx info``, as plain data."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import itertools
+import math
+import os
+import platform
+from collections.abc import Iterable, Iterator, Mapping
+
+import google.protobuf.message
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from .library import get_library_path
+from .ops.embedding_bag import spec
+
+FORCE_ISA = "LUCID_FORCE_ISA"
+
+
+@dataclasses.dataclass(frozen=True)
+class Isa:
+    """An instruction set that the library was compiled for; ``supported``: this machine has it."""
+
+    name: str
+    supported: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Library:
+    """The native library: ``isas`` with the best one last, ``active`` the one that runs."""
+
+    path: str
+    version: str
+    isas: tuple[Isa, ...]
+    active: str
+    forced: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Installation:
+    """Versions, the native library (None: not installed) and onnxruntime's providers, the preferred one first."""
+
+    lucid_onnx: str
+    python: str
+    numpy: str
+    onnx: str
+    onnxruntime: str | None
+    providers: tuple[str, ...]
+    library: Library | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """An input, an output or a table. A dimension is a number, a name or None; a shape of None is unknown."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One bag of a model. ``table_bytes`` is None for a table that the model does not hold itself."""
+
+    name: str
+    op: str
+    form: str
+    mode: str
+    table: Value
+    table_bytes: int | None
+    padding_idx: int | None
+    max_norm: float | None
+    norm_type: float
+    include_last_offset: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model file; ``form`` is "portable", "native", "mixed", or "standard" where no bag is left to be seen."""
+
+    path: str
+    file_bytes: int
+    opset: int
+    form: str
+    nodes: tuple[Node, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+
+def installation() -> Installation:
+    """What is installed here.
+
+    Raises:
+        OSError, ValueError: see `library`.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        onnxruntime = None
+    return Installation(
+        lucid_onnx=version(),
+        python=platform.python_version(),
+        numpy=np.__version__,
+        onnx=onnx.__version__,
+        onnxruntime=None if onnxruntime is None else onnxruntime.__version__,
+        providers=() if onnxruntime is None else tuple(onnxruntime.get_available_providers()),
+        library=library(),
+    )
+
+
+def version() -> str:
+    """The version of lucid-onnx."""
+    from . import __version__
+
+    return __version__
+
+
+def library() -> Library | None:
+    """The native library, asked through its C interface; None if this installation has none.
+
+    Raises:
+        OSError: it is there and cannot be loaded, or is not lucid-onnx's.
+        ValueError: LUCID_FORCE_ISA names an instruction set that does not run here.
+    """
+    try:
+        path = get_library_path()
+    except FileNotFoundError:
+        return None
+    native = ctypes.CDLL(path)
+    try:
+        for name in ("lucid_onnx_version", "lucid_isa_name", "lucid_isa_active"):
+            getattr(native, name).restype = ctypes.c_char_p
+        isas = tuple(
+            Isa(native.lucid_isa_name(i).decode(), bool(native.lucid_isa_supported(i)))
+            for i in range(native.lucid_isa_count())
+        )
+        active = native.lucid_isa_active()
+        library_version = native.lucid_onnx_version().decode()
+    except AttributeError as error:
+        raise OSError(f"{path}: not the library of this lucid-onnx: {error}") from error
+    forced = os.environ.get(FORCE_ISA, "")
+    if active is None:
+        able = ", ".join(isa.name for isa in isas if isa.supported)
+        raise ValueError(f"{FORCE_ISA} = {forced!r} is no instruction set that runs here; those that do: {able}")
+    return Library(path, library_version, isas, active.decode(), bool(forced))
+
+
+def model(path: str) -> Model:
+    """The bags, inputs and outputs of a model file. External data is not read.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no ONNX model, or one of its ``ai.lucid`` nodes is not as the operator's contract says.
+    """
+    try:
+        proto = onnx.load_model(path, format="protobuf", load_external_data=False)
+    except google.protobuf.message.DecodeError as error:
+        raise ValueError(f"{path}: not an ONNX model: {error}") from error
+    if not proto.HasField("graph") or not proto.opset_import:
+        raise ValueError(f"{path}: not an ONNX model: it has no graph or no opset")
+    try:
+        nodes = tuple(_bags(proto))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    forms = {node.form for node in nodes}
+    return Model(
+        path=path,
+        file_bytes=os.path.getsize(path),
+        opset=opset(proto),
+        form="standard" if not forms else forms.pop() if len(forms) == 1 else "mixed",
+        nodes=nodes,
+        inputs=inputs(proto),
+        outputs=outputs(proto),
+    )
+
+
+def inputs(proto: onnx.ModelProto) -> tuple[Value, ...]:
+    """What a model must be given."""
+    held = {tensor.name for tensor in proto.graph.initializer}
+    return tuple(_value(value) for value in proto.graph.input if value.name not in held)
+
+
+def outputs(proto: onnx.ModelProto) -> tuple[Value, ...]:
+    """What a model gives."""
+    return tuple(_value(value) for value in proto.graph.output)
+
+
+def opset(proto: onnx.ModelProto) -> int:
+    """The version of the standard operators; 0 if a model imports none."""
+    return next((int(i.version) for i in proto.opset_import if i.domain in ("", "ai.onnx")), 0)
+
+
+#: By name: what is known of a value that may be a table, and its bytes where the model holds it.
+_Known = Mapping[str, tuple[Value, "int | None"]]
+
+
+def _bags(proto: onnx.ModelProto) -> Iterator[Node]:
+    bodies = {f.name for f in proto.functions if f.domain == spec.DOMAIN}
+    found = itertools.chain(
+        _nodes(proto.graph, {}),
+        *(_within(f.node, {}) for f in proto.functions if f.domain != spec.DOMAIN),
+    )
+    for node, known in found:
+        if node.domain != spec.DOMAIN:
+            continue
+        where = f"node {node.name or ', '.join(node.output)!r}"
+        if node.op_type not in spec.VARIANTS:
+            raise ValueError(f"{where}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(spec.VARIANTS)}")
+        if not node.input:
+            raise ValueError(f"{where}: {node.op_type} has no inputs")
+        try:
+            attributes = spec.Attributes.from_onnx({a.name: helper.get_attribute_value(a) for a in node.attribute})
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{where}: {error}") from error
+        table, size = known.get(node.input[0], (Value(node.input[0], "?", None), None))
+        yield Node(
+            name=node.name or (node.output[0] if node.output else ""),
+            op=node.op_type,
+            form="portable" if node.op_type in bodies else "native",
+            mode=attributes.mode,
+            table=table,
+            table_bytes=size,
+            padding_idx=attributes.padding_idx,
+            max_norm=attributes.max_norm,
+            norm_type=attributes.norm_type,
+            include_last_offset=attributes.include_last_offset,
+        )
+
+
+def _nodes(graph: onnx.GraphProto, outer: _Known) -> Iterator[tuple[onnx.NodeProto, _Known]]:
+    """Every node of a graph and its subgraphs, with what is known where it stands."""
+    known = dict(outer)
+    for value in (*graph.value_info, *graph.input):
+        known[value.name] = (_value(value), None)
+    for tensor in graph.initializer:
+        shape = tuple(int(d) for d in tensor.dims)
+        dtype = _dtype(tensor.data_type)
+        itemsize = 0 if dtype is None else dtype.itemsize
+        known[tensor.name] = (Value(tensor.name, _dtype_name(dtype), shape), math.prod(shape) * itemsize)
+    yield from _within(graph.node, known)
+
+
+def _within(nodes: Iterable[onnx.NodeProto], known: _Known) -> Iterator[tuple[onnx.NodeProto, _Known]]:
+    for node in nodes:
+        yield node, known
+        for attribute in node.attribute:
+            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _nodes(graph, known)
+
+
+def _value(value: onnx.ValueInfoProto) -> Value:
+    if not value.type.HasField("tensor_type"):
+        return Value(value.name, str(value.type.WhichOneof("value") or "?").removesuffix("_type"), None)
+    tensor = value.type.tensor_type
+    shape = None
+    if tensor.HasField("shape"):
+        shape = tuple(int(d.dim_value) if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
+    return Value(value.name, _dtype_name(_dtype(tensor.elem_type)), shape)
+
+
+def _dtype(element_type: int) -> np.dtype | None:
+    if element_type == TensorProto.UNDEFINED or element_type not in TensorProto.DataType.values():
+        return None
+    return helper.tensor_dtype_to_np_dtype(element_type)
+
+
+def _dtype_name(dtype: np.dtype | None) -> str:
+    return "?" if dtype is None else "string" if dtype == np.object_ else dtype.name

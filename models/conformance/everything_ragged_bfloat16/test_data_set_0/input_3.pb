@@ -1,1 +1,0 @@
-	Bper_sample_weightsJ†?>±?‡?ù¿—?D?ì¾)¿

@@ -1,1 +1,0 @@
-	Bper_sample_weightsJ$M·Öø≤Ú‰æL¸_>ëÁ>Í≈?Fû®ør»ø]=6?•Ò÷æ

@@ -1,1 +1,0 @@
-	Bper_sample_weightsJ¿J¿@?6?›>ƒ:9>Ê?

@@ -1,0 +1,168 @@
+"""Every case, in every form, on every runtime that is in this process: one meaning, one result."""
+
+from __future__ import annotations
+
+import functools
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.reference
+import pytest
+from onnx import numpy_helper
+
+import lucid_onnx
+from lucid_onnx.builder import bag_model
+from lucid_onnx.ops.embedding_bag.cases import Case, all_cases
+from lucid_onnx.ops.embedding_bag.spec import BFLOAT16, DOMAIN
+
+CASES = all_cases()
+MODELS = Path(__file__).resolve().parent.parent / "models"
+every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+
+
+@functools.cache
+def model_of(case: Case, form: str) -> onnx.ModelProto:
+    return bag_model(
+        case.op,
+        case.attributes,
+        table=None,
+        table_dtype=case.weight.dtype,
+        index_dtype=case.indices.dtype,
+        offsets_dtype=case.indices.dtype if case.offsets is None else case.offsets.dtype,
+        form=form,
+        opset=18,
+    )
+
+
+def run(case: Case, form: str, *, native: bool) -> np.ndarray:
+    return lucid_onnx.InferenceSession(model_of(case, form), native=native).run(None, case.inputs)[0]
+
+
+@every_case
+def test_reference_agrees_with_itself_in_float64(case: Case) -> None:
+    case.check(case.expected())
+
+
+@every_case
+def test_native_form(case: Case, native: None) -> None:
+    case.check(run(case, "native", native=True))
+
+
+@every_case
+def test_portable_form_with_the_library(case: Case, native: None) -> None:
+    assert run(case, "portable", native=True).tobytes() == run(case, "native", native=True).tobytes()
+
+
+@every_case
+def test_portable_form_without_the_library(case: Case) -> None:
+    case.check(run(case, "portable", native=False))
+
+
+@every_case
+def test_standard_form(case: Case) -> None:
+    got = run(case, "standard", native=False)
+    case.check(got)
+    assert got.tobytes() == run(case, "portable", native=False).tobytes()
+
+
+@every_case
+@pytest.mark.parametrize("form", ["portable", "standard"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, about the infinities that the cases hold
+def test_onnx_reference(case: Case, form: str) -> None:
+    case.check(np.asarray(onnx.reference.ReferenceEvaluator(model_of(case, form)).run(None, case.inputs)[0]))
+
+
+@every_case
+def test_call(case: Case, native: None) -> None:
+    got = lucid_onnx.embedding_bag(
+        case.indices, case.weight, case.offsets, per_sample_weights=case.per_sample_weights, **case.keywords
+    )
+    case.check(got)
+
+
+def torch_can_judge(case: Case) -> str | None:
+    """Why torch is no oracle for a case; None where it is."""
+    if case.indices.ndim == 2 and case.indices.size == 0:
+        return "torch raises on 2-D indices without entries"
+    if case.attributes.include_last_offset and case.offsets is not None and case.offsets[-1] < len(case.indices):
+        return "torch disagrees with itself about positions after the last offset (pytorch#191965)"
+    if case.attributes.mode == "max" and not np.isfinite(case.weight.astype(np.float64)).all():
+        return "in torch's max it depends on the order whether a NaN is seen"
+    if case.weight.size == 0:
+        return "torch refuses tables without elements"
+    if case.weight.dtype.itemsize == 2 and case.attributes.mode == "mean":
+        return "torch rounds a 16-bit mean before it divides"
+    if case.attributes.max_norm is not None and case.weight.dtype.itemsize == 2:
+        return "torch writes the clipped rows back in 16 bits"
+    if case.offsets is not None and case.offsets.dtype != case.indices.dtype:
+        return "torch wants offsets and indices of one dtype"
+    if case.attributes.include_last_offset and case.offsets is not None and len(case.offsets) == 1:
+        return "torch refuses include_last_offset with no bags"
+    if case.per_sample_weights is not None and np.isnan(case.per_sample_weights.astype(np.float64)).any():
+        return "torch multiplies the weights of padded positions in"
+    return None
+
+
+JUDGED = {name: case for name, case in CASES.items() if torch_can_judge(case) is None}
+
+
+@pytest.mark.parametrize("case", JUDGED.values(), ids=JUDGED.keys())
+def test_torch_agrees(case: Case) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+
+    def tensor(array: np.ndarray | None) -> object:
+        if array is None:
+            return None
+        if array.dtype == BFLOAT16:
+            return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+        return torch.from_numpy(array.copy())  # a copy: max_norm writes into torch's weight
+
+    got = torch.nn.functional.embedding_bag(
+        tensor(case.indices),
+        tensor(case.weight),
+        tensor(case.offsets),
+        per_sample_weights=tensor(case.per_sample_weights),
+        **case.keywords,
+    )
+    array = got.view(torch.int16).numpy().view(BFLOAT16) if got.dtype == torch.bfloat16 else got.numpy()
+    # torch adds one row after another in float32, which is off by up to 2^-24 of the magnitudes a row.
+    longest = max(np.diff(case.offsets, append=len(case.indices)), default=0) if case.offsets is not None else 0
+    case.check(array, slack=max(1.0, longest * 2.0**-24 / 1e-6))
+
+
+def test_torch_judges_most_cases() -> None:
+    assert len(JUDGED) > 0.7 * len(CASES)
+
+
+def test_files_are_what_the_script_makes() -> None:
+    result = subprocess.run(
+        [sys.executable, str(MODELS / "make.py"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("folder", sorted((MODELS / "conformance").iterdir()), ids=lambda p: p.name)
+def test_files_run(folder: Path) -> None:
+    """The suite as a runtime's author meets it: files alone, read with onnx, with the tolerance of the case."""
+    model = onnx.load(folder / "model.onnx")
+    onnx.checker.check_model(model, full_check=True)
+    case = CASES[folder.name.removesuffix("_expanded")]
+    expanded = folder.name.endswith("_expanded")
+    assert expanded == all(entry.domain != DOMAIN for entry in model.opset_import)
+    data = folder / "test_data_set_0"
+    inputs = [numpy_helper.to_array(onnx.load_tensor(data / f"input_{k}.pb")) for k in range(len(model.graph.input))]
+    session = lucid_onnx.InferenceSession(str(folder / "model.onnx"), native=False)
+    got = session.run(None, {v.name: a for v, a in zip(model.graph.input, inputs, strict=True)})[0]
+    case.check(got)
+    case.check(numpy_helper.to_array(onnx.load_tensor(data / "output_0.pb")))
+
+
+def test_suite_is_small_and_complete() -> None:
+    folders = {p.name for p in (MODELS / "conformance").iterdir()}
+    assert folders == {name + suffix for name in CASES for suffix in ("", "_expanded")}
+    size = sum(p.stat().st_size for p in MODELS.rglob("*") if p.is_file())
+    assert len(CASES) >= 200
+    assert size <= 5_000_000

@@ -1,0 +1,847 @@
+"""Sessions: what runs where, in any form, from any source, on many threads, and what `save` leaves on the disk."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import json
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lucid_onnx
+import numpy as np
+import onnx
+import pytest
+from lucid_onnx.builder import bag_model
+from lucid_onnx.ops.embedding_bag import cases, spec
+from onnx import TensorProto, helper, numpy_helper
+from test_isa import library_path, needs_library
+
+ort = pytest.importorskip("onnxruntime")
+ort.set_default_logger_severity(3)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+#: The attributes of the cases here, by the first word of a case's name; the others are its layout and its dtype.
+KINDS: dict[str, dict[str, Any]] = {
+    "sum": {"mode": "sum"},
+    "mean": {"mode": "mean"},
+    "max": {"mode": "max"},
+    "weights": {"mode": "sum", "weighted": True},
+    "padding_mean": {"mode": "mean", "padding_idx": 2},
+    "padding_max": {"mode": "max", "padding_idx": -3},
+    "clipped": {"mode": "mean", "max_norm": 1.3},
+    "clipped_inf": {"mode": "sum", "max_norm": 1.3, "norm_type": np.inf},
+    "everything": {"mode": "sum", "weighted": True, "padding_idx": -2, "max_norm": 1.1},
+    "long": {"mode": "mean", "dim": 2, "lengths": (1, 2, 700, 0, 1, 333, 1, 1) + (1,) * 40},
+    "none": {"mode": "sum", "lengths": (), "length": 3},
+}
+
+
+def case_of(name: str) -> cases.Case:
+    kind, layout, dtype = name.split()
+    return cases.make(name, layout=layout, dtype=dtype, **KINDS[kind])
+
+
+#: Every way that a model can run: form, and whether the library is registered.
+WAYS = [("portable", True), ("portable", False), ("standard", True), ("standard", False), ("native", True)]
+each_way = pytest.mark.parametrize(
+    ("form", "native"), [pytest.param(f, n, marks=needs_library if n else ()) for f, n in WAYS]
+)
+LEVELS = ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL"]
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+def model_of(case: cases.Case, form: str, *, opset: int = spec.DEFAULT_OPSET, constant: bool = False) -> onnx.ModelProto:
+    """A case as a model, its table an input or a constant."""
+    return bag_model(
+        case.op,
+        case.attributes,
+        table=case.weight if constant else None,
+        table_dtype=case.weight.dtype,
+        index_dtype=case.indices.dtype,
+        offsets_dtype=case.indices.dtype if case.offsets is None else case.offsets.dtype,
+        form=form,
+        opset=opset,
+    )
+
+
+def run(session: Any, case: cases.Case) -> np.ndarray:
+    names = {value.name.removesuffix("__float32") for value in session.get_inputs()}
+    return session.run(None, {k: v for k, v in case.inputs.items() if k in names})[0]
+
+
+def profiled(model: Any, feed: dict[str, np.ndarray], *, native: bool, folder: Path) -> tuple[list[Any], dict[str, int]]:
+    """A run's results, and how often each operator ran by ONNX Runtime's profile."""
+    options = ort.SessionOptions()
+    options.enable_profiling = True
+    options.profile_file_prefix = str(folder / "profile")
+    session = lucid_onnx.InferenceSession(model, native=native, session_options=options)
+    results = session.run(None, feed)
+    events = json.loads(Path(session.end_profiling()).read_text())
+    ran = [e["args"]["op_name"] for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
+    assert ran, "the profile has no nodes"
+    return results, dict(collections.Counter(ran))
+
+
+# ---- What runs.
+
+
+@needs_library
+@pytest.mark.parametrize("name", ["sum ragged float32", "everything rows float64", "padding_max ends float32"])
+@pytest.mark.parametrize("form", ["portable", "native"])
+def test_the_library_runs_one_node(name: str, form: str, tmp_path: Path) -> None:
+    case = case_of(name)
+    (got,), ran = profiled(model_of(case, form), case.inputs, native=True, folder=tmp_path)
+    case.check(got)
+    assert ran == {case.op.name: 1}
+
+
+@pytest.mark.parametrize("name", ["sum ragged float32", "everything rows float64", "padding_max ends float32"])
+@pytest.mark.parametrize("form", ["portable", "standard"])
+def test_without_the_library_the_function_runs(name: str, form: str, tmp_path: Path) -> None:
+    case = case_of(name)
+    (got,), ran = profiled(model_of(case, form), case.inputs, native=False, folder=tmp_path)
+    case.check(got)
+    assert not set(ran) & set(spec.VARIANTS)
+    assert ran["Gather"] >= 1
+
+
+@needs_library
+def test_the_standard_form_never_runs_the_library(tmp_path: Path) -> None:
+    case = case_of("mean ragged float32")
+    (got,), ran = profiled(model_of(case, "standard"), case.inputs, native=True, folder=tmp_path)
+    case.check(got)
+    assert not set(ran) & set(spec.VARIANTS)
+
+
+def test_the_native_form_needs_the_library() -> None:
+    with pytest.raises(Exception, match=r"ai\.lucid:EmbeddingBag\(-1\) is not a registered function/op"):
+        lucid_onnx.InferenceSession(model_of(case_of("sum ragged float32"), "native"), native=False)
+
+
+@each_way
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_optimisation_level(form: str, native: bool, level: str) -> None:
+    names = ("everything ends float32", "padding_mean rows float64", "max ragged float32", "none ragged float32")
+    for name in (*names, "clipped_inf rows float32", "mean ragged float16", "long ends float32"):
+        options = ort.SessionOptions()
+        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+        for constant in (False, True):
+            case = case_of(name)
+            model = model_of(case, form, constant=constant)
+            case.check(run(lucid_onnx.InferenceSession(model, native=native, session_options=_copy(options)), case))
+
+
+def _copy(options: Any) -> Any:
+    """Options with the same level: the library is registered once on each."""
+    copy = ort.SessionOptions()
+    copy.graph_optimization_level = options.graph_optimization_level
+    return copy
+
+
+@pytest.mark.parametrize("form", ["portable", "standard", "native"])
+@pytest.mark.parametrize("opset", range(spec.MIN_OPSET, spec.MAX_OPSET + 1))
+def test_every_opset(form: str, opset: int) -> None:
+    if opset > onnx.defs.onnx_opset_version():
+        pytest.skip(f"onnx {onnx.__version__} knows no opset {opset}")
+    picked = [case_of(n) for n in ("everything ragged float32", "padding_max rows float64", "long ragged float32")]
+    picked += [case_of(n) for n in ("clipped_inf rows float16", "mean ends bfloat16", "weights rows float32")]
+    for case in picked:
+        model = model_of(case, form, opset=opset)
+        assert [i.version for i in model.opset_import if i.domain == ""] == [opset]
+        assert {i.version for f in model.functions for i in f.opset_import if i.domain == ""} <= {opset}
+        onnx.checker.check_model(model, full_check=True)
+    if form == "native" and library_path() is None:
+        pytest.skip("lucid_onnx is installed without its native library")
+    for case, native in itertools.product(picked, [True] if form == "native" else [False]):
+        try:
+            session = lucid_onnx.InferenceSession(model_of(case, form, opset=opset), native=native)
+        except Exception as error:
+            unknown = re.search(r"opset \d+ is under development|Unsupported model IR version: \d+", str(error))
+            if unknown is None:
+                raise
+            pytest.skip(f"onnxruntime {ort.__version__}: {unknown[0]}")
+        case.check(run(session, case))
+
+
+# ---- Where a model and its table come from.
+
+
+@each_way
+def test_sources_of_a_model(form: Any, native: bool, tmp_path: Path) -> None:
+    case = case_of("everything ragged float32")
+    model = model_of(case, form, constant=True)
+    path = tmp_path / "model.onnx"
+    lucid_onnx.save(model, path)
+
+    class Somewhere(os.PathLike):  # type: ignore[type-arg]
+        def __fspath__(self) -> str:
+            return str(path)
+
+    got = {
+        kind: run(lucid_onnx.InferenceSession(source, native=native), case).tobytes()
+        for kind, source in {
+            "ModelProto": model,
+            "bytes": model.SerializeToString(),
+            "str": str(path),
+            "Path": path,
+            "PathLike": Somewhere(),
+        }.items()
+    }
+    case.check(np.frombuffer(got["ModelProto"], np.float32).reshape(case.expected().shape))
+    assert set(got.values()) == {got["ModelProto"]}
+    assert model.SerializeToString() == model_of(case, form, constant=True).SerializeToString()
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.onnx", str(tmp_path)):
+        with pytest.raises(FileNotFoundError) as caught:
+            lucid_onnx.InferenceSession(path, native=False)
+        assert str(caught.value) == f"{path}: no such model file"
+    with pytest.raises(Exception, match="INVALID_PROTOBUF"):
+        lucid_onnx.InferenceSession(b"not a model", native=False)
+
+
+@each_way
+def test_a_constant_table_gives_the_bits_of_an_input(form: str, native: bool) -> None:
+    for name in ("everything ragged float32", "mean rows float16", "max ends float64", "sum ragged bfloat16"):
+        case = case_of(name)
+        results = [
+            run(lucid_onnx.InferenceSession(model_of(case, form, constant=c), native=native), case)
+            for c in (False, True)
+        ]
+        case.check(results[0])
+        assert results[0].tobytes() == results[1].tobytes()
+
+
+# ---- bfloat16 and float16.
+
+
+@each_way
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_two_byte_floats(form: str, native: bool, dtype: str) -> None:
+    names = [f"{n} {dtype}" for n in ("everything ragged", "weights rows", "max ends", "clipped ragged")]
+    for case in map(case_of, names):
+        session = lucid_onnx.InferenceSession(model_of(case, form), native=native)
+        got = run(session, case)
+        case.check(got)
+        for name, array in case.inputs.items():  # strided arrays are as good
+            strided = np.repeat(array, 2, axis=0)[::2]
+            assert session.run(None, {**case.inputs, name: strided})[0].tobytes() == got.tobytes()
+        named = session.run(["output"], case.inputs)
+        assert [a.tobytes() for a in named] == [got.tobytes()]
+
+
+@each_way
+def test_empty_bfloat16(form: str, native: bool) -> None:
+    for lengths, dim in (((), 5), ((0, 0), 5), ((2, 1), 0), ((), 0)):
+        for layout in ("ragged", "ends", "rows"):
+            case = cases.make("empty", dtype="bfloat16", layout=layout, lengths=lengths, length=2, dim=dim, mode="sum")
+            if layout == "rows" and lengths == (0, 0):
+                case = cases.make("empty", dtype="bfloat16", layout=layout, lengths=lengths, length=0, mode="sum")
+            case.check(run(lucid_onnx.InferenceSession(model_of(case, form), native=native), case))
+
+
+@each_way
+def test_a_bfloat16_model_with_other_inputs(form: Any, native: bool) -> None:
+    """Names and order of the outputs, and inputs that are not bfloat16, stay what they are."""
+    table = np.arange(8).reshape(4, 2).astype(spec.BFLOAT16)
+    graph = helper.make_graph(
+        [
+            lucid_onnx.make_node("table", "i", "o", "bag", mode="sum", weight_dtype="bfloat16"),
+            helper.make_node("Cast", ["bag"], ["wide"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["wide", "shift"], ["sum"]),
+        ],
+        "g",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, ["n"]),
+            helper.make_tensor_value_info("o", TensorProto.INT64, ["b"]),
+            helper.make_tensor_value_info("shift", TensorProto.FLOAT, []),
+        ],
+        [
+            helper.make_tensor_value_info("sum", TensorProto.FLOAT, ["b", 2]),
+            helper.make_tensor_value_info("bag", TensorProto.BFLOAT16, ["b", 2]),
+        ],
+        [TensorProto(name="table", data_type=TensorProto.BFLOAT16, dims=(4, 2), raw_data=table.tobytes())],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    session = lucid_onnx.InferenceSession(lucid_onnx.to_form(model, form), native=native)
+    feed = {"i": ints(1, 3, 2), "o": ints(0, 2), "shift": np.float32(0.5)}
+    total, bag = session.run(None, feed)
+    assert (bag.dtype, bag.astype(int).tolist()) == (spec.BFLOAT16, [[8, 10], [4, 5]])
+    assert (total.dtype, total.tolist()) == (np.float32, [[8.5, 10.5], [4.5, 5.5]])
+    assert session.run(["bag", "sum"], feed)[1].tolist() == total.tolist()
+
+
+# ---- Threads, and options.
+
+
+@pytest.mark.parametrize(
+    ("form", "native"), [pytest.param("native", True, marks=needs_library), ("portable", False)]
+)
+def test_eight_threads_share_a_session(form: str, native: bool) -> None:
+    workers, calls = 8, 1000
+    shapes = [(1, 5), (3, 0, 4), (60, 1), (), (2,) * 30, (0, 0), (17,), (5, 33, 0, 1)]
+    made = [
+        cases.make(f"thread {k}", mode="sum", rows=50, dim=8, lengths=lengths, weighted=True, padding_idx=1)
+        for k, lengths in enumerate(shapes)
+    ]
+    assert len(made) == workers
+    session = lucid_onnx.InferenceSession(model_of(made[0], form), native=native)
+    expected = [run(session, case) for case in made]
+    for case, first in zip(made, expected, strict=True):
+        case.check(first)
+    wrong: list[str] = []
+    begin = threading.Barrier(workers)
+
+    def work(k: int) -> None:
+        case, bits = made[k], expected[k].tobytes()
+        begin.wait()
+        try:
+            for i in range(calls):
+                got = session.run(None, case.inputs)[0]
+                if native:  # always the same bits; standard operators promise the numbers only
+                    if got.tobytes() != bits:
+                        raise AssertionError("other bits")
+                else:
+                    case.check(got)
+        except Exception as error:
+            wrong.append(f"thread {k}, call {i}: {error}")
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+@needs_library
+def test_threads_that_register_and_load_at_once() -> None:
+    case = case_of("sum ragged float32")
+    data = model_of(case, "native").SerializeToString()
+    wrong: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for _ in range(20):
+                case.check(run(lucid_onnx.InferenceSession(data), case))
+        except BaseException as error:
+            wrong.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+@needs_library
+def test_many_session_options() -> None:
+    case = case_of("mean ragged float32")
+    data = model_of(case, "native").SerializeToString()
+    kept = []
+    for k in range(200):
+        options = ort.SessionOptions()
+        lucid_onnx.register(options)
+        if k % 20 == 0:  # onnxruntime's own class: the library is all that a session needs
+            kept.append(ort.InferenceSession(data, options, providers=["CPUExecutionProvider"]))
+        del options
+    for session in kept:
+        case.check(session.run(None, case.inputs)[0])
+
+
+@needs_library
+def test_one_session_options_for_several_sessions() -> None:
+    options = ort.SessionOptions()
+    lucid_onnx.register(options)
+    for name in ("mean ragged float32", "everything rows float64"):
+        data = model_of(case_of(name), "native").SerializeToString()
+        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        case_of(name).check(session.run(None, case_of(name).inputs)[0])
+
+
+@needs_library
+def test_registering_twice_is_an_error_and_no_crash() -> None:
+    case = case_of("mean ragged float32")
+    data = model_of(case, "native").SerializeToString()
+    options = ort.SessionOptions()
+    lucid_onnx.register(options)
+    with pytest.raises(Exception) as caught:
+        lucid_onnx.register(options)
+        ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    assert "Domain already set in registry" in str(caught.value)
+    with pytest.raises(Exception) as caught:
+        lucid_onnx.InferenceSession(data, session_options=options)
+    assert "Domain already set in registry" in str(caught.value)
+    case.check(run(lucid_onnx.InferenceSession(data), case))
+
+
+@each_way
+def test_options_and_providers_are_honoured(form: str, native: bool, tmp_path: Path) -> None:
+    case = case_of("mean ragged float32")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.logid = "bags"
+    optimised = tmp_path / "optimised.onnx"
+    options.optimized_model_filepath = str(optimised)
+    session = lucid_onnx.InferenceSession(
+        model_of(case, form), native=native, session_options=options, providers=[("CPUExecutionProvider", {})]
+    )
+    used = session.get_session_options()
+    assert (used.intra_op_num_threads, used.logid) == (3, "bags")
+    assert used.graph_optimization_level == ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    assert optimised.is_file()
+    assert session.get_providers() == ["CPUExecutionProvider"]
+    case.check(run(session, case))
+    assert isinstance(session, ort.InferenceSession)
+    assert lucid_onnx.InferenceSession(model_of(case, form), native=native).get_providers() == ["CPUExecutionProvider"]
+
+
+# ---- Several bags in one model.
+
+
+def _value(name: str, kind: int, shape: list[Any] | None) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def _everywhere() -> onnx.ModelProto:
+    """Bags with different attributes side by side, in both branches of an If, in a Loop, and in a user's function."""
+    table = numpy_helper.from_array(np.random.RandomState(1).standard_normal((12, 4)).astype(np.float32), "table")
+    wide = numpy_helper.from_array(np.random.RandomState(2).standard_normal((9, 4)), "wide")
+    node = lucid_onnx.make_node
+    then = helper.make_graph(
+        [node("table", "ids", "starts", "t", mode="max", padding_idx=-1)], "then", [], [_value("t", 1, None)]
+    )
+    otherwise = helper.make_graph(
+        [node("table", "ids", "starts", "e", mode="sum", max_norm=1.5, norm_type=1.0)], "else", [], [_value("e", 1, None)]
+    )
+    # Each round pools the ids and adds what the rounds before made.
+    body = helper.make_graph(
+        [
+            node("table", "ids", "ends", "pooled", mode="sum", per_sample_weights="weights", include_last_offset=True),
+            helper.make_node("Add", ["pooled", "before"], ["after"]),
+            helper.make_node("Identity", ["going"], ["go"]),
+        ],
+        "body",
+        [_value("round", TensorProto.INT64, []), _value("going", TensorProto.BOOL, []), _value("before", 1, None)],
+        [_value("go", TensorProto.BOOL, []), _value("after", 1, None)],
+    )
+    graph = helper.make_graph(
+        [
+            node("table", "ids", "starts", "mean", mode="mean", padding_idx=0),
+            node("wide", "rows", None, "doubles", mode="max", weight_dtype="float64"),
+            node("wide", "rows", None, "clipped", mode="mean", max_norm=0.7, norm_type=np.inf, weight_dtype="float64"),
+            helper.make_node("If", ["flag"], ["branch"], then_branch=then, else_branch=otherwise),
+            helper.make_node("Loop", ["rounds", "", "mean"], ["looped"], body=body),
+            helper.make_node("Twice", ["table", "ids", "starts"], ["twice"], domain="my.own"),
+        ],
+        "everywhere",
+        [
+            _value("ids", TensorProto.INT64, ["n"]),
+            _value("starts", TensorProto.INT64, ["b"]),
+            _value("ends", TensorProto.INT64, ["b1"]),
+            _value("weights", TensorProto.FLOAT, ["n"]),
+            _value("rows", TensorProto.INT32, ["r", "l"]),
+            _value("flag", TensorProto.BOOL, []),
+            _value("rounds", TensorProto.INT64, []),
+        ],
+        [
+            *(_value(name, TensorProto.FLOAT, ["b", 4]) for name in ("mean", "branch", "looped", "twice")),
+            *(_value(name, TensorProto.DOUBLE, ["r", 4]) for name in ("doubles", "clipped")),
+        ],
+        [table, wide],
+    )
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid("ai.lucid", 1)]
+    twice = helper.make_function(
+        "my.own",
+        "Twice",
+        ["w", "i", "o"],
+        ["y"],
+        [
+            node("w", "i", "o", "once", mode="sum"),
+            node("w", "i", "o", "again", mode="mean", padding_idx=3),
+            helper.make_node("Add", ["once", "again"], ["y"]),
+        ],
+        imports,
+    )
+    return helper.make_model(
+        graph, opset_imports=[*imports, helper.make_opsetid("my.own", 1)], functions=[twice], ir_version=8
+    )
+
+
+def _feeds() -> Iterator[dict[str, np.ndarray]]:
+    random = np.random.RandomState(3)
+    for flag, rounds, lengths in ((True, 0, (3, 0, 4)), (False, 3, (1, 7)), (True, 2, (0,)), (False, 1, (150, 0, 40))):
+        ends = np.cumsum([0, *lengths])
+        yield {
+            "ids": random.randint(0, 12, ends[-1]),
+            "starts": ends[:-1],
+            "ends": ends,
+            "weights": random.standard_normal(ends[-1]).astype(np.float32),
+            "rows": random.randint(0, 9, (2, 3)).astype(np.int32),
+            "flag": np.array(flag),
+            "rounds": np.array(rounds),
+        }
+
+
+def _everywhere_expected(model: onnx.ModelProto, feed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    bag = lucid_onnx.reference.embedding_bag
+    tables = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    table, wide = tables["table"].astype(np.float64), tables["wide"]
+    ids, starts, rows = feed["ids"], feed["starts"], feed["rows"]
+    mean = bag(ids, table, starts, mode="mean", padding_idx=0)
+    step = bag(
+        ids, table, feed["ends"], mode="sum", per_sample_weights=feed["weights"].astype(float), include_last_offset=True
+    )
+    return {
+        "mean": mean,
+        "branch": bag(ids, table, starts, mode="max", padding_idx=-1)
+        if feed["flag"]
+        else bag(ids, table, starts, mode="sum", max_norm=1.5, norm_type=1.0),
+        "looped": mean + int(feed["rounds"]) * step,
+        "twice": bag(ids, table, starts, mode="sum") + bag(ids, table, starts, mode="mean", padding_idx=3),
+        "doubles": bag(rows, wide, mode="max"),
+        "clipped": bag(rows, wide, mode="mean", max_norm=0.7, norm_type=np.inf),
+    }
+
+
+@each_way
+def test_bags_in_branches_loops_and_functions(form: Any, native: bool) -> None:
+    model = _everywhere()
+    converted = lucid_onnx.to_form(model, form)
+    onnx.checker.check_model(converted, full_check=True)
+    for level in LEVELS:
+        options = ort.SessionOptions()
+        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+        session = lucid_onnx.InferenceSession(converted, native=native, session_options=options)
+        for feed in _feeds():
+            expected = _everywhere_expected(model, feed)
+            got = dict(zip((o.name for o in session.get_outputs()), session.run(None, feed), strict=True))
+            assert got.keys() == expected.keys()
+            for name, array in got.items():
+                # Sums of up to 600 values of about 1 in float32, and cancellation: 1e-6 of 600 at worst.
+                np.testing.assert_allclose(
+                    array, expected[name], rtol=0, atol=6e-4 if array.dtype == np.float32 else 1e-12, err_msg=name
+                )
+
+
+@each_way
+def test_what_runs_in_branches_loops_and_functions(form: Any, native: bool, tmp_path: Path) -> None:
+    feed = next(f for f in _feeds() if f["rounds"] == 3)
+    _, ran = profiled(lucid_onnx.to_form(_everywhere(), form), feed, native=native, folder=tmp_path)
+    ours = {name: count for name, count in ran.items() if name in spec.VARIANTS}
+    if native and form != "standard":
+        # The mean, a branch, and two of the function; the loop's three; two over doubles.
+        assert ours == {"EmbeddingBag": 4, "EmbeddingBagWeighted": 3, "EmbeddingBag2D": 2}
+    else:
+        assert ours == {}
+
+
+def test_the_forms_turn_into_each_other() -> None:
+    model = _everywhere()
+    portable = lucid_onnx.to_form(model, "portable")
+    native = lucid_onnx.to_form(portable, "native")
+    assert lucid_onnx.to_form(native, "portable") == portable
+    assert lucid_onnx.to_form(portable, "portable") == portable
+    standard = lucid_onnx.to_form(portable, "standard")
+    assert lucid_onnx.to_form(standard, "native") == standard
+    assert "ai.lucid" not in str(standard)
+    assert {f.name for f in portable.functions if f.domain == "ai.lucid"} == {
+        "EmbeddingBag",
+        "EmbeddingBagWeighted",
+        "EmbeddingBag2D",
+    }
+
+
+# ---- The example models.
+
+
+def _two_tower(tables: dict[str, np.ndarray], feed: dict[str, np.ndarray]) -> np.ndarray:
+    bag = lucid_onnx.reference.embedding_bag
+    user = bag(feed["history"], tables["item_table"], feed["history_offsets"], mode="mean", max_norm=1.0)
+    item = bag(
+        feed["words"],
+        tables["word_table"],
+        feed["word_offsets"],
+        mode="sum",
+        per_sample_weights=feed["word_weights"],
+        padding_idx=0,
+    )
+    return user @ item.T
+
+
+def _dlrm(tables: dict[str, np.ndarray], feed: dict[str, np.ndarray]) -> np.ndarray:
+    bag = lucid_onnx.reference.embedding_bag
+    parts = [
+        np.maximum(feed["dense"] @ tables["bottom"], 0),
+        bag(feed["brands"], tables["brand_table"], feed["brand_offsets"], mode="sum"),
+        bag(feed["pages"], tables["page_table"], feed["page_offsets"], mode="max", padding_idx=-1),
+        bag(feed["tags"], tables["tag_table"], mode="mean"),
+    ]
+    return 1 / (1 + np.exp(-(np.concatenate(parts, axis=1) @ tables["top"])))
+
+
+def _two_tower_feed() -> dict[str, np.ndarray]:
+    random = np.random.RandomState(4)
+    return {
+        "history": random.randint(0, 50, 40),
+        "history_offsets": ints(0, 3, 3, 20),
+        "words": random.randint(0, 200, 60),
+        "word_offsets": ints(0, 1, 30, 30, 31),
+        "word_weights": random.standard_normal(60).astype(np.float32),
+    }
+
+
+def _dlrm_feed() -> dict[str, np.ndarray]:
+    random = np.random.RandomState(5)
+    return {
+        "dense": random.standard_normal((3, 4)).astype(np.float32),
+        "brands": random.randint(0, 40, 20),
+        "brand_offsets": ints(0, 0, 7),
+        "pages": random.randint(0, 60, 9),
+        "page_offsets": ints(0, 4, 5),
+        "tags": random.randint(0, 30, (3, 3)),
+    }
+
+
+EXAMPLES: dict[str, tuple[Callable[..., np.ndarray], Callable[[], dict[str, np.ndarray]]]] = {
+    "two_tower": (_two_tower, _two_tower_feed),
+    "dlrm": (_dlrm, _dlrm_feed),
+}
+
+
+def test_every_example_has_an_expectation() -> None:
+    assert {p.stem for p in (ROOT / "models" / "examples").glob("*.onnx")} == EXAMPLES.keys()
+
+
+@each_way
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_examples(name: str, form: Any, native: bool) -> None:
+    expected, feeds = EXAMPLES[name]
+    model = onnx.load(ROOT / "models" / "examples" / f"{name}.onnx")
+    tables = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    feed = feeds()
+    session = lucid_onnx.InferenceSession(lucid_onnx.to_form(model, form), native=native)
+    # A few dozen float32 roundings of values up to 10.
+    np.testing.assert_allclose(session.run(None, feed)[0], expected(tables, feed), rtol=1e-5, atol=1e-5)
+
+
+# ---- External data and files.
+
+
+def _saved_bytes(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
+@each_way
+def test_external_data(form: Any, native: bool, tmp_path: Path) -> None:
+    random = np.random.RandomState(6)
+    tables = [random.standard_normal(shape).astype(np.float32) for shape in ((1000, 3), (7, 5), (333, 64))]
+    graph = helper.make_graph(
+        [lucid_onnx.make_node(f"w{k}", "i", "o", f"y{k}", mode="sum") for k in range(3)],
+        "g",
+        [_value("i", TensorProto.INT64, ["n"]), _value("o", TensorProto.INT64, ["b"])],
+        [_value(f"y{k}", TensorProto.FLOAT, ["b", t.shape[1]]) for k, t in enumerate(tables)],
+        [numpy_helper.from_array(t, f"w{k}") for k, t in enumerate(tables)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8, doc_string="kept")
+    model = lucid_onnx.to_form(model, form)
+    before = model.SerializeToString(deterministic=True)
+    progress: list[tuple[int, int]] = []
+    lucid_onnx.save(model, tmp_path / "m.onnx", external_data=True, progress=lambda *p: progress.append(p))
+    assert model.SerializeToString(deterministic=True) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
+    assert progress[-1][0] == sum(t.nbytes for t in tables if t.nbytes >= 4096)
+
+    light = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    for tensor, table in zip(light.graph.initializer, tables, strict=True):
+        entries = {e.key: e.value for e in tensor.external_data}
+        if table.nbytes < 4096:  # not worth a page
+            assert not entries
+            assert tensor.data_location == TensorProto.DEFAULT
+            continue
+        assert entries["location"] == "m.onnx.data"
+        assert int(entries["offset"]) % 4096 == 0
+        assert int(entries["length"]) == table.nbytes
+    onnx.checker.check_model(str(tmp_path / "m.onnx"), full_check=True)
+    loaded = onnx.load(tmp_path / "m.onnx")
+    for tensor, table in zip(loaded.graph.initializer, model.graph.initializer, strict=True):
+        assert numpy_helper.to_array(tensor).tobytes() == numpy_helper.to_array(table).tobytes()
+        tensor.CopyFrom(table)  # onnx says with DEFAULT that it loaded a tensor
+    assert loaded == model
+
+    feed = {"i": random.randint(0, 7, 30), "o": ints(0, 10, 10)}
+    moved = tmp_path / "elsewhere"  # the two files travel together
+    moved.mkdir()
+    for path in list(tmp_path.glob("m.onnx*")):
+        shutil.move(path, moved / path.name)
+    session = lucid_onnx.InferenceSession(moved / "m.onnx", native=native)
+    for got, table in zip(session.run(None, feed), tables, strict=True):
+        # 20 values of about 1.
+        np.testing.assert_allclose(got, lucid_onnx.reference.embedding_bag(feed["i"], table, feed["o"], mode="sum"), atol=1e-5)
+
+
+@each_way
+@pytest.mark.parametrize("offset", [1, 3, 49, 64, 4097])
+@pytest.mark.parametrize("name", ["everything ragged float32", "max rows float64", "weights ends float16"])
+def test_a_table_at_any_byte_of_a_file(form: str, native: bool, offset: int, name: str, tmp_path: Path) -> None:
+    case = case_of(name)
+    model = model_of(case, form, constant=True)
+    (tensor,) = (t for t in model.graph.initializer if t.name == "weight")
+    data = tensor.raw_data
+    (tmp_path / "table.bin").write_bytes(b"\x7f" * offset + data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", "table.bin"), ("offset", offset), ("length", len(data))):
+        tensor.external_data.add(key=key, value=str(value))
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    case.check(run(lucid_onnx.InferenceSession(tmp_path / "m.onnx", native=native), case))
+
+
+@needs_library
+@pytest.mark.parametrize("name", ["everything ragged float32", "max ends float64", "mean rows float32"])
+def test_bound_memory_at_any_byte(name: str) -> None:
+    """Inputs and output that start anywhere, through an IoBinding."""
+    case = case_of(name)
+    session = lucid_onnx.InferenceSession(model_of(case, "native"))
+    expected = run(session, case)
+    case.check(expected)
+    for shift in (1, 3, 49):
+        binding = session.io_binding()
+        kept = []
+        for key, array in case.inputs.items():
+            memory = np.full(array.nbytes + shift, 0xEE, np.uint8)
+            memory[shift:] = np.frombuffer(array.tobytes(), np.uint8)
+            kept.append(memory)
+            binding.bind_input(key, "cpu", 0, array.dtype, array.shape, memory.ctypes.data + shift)
+        memory = np.full(expected.nbytes + shift + 64, 0xEE, np.uint8)
+        binding.bind_output("output", "cpu", 0, expected.dtype, expected.shape, memory.ctypes.data + shift)
+        session.run_with_iobinding(binding)
+        assert memory[shift : shift + expected.nbytes].tobytes() == expected.tobytes()
+        assert (memory[:shift] == 0xEE).all()
+        assert (memory[shift + expected.nbytes :] == 0xEE).all()
+
+
+class _Stop(Exception):
+    pass
+
+
+def _stop(*_: int) -> None:
+    raise _Stop
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_save_that_fails_leaves_what_was_there(existing: bool, tmp_path: Path) -> None:
+    old = lucid_onnx.build_model(np.ones((2000, 2), np.float32))
+    new = lucid_onnx.build_model(np.zeros((3000, 2), np.float32), mode="sum")
+    if existing:
+        lucid_onnx.save(old, tmp_path / "m.onnx", external_data=True)
+    before = _saved_bytes(tmp_path)
+    with pytest.raises(_Stop):  # in the middle of the data
+        lucid_onnx.save(new, tmp_path / "m.onnx", external_data=True, progress=_stop)
+    assert _saved_bytes(tmp_path) == before
+    broken = onnx.ModelProto()
+    broken.CopyFrom(new)
+    broken.graph.initializer[0].data_location = TensorProto.EXTERNAL
+    with pytest.raises(ValueError) as caught:
+        lucid_onnx.save(broken, tmp_path / "m.onnx")
+    assert str(caught.value) == "initializer 'weight' is external data that was not loaded: use onnx.load first"
+    assert _saved_bytes(tmp_path) == before
+    if existing:
+        session = lucid_onnx.InferenceSession(tmp_path / "m.onnx", native=False)
+        assert session.run(None, {"indices": ints(1), "offsets": ints(0)})[0].tolist() == [[1, 1]]
+
+
+@pytest.mark.parametrize("failing", ["m.onnx.data", "m.onnx"])
+@pytest.mark.parametrize("existing", [False, True])
+def test_a_save_that_fails_at_its_last_step(
+    failing: str, existing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two files are one model: when one of them cannot take its place, the other must not have taken its own."""
+    old = lucid_onnx.build_model(np.ones((2000, 2), np.float32))
+    new = lucid_onnx.build_model(np.zeros((3000, 2), np.float32), mode="sum")
+    if existing:
+        lucid_onnx.save(old, tmp_path / "m.onnx", external_data=True)
+    before = _saved_bytes(tmp_path)
+    replace = os.replace
+
+    def refuse(source: Any, target: Any) -> None:
+        if Path(target).name == failing and Path(source).name.startswith(f".{failing}."):
+            raise PermissionError(13, "no", str(target))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        with pytest.raises(PermissionError):
+            lucid_onnx.save(new, tmp_path / "m.onnx", external_data=True)
+    assert _saved_bytes(tmp_path) == before
+
+
+def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "m.onnx").mkdir()
+    with pytest.raises(OSError):
+        lucid_onnx.save(lucid_onnx.build_model(np.ones((2000, 2), np.float32)), tmp_path / "m.onnx", external_data=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
+    with pytest.raises(FileNotFoundError):
+        lucid_onnx.save(lucid_onnx.build_model(np.ones((2, 2), np.float32)), tmp_path / "none" / "m.onnx")
+
+
+def test_what_save_writes_is_readable_like_any_file(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    lucid_onnx.save(lucid_onnx.build_model(np.ones((2000, 2), np.float32)), tmp_path / "m.onnx", external_data=True)
+    wanted = (tmp_path / "plain").stat().st_mode
+    assert [(tmp_path / n).stat().st_mode for n in ("m.onnx", "m.onnx.data")] == [wanted, wanted]
+
+
+def _free_memory() -> int:
+    try:
+        return int(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024  # type: ignore[index]
+    except OSError:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+@pytest.mark.large
+@each_way
+def test_a_table_over_2_gib(form: Any, native: bool, tmp_path: Path) -> None:
+    """Saved, loaded and run: positions past 2**31 bytes and past 2**32 elements' worth of offsets are real."""
+    rows, dim = 2**25 + 5, 16  # 2.1 GiB of float32
+    size = rows * dim * 4
+    needed = {"memory": 4 * size, "disk": 2 * size}
+    for what, free in (("memory", _free_memory()), ("disk", shutil.disk_usage(tmp_path).free)):
+        if free < needed[what]:
+            pytest.skip(f"{free / 2**30:.1f} GiB of {what} free, {needed[what] / 2**30:.1f} GiB needed")
+    weight = np.zeros((rows, dim), np.float32)
+    marked = [0, 2**24 + 1, 2**25 - 1, 2**25, rows - 1]
+    weight[marked] = np.arange(1, 6, dtype=np.float32)[:, None]
+    model = lucid_onnx.build_model(weight, mode="sum", form=form)
+    del weight
+    path = tmp_path / "large.onnx"
+    with pytest.raises(ValueError, match=r"^external_data = False, but \d+ bytes of tables do not fit one protobuf file$"):
+        lucid_onnx.save(model, path, external_data=False)
+    assert list(tmp_path.iterdir()) == []
+    began = time.monotonic()
+    lucid_onnx.save(model, path)
+    print(f"saved in {time.monotonic() - began:.1f} s")
+    del model
+    assert (tmp_path / "large.onnx.data").stat().st_size == size
+    session = lucid_onnx.InferenceSession(path, native=native)
+    got = session.run(None, {"indices": np.array(marked), "offsets": ints(0, 1, 3)})[0]
+    assert got.tolist() == [[1] * dim, [5] * dim, [9] * dim]
+    with pytest.raises(Exception, match=rf"{rows}\D"):
+        session.run(None, {"indices": ints(rows), "offsets": ints(0)})
+    # The table is the session's only through the file: that is gone, its memory stays.
+    (tmp_path / "large.onnx.data").unlink()
+    assert session.run(None, {"indices": ints(rows - 1), "offsets": ints(0)})[0].tolist() == [[5] * dim]
