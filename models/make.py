@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from lucid_onnx.ops import OPERATORS
 from onnx import TensorProto
 
 from lucid_onnx.builder import TABLE_TYPES, bag_model
+from lucid_onnx.ops import OPERATORS
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))

@@ -124,6 +124,11 @@ class Emitter:
             branches[key] = helper.make_graph(inner.nodes, key, [], [onnx.ValueInfoProto(name=result)])
         return self.node("If", (where,), branches, self.name())
 
+    @property
+    def is_static(self) -> bool:
+        """Whether the attributes are known, so that nothing has to be decided in the graph."""
+        return self._attributes is not None
+
     def knows(self, test: Callable[[dict[str, int | float]], bool]) -> bool:
         """Whether the attributes are known and pass the test."""
         return self._attributes is not None and test(self._attributes)

@@ -9,13 +9,14 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import lucid_onnx
 import numpy as np
 import onnx
 import pytest
-from lucid_onnx.ops.embedding_bag import cases, spec
 from onnx import TensorProto, helper
 from test_isa import arguments, call, isas, needs_library, num_bags, pool
+
+import lucid_onnx
+from lucid_onnx.ops.embedding_bag import cases, spec
 
 ort = pytest.importorskip("onnxruntime")
 ort.set_default_logger_severity(4)  # every refusal would be logged as an error

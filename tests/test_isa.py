@@ -17,9 +17,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import lucid_onnx
 import numpy as np
 import pytest
+
+import lucid_onnx
 from lucid_onnx.ops.embedding_bag import cases, spec
 
 ROOT = Path(__file__).resolve().parent.parent

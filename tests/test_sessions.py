@@ -14,14 +14,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import lucid_onnx
 import numpy as np
 import onnx
 import pytest
-from lucid_onnx.builder import bag_model
-from lucid_onnx.ops.embedding_bag import cases, spec
 from onnx import TensorProto, helper, numpy_helper
 from test_isa import library_path, needs_library
+
+import lucid_onnx
+from lucid_onnx.builder import bag_model
+from lucid_onnx.ops.embedding_bag import cases, spec
 
 ort = pytest.importorskip("onnxruntime")
 ort.set_default_logger_severity(3)
@@ -61,7 +62,9 @@ def ints(*values: int) -> np.ndarray:
     return np.array(values, np.int64)
 
 
-def model_of(case: cases.Case, form: str, *, opset: int = spec.DEFAULT_OPSET, constant: bool = False) -> onnx.ModelProto:
+def model_of(
+    case: cases.Case, form: str, *, opset: int = spec.DEFAULT_OPSET, constant: bool = False
+) -> onnx.ModelProto:
     """A case as a model, its table an input or a constant."""
     return bag_model(
         case.op,
@@ -80,7 +83,9 @@ def run(session: Any, case: cases.Case) -> np.ndarray:
     return session.run(None, {k: v for k, v in case.inputs.items() if k in names})[0]
 
 
-def profiled(model: Any, feed: dict[str, np.ndarray], *, native: bool, folder: Path) -> tuple[list[Any], dict[str, int]]:
+def profiled(
+    model: Any, feed: dict[str, np.ndarray], *, native: bool, folder: Path
+) -> tuple[list[Any], dict[str, int]]:
     """A run's results, and how often each operator ran by ONNX Runtime's profile."""
     options = ort.SessionOptions()
     options.enable_profiling = True
@@ -286,9 +291,7 @@ def test_a_bfloat16_model_with_other_inputs(form: Any, native: bool) -> None:
 # ---- Threads, and options.
 
 
-@pytest.mark.parametrize(
-    ("form", "native"), [pytest.param("native", True, marks=needs_library), ("portable", False)]
-)
+@pytest.mark.parametrize(("form", "native"), [pytest.param("native", True, marks=needs_library), ("portable", False)])
 def test_eight_threads_share_a_session(form: str, native: bool) -> None:
     workers, calls = 8, 1000
     shapes = [(1, 5), (3, 0, 4), (60, 1), (), (2,) * 30, (0, 0), (17,), (5, 33, 0, 1)]
@@ -426,7 +429,10 @@ def _everywhere() -> onnx.ModelProto:
         [node("table", "ids", "starts", "t", mode="max", padding_idx=-1)], "then", [], [_value("t", 1, None)]
     )
     otherwise = helper.make_graph(
-        [node("table", "ids", "starts", "e", mode="sum", max_norm=1.5, norm_type=1.0)], "else", [], [_value("e", 1, None)]
+        [node("table", "ids", "starts", "e", mode="sum", max_norm=1.5, norm_type=1.0)],
+        "else",
+        [],
+        [_value("e", 1, None)],
     )
     # Each round pools the ids and adds what the rounds before made.
     body = helper.make_graph(
@@ -691,7 +697,9 @@ def test_external_data(form: Any, native: bool, tmp_path: Path) -> None:
     session = lucid_onnx.InferenceSession(moved / "m.onnx", native=native)
     for got, table in zip(session.run(None, feed), tables, strict=True):
         # 20 values of about 1.
-        np.testing.assert_allclose(got, lucid_onnx.reference.embedding_bag(feed["i"], table, feed["o"], mode="sum"), atol=1e-5)
+        np.testing.assert_allclose(
+            got, lucid_onnx.reference.embedding_bag(feed["i"], table, feed["o"], mode="sum"), atol=1e-5
+        )
 
 
 @each_way
@@ -829,7 +837,9 @@ def test_a_table_over_2_gib(form: Any, native: bool, tmp_path: Path) -> None:
     model = lucid_onnx.build_model(weight, mode="sum", form=form)
     del weight
     path = tmp_path / "large.onnx"
-    with pytest.raises(ValueError, match=r"^external_data = False, but \d+ bytes of tables do not fit one protobuf file$"):
+    with pytest.raises(
+        ValueError, match=r"^external_data = False, but \d+ bytes of tables do not fit one protobuf file$"
+    ):
         lucid_onnx.save(model, path, external_data=False)
     assert list(tmp_path.iterdir()) == []
     began = time.monotonic()

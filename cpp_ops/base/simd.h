@@ -18,8 +18,8 @@
 #endif
 
 #if defined(__GNUC__)
-#define LUCID_INLINE         inline __attribute__((always_inline))
-#define LUCID_UNROLL         _Pragma("GCC unroll 16")
+#define LUCID_INLINE      inline __attribute__((always_inline))
+#define LUCID_UNROLL      _Pragma("GCC unroll 16")
 #define LUCID_PREFETCH(p) __builtin_prefetch(p, 0, 2)
 #elif defined(_MSC_VER)
 #include <intrin.h>
@@ -36,10 +36,16 @@
 #define LUCID_PREFETCH(p) static_cast<void>(p)
 #endif
 
+// LUCID_NO_VECTOR_EXTENSIONS brings the plain structs to compilers that could do better, to test
+// them.
+#if defined(__GNUC__) && !defined(LUCID_NO_VECTOR_EXTENSIONS)
+#define LUCID_VECTOR_EXTENSIONS 1
+#endif
+
 namespace lucid {
 namespace {
 
-#if defined(__GNUC__)
+#if defined(LUCID_VECTOR_EXTENSIONS)
 
 template <class E, int N>
 struct VectorOf {
@@ -181,7 +187,7 @@ struct Memory {
   }
 };
 
-#if defined(__GNUC__)
+#if defined(LUCID_VECTOR_EXTENSIONS)
 
 // bfloat16 is the upper half of a float. For N elements of at least 16 bytes; below that the
 // compilers fall back to slow code.
@@ -325,7 +331,7 @@ struct Memory<Float16, 4> {
 
 #endif  // __SSE2__, __ARM_NEON
 
-#endif  // __GNUC__
+#endif  // LUCID_VECTOR_EXTENSIONS
 
 template <class T, int N>
 LUCID_INLINE Vector<Accumulator<T>, N> Load(const char* p) {

@@ -152,6 +152,11 @@ def _generate() -> Iterator[Case]:
             padding_idx=-2,
             max_norm=1.1,
         )
+    for dtype, layout in itertools.product(("float32", "float64"), _LAYOUTS):
+        name = f"weights_padding_{layout}_{dtype}"
+        yield make(name, dtype=dtype, mode="sum", layout=layout, weighted=True, padding_idx=-1)
+        name = f"mean_max_norm_padding_{layout}_{dtype}"
+        yield make(name, dtype=dtype, mode="mean", layout=layout, max_norm=1.6, padding_idx=3)
     for index, offset in itertools.product(("int32", "int64"), ("int32", "int64")):
         yield make(f"mean_indices_{index}_offsets_{offset}", mode="mean", index_dtype=index, offsets_dtype=offset)
     for mode in spec.MODES:

@@ -112,7 +112,7 @@ def expand(e: Emitter, op: spec.Variant, inputs: tuple[str, ...], output: str) -
     if op.weighted:
         flat = e.Reshape(named["per_sample_weights"], [-1])
         flat = e.cast_to_attribute(flat, "stash_type")
-        extra = e.Expand(e.cast_to_attribute(e.constant(np.float32(0)), "stash_type"), block)
+        extra = e.Expand(_stash(e, 0), block)
         positions["weights"] = e.Concat(flat, extra, axis=0)
 
     padding = _Padding(e, indices, num_rows)
@@ -137,9 +137,7 @@ def expand(e: Emitter, op: spec.Variant, inputs: tuple[str, ...], output: str) -
     place = e.ScatterElements(first.at(e, first.begins), long, _real(e, place, long))
 
     # Empty bags, and all bags of a table without rows, read the row of zeros at the end.
-    zero = e.Expand(
-        e.cast_to_attribute(e.constant(np.zeros((1, 1), np.float32)), "stash_type"), e.Concat([1], dim, axis=0)
-    )
+    zero = e.Expand(_stash(e, 0), e.Concat([1], dim, axis=0))
     zero_place = e.Add(e.Add(num_first, num_second), e.Shape(third.rows, end=1))
     place = e.Slice(e.Concat(place, e.Expand(zero_place, num_bags), axis=0), [0], num_bags)
     place = e.Where(e.Greater(counts, 0), place, zero_place)
@@ -295,13 +293,16 @@ def _is_max(e: Emitter) -> str:
 
 
 def _identity(e: Emitter) -> str:
-    value = e.select(
+    """What does not change a sum, or a maximum, scalar."""
+    if not e.is_static:  # outside of the branches, here and in `_maximum`
+        for number in (math.nan, -math.inf, 0):
+            _stash(e, number)
+    return e.select(
         lambda a: a["mode"] == _MAX,
         lambda: _is_max(e),
-        lambda b: b.constant(np.float32(-math.inf)),
-        lambda b: b.constant(np.float32(0)),
+        lambda b: _stash(b, -math.inf),
+        lambda b: _stash(b, 0),
     )
-    return e.cast_to_attribute(value, "stash_type")
 
 
 def _axes(e: Emitter) -> tuple[str, str]:
@@ -311,7 +312,7 @@ def _axes(e: Emitter) -> tuple[str, str]:
     changes its order of additions when there are fewer blocks than threads, and with it the bits. A maximum has no
     such order, and over the first axis it is 14 times slower (0.6 ms and 7.9 ms for [20, 2048, 64]).
     """
-    if e.knows(lambda a: True):
+    if e.is_static:
         along = int(e.knows(lambda a: a["mode"] == _MAX))
         return e.int64([1 - along]), e.int64([along])
     axis = e.Unsqueeze(e.Cast(_is_max(e), to=onnx.TensorProto.INT64), [0])
@@ -332,8 +333,7 @@ def _maximum(e: Emitter, blocks: str) -> str:
     """The maximum, where a NaN wins. ONNX Runtime's ReduceMax drops every NaN but one in the first place."""
     nans = e.reduce("ReduceSum", e.Cast(e.IsNaN(blocks), to=onnx.TensorProto.FLOAT), 1)
     largest = e.reduce("ReduceMax", blocks, 1)
-    nan = e.cast_to_attribute(e.constant(np.float32(math.nan)), "stash_type")
-    return e.Where(e.Greater(nans, e.constant(np.float32(0))), nan, largest)
+    return e.Where(e.Greater(nans, e.constant(np.float32(0))), _stash(e, math.nan), largest)
 
 
 def _clipped(e: Emitter, rows: str) -> str:
@@ -349,22 +349,24 @@ def _clipped(e: Emitter, rows: str) -> str:
         return str(e.Not(e.IsInf(e.attribute("max_norm", _FLOAT))))
 
     def scaled(b: Emitter, norm: str) -> str:
-        limit = _double_attribute(b, "max_norm")
-        epsilon = b.cast_to_attribute(b.constant(np.float64(spec.EPSILON)), "stash_type")
-        one = b.cast_to_attribute(b.constant(np.float32(1)), "stash_type")
-        return b.Mul(rows, b.Where(b.Greater(norm, limit), b.Div(limit, b.Add(norm, epsilon)), one))
+        limit, epsilon = _double_attribute(b, "max_norm"), _stash(b, spec.EPSILON)
+        return b.Mul(rows, b.Where(b.Greater(norm, limit), b.Div(limit, b.Add(norm, epsilon)), _stash(b, 1)))
 
     def power(b: Emitter) -> str:
         p = _double_attribute(b, "norm_type")
-        one = b.cast_to_attribute(b.constant(np.float32(1)), "stash_type")
-        return scaled(b, b.Pow(b.reduce("ReduceSum", b.Pow(b.Abs(rows), p), 2, keepdims=1), b.Div(one, p)))
+        sums = b.reduce("ReduceSum", b.Pow(b.Abs(rows), p), 2, keepdims=1)
+        return scaled(b, b.Pow(sums, b.Div(_stash(b, 1), p)))
 
     def largest(b: Emitter) -> str:
         # A column of zeros: a maximum over no columns (D = 0) is an error to some runtimes.
-        zero = b.cast_to_attribute(b.constant(np.float32(0)), "stash_type")
-        zeros = b.Expand(zero, b.Concat(b.Shape(rows, end=2), [1], axis=0))
+        zeros = b.Expand(_stash(b, 0), b.Concat(b.Shape(rows, end=2), [1], axis=0))
         return scaled(b, b.reduce("ReduceMax", b.Concat(b.Abs(rows), zeros, axis=2), 2, keepdims=1))
 
+    if not e.is_static:  # what is written out here is not written in every branch again
+        _double_attribute(e, "max_norm")
+        _double_attribute(e, "norm_type")
+        for number in (spec.EPSILON, 1, 0):
+            _stash(e, number)
     by_power = e.select(
         lambda a: not math.isinf(a["max_norm"]) and not math.isinf(a["norm_type"]),
         lambda: e.And(given(), e.Not(infinite())),
@@ -377,6 +379,12 @@ def _clipped(e: Emitter, rows: str) -> str:
         largest,
         lambda b: by_power,
     )
+
+
+def _stash(e: Emitter, value: float) -> str:
+    """A number in the accumulation type, scalar."""
+    exact = np.float32(value) == value or np.isnan(value)
+    return e.cast_to_attribute(e.constant(np.float32(value) if exact else np.float64(value)), "stash_type")
 
 
 def _double_attribute(e: Emitter, name: str) -> str:
@@ -398,7 +406,7 @@ class _Padding:
 
     def is_off(self) -> str:
         """Scalar: there is no padding."""
-        if self._e.knows(lambda a: True):
+        if self._e.is_static:
             return self._e.constant(np.bool_(self._none))
         return str(self._e.Equal(self._e.attribute("padding_idx", _INT), spec.NO_PADDING))
 

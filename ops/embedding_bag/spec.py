@@ -112,7 +112,8 @@ def split_double(value: float) -> tuple[float, float]:
         return value, 0.0
     if math.isinf(high):  # above float32's range: keep the sum finite
         high = math.copysign(float(np.finfo(np.float32).max), value)
-    return high, float(np.float32(value - high))
+    with np.errstate(over="ignore", under="ignore"):
+        return high, float(np.float32(value - high))
 
 
 @dataclasses.dataclass(frozen=True)

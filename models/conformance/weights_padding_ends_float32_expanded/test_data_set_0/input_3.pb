@@ -1,0 +1,1 @@
+	Bper_sample_weightsJ$.Rs¼rc¿héƒ?Pâ„¿gð¸=_ >'Jp>å±M?yÂ\?

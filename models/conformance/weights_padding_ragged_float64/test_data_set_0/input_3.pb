@@ -1,0 +1,1 @@
+	Bper_sample_weightsJHaò»£Ëù¿tJªÕ?õz°|sVó¿š4ıÎ¤?MYWšÔ¨õ¿'—j›æ?S"	€,+³¿§a—mé?ÛøÒ¬ó¿
