@@ -1,0 +1,111 @@
+"""One shape, every way to run it: python benchmarks/cpu.py [--rows 1000000 --dim 64 --bags 2048 --length 20]
+
+The native kernel against torch's eager call, and the portable file without the library against what torch's own
+exporter makes of the same module. Both sides read the same table memory where they can: torch's parameter is the
+array that sessions get as an input; "constant" has it as an initializer, in memory of onnxruntime's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import platform
+import sys
+import warnings
+
+import numpy as np
+import onnxruntime as ort
+
+import lucid_onnx
+
+from interleave import compare
+
+
+def options(threads: int) -> ort.SessionOptions:
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.log_severity_level = 4
+    return settings
+
+
+def exported(module: object, arguments: tuple[object, ...]) -> bytes:
+    """torch.onnx.export(dynamo=True) of the module, with its loop over bags."""
+    import torch
+
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, arguments, dynamo=True, verbose=False).save(buffer)  # type: ignore[arg-type,union-attr]
+    return buffer.getvalue()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("rows", 1_000_000), ("dim", 64), ("bags", 2048), ("length", 20), ("turns", 30)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--mode", choices=("sum", "mean", "max"), default="sum")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--no-export", action="store_true", help="leave torch's exporter out: it is slow")
+    a = parser.parse_args()
+    import torch
+
+    logging.disable(logging.WARNING)
+    random = np.random.default_rng(0)
+    table = random.standard_normal((a.rows, a.dim), dtype=np.float32)
+    indices = random.integers(0, a.rows, a.bags * a.length)
+    offsets = np.arange(a.bags) * a.length
+    feed = {"indices": indices, "offsets": offsets}
+    module = torch.nn.EmbeddingBag(a.rows, a.dim, mode=a.mode, _weight=torch.from_numpy(table))
+    tensors = torch.from_numpy(indices), torch.from_numpy(offsets)
+    constant = lucid_onnx.build_model(table, mode=a.mode)
+    given = lucid_onnx.build_model(None, mode=a.mode)
+    print(
+        f"V={a.rows} D={a.dim} B={a.bags} L={a.length} float32 {a.mode}, {a.turns} turns; "
+        f"{platform.processor() or platform.machine()}, onnxruntime {ort.__version__}, torch {torch.__version__}"
+    )
+    graph = None if a.no_export else exported(module, tensors)
+    for threads in a.threads:
+        torch.set_num_threads(threads)
+
+        def eager() -> np.ndarray:
+            with torch.inference_mode():
+                return module(*tensors).numpy()  # type: ignore[no-any-return]
+
+        def running(model: object, native: bool, table_is_input: bool, threads: int = threads):  # type: ignore[no-untyped-def]
+            session = lucid_onnx.InferenceSession(model, native=native, session_options=options(threads))  # type: ignore[arg-type]
+            inputs = {"weight": table, **feed} if table_is_input else feed
+            return lambda: session.run(None, inputs)[0]
+
+        report(
+            f"{threads} threads, native; ratio: torch's time over ours",
+            {
+                "torch eager": eager,
+                "native, table given": running(given, True, True),
+                "native, table constant": running(constant, True, False),
+            },
+            a.turns,
+        )
+        if graph is not None:
+            session = ort.InferenceSession(graph, options(threads), providers=["CPUExecutionProvider"])
+            names = [i.name for i in session.get_inputs()]
+            theirs = dict(zip(names, (indices, offsets), strict=True))
+            report(
+                f"{threads} threads, onnxruntime without our library; ratio: the export's time over ours",
+                {
+                    "torch's dynamo export": lambda s=session, f=theirs: s.run(None, f)[0],  # type: ignore[misc]
+                    "portable, no library": running(constant, False, False),
+                },
+                a.turns,
+            )
+    return 0
+
+
+def report(title: str, sides: dict, turns: int) -> None:  # type: ignore[type-arg]
+    print(title)
+    for name, timing in compare(sides, turns=turns).items():
+        print(f"  {name:24s} {timing}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""Fair comparisons on a noisy machine: the answer is checked first, then both sides take turns in one process."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds per call: the median, and the quartiles of the ratio to the baseline, turn by turn."""
+
+    median: float
+    ratio: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median * 1e3:8.3f} ms   {self.ratio:6.2f}x ({self.low:.2f} to {self.high:.2f})"
+
+
+def compare(
+    sides: dict[str, Callable[[], np.ndarray]], *, turns: int = 30, tolerance: float = 1e-4
+) -> dict[str, Timing]:
+    """Time every side, one after another, ``turns`` times; ratios are the first side's time over the others'.
+
+    Raises:
+        AssertionError: the sides do not compute the same, within ``tolerance`` absolute and relative.
+    """
+    names = list(sides)
+    expected = sides[names[0]]()
+    for name in names[1:]:
+        np.testing.assert_allclose(sides[name](), expected, rtol=tolerance, atol=tolerance, err_msg=name)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(turns + 3):
+        # The order rotates, so that nobody always runs in the caches that the same neighbour left.
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            begin = time.perf_counter()
+            sides[name]()
+            elapsed = time.perf_counter() - begin
+            if turn >= 3:
+                times[name].append(elapsed)
+    result = {}
+    for name in names:
+        ratios = sorted(a / b for a, b in zip(times[names[0]], times[name], strict=True))
+        quarter = len(ratios) // 4
+        result[name] = Timing(
+            statistics.median(times[name]), statistics.median(ratios), ratios[quarter], ratios[-quarter - 1]
+        )
+    return result
