@@ -21,7 +21,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from lucid_onnx.builder import TABLE_TYPES, bag_model
+from lucid_onnx.builder import TABLE_TYPES
+from lucid_onnx.conformance import case_model
 from lucid_onnx.ops import OPERATORS
 
 HERE = Path(__file__).resolve().parent
@@ -42,16 +43,7 @@ def write_conformance(folder: Path) -> int:
     for operator in OPERATORS.values():
         for case in operator.cases.all_cases().values():
             for form, suffix in (("portable", ""), ("standard", "_expanded")):
-                model = bag_model(
-                    case.op,
-                    case.attributes,
-                    table=None,
-                    table_dtype=case.weight.dtype,
-                    index_dtype=case.indices.dtype,
-                    offsets_dtype=case.indices.dtype if case.offsets is None else case.offsets.dtype,
-                    form=form,
-                    opset=operator.spec.DEFAULT_OPSET,
-                )
+                model = case_model(case, form)
                 data = folder / (case.name + suffix) / "test_data_set_0"
                 data.mkdir(parents=True)
                 (data.parent / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))

@@ -14,7 +14,7 @@ import pytest
 from onnx import numpy_helper
 
 import lucid_onnx
-from lucid_onnx.builder import bag_model
+from lucid_onnx.conformance import case_model
 from lucid_onnx.ops.embedding_bag.cases import Case, all_cases
 from lucid_onnx.ops.embedding_bag.spec import BFLOAT16, DOMAIN
 
@@ -23,18 +23,7 @@ MODELS = Path(__file__).resolve().parent.parent / "models"
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
-@functools.cache
-def model_of(case: Case, form: str) -> onnx.ModelProto:
-    return bag_model(
-        case.op,
-        case.attributes,
-        table=None,
-        table_dtype=case.weight.dtype,
-        index_dtype=case.indices.dtype,
-        offsets_dtype=case.indices.dtype if case.offsets is None else case.offsets.dtype,
-        form=form,
-        opset=18,
-    )
+model_of = functools.cache(case_model)
 
 
 def run(case: Case, form: str, *, native: bool) -> np.ndarray:

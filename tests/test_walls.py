@@ -228,7 +228,16 @@ def test_kernels_know_no_runtime() -> None:
 
 def test_sources_of_one_instruction_set_have_no_library_code() -> None:
     """An inline function of a header, compiled with -mavx512f, may be the copy that the linker keeps for everybody."""
-    allowed = {"<stddef.h>", "<stdint.h>", "<string.h>", "<math.h>", "<float.h>", "<limits.h>", "<immintrin.h>", "<arm_neon.h>"}
+    allowed = {
+        "<stddef.h>",
+        "<stdint.h>",
+        "<string.h>",
+        "<math.h>",
+        "<float.h>",
+        "<limits.h>",
+        "<immintrin.h>",
+        "<arm_neon.h>",
+    }
     sources = sorted((ROOT / "cpp_ops" / "embedding_bag").glob("pool_rows_*.cc"))
     assert {p.stem for p in sources} >= {"pool_rows_baseline", "pool_rows_avx2", "pool_rows_avx512", "pool_rows_neon"}
     waiting, seen = list(sources), set()
@@ -259,8 +268,15 @@ def test_the_adapter_and_the_contract_have_no_intrinsics() -> None:
 
 
 def test_machine_flags_stand_in_one_file() -> None:
-    pattern = re.compile(r"(?<![\w-])-m(?:avx|sse|f16c|fma|arch|tune|cpu|fpu|bmi|xsave|64|32)\w*|/arch:|target_attribute|\btarget\(\"")
-    paths = [*ROOT.glob("CMakeLists.txt"), *(ROOT / "cpp_ops").rglob("*"), ROOT / "pyproject.toml", *(ROOT / ".ci").glob("*")]
+    pattern = re.compile(
+        r"(?<![\w-])-m(?:avx|sse|f16c|fma|arch|tune|cpu|fpu|bmi|xsave|64|32)\w*|/arch:|target_attribute|\btarget\(\""
+    )
+    paths = [
+        *ROOT.glob("CMakeLists.txt"),
+        *(ROOT / "cpp_ops").rglob("*"),
+        ROOT / "pyproject.toml",
+        *(ROOT / ".ci").glob("*"),
+    ]
     found = set()
     for path in paths:
         if path.is_file() and path.suffix != ".o":
@@ -273,7 +289,11 @@ def test_machine_flags_stand_in_one_file() -> None:
 
 def test_contraction_is_off() -> None:
     assert "-ffp-contract=off" in (ROOT / "CMakeLists.txt").read_text()
-    for path in (ROOT / "CMakeLists.txt", *(ROOT / "cpp_ops").rglob("*.cmake"), *(ROOT / "cpp_ops").rglob("CMakeLists.txt")):
+    for path in (
+        ROOT / "CMakeLists.txt",
+        *(ROOT / "cpp_ops").rglob("*.cmake"),
+        *(ROOT / "cpp_ops").rglob("CMakeLists.txt"),
+    ):
         assert not re.search(r"-ffast-math|-Ofast|/fp:fast|-funsafe|-fassociative", path.read_text()), relative(path)
 
 
@@ -404,7 +424,11 @@ def test_hacking_md_names_only_what_is_there() -> None:
         pattern = re.sub(r"<[^>]*>", "*", word.rstrip("/"))
         found = list(ROOT.glob(pattern))
         if not found and "/" not in pattern:  # a file's own name, in a section about its folder
-            found = [p for folder in ("ops", "lucid_onnx", "cpp_ops", "models", "tests") for p in (ROOT / folder).rglob(pattern)]
+            found = [
+                p
+                for folder in ("ops", "lucid_onnx", "cpp_ops", "models", "tests")
+                for p in (ROOT / folder).rglob(pattern)
+            ]
         if not found:
             missing.append(word)
     assert missing == []

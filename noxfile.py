@@ -1,0 +1,94 @@
+"""The checks that need environments of their own: ``nox``, ``nox -s lint``, ``nox -s "ort(onnxruntime='1.24.4')"``.
+
+``tests`` is the whole suite on the newest onnxruntime, ``ort`` what a model and a session must do on each older one.
+The wheel that they install is built once a run.
+"""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.sessions = ["lint", "tests"]
+nox.options.error_on_missing_interpreters = False  # those that are there are tested
+
+PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+#: A release of every year, and those around the changes that matter: 1.18 (overloads), 1.20 (INT4, bfloat16 from
+#: Python), 1.24 (shape inference of custom ops, slot 414). The first one is the oldest that the library asks for.
+ONNXRUNTIMES = [
+    "1.17.3",
+    "1.18.1",
+    "1.19.2",
+    "1.20.1",
+    "1.21.1",
+    "1.22.1",
+    "1.23.2",
+    "1.24.4",
+    "1.26.0",
+    "1.28.0",
+    "1.30.0",
+    "1.32.0",
+]
+ROOT = Path(__file__).resolve().parent
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="lucid-onnx-wheel")
+
+
+def _wheel(session: nox.Session) -> str:
+    """The wheel of this tree, for any Python: py3-none-<platform>."""
+    folder = Path(_folder().name)
+    if not list(folder.glob("*.whl")):
+        session.run("python", "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(folder), str(ROOT))
+    (wheel,) = folder.glob("*.whl")
+    return str(wheel)
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The suite, from the wheel; arguments after -- go to pytest."""
+    session.install(f"{_wheel(session)}[cpu,test]")
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python="3.11")
+@nox.parametrize("onnxruntime", ONNXRUNTIMES)
+def ort(session: nox.Session, onnxruntime: str) -> None:
+    """Every case in every form, and the sessions, on one version of onnxruntime."""
+    packages = [f"onnxruntime=={onnxruntime}"]
+    if onnxruntime < "1.19":  # built against NumPy 1
+        packages.append("numpy<2")
+    session.install(f"{_wheel(session)}[test]", *packages)
+    found = session.run("python", "-c", "import onnxruntime; print(onnxruntime.__version__)", silent=True)
+    if (found or "").strip() != onnxruntime:
+        session.error(f"onnxruntime {onnxruntime} was asked for, {found} is installed")
+    session.run(
+        "pytest",
+        "tests/test_conformance.py",
+        "tests/test_sessions.py",
+        "-m",
+        "not large",
+        "-k",
+        # What needs no onnxruntime, or asks another runtime, was tested elsewhere.
+        "not onnx_reference and not torch and not agrees_with_itself",
+        *session.posargs,
+    )
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and types of Python, style of C++."""
+    session.install(f"{_wheel(session)}[cpu,test]", "ruff", "mypy", "clang-format")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    # From the wheel, where lucid_onnx.ops is; in the tree it is a folder at the top.
+    with session.chdir(session.create_tmp()):
+        session.run("mypy", "--config-file", str(ROOT / "pyproject.toml"), "-p", "lucid_onnx")
+    sources = [p for p in (ROOT / "cpp_ops").rglob("*") if p.suffix in (".cc", ".h")]
+    session.run("clang-format", "--dry-run", "-Werror", *map(str, sorted(sources)))
