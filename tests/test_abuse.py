@@ -639,6 +639,7 @@ def _make(**keywords: Any) -> Callable[[], Any]:
 
 _FORMS = "is not one of 'portable', 'standard', 'native'"
 _FLOATS = "float32, float16, bfloat16, float64"
+_NUMBERS = "is not 0 (sum), 1 (mean) or 2 (max)"
 _MODES = "is not one of 'sum', 'mean', 'max'"
 _TAKES = "EmbeddingBag takes weight, indices, offsets; it was given"
 BAD_BUILDS: list[tuple[str, type[Exception], str, Callable[[], Any]]] = [
@@ -704,7 +705,7 @@ BAD_BUILDS: list[tuple[str, type[Exception], str, Callable[[], Any]]] = [
     ("form", ValueError, f"form = 'onnx' {_FORMS}", _build(form="onnx")),
     ("form None", ValueError, f"form = None {_FORMS}", _build(form=None)),
     ("padding", ValueError, "padding_idx = 10 is outside [-10, 10), the rows of weight", _build(padding_idx=10)),
-    ("padding below", ValueError, "padding_idx = -11 is outside [-10, 10), the rows of weight", _build(padding_idx=-11)),
+    ("low padding", ValueError, "padding_idx = -11 is outside [-10, 10), the rows of weight", _build(padding_idx=-11)),
     ("table int", TypeError, _TABLES.format("int64"), _build(weight=np.ones((2, 2), np.int64))),
     ("table list of ints", TypeError, _TABLES.format("int64"), _build(weight=[[1, 2]])),
     ("table 1-D", ValueError, "weight has shape [2], expected [V, D]", _build(weight=floats(1, 2))),
@@ -748,8 +749,8 @@ BAD_BUILDS: list[tuple[str, type[Exception], str, Callable[[], Any]]] = [
         _convert(helper.make_node("EmbeddingBag", ["w", "i", "o"], ["y", "z"], domain=spec.DOMAIN)),
     ),
     ("to_form mode", ValueError, f"node 'y': mode = 'median' {_MODES}", _convert(_ours(mode="median"))),
-    ("to_form mode 3", ValueError, "node 'y': mode = 3 is not 0 (sum), 1 (mean) or 2 (max)", _convert(_ours(mode=3))),
-    ("to_form mode float", ValueError, "node 'y': mode = 1.5 is not 0 (sum), 1 (mean) or 2 (max)", _convert(_ours(mode=1.5))),
+    ("to_form mode 3", ValueError, f"node 'y': mode = 3 {_NUMBERS}", _convert(_ours(mode=3))),
+    ("to_form mode 1.5", ValueError, f"node 'y': mode = 1.5 {_NUMBERS}", _convert(_ours(mode=1.5))),
     ("to_form mode bytes", ValueError, None, _convert(_ours(mode=b"\xff\xfe"))),
     ("to_form max_norm", ValueError, "node 'y': max_norm = nan must be >= 0", _convert(_ours(max_norm=math.nan))),
     ("to_form max_norm text", ValueError, None, _convert(_ours(max_norm="big"))),

@@ -18,22 +18,26 @@
 #endif
 
 #if defined(__GNUC__)
-#define LUCID_INLINE      inline __attribute__((always_inline))
-#define LUCID_UNROLL      _Pragma("GCC unroll 16")
-#define LUCID_PREFETCH(p) __builtin_prefetch(p, 0, 2)
+#define LUCID_INLINE         inline __attribute__((always_inline))
+#define LUCID_UNROLL         _Pragma("GCC unroll 16")
+#define LUCID_PREFETCH_L1(p) __builtin_prefetch(p, 0, 3)
+#define LUCID_PREFETCH_L2(p) __builtin_prefetch(p, 0, 2)
 #elif defined(_MSC_VER)
 #include <intrin.h>
 #define LUCID_INLINE __forceinline
 #define LUCID_UNROLL
 #if defined(_M_X64)
-#define LUCID_PREFETCH(p) _mm_prefetch(p, _MM_HINT_T1)
+#define LUCID_PREFETCH_L1(p) _mm_prefetch(p, _MM_HINT_T0)
+#define LUCID_PREFETCH_L2(p) _mm_prefetch(p, _MM_HINT_T1)
 #else
-#define LUCID_PREFETCH(p) __prefetch(p)
+#define LUCID_PREFETCH_L1(p) __prefetch(p)
+#define LUCID_PREFETCH_L2(p) __prefetch(p)
 #endif
 #else
 #define LUCID_INLINE inline
 #define LUCID_UNROLL
-#define LUCID_PREFETCH(p) static_cast<void>(p)
+#define LUCID_PREFETCH_L1(p) static_cast<void>(p)
+#define LUCID_PREFETCH_L2(p) static_cast<void>(p)
 #endif
 
 // LUCID_NO_VECTOR_EXTENSIONS brings the plain structs to compilers that could do better, to test

@@ -14,6 +14,7 @@
 #include <memory>
 #include <new>
 
+#include "base/pages.h"
 #include "base/types.h"
 #include "embedding_bag/embedding_bag.h"
 #include "ort/register.h"
@@ -195,6 +196,9 @@ Status* GetInput(const Runtime& runtime, const KernelContext* context, size_t in
 
 // ---- The kernel of one node.
 
+// A smaller table is in the caches, and in the reach of their own page tables, before long.
+constexpr size_t kHugePagesFrom = size_t{8} << 20;
+
 struct Kernel {
   const Op* op;
   Isa isa;
@@ -271,6 +275,11 @@ Status* CreateKernel(const Op& op, const Api* api, const KernelInfo* info, void*
     LUCID_RETURN_IF_ERROR(GetShape(*op.runtime, weight, &kernel->weight));
     LUCID_RETURN_IF_ERROR(GetData(api, weight, &args.weight));
     kernel->weight_is_constant = true;
+    size_t bytes = op.dtype == kFloat64 ? 8 : op.dtype == kFloat32 ? 4 : 2;
+    for (size_t i = 0; i < kernel->weight.shape.rank; ++i) {
+      bytes *= static_cast<size_t>(kernel->weight.shape.dims[i]);
+    }
+    if (bytes >= kHugePagesFrom) BackWithHugePages(args.weight, bytes);
   }
   *out = kernel.release();
   return nullptr;

@@ -3,9 +3,10 @@
 //
 // No standard library here and no inline function of external linkage: types.h says why.
 //
-// A bag is pooled in two steps. Gather checks its indices and lists the addresses of its rows, with
-// their scales and without the padded ones. PoolBlock then has nothing left to decide: it adds up a
-// block of columns, whose accumulators stay in registers, over all rows of the list.
+// The first block of columns of a bag, which for most tables is all of them, is pooled in one pass
+// over the positions: check the index, fetch a row that comes later, add the row to accumulators
+// that stay in registers. It notes the rows' addresses, without the padded ones, for the other
+// blocks. (To list the rows in a pass of its own first took 1.3 to 1.8 times as long.)
 
 #include <float.h>
 #include <math.h>
@@ -21,33 +22,22 @@ constexpr int64_t kGroup = 64;  // rows that are added up before they join the s
 
 LUCID_INLINE int64_t Smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Rows are fetched into L2 this many positions before their use. Worth on 256-byte rows of a 256 MB
-// table (Sapphire Rapids, one thread): no fetching takes 1.5 to 2.3 times as long, a distance of 16
-// or 32 up to 1.2 times, fetching into L1 or also into L1 1.1 to 1.3 times. On a table that fits
-// into L2 the fetching itself costs 2 ns a row.
-constexpr int64_t kAhead = 64;
+// How far ahead rows are fetched, in positions, across the borders of bags. Nanoseconds per row
+// (Sapphire Rapids, one thread) with none / 16 into L1 / 64 into L2. A table of 256 MB on 4 KiB
+// pages: 64 bytes 17.9 / 15.7 / 16.7, 256 bytes 34.3 / 31.5 / 28.6, 512 bytes 52 / 52 / 44, 1 KiB
+// 87 / 86 / 75, 3 KiB 208 / 255 / 260; of 2.5 MB, 256 bytes: 5.3 / 5.4 / 7.0. So L1 for what the
+// caches hold anyway, L2 for the rest, and rows of many lines are left to the hardware, which
+// streams them better alone.
+constexpr int64_t kNearDistance = 16, kFarDistance = 64;
+constexpr int64_t kMostNearBytes = 8 << 20;  // of table
+constexpr int64_t kMostFetchedBytes = 1536;  // of row
 
-struct Ahead {
-  const char* indices;
-  int64_t index_bytes, last_position;
-  uintptr_t weight, row_bytes;
-};
-
-LUCID_INLINE void PrefetchRow(uintptr_t row, uintptr_t row_bytes) {
-  const uintptr_t first = row & ~uintptr_t{63};  // a line of the cache
-  for (uintptr_t i = 0; i < row - first + row_bytes; i += 64) {
-    LUCID_PREFETCH(reinterpret_cast<const char*>(first + i));
-  }
-}
-
-// Fetches the row that is used kAhead positions after this one, in whatever bag that is.
-LUCID_INLINE void PrefetchAhead(const Ahead& a, int64_t position) {
-  // The low half of an index is enough: it errs on tables of 2^32 rows and on big-endian machines
-  // only, and an address that is merely prefetched may be anything, even an unchecked index's.
+// An index that is only good for a prefetch. The low half is enough: it errs on tables of 2^32 rows
+// and on big-endian machines only, and an address that is merely prefetched may be anything.
+LUCID_INLINE uintptr_t HintAt(const char* indices, int64_t index_bytes, int64_t position) {
   uint32_t index;
-  memcpy(&index, a.indices + Smaller(position + kAhead, a.last_position) * a.index_bytes,
-         sizeof(index));
-  PrefetchRow(a.weight + index * a.row_bytes, a.row_bytes);
+  memcpy(&index, indices + position * index_bytes, sizeof(index));
+  return index;
 }
 
 template <class T>
@@ -56,78 +46,43 @@ struct Bag {
   int64_t count;  // of rows
   A divisor;      // 1 but for mean
   bool partial;   // the result is a row of accumulators
-  uintptr_t row_bytes;
   const char* row[kPiece];
   A scale[kPiece];
 };
 
-// Row j's part of the block: vectors at column, column + N, ..., and the last one at `last`, where
+// A row's part of the block: vectors at column, column + N, ..., and the last one at `last`, where
 // it may overlap the one before. Columns are independent, so what is computed twice is equal.
 template <class T, int N, int kVectors, bool kScaled>
-LUCID_INLINE void LoadRow(const Bag<T>& bag, int64_t j, size_t first_byte, size_t last_byte,
-                          Vector<Accumulator<T>, N>* x) {
-  const char* row = bag.row[j];
+LUCID_INLINE void LoadRow(const char* row, Accumulator<T> scale, size_t first_byte,
+                          size_t last_byte, Vector<Accumulator<T>, N>* x) {
   LUCID_UNROLL
   for (int v = 0; v < kVectors - 1; ++v) x[v] = Load<T, N>(row + first_byte + v * N * sizeof(T));
   x[kVectors - 1] = Load<T, N>(row + last_byte);
   if (kScaled) {
     LUCID_UNROLL
-    for (int v = 0; v < kVectors; ++v) x[v] = x[v] * bag.scale[j];
+    for (int v = 0; v < kVectors; ++v) x[v] = x[v] * scale;
+  } else {
+    static_cast<void>(scale);
   }
 }
 
 template <class T, int N, int kVectors, bool kMaximum, bool kScaled>
 LUCID_INLINE void AddRows(const Bag<T>& bag, int64_t j, int64_t end, size_t first_byte,
-                          size_t last_byte, int64_t prefetch_end, Vector<Accumulator<T>, N>* acc) {
+                          size_t last_byte, Vector<Accumulator<T>, N>* acc) {
   using V = Vector<Accumulator<T>, N>;
   for (; j < end; ++j) {
-    if (j + kAhead < prefetch_end) {
-      PrefetchRow(reinterpret_cast<uintptr_t>(bag.row[j + kAhead]), bag.row_bytes);
-    }
     V x[kVectors];
-    LoadRow<T, N, kVectors, kScaled>(bag, j, first_byte, last_byte, x);
+    LoadRow<T, N, kVectors, kScaled>(bag.row[j], bag.scale[j], first_byte, last_byte, x);
     LUCID_UNROLL
     for (int v = 0; v < kVectors; ++v) acc[v] = kMaximum ? MaxSticky(acc[v], x[v]) : acc[v] + x[v];
   }
 }
 
-// Pools one block of columns of a bag with at least one row.
-template <class T, int N, int kVectors, bool kMaximum, bool kScaled>
-void PoolBlock(const Bag<T>& bag, int64_t column, int64_t last, char* out) {
+// Divides, rounds and stores a block of columns.
+template <class T, int N, int kVectors>
+LUCID_INLINE void Finish(const Bag<T>& bag, Vector<Accumulator<T>, N>* acc, int64_t column,
+                         int64_t last, char* out) {
   using A = Accumulator<T>;
-  using V = Vector<A, N>;
-  const size_t first_byte = static_cast<size_t>(column) * sizeof(T);
-  const size_t last_byte = static_cast<size_t>(last) * sizeof(T);
-  const int64_t n = bag.count;
-  // The first block fetches whole rows, for the other blocks too.
-  const int64_t prefetch_end = column == 0 ? n : 0;
-
-  V acc[kVectors];
-  if (kMaximum) {
-    LoadRow<T, N, kVectors, kScaled>(bag, 0, first_byte, last_byte, acc);
-    AddRows<T, N, kVectors, kMaximum, kScaled>(bag, 1, n, first_byte, last_byte, prefetch_end, acc);
-  } else {
-    LUCID_UNROLL
-    for (int v = 0; v < kVectors; ++v) acc[v] = V{};
-    AddRows<T, N, kVectors, kMaximum, kScaled>(bag, 0, Smaller(n, kGroup), first_byte, last_byte,
-                                               prefetch_end, acc);
-    if (n > kGroup) {
-      V sum[kVectors];
-      LUCID_UNROLL
-      for (int v = 0; v < kVectors; ++v) sum[v] = acc[v];
-      for (int64_t j = kGroup; j < n; j += kGroup) {
-        LUCID_UNROLL
-        for (int v = 0; v < kVectors; ++v) acc[v] = V{};
-        AddRows<T, N, kVectors, kMaximum, kScaled>(bag, j, Smaller(n, j + kGroup), first_byte,
-                                                   last_byte, prefetch_end, acc);
-        LUCID_UNROLL
-        for (int v = 0; v < kVectors; ++v) sum[v] = sum[v] + acc[v];
-      }
-      LUCID_UNROLL
-      for (int v = 0; v < kVectors; ++v) acc[v] = sum[v];
-    }
-  }
-
   if (bag.partial) {
     char* first = out + static_cast<size_t>(column) * sizeof(A);
     LUCID_UNROLL
@@ -139,65 +94,48 @@ void PoolBlock(const Bag<T>& bag, int64_t column, int64_t last, char* out) {
     LUCID_UNROLL
     for (int v = 0; v < kVectors; ++v) acc[v] = acc[v] / bag.divisor;
   }
+  char* first = out + static_cast<size_t>(column) * sizeof(T);
   LUCID_UNROLL
   for (int v = 0; v < kVectors - 1; ++v) {
-    Store<T, N>(CanonicalNans<A, N>(acc[v]), out + first_byte + v * N * sizeof(T));
+    Store<T, N>(CanonicalNans<A, N>(acc[v]), first + v * N * sizeof(T));
   }
-  Store<T, N>(CanonicalNans<A, N>(acc[kVectors - 1]), out + last_byte);
+  Store<T, N>(CanonicalNans<A, N>(acc[kVectors - 1]), out + static_cast<size_t>(last) * sizeof(T));
 }
 
-// The blocks that D columns are cut into: `full` ones of kMaxVectors registers, then one of as many
-// as are left. A row narrower than a register takes narrower vectors, and below 16 bytes scalars.
-template <class T>
-struct Blocks {
-  using Pool = void (*)(const Bag<T>& bag, int64_t column, int64_t last, char* out);
-  Pool full, rest;
-  int64_t full_columns;  // of one full block
-  int64_t rest_begin;    // the first column of the rest; the full blocks end there
-  int64_t full_last;     // from a full block's first column to its last vector
-  int64_t rest_last;     // the column of the last vector of the rest
-};
-
+// Pools a block of columns of a bag whose rows are listed, at least one.
 template <class T, int N, int kVectors, bool kMaximum, bool kScaled>
-typename Blocks<T>::Pool ChooseBlock(int64_t vectors) {
-  if constexpr (kVectors == 1) {
-    static_cast<void>(vectors);
-    return PoolBlock<T, N, 1, kMaximum, kScaled>;
-  } else {
-    return vectors == kVectors ? PoolBlock<T, N, kVectors, kMaximum, kScaled>
-                               : ChooseBlock<T, N, kVectors - 1, kMaximum, kScaled>(vectors);
-  }
-}
+void PoolBlock(const Bag<T>& bag, int64_t column, int64_t last, char* out) {
+  using V = Vector<Accumulator<T>, N>;
+  const size_t first_byte = static_cast<size_t>(column) * sizeof(T);
+  const size_t last_byte = static_cast<size_t>(last) * sizeof(T);
+  const int64_t n = bag.count;
 
-template <class T, int N, bool kMaximum, bool kScaled>
-Blocks<T> CutColumns(int64_t columns) {
-  constexpr int kWidest = LUCID_VECTOR_BYTES / sizeof(Accumulator<T>);
-  constexpr int kNarrowest = 16 / sizeof(Accumulator<T>);
-  if constexpr (N > 1) {
-    if (columns < N) {
-      return CutColumns<T, (N > kNarrowest ? N / 2 : 1), kMaximum, kScaled>(columns);
+  V acc[kVectors];
+  if (kMaximum) {
+    LoadRow<T, N, kVectors, kScaled>(bag.row[0], bag.scale[0], first_byte, last_byte, acc);
+    AddRows<T, N, kVectors, kMaximum, kScaled>(bag, 1, n, first_byte, last_byte, acc);
+  } else {
+    LUCID_UNROLL
+    for (int v = 0; v < kVectors; ++v) acc[v] = V{};
+    AddRows<T, N, kVectors, kMaximum, kScaled>(bag, 0, Smaller(n, kGroup), first_byte, last_byte,
+                                               acc);
+    if (n > kGroup) {
+      V sum[kVectors];
+      LUCID_UNROLL
+      for (int v = 0; v < kVectors; ++v) sum[v] = acc[v];
+      for (int64_t j = kGroup; j < n; j += kGroup) {
+        LUCID_UNROLL
+        for (int v = 0; v < kVectors; ++v) acc[v] = V{};
+        AddRows<T, N, kVectors, kMaximum, kScaled>(bag, j, Smaller(n, j + kGroup), first_byte,
+                                                   last_byte, acc);
+        LUCID_UNROLL
+        for (int v = 0; v < kVectors; ++v) sum[v] = sum[v] + acc[v];
+      }
+      LUCID_UNROLL
+      for (int v = 0; v < kVectors; ++v) acc[v] = sum[v];
     }
   }
-  // Two narrow vectors reach across what one of the next width does not fit in.
-  constexpr int kMost = N == kWidest ? LUCID_MAX_VECTORS : N > 1 ? 2 : kNarrowest - 1;
-  Blocks<T> b = {};
-  b.full_columns = kMost * N;
-  b.full = ChooseBlock<T, N, kMost, kMaximum, kScaled>(kMost);
-  b.full_last = b.full_columns - N;
-  b.rest_begin = columns / b.full_columns * b.full_columns;
-  if (b.rest_begin < columns) {
-    b.rest = ChooseBlock<T, N, kMost, kMaximum, kScaled>((columns - b.rest_begin + N - 1) / N);
-    b.rest_last = columns - N;
-  }
-  return b;
-}
-
-template <class T>
-LUCID_INLINE void PoolColumns(const Blocks<T>& blocks, const Bag<T>& bag, char* out) {
-  for (int64_t c = 0; c < blocks.rest_begin; c += blocks.full_columns) {
-    blocks.full(bag, c, c + blocks.full_last, out);
-  }
-  if (blocks.rest) blocks.rest(bag, blocks.rest_begin, blocks.rest_last, out);
+  Finish<T, N, kVectors>(bag, acc, column, last, out);
 }
 
 // |row|_p for p = 1, 2 and infinity. The lanes that the sum is spread over are 64 bytes wide
@@ -255,50 +193,203 @@ Accumulator<T> Clip(const PoolJob& job, const char* row) {
   return norm > max_norm ? max_norm / (norm + static_cast<A>(1e-7)) : static_cast<A>(1);
 }
 
-// Lists the rows of the positions [begin, end), at most kPiece. Returns kNoBadPosition, or the
-// first position whose index is outside the table.
+template <class T>
+Accumulator<T> Scale(const PoolJob& job, int64_t k, const char* row) {
+  Accumulator<T> scale = 1;
+  if (job.max_norm <= DBL_MAX) scale = Clip<T>(job, row);
+  if (job.per_sample_weights) {
+    scale = scale * Load<T, 1>(job.per_sample_weights + static_cast<size_t>(k) * sizeof(T));
+  }
+  return scale;
+}
+
+LUCID_INLINE int64_t IndexAt(const char* indices, bool wide, int64_t k) {
+  return wide ? LoadUnaligned<int64_t>(indices, k) : LoadUnaligned<int32_t>(indices, k);
+}
+
+// Pools the first block of columns over the positions [begin, end), at most kPiece, and lists the
+// rows if there are more blocks. Returns kNoBadPosition, or the first position whose index is
+// outside the table. Without a row that is not padded, nothing is stored.
 //
-// Of a short bag, the rows that come kAhead positions later are fetched here: against fetching in
-// PoolBlock, bags of 2 rows take 0.6 of the time and bags of 20 rows 0.9. A longer bag would fetch
-// more than the nearer caches hold before it adds anything, and bags of 300 took 1.15 of the time:
-// there PoolBlock fetches, from the list, and what follows the bag is fetched at its end.
-template <class T, class I, bool kScaled>
-LUCID_INLINE int64_t Gather(const PoolJob& job, const Ahead& ahead, int64_t begin, int64_t end,
-                            Bag<T>* bag) {
-  const bool is_short = end - begin <= kAhead;
+// Few instructions a row matter here: the fewer, the more rows the processor has under way at once.
+// What the loop needs is copied out of the job first, which the stores might otherwise overwrite as
+// far as the compiler can tell, and a row of one block is fetched without a loop. Together
+// worth 1.3.
+template <class T, int N, int kVectors, bool kMaximum, bool kScaled>
+int64_t PoolFirstBlock(const PoolJob& job, int64_t begin, int64_t end, int64_t last, Bag<T>* bag,
+                       char* out) {
+  using A = Accumulator<T>;
+  using V = Vector<A, N>;
+  constexpr int64_t kBlockBytes = kVectors * N * static_cast<int64_t>(sizeof(T));
+  const char* const weight = job.weight;
+  const char* const indices = job.indices;
+  const bool wide = job.index_type == kInt64;
+  const int64_t index_bytes = wide ? 8 : 4;
+  const int64_t row_bytes = job.row_bytes, padding = job.padding;
+  const int64_t last_position = job.last_position;
+  const uint64_t rows = static_cast<uint64_t>(job.rows);
+  const bool one_block = row_bytes <= kBlockBytes;
+  const bool fetches = row_bytes <= kMostFetchedBytes;
+  const bool near = job.rows <= kMostNearBytes / row_bytes;
+  const int64_t distance = near ? kNearDistance : kFarDistance;
+  const size_t last_byte = static_cast<size_t>(last) * sizeof(T);
+
+  V acc[kVectors], sum[kVectors];
+  LUCID_UNROLL
+  for (int v = 0; v < kVectors; ++v) acc[v] = sum[v] = V{};
   int64_t n = 0;
-  for (int64_t k = begin; k < end; ++k) {
-    const int64_t index = LoadUnaligned<I>(job.indices, k);
-    if (static_cast<uint64_t>(index) >= static_cast<uint64_t>(job.rows)) return k;
-    if (is_short) PrefetchAhead(ahead, k);
-    if (index == job.padding) continue;
-    const char* row = job.weight + index * job.row_bytes;
-    bag->row[n] = row;
-    if (kScaled) {
-      Accumulator<T> scale = 1;
-      if (job.max_norm <= DBL_MAX) scale = Clip<T>(job, row);
-      if (job.per_sample_weights) {
-        const char* weight = job.per_sample_weights + static_cast<size_t>(k) * sizeof(T);
-        scale = scale * Load<T, 1>(weight);
+  bool in_sum = false;  // whether sum holds the groups before
+  for (int64_t k = begin; k < end;) {
+    const int64_t group = n, group_end = n + kGroup;
+    for (; k < end && n < group_end; ++k) {
+      const int64_t index = IndexAt(indices, wide, k);
+      if (static_cast<uint64_t>(index) >= rows) return k;
+      if (fetches) {
+        const uintptr_t next = HintAt(indices, index_bytes, Smaller(k + distance, last_position));
+        const uintptr_t p =
+            reinterpret_cast<uintptr_t>(weight) + next * static_cast<uintptr_t>(row_bytes);
+        if (!one_block) {
+          for (int64_t i = 0; i < row_bytes; i += 64) {
+            LUCID_PREFETCH_L2(reinterpret_cast<const char*>(p + i));
+          }
+        } else if (near) {
+          LUCID_UNROLL
+          for (int64_t i = 0; i < kBlockBytes; i += 64) {
+            LUCID_PREFETCH_L1(reinterpret_cast<const char*>(p + i));
+          }
+        } else {
+          LUCID_UNROLL
+          for (int64_t i = 0; i < kBlockBytes; i += 64) {
+            LUCID_PREFETCH_L2(reinterpret_cast<const char*>(p + i));
+          }
+        }
       }
-      bag->scale[n] = scale;
+      if (index == padding) continue;
+      const char* const row = weight + index * row_bytes;
+      A scale = 1;
+      if (kScaled) scale = Scale<T>(job, k, row);
+      if (!one_block) {
+        bag->row[n] = row;
+        if (kScaled) bag->scale[n] = scale;
+      }
+      V x[kVectors];
+      LoadRow<T, N, kVectors, kScaled>(row, scale, 0, last_byte, x);
+      if (kMaximum && n == 0) {
+        LUCID_UNROLL
+        for (int v = 0; v < kVectors; ++v) acc[v] = x[v];
+      } else {
+        LUCID_UNROLL
+        for (int v = 0; v < kVectors; ++v) {
+          acc[v] = kMaximum ? MaxSticky(acc[v], x[v]) : acc[v] + x[v];
+        }
+      }
+      ++n;
     }
-    ++n;
+    // A bag of one group needs no sum of groups, and a group without rows must not turn -0 into 0.
+    if (kMaximum || n == group || (!in_sum && k == end)) continue;
+    LUCID_UNROLL
+    for (int v = 0; v < kVectors; ++v) {
+      sum[v] = in_sum ? sum[v] + acc[v] : acc[v];
+      acc[v] = V{};
+    }
+    in_sum = true;
   }
   bag->count = n;
+  if (n == 0) return kNoBadPosition;
+  if (in_sum) {
+    LUCID_UNROLL
+    for (int v = 0; v < kVectors; ++v) acc[v] = sum[v];
+  }
+  if (job.mode == kMean && !bag->partial) bag->divisor = static_cast<A>(n);
+  Finish<T, N, kVectors>(*bag, acc, 0, last, out);
   return kNoBadPosition;
+}
+
+// The blocks that D columns are cut into: `full` ones of kMaxVectors registers, then one of as many
+// as are left. A row narrower than a register takes narrower vectors, and below 16 bytes scalars.
+template <class T>
+struct Blocks {
+  using PoolFirst = int64_t (*)(const PoolJob& job, int64_t begin, int64_t end, int64_t last,
+                                Bag<T>* bag, char* out);
+  using Pool = void (*)(const Bag<T>& bag, int64_t column, int64_t last, char* out);
+  PoolFirst first;       // the block at column 0, whichever it is; null without columns
+  Pool full, rest;       // the others; rest may be null
+  int64_t full_columns;  // of one full block
+  int64_t rest_begin;    // the first column of the rest; the full blocks end there
+  int64_t full_last;     // from a full block's first column to its last vector
+  int64_t rest_last;     // the column of the last vector of the rest
+  int64_t first_last;    // the column of the last vector of the first block
+};
+
+template <class T, int N, int kVectors, bool kMaximum, bool kScaled>
+typename Blocks<T>::Pool ChooseBlock(int64_t vectors) {
+  if constexpr (kVectors == 1) {
+    static_cast<void>(vectors);
+    return PoolBlock<T, N, 1, kMaximum, kScaled>;
+  } else {
+    return vectors == kVectors ? PoolBlock<T, N, kVectors, kMaximum, kScaled>
+                               : ChooseBlock<T, N, kVectors - 1, kMaximum, kScaled>(vectors);
+  }
+}
+
+template <class T, int N, int kVectors, bool kMaximum, bool kScaled>
+typename Blocks<T>::PoolFirst ChooseFirstBlock(int64_t vectors) {
+  if constexpr (kVectors == 1) {
+    static_cast<void>(vectors);
+    return PoolFirstBlock<T, N, 1, kMaximum, kScaled>;
+  } else {
+    return vectors == kVectors ? PoolFirstBlock<T, N, kVectors, kMaximum, kScaled>
+                               : ChooseFirstBlock<T, N, kVectors - 1, kMaximum, kScaled>(vectors);
+  }
+}
+
+template <class T, int N, bool kMaximum, bool kScaled>
+Blocks<T> CutColumns(int64_t columns) {
+  constexpr int kWidest = LUCID_VECTOR_BYTES / sizeof(Accumulator<T>);
+  constexpr int kNarrowest = 16 / sizeof(Accumulator<T>);
+  if constexpr (N > 1) {
+    if (columns < N) {
+      return CutColumns<T, (N > kNarrowest ? N / 2 : 1), kMaximum, kScaled>(columns);
+    }
+  }
+  // Two narrow vectors reach across what one of the next width does not fit in.
+  constexpr int kMost = N == kWidest ? LUCID_MAX_VECTORS : N > 1 ? 2 : kNarrowest - 1;
+  Blocks<T> b = {};
+  b.full_columns = kMost * N;
+  b.full = ChooseBlock<T, N, kMost, kMaximum, kScaled>(kMost);
+  b.full_last = b.full_columns - N;
+  b.rest_begin = columns / b.full_columns * b.full_columns;
+  const int64_t rest_vectors = (columns - b.rest_begin + N - 1) / N;
+  if (b.rest_begin == 0) {
+    b.first = ChooseFirstBlock<T, N, kMost, kMaximum, kScaled>(rest_vectors);
+    b.first_last = columns - N;
+    return b;
+  }
+  b.first = ChooseFirstBlock<T, N, kMost, kMaximum, kScaled>(kMost);
+  b.first_last = b.full_last;
+  if (rest_vectors > 0) {
+    b.rest = ChooseBlock<T, N, kMost, kMaximum, kScaled>(rest_vectors);
+    b.rest_last = columns - N;
+  }
+  return b;
+}
+
+template <class T>
+LUCID_INLINE void PoolColumns(const Blocks<T>& blocks, const Bag<T>& bag, char* out) {
+  for (int64_t c = 0; c < blocks.rest_begin; c += blocks.full_columns) {
+    blocks.full(bag, c, c + blocks.full_last, out);
+  }
+  if (blocks.rest) blocks.rest(bag, blocks.rest_begin, blocks.rest_last, out);
 }
 
 template <class T>
 struct Pooler {
   const PoolJob& job;
-  bool scaled;
-  Ahead ahead;
   Blocks<T> blocks = {};
   Bag<T> bag;
 
   explicit Pooler(const PoolJob& j) : job(j) {
-    scaled = job.max_norm <= DBL_MAX || job.per_sample_weights;
+    const bool scaled = job.max_norm <= DBL_MAX || job.per_sample_weights;
     constexpr int N = LUCID_VECTOR_BYTES / sizeof(Accumulator<T>);
     if (job.columns > 0) {
       blocks = job.mode == lucid::kMax ? (scaled ? CutColumns<T, N, true, true>(job.columns)
@@ -306,28 +397,31 @@ struct Pooler {
                                        : (scaled ? CutColumns<T, N, false, true>(job.columns)
                                                  : CutColumns<T, N, false, false>(job.columns));
     }
-    ahead.indices = job.indices;
-    ahead.index_bytes = job.index_type == kInt64 ? 8 : 4;
-    ahead.last_position = job.last_position;
-    ahead.weight = reinterpret_cast<uintptr_t>(job.weight);
-    ahead.row_bytes = static_cast<uintptr_t>(job.row_bytes);
-    bag.row_bytes = ahead.row_bytes;
     bag.divisor = 1;
     bag.partial = false;
   }
 
-  LUCID_INLINE int64_t GatherBag(int64_t begin, int64_t end) {
-    return job.index_type == kInt64
-               ? (scaled ? Gather<T, int64_t, true>(job, ahead, begin, end, &bag)
-                         : Gather<T, int64_t, false>(job, ahead, begin, end, &bag))
-               : (scaled ? Gather<T, int32_t, true>(job, ahead, begin, end, &bag)
-                         : Gather<T, int32_t, false>(job, ahead, begin, end, &bag));
+  // Pools the positions [begin, end) into `out`; bag.count tells whether there was a row.
+  LUCID_INLINE int64_t Pool(int64_t begin, int64_t end, char* out) {
+    if (!blocks.first) return Check(begin, end);
+    const int64_t bad = blocks.first(job, begin, end, blocks.first_last, &bag, out);
+    if (bad != kNoBadPosition || bag.count == 0) return bad;
+    for (int64_t c = blocks.full_columns; c < blocks.rest_begin; c += blocks.full_columns) {
+      blocks.full(bag, c, c + blocks.full_last, out);
+    }
+    if (blocks.rest) blocks.rest(bag, blocks.rest_begin, blocks.rest_last, out);
+    return kNoBadPosition;
   }
 
-  // To be called when the bag is done: fetches what follows it, if that was not done on the way.
-  LUCID_INLINE void PrefetchNext(int64_t begin, int64_t end) {
-    if (end - begin <= kAhead) return;
-    for (int64_t k = end - kAhead; k < end; ++k) PrefetchAhead(ahead, k);
+  // For rows without columns: only the indices are looked at.
+  int64_t Check(int64_t begin, int64_t end) {
+    bag.count = 0;
+    for (int64_t k = begin; k < end; ++k) {
+      if (static_cast<uint64_t>(IndexAt(job.indices, job.index_type == kInt64, k)) >=
+          static_cast<uint64_t>(job.rows))
+        return k;
+    }
+    return kNoBadPosition;
   }
 
   LUCID_INLINE int64_t BagBegin(int64_t i) const {
@@ -341,22 +435,15 @@ struct Pooler {
 template <class T>
 int64_t PoolBags(const PoolJob& job, int64_t first, int64_t last) {
   Pooler<T> pooler(job);
-  Bag<T>& bag = pooler.bag;
   char* out = job.output + first * job.row_bytes;
   int64_t end = pooler.BagBegin(first);
   for (int64_t i = first; i < last; ++i, out += job.row_bytes) {
     const int64_t begin = end;
     end = pooler.BagBegin(i + 1);
     if (end - begin > kPiece) continue;
-    const int64_t bad = pooler.GatherBag(begin, end);
+    const int64_t bad = pooler.Pool(begin, end, out);
     if (bad != kNoBadPosition) return bad;
-    if (bag.count == 0) {
-      memset(out, 0, static_cast<size_t>(job.row_bytes));
-    } else {
-      if (job.mode == kMean) bag.divisor = static_cast<Accumulator<T>>(bag.count);
-      PoolColumns(pooler.blocks, bag, out);
-    }
-    pooler.PrefetchNext(begin, end);
+    if (pooler.bag.count == 0) memset(out, 0, static_cast<size_t>(job.row_bytes));
   }
   return kNoBadPosition;
 }
@@ -365,12 +452,9 @@ template <class T>
 int64_t PoolPiece(const PoolJob& job, int64_t begin, int64_t end, char* row, int64_t* count) {
   Pooler<T> pooler(job);
   pooler.bag.partial = true;
-  const int64_t bad = pooler.GatherBag(begin, end);
-  if (bad != kNoBadPosition) return bad;
-  *count = pooler.bag.count;
-  if (*count > 0) PoolColumns(pooler.blocks, pooler.bag, row);
-  pooler.PrefetchNext(begin, end);
-  return kNoBadPosition;
+  const int64_t bad = pooler.Pool(begin, end, row);
+  *count = bad == kNoBadPosition ? pooler.bag.count : 0;
+  return bad;
 }
 
 int64_t Bags(const PoolJob& job, int64_t first, int64_t last) {
