@@ -18,7 +18,6 @@ import numpy as np
 import onnxruntime as ort
 
 import lucid_onnx
-
 from interleave import compare
 
 
