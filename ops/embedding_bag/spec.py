@@ -314,4 +314,7 @@ def _integer(name: str, value: Any) -> int:
 def _real(name: str, value: Any) -> float:
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.floating)):
         raise TypeError(f"{name} = {value!r} must be a real number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"{name} = {value!r} is more than a double holds") from error
