@@ -327,7 +327,7 @@ Status CheckEmbeddingBagAttributes(const EmbeddingBagArgs& a, bool has_per_sampl
     return Refuse("mode = %d is not 0 (sum), 1 (mean) or 2 (max)", a.mode);
   }
   if (has_per_sample_weights && a.mode != kSum) {
-    return Refuse("per_sample_weights needs mode sum, got mode = %s", kModeNames[a.mode]);
+    return Refuse("per_sample_weights needs mode 'sum', got mode = '%s'", kModeNames[a.mode]);
   }
   // The negated comparisons refuse NaN too.
   if (!(a.max_norm >= 0)) return Refuse("max_norm = %g must be >= 0", a.max_norm);
@@ -391,8 +391,8 @@ Status RunEmbeddingBag(const EmbeddingBagArgs& a, Isa isa, const ParallelFor& pa
   job.padding = -1;
   if (a.padding_idx != kNoPadding) {
     if (a.padding_idx < -job.rows || a.padding_idx >= job.rows) {
-      return Refuse("padding_idx = %lld is outside [-%lld, %lld)", Wide(a.padding_idx),
-                    Wide(job.rows), Wide(job.rows));
+      return Refuse("padding_idx = %lld is outside [-%lld, %lld), the rows of weight",
+                    Wide(a.padding_idx), Wide(job.rows), Wide(job.rows));
     }
     job.padding = a.padding_idx < 0 ? a.padding_idx + job.rows : a.padding_idx;
   }
@@ -418,7 +418,7 @@ Status RunEmbeddingBag(const EmbeddingBagArgs& a, Isa isa, const ParallelFor& pa
   job.offsets = flat ? static_cast<const char*>(a.offsets) : nullptr;
   job.per_sample_weights = static_cast<const char*>(a.per_sample_weights);
   job.output = static_cast<char*>(a.output);
-  job.row_bytes = job.columns * static_cast<int64_t>(ElementSize(a.dtype));
+  job.row_bytes = static_cast<int64_t>(static_cast<uint64_t>(job.columns) * ElementSize(a.dtype));
   job.num_offsets = a.num_offsets;
   job.bag_length = flat ? 0 : a.indices_shape[1];
   job.num_positions = flat ? a.indices_shape[0] : a.indices_shape[0] * a.indices_shape[1];

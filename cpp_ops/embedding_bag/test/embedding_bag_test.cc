@@ -653,9 +653,11 @@ void TestRefusals() {
   });
   with("offsets is empty, shape [0], but indices has 6 entries",
        [](Case* c) { c->offsets.clear(); });
-  with("padding_idx = 10 is outside [-10, 10)", [](Case* c) { c->padding = 10; });
-  with("padding_idx = -11 is outside [-10, 10)", [](Case* c) { c->padding = -11; });
-  with("padding_idx = 0 is outside [-0, 0)", [](Case* c) {
+  with("padding_idx = 10 is outside [-10, 10), the rows of weight",
+       [](Case* c) { c->padding = 10; });
+  with("padding_idx = -11 is outside [-10, 10), the rows of weight",
+       [](Case* c) { c->padding = -11; });
+  with("padding_idx = 0 is outside [-0, 0), the rows of weight", [](Case* c) {
     c->padding = 0;
     c->rows = 0;
     c->weight.clear();
@@ -665,11 +667,11 @@ void TestRefusals() {
   with("norm_type = 0 must be > 0", [](Case* c) { c->norm_type = 0; });
   with("mode = 3 is not 0 (sum), 1 (mean) or 2 (max)", [](Case* c) { c->mode = 3; });
   with("mode = -1 is not 0 (sum), 1 (mean) or 2 (max)", [](Case* c) { c->mode = -1; });
-  with("per_sample_weights needs mode sum, got mode = mean", [](Case* c) {
+  with("per_sample_weights needs mode 'sum', got mode = 'mean'", [](Case* c) {
     c->mode = kMean;
     c->weighted = true;
   });
-  with("per_sample_weights needs mode sum, got mode = max", [](Case* c) {
+  with("per_sample_weights needs mode 'sum', got mode = 'max'", [](Case* c) {
     c->mode = kMax;
     c->weighted = true;
   });
