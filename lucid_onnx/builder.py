@@ -452,12 +452,13 @@ def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) 
             raise ValueError(f"{where}: {op.name} has no attribute {attribute.name!r}")
         if attribute.ref_attr_name:
             raise ValueError(f"{where}: {attribute.name} refers to an attribute of the function around it")
-        given[attribute.name] = helper.get_attribute_value(attribute)
+        given[attribute.name] = _attribute_value(attribute, where)
     mode = given.get("mode")
     if isinstance(mode, bytes):
-        if mode.decode() not in spec.MODES:
-            raise ValueError(f"{where}: mode = {mode.decode()!r} is not one of 'sum', 'mean', 'max'")
-        given["mode"] = spec.MODES.index(mode.decode())
+        text = mode.decode(errors="replace")
+        if text not in spec.MODES:
+            raise ValueError(f"{where}: mode = {text!r} is not one of 'sum', 'mean', 'max'")
+        given["mode"] = spec.MODES.index(text)
     element_type, num_rows = tables.get(node.input[0], (None, None))
     double = given.get("stash_type") == TensorProto.DOUBLE if not element_type else element_type == TensorProto.DOUBLE
     try:
@@ -469,6 +470,21 @@ def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) 
     del node.attribute[:]
     node.attribute.extend(helper.make_attribute(name, value) for name, value in complete.items())
     return complete
+
+
+def _attribute_value(attribute: onnx.AttributeProto, where: str) -> Any:
+    """Its value, if it is of the type that the operator gives it; where a FLOAT belongs an INT will do."""
+    allowed = {onnx.AttributeProto.INT: "an INT"}
+    if attribute.name.startswith(("max_norm", "norm_type")):
+        allowed = {onnx.AttributeProto.FLOAT: "a FLOAT", onnx.AttributeProto.INT: "an INT"}
+    elif attribute.name == "mode":
+        allowed = {onnx.AttributeProto.INT: "an INT", onnx.AttributeProto.STRING: "a STRING"}
+    value = helper.get_attribute_value(attribute)
+    if attribute.type not in allowed:
+        if attribute.name == "mode":
+            raise ValueError(f"{where}: mode = {value} is not 0 (sum), 1 (mean) or 2 (max)")
+        raise ValueError(f"{where}: {attribute.name} = {value!r} must be {' or '.join(allowed.values())} attribute")
+    return value
 
 
 def _copy(node: onnx.NodeProto) -> onnx.NodeProto:

@@ -172,7 +172,7 @@ def test_every_opset(form: str, opset: int) -> None:
         try:
             session = lucid_onnx.InferenceSession(model_of(case, form, opset=opset), native=native)
         except Exception as error:
-            unknown = re.search(r"opset \d+ is under development|Unsupported model IR version: \d+", str(error))
+            unknown = re.search(r"[Oo]pset \d+ is under development|Unsupported model IR version: \d+", str(error))
             if unknown is None:
                 raise
             pytest.skip(f"onnxruntime {ort.__version__}: {unknown[0]}")
@@ -213,7 +213,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError) as caught:
             lucid_onnx.InferenceSession(path, native=False)
         assert str(caught.value) == f"{path}: no such model file"
-    with pytest.raises(Exception, match="INVALID_PROTOBUF"):
+    with pytest.raises(Exception, match=r"INVALID_PROTOBUF|Error parsing message"):
         lucid_onnx.InferenceSession(b"not a model", native=False)
 
 

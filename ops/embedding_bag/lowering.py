@@ -155,10 +155,12 @@ def _refusal(e: Emitter, starts: str, ends: str, num_indices: str) -> str:
     """[1]: 0, where the offsets start at 0, never decrease and end within the indices; elsewhere an error.
 
     Standard operators have no way to raise one, but Gather refuses an index past its data in ONNX Runtime on the
-    CPU. Without this, offsets that run back and forth could ask for more memory than there is.
+    CPU. Without this, offsets that run back and forth could ask for more memory than there is. (The maximum is
+    taken of zeros and ones: ONNX Runtime 1.23 finds 0 the largest of [0, 2**31, -2**31 - 1, 0, 0, 0].)
     """
-    wrong = e.Concat([0], e.Abs(e.Slice(starts, [0], [1])), e.Sub(starts, ends), e.Sub(ends, num_indices), axis=0)
-    return str(e.Gather([0], e.Min(e.reduce("ReduceMax", wrong, 0, keepdims=1), [1])))
+    wrong = e.Concat(e.Abs(e.Slice(starts, [0], [1])), e.Sub(starts, ends), e.Sub(ends, num_indices), [0], axis=0)
+    flags = e.Cast(e.Greater(wrong, 0), to=onnx.TensorProto.INT64)
+    return str(e.Gather([0], e.reduce("ReduceMax", flags, 0, keepdims=1)))
 
 
 class _Round(NamedTuple):
