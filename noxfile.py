@@ -76,7 +76,7 @@ def ort(session: nox.Session, onnxruntime: str) -> None:
         "not large",
         "-k",
         # What needs no onnxruntime, or asks another runtime, was tested elsewhere.
-        "not onnx_reference and not torch and not agrees_with_itself",
+        "not onnx_reference and not torch and not agrees_with_itself and not script_makes",
         *session.posargs,
     )
 

@@ -356,30 +356,22 @@ Blocks<T> CutColumns(int64_t columns) {
   constexpr int kMost = N == kWidest ? LUCID_MAX_VECTORS : N > 1 ? 2 : kNarrowest - 1;
   Blocks<T> b = {};
   b.full_columns = kMost * N;
-  b.full = ChooseBlock<T, N, kMost, kMaximum, kScaled>(kMost);
-  b.full_last = b.full_columns - N;
   b.rest_begin = columns / b.full_columns * b.full_columns;
-  const int64_t rest_vectors = (columns - b.rest_begin + N - 1) / N;
-  if (b.rest_begin == 0) {
-    b.first = ChooseFirstBlock<T, N, kMost, kMaximum, kScaled>(rest_vectors);
+  if (columns <= b.full_columns) {
+    b.first = ChooseFirstBlock<T, N, kMost, kMaximum, kScaled>((columns + N - 1) / N);
     b.first_last = columns - N;
     return b;
   }
-  b.first = ChooseFirstBlock<T, N, kMost, kMaximum, kScaled>(kMost);
-  b.first_last = b.full_last;
-  if (rest_vectors > 0) {
-    b.rest = ChooseBlock<T, N, kMost, kMaximum, kScaled>(rest_vectors);
-    b.rest_last = columns - N;
+  if constexpr (N == kWidest) {  // narrower vectors never need a second block
+    b.first = ChooseFirstBlock<T, N, kMost, kMaximum, kScaled>(kMost);
+    b.full = ChooseBlock<T, N, kMost, kMaximum, kScaled>(kMost);
+    b.first_last = b.full_last = b.full_columns - N;
+    if (b.rest_begin < columns) {
+      b.rest = ChooseBlock<T, N, kMost, kMaximum, kScaled>((columns - b.rest_begin + N - 1) / N);
+      b.rest_last = columns - N;
+    }
   }
   return b;
-}
-
-template <class T>
-LUCID_INLINE void PoolColumns(const Blocks<T>& blocks, const Bag<T>& bag, char* out) {
-  for (int64_t c = 0; c < blocks.rest_begin; c += blocks.full_columns) {
-    blocks.full(bag, c, c + blocks.full_last, out);
-  }
-  if (blocks.rest) blocks.rest(bag, blocks.rest_begin, blocks.rest_last, out);
 }
 
 template <class T>
