@@ -116,9 +116,10 @@ def bag_model(
         "embedding_bag",
         [values[name] for name in op.inputs if name != "weight" or table is None],
         [helper.make_tensor_value_info("output", table_type, ["num_bags", dim])],
-        [] if table is None else [_table_tensor("weight", table)],
     )
     model = _model(graph, opset)
+    if table is not None:  # filled where it stays: protobuf copies a message by serialising it, 2 GiB at most
+        _fill_table(model.graph.initializer.add(), "weight", table)
     _convert(model, form)
     return model
 
@@ -269,15 +270,38 @@ class Replacing:
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         try:
-            for name, file in self._open.items():
+            for file in self._open.values():
                 file.close()
-                if error is None:
-                    os.chmod(file.name, 0o666 & ~_umask())
-                    os.replace(file.name, self._folder / name)
+            if error is None:
+                self._take_places()
         finally:
             for file in self._open.values():
                 file.close()
                 Path(file.name).unlink(missing_ok=True)
+
+    def _take_places(self) -> None:
+        """Put the files where they belong. One is replaced atomically; of several, all are or none."""
+        mask = _umask()
+        moved: list[tuple[Path, Path | None]] = []
+        try:
+            for name, file in self._open.items():
+                os.chmod(file.name, 0o666 & ~mask)
+                target, aside = self._folder / name, None
+                if len(self._open) > 1 and target.is_file():
+                    aside = self._folder / f".old{Path(file.name).name}"
+                    os.replace(target, aside)
+                moved.append((target, aside))
+                os.replace(file.name, target)
+        except BaseException:
+            for target, aside in reversed(moved):
+                if aside is not None:
+                    os.replace(aside, target)
+                elif len(moved) > 1 and target.is_file():
+                    target.unlink()
+            raise
+        for _, aside in moved:
+            if aside is not None:
+                aside.unlink()
 
 
 def _umask() -> int:
@@ -363,9 +387,11 @@ def _model(graph: onnx.GraphProto, opset: int) -> onnx.ModelProto:
     )
 
 
-def _table_tensor(name: str, table: np.ndarray) -> onnx.TensorProto:
-    """The table as an initializer, bit by bit."""
-    return TensorProto(name=name, data_type=TABLE_TYPES[table.dtype], dims=table.shape, raw_data=table.tobytes())
+def _fill_table(tensor: onnx.TensorProto, name: str, table: np.ndarray) -> None:
+    """Make ``tensor`` the table, bit by bit."""
+    tensor.name, tensor.data_type = name, TABLE_TYPES[table.dtype]
+    tensor.dims.extend(table.shape)
+    tensor.raw_data = table.tobytes()
 
 
 def _dtype(name: str, dtype: npt.DTypeLike) -> np.dtype:

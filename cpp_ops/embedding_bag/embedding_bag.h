@@ -51,8 +51,6 @@ typedef struct EmbeddingBagArgs {
 
 #include <stddef.h>
 
-#include <limits>
-
 #include "base/isa.h"
 #include "base/parallel.h"
 #include "base/status.h"
@@ -61,7 +59,7 @@ namespace lucid {
 
 enum BagMode : int32_t { kSum = 0, kMean = 1, kMax = 2 };
 
-constexpr int64_t kNoPadding = std::numeric_limits<int64_t>::min();
+constexpr int64_t kNoPadding = INT64_MIN;
 
 struct TensorShape {
   const int64_t* dims;

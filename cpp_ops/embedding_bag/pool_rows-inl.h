@@ -435,7 +435,9 @@ int64_t PoolBags(const PoolJob& job, int64_t first, int64_t last) {
     if (end - begin > kPiece) continue;
     const int64_t bad = pooler.Pool(begin, end, out);
     if (bad != kNoBadPosition) return bad;
-    if (pooler.bag.count == 0) memset(out, 0, static_cast<size_t>(job.row_bytes));
+    if (pooler.bag.count == 0 && job.row_bytes > 0) {  // without columns, out may be null
+      memset(out, 0, static_cast<size_t>(job.row_bytes));
+    }
   }
   return kNoBadPosition;
 }
