@@ -238,6 +238,7 @@ def test_sources_of_one_instruction_set_have_no_library_code() -> None:
         "<limits.h>",
         "<emmintrin.h>",
         "<immintrin.h>",
+        "<intrin.h>",
         "<arm_neon.h>",
     }
     sources = sorted((ROOT / "cpp_ops" / "embedding_bag").glob("pool_rows_*.cc"))
