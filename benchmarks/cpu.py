@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import logging
+import os
 import platform
 import sys
 import warnings
@@ -24,6 +25,8 @@ from interleave import compare
 def options(threads: int) -> ort.SessionOptions:
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
+    # Threads that wait for work by spinning would sit on the cores when it is the other side's turn.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     settings.log_severity_level = 4
     return settings
 
@@ -47,6 +50,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--no-export", action="store_true", help="leave torch's exporter out: it is slow")
     a = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads, likewise: see `options`
     import torch
 
     logging.disable(logging.WARNING)
