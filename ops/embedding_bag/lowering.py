@@ -271,7 +271,8 @@ def _again(e: Emitter, before: _Round, live: str, identity: str, dim: str, *, fi
         # With C at the cube root of the longest, the third round stays as small as this one.
         root = e.Pow(e.Cast(block, to=onnx.TensorProto.FLOAT), e.constant(np.float32(1 / 3)))
         root = e.Cast(e.Ceil(root), to=onnx.TensorProto.INT64)
-        block = e.Min(block, e.Max(mean, root, [_SMALLEST_BLOCK]))
+        # The largest block is a bound on the rounding too: additions run one after another in a block.
+        block = e.Min(block, e.Max(e.Min(mean, [_LARGEST_BLOCK]), root, [_SMALLEST_BLOCK]))
 
     def read(at: str) -> tuple[str, str | None]:
         return e.Gather(before.rows, before.at(e, at)), None
