@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from test_isa import library_path, needs_library
 
 import lucid_onnx
-from lucid_onnx.builder import bag_model
+from lucid_onnx.conformance import case_model as model_of
 from lucid_onnx.ops.embedding_bag import cases, spec
 
 ort = pytest.importorskip("onnxruntime")
@@ -60,22 +60,6 @@ LEVELS = ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENA
 
 def ints(*values: int) -> np.ndarray:
     return np.array(values, np.int64)
-
-
-def model_of(
-    case: cases.Case, form: str, *, opset: int = spec.DEFAULT_OPSET, constant: bool = False
-) -> onnx.ModelProto:
-    """A case as a model, its table an input or a constant."""
-    return bag_model(
-        case.op,
-        case.attributes,
-        table=case.weight if constant else None,
-        table_dtype=case.weight.dtype,
-        index_dtype=case.indices.dtype,
-        offsets_dtype=case.indices.dtype if case.offsets is None else case.offsets.dtype,
-        form=form,
-        opset=opset,
-    )
 
 
 def run(session: Any, case: cases.Case) -> np.ndarray:
