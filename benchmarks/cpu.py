@@ -2,7 +2,8 @@
 
 The native kernel against torch's eager call, and the portable file without the library against what torch's own
 exporter makes of the same module. Both sides read the same table memory where they can: torch's parameter is the
-array that sessions get as an input; "constant" has it as an initializer, in memory of onnxruntime's own.
+array that sessions get as an input; "constant" has it as an initializer, in memory of onnxruntime's own. Every call
+looks other rows up than the calls before it, as a server's do.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import onnxruntime as ort
 
 import lucid_onnx
 from interleave import compare
+
+BATCHES = 31  #: of the default size 325 MB of rows: more than the caches hold, and prime to the number of sides
 
 
 def options(threads: int) -> ort.SessionOptions:
@@ -56,29 +59,28 @@ def main() -> int:
     logging.disable(logging.WARNING)
     random = np.random.default_rng(0)
     table = random.standard_normal((a.rows, a.dim), dtype=np.float32)
-    indices = random.integers(0, a.rows, a.bags * a.length)
     offsets = np.arange(a.bags) * a.length
-    feed = {"indices": indices, "offsets": offsets}
+    feeds = [{"indices": random.integers(0, a.rows, a.bags * a.length), "offsets": offsets} for _ in range(BATCHES)]
     module = torch.nn.EmbeddingBag(a.rows, a.dim, mode=a.mode, _weight=torch.from_numpy(table))
-    tensors = torch.from_numpy(indices), torch.from_numpy(offsets)
+    tensors = [tuple(map(torch.from_numpy, feed.values())) for feed in feeds]
     constant = lucid_onnx.build_model(table, mode=a.mode)
     given = lucid_onnx.build_model(None, mode=a.mode)
     print(
         f"V={a.rows} D={a.dim} B={a.bags} L={a.length} float32 {a.mode}, {a.turns} turns; "
         f"{platform.processor() or platform.machine()}, onnxruntime {ort.__version__}, torch {torch.__version__}"
     )
-    graph = None if a.no_export else exported(module, tensors)
+    graph = None if a.no_export else exported(module, tensors[0])
     for threads in a.threads:
         torch.set_num_threads(threads)
 
-        def eager() -> np.ndarray:
+        def eager(batch: int) -> np.ndarray:
             with torch.inference_mode():
-                return module(*tensors).numpy()  # type: ignore[no-any-return]
+                return module(*tensors[batch]).numpy()  # type: ignore[no-any-return]
 
         def running(model: object, native: bool, table_is_input: bool, threads: int = threads):  # type: ignore[no-untyped-def]
             session = lucid_onnx.InferenceSession(model, native=native, session_options=options(threads))  # type: ignore[arg-type]
-            inputs = {"weight": table, **feed} if table_is_input else feed
-            return lambda: session.run(None, inputs)[0]
+            inputs = [{"weight": table, **feed} if table_is_input else feed for feed in feeds]
+            return lambda batch: session.run(None, inputs[batch])[0]
 
         report(
             f"{threads} threads, native; ratio: torch's time over ours",
@@ -92,11 +94,11 @@ def main() -> int:
         if graph is not None:
             session = ort.InferenceSession(graph, options(threads), providers=["CPUExecutionProvider"])
             names = [i.name for i in session.get_inputs()]
-            theirs = dict(zip(names, (indices, offsets), strict=True))
+            theirs = [dict(zip(names, feed.values(), strict=True)) for feed in feeds]
             report(
                 f"{threads} threads, onnxruntime without our library; ratio: the export's time over ours",
                 {
-                    "torch's dynamo export": lambda s=session, f=theirs: s.run(None, f)[0],  # type: ignore[misc]
+                    "torch's dynamo export": lambda batch, s=session, f=theirs: s.run(None, f[batch])[0],  # type: ignore[misc]
                     "portable, no library": running(constant, False, False),
                 },
                 a.turns,
@@ -106,7 +108,7 @@ def main() -> int:
 
 def report(title: str, sides: dict, turns: int) -> None:  # type: ignore[type-arg]
     print(title)
-    for name, timing in compare(sides, turns=turns).items():
+    for name, timing in compare(sides, batches=BATCHES, turns=turns).items():
         print(f"  {name:24s} {timing}")
 
 

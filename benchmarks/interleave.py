@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -24,23 +25,30 @@ class Timing:
 
 
 def compare(
-    sides: dict[str, Callable[[], np.ndarray]], *, turns: int = 30, tolerance: float = 1e-4
+    sides: dict[str, Callable[[int], np.ndarray]], *, batches: int = 1, turns: int = 30, tolerance: float = 1e-4
 ) -> dict[str, Timing]:
     """Time every side, one after another, ``turns`` times; ratios are the first side's time over the others'.
+
+    Args:
+        sides: what to time, by name. Each takes the number of a batch of input.
+        batches: how many batches there are. Each call gets the next, so that with enough of them no call finds in
+            the caches what another left there.
 
     Raises:
         AssertionError: the sides do not compute the same, within ``tolerance`` absolute and relative.
     """
     names = list(sides)
-    expected = sides[names[0]]()
+    expected = sides[names[0]](0)
     for name in names[1:]:
-        np.testing.assert_allclose(sides[name](), expected, rtol=tolerance, atol=tolerance, err_msg=name)
+        np.testing.assert_allclose(sides[name](0), expected, rtol=tolerance, atol=tolerance, err_msg=name)
     times: dict[str, list[float]] = {name: [] for name in names}
+    batch = itertools.cycle(range(batches))
     for turn in range(turns + 3):
         # The order rotates, so that nobody always runs in the caches that the same neighbour left.
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            number = next(batch)
             begin = time.perf_counter()
-            sides[name]()
+            sides[name](number)
             elapsed = time.perf_counter() - begin
             if turn >= 3:
                 times[name].append(elapsed)

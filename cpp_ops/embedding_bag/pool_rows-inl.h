@@ -22,15 +22,17 @@ constexpr int64_t kGroup = 64;  // rows that are added up before they join the s
 
 LUCID_INLINE int64_t Smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// How far ahead rows are fetched, in positions, across the borders of bags. Nanoseconds per row
-// (Sapphire Rapids, one thread) with none / 16 into L1 / 64 into L2. A table of 256 MB on 4 KiB
-// pages: 64 bytes 17.9 / 15.7 / 16.7, 256 bytes 34.3 / 31.5 / 28.6, 512 bytes 52 / 52 / 44, 1 KiB
-// 87 / 86 / 75, 3 KiB 208 / 255 / 260; of 2.5 MB, 256 bytes: 5.3 / 5.4 / 7.0. So L1 for what the
-// caches hold anyway, L2 for the rest, and rows of many lines are left to the hardware, which
-// streams them better alone.
+// How far ahead rows are fetched, in positions, across the borders of bags. Nanoseconds per row of
+// 256 bytes with 16 into L1 / 64 into L2, new rows at every call (Emerald Rapids, one thread, 4 KiB
+// pages): table of 2.5 MB 9.8 / 11.6, 25 MB 21.3 / 22.1, 256 MB 50.7 / 42.1; on 2 MiB pages the
+// last one 30.5 / 23.9. Both together are worse than the better one everywhere. So L1 for what the
+// caches hold, L2 for larger tables, nothing for those that L2 holds (8.1 / 4.8 ns with / without
+// this and the other work per row that is now out of the loop), and nothing for rows of many lines,
+// which the hardware streams better alone (3 KiB: 208 without, 255 / 260 with).
 constexpr int64_t kNearDistance = 16, kFarDistance = 64;
-constexpr int64_t kMostNearBytes = 8 << 20;  // of table
-constexpr int64_t kMostFetchedBytes = 1536;  // of row
+constexpr int64_t kMostCachedBytes = 1 << 20;  // of table, to fetch nothing
+constexpr int64_t kMostNearBytes = 32 << 20;   // of table, to fetch into L1
+constexpr int64_t kMostFetchedBytes = 1536;    // of row
 
 // An index that is only good for a prefetch. The low half is enough: it errs on tables of 2^32 rows
 // and on big-endian machines only, and an address that is merely prefetched may be anything.
@@ -207,92 +209,133 @@ LUCID_INLINE int64_t IndexAt(const char* indices, bool wide, int64_t k) {
   return wide ? LoadUnaligned<int64_t>(indices, k) : LoadUnaligned<int32_t>(indices, k);
 }
 
+enum class Fetch { kNothing, kNear, kFar };
+
+LUCID_INLINE Fetch FetchOf(const PoolJob& job) {
+  if (job.row_bytes > kMostFetchedBytes || job.rows <= kMostCachedBytes / job.row_bytes) {
+    return Fetch::kNothing;
+  }
+  return job.rows <= kMostNearBytes / job.row_bytes ? Fetch::kNear : Fetch::kFar;
+}
+
+// What the loop over positions reads, copied out of the job, which the stores might otherwise
+// overwrite as far as the compiler can tell.
+struct Positions {
+  const char* weight;
+  const char* indices;
+  bool wide;
+  int64_t index_bytes, row_bytes, padding;
+  uint64_t rows;
+};
+
+// Adds the rows of the positions [k, end) to the first block of columns; those of kListed jobs are
+// noted in the bag too. Returns end, or the first position whose index is outside the table. *count
+// is the number of rows in the bag.
+//
+// Few instructions a row matter here: the fewer, the more rows the processor has under way at once.
+// So whatever stays as it is over many positions is a constant of the template or was cut away by
+// the caller: 8.1 ns per row of 256 bytes became 4.8, in a table that L2 holds.
+template <class T, int N, int kVectors, bool kMaximum, bool kScaled, bool kListed, Fetch kFetch>
+LUCID_INLINE int64_t AddPositions(const PoolJob& job, const Positions& from, int64_t k, int64_t end,
+                                  size_t last_byte, Bag<T>* bag, int64_t* count,
+                                  Vector<Accumulator<T>, N>* acc) {
+  using A = Accumulator<T>;
+  constexpr int64_t kBlockBytes = kVectors * N * static_cast<int64_t>(sizeof(T));
+  constexpr int64_t kDistance = kFetch == Fetch::kNear ? kNearDistance : kFarDistance;
+  int64_t n = *count;
+  for (; k < end; ++k) {
+    const int64_t index = IndexAt(from.indices, from.wide, k);
+    if (static_cast<uint64_t>(index) >= from.rows) break;
+    if (kFetch != Fetch::kNothing) {
+      const uintptr_t next = HintAt(from.indices, from.index_bytes, k + kDistance);
+      const uintptr_t p =
+          reinterpret_cast<uintptr_t>(from.weight) + next * static_cast<uintptr_t>(from.row_bytes);
+      const int64_t bytes = kListed ? from.row_bytes : kBlockBytes;
+      LUCID_UNROLL
+      for (int64_t i = 0; i < bytes; i += 64) {
+        if (kFetch == Fetch::kNear) {
+          LUCID_PREFETCH_L1(reinterpret_cast<const char*>(p + i));
+        } else {
+          LUCID_PREFETCH_L2(reinterpret_cast<const char*>(p + i));
+        }
+      }
+    }
+    if (index == from.padding) continue;
+    const char* const row = from.weight + index * from.row_bytes;
+    A scale = 1;
+    if (kScaled) scale = Scale<T>(job, k, row);
+    if (kListed) {
+      bag->row[n] = row;
+      if (kScaled) bag->scale[n] = scale;
+    }
+    Vector<A, N> x[kVectors];
+    LoadRow<T, N, kVectors, kScaled>(row, scale, 0, last_byte, x);
+    LUCID_UNROLL
+    for (int v = 0; v < kVectors; ++v) acc[v] = kMaximum ? MaxSticky(acc[v], x[v]) : acc[v] + x[v];
+    ++n;
+  }
+  *count = n;
+  return k;
+}
+
 // Pools the first block of columns over the positions [begin, end), at most kPiece, and lists the
 // rows if there are more blocks. Returns kNoBadPosition, or the first position whose index is
 // outside the table. Without a row that is not padded, nothing is stored.
-//
-// Few instructions a row matter here: the fewer, the more rows the processor has under way at once.
-// What the loop needs is copied out of the job first, which the stores might otherwise overwrite as
-// far as the compiler can tell, and a row of one block is fetched without a loop. Together
-// worth 1.3.
-template <class T, int N, int kVectors, bool kMaximum, bool kScaled>
+template <class T, int N, int kVectors, bool kMaximum, bool kScaled, bool kListed>
 int64_t PoolFirstBlock(const PoolJob& job, int64_t begin, int64_t end, int64_t last, Bag<T>* bag,
                        char* out) {
   using A = Accumulator<T>;
   using V = Vector<A, N>;
-  constexpr int64_t kBlockBytes = kVectors * N * static_cast<int64_t>(sizeof(T));
-  const char* const weight = job.weight;
-  const char* const indices = job.indices;
   const bool wide = job.index_type == kInt64;
-  const int64_t index_bytes = wide ? 8 : 4;
-  const int64_t row_bytes = job.row_bytes, padding = job.padding;
-  const int64_t last_position = job.last_position;
-  const uint64_t rows = static_cast<uint64_t>(job.rows);
-  const bool one_block = row_bytes <= kBlockBytes;
-  const bool fetches = row_bytes <= kMostFetchedBytes;
-  const bool near = job.rows <= kMostNearBytes / row_bytes;
-  const int64_t distance = near ? kNearDistance : kFarDistance;
+  const Positions from = {job.weight,
+                          job.indices,
+                          wide,
+                          wide ? 8 : 4,
+                          job.row_bytes,
+                          job.padding,
+                          static_cast<uint64_t>(job.rows)};
+  const Fetch fetch = FetchOf(job);
+  // Positions from here on have no row that comes later, and so nothing to fetch.
+  const int64_t fetch_end =
+      fetch == Fetch::kNothing
+          ? begin
+          : job.last_position + 1 - (fetch == Fetch::kNear ? kNearDistance : kFarDistance);
   const size_t last_byte = static_cast<size_t>(last) * sizeof(T);
 
   V acc[kVectors], sum[kVectors];
+  const V start = kMaximum ? V{} - static_cast<A>(INFINITY) : V{};
   LUCID_UNROLL
-  for (int v = 0; v < kVectors; ++v) acc[v] = sum[v] = V{};
-  int64_t n = 0;
-  bool in_sum = false;  // whether sum holds the groups before
+  for (int v = 0; v < kVectors; ++v) acc[v] = sum[v] = start;
+  int64_t n = 0, group = 0;  // rows so far, and before this group
+  bool in_sum = false;       // whether sum holds the groups before
   for (int64_t k = begin; k < end;) {
-    const int64_t group = n, group_end = n + kGroup;
-    for (; k < end && n < group_end; ++k) {
-      const int64_t index = IndexAt(indices, wide, k);
-      if (static_cast<uint64_t>(index) >= rows) return k;
-      if (fetches) {
-        const uintptr_t next = HintAt(indices, index_bytes, Smaller(k + distance, last_position));
-        const uintptr_t p =
-            reinterpret_cast<uintptr_t>(weight) + next * static_cast<uintptr_t>(row_bytes);
-        if (!one_block) {
-          for (int64_t i = 0; i < row_bytes; i += 64) {
-            LUCID_PREFETCH_L2(reinterpret_cast<const char*>(p + i));
-          }
-        } else if (near) {
-          LUCID_UNROLL
-          for (int64_t i = 0; i < kBlockBytes; i += 64) {
-            LUCID_PREFETCH_L1(reinterpret_cast<const char*>(p + i));
-          }
-        } else {
-          LUCID_UNROLL
-          for (int64_t i = 0; i < kBlockBytes; i += 64) {
-            LUCID_PREFETCH_L2(reinterpret_cast<const char*>(p + i));
-          }
-        }
-      }
-      if (index == padding) continue;
-      const char* const row = weight + index * row_bytes;
-      A scale = 1;
-      if (kScaled) scale = Scale<T>(job, k, row);
-      if (!one_block) {
-        bag->row[n] = row;
-        if (kScaled) bag->scale[n] = scale;
-      }
-      V x[kVectors];
-      LoadRow<T, N, kVectors, kScaled>(row, scale, 0, last_byte, x);
-      if (kMaximum && n == 0) {
-        LUCID_UNROLL
-        for (int v = 0; v < kVectors; ++v) acc[v] = x[v];
-      } else {
-        LUCID_UNROLL
-        for (int v = 0; v < kVectors; ++v) {
-          acc[v] = kMaximum ? MaxSticky(acc[v], x[v]) : acc[v] + x[v];
-        }
-      }
-      ++n;
+    int64_t stop = kMaximum ? end : Smaller(end, k + (group + kGroup - n));
+    int64_t at;
+    if (k >= fetch_end) {
+      at = AddPositions<T, N, kVectors, kMaximum, kScaled, kListed, Fetch::kNothing>(
+          job, from, k, stop, last_byte, bag, &n, acc);
+    } else if (fetch == Fetch::kNear) {
+      stop = Smaller(stop, fetch_end);
+      at = AddPositions<T, N, kVectors, kMaximum, kScaled, kListed, Fetch::kNear>(
+          job, from, k, stop, last_byte, bag, &n, acc);
+    } else {
+      stop = Smaller(stop, fetch_end);
+      at = AddPositions<T, N, kVectors, kMaximum, kScaled, kListed, Fetch::kFar>(
+          job, from, k, stop, last_byte, bag, &n, acc);
     }
-    // A bag of one group needs no sum of groups, and a group without rows must not turn -0 into 0.
-    if (kMaximum || n == group || (!in_sum && k == end)) continue;
+    if (at < stop) return at;
+    k = stop;
+    // Padded positions do not fill a group. A bag of one group needs no sum of groups, and a group
+    // without rows must not turn -0 into 0.
+    if (kMaximum || (n < group + kGroup && k < end) || n == group || (!in_sum && k == end))
+      continue;
     LUCID_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       sum[v] = in_sum ? sum[v] + acc[v] : acc[v];
       acc[v] = V{};
     }
     in_sum = true;
+    group = n;
   }
   bag->count = n;
   if (n == 0) return kNoBadPosition;
@@ -336,9 +379,9 @@ template <class T, int N, int kVectors, bool kMaximum, bool kScaled>
 typename Blocks<T>::PoolFirst ChooseFirstBlock(int64_t vectors) {
   if constexpr (kVectors == 1) {
     static_cast<void>(vectors);
-    return PoolFirstBlock<T, N, 1, kMaximum, kScaled>;
+    return PoolFirstBlock<T, N, 1, kMaximum, kScaled, false>;
   } else {
-    return vectors == kVectors ? PoolFirstBlock<T, N, kVectors, kMaximum, kScaled>
+    return vectors == kVectors ? PoolFirstBlock<T, N, kVectors, kMaximum, kScaled, false>
                                : ChooseFirstBlock<T, N, kVectors - 1, kMaximum, kScaled>(vectors);
   }
 }
@@ -363,7 +406,7 @@ Blocks<T> CutColumns(int64_t columns) {
     return b;
   }
   if constexpr (N == kWidest) {  // narrower vectors never need a second block
-    b.first = ChooseFirstBlock<T, N, kMost, kMaximum, kScaled>(kMost);
+    b.first = PoolFirstBlock<T, N, kMost, kMaximum, kScaled, true>;
     b.full = ChooseBlock<T, N, kMost, kMaximum, kScaled>(kMost);
     b.first_last = b.full_last = b.full_columns - N;
     if (b.rest_begin < columns) {
