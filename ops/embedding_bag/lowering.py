@@ -94,9 +94,7 @@ def expand(e: Emitter, op: spec.Variant, inputs: tuple[str, ...], output: str) -
     num_indices = e.Shape(indices)
     indices = e.Cast(indices, to=onnx.TensorProto.INT64)
     # Gather takes -1 for the last row. An index past the table is refused where Gather refuses.
-    # Without the sign bit -1 is far past it too, in one pass over the indices; Less and Where take two.
-    no_sign = 2**63 - 1
-    indices = e.BitwiseAnd(indices, no_sign) if e.opset >= 18 else e.Where(e.Less(indices, 0), num_rows, indices)
+    indices = e.Where(e.Less(indices, 0), num_rows, indices)
 
     longest = e.reduce("ReduceMax", e.Concat(lengths, [1], axis=0), 0, keepdims=1)
     mean_length = e.Div(num_indices, e.Max(num_bags, [1]))
