@@ -11,12 +11,14 @@ using lucid::Isa;
 using lucid::Status;
 
 static_assert(sizeof(void*) != 8 ||
-                  (sizeof(EmbeddingBagArgs) == 136 && offsetof(EmbeddingBagArgs, output) == 40 &&
-                   offsetof(EmbeddingBagArgs, num_offsets) == 80 &&
-                   offsetof(EmbeddingBagArgs, max_norm) == 88 &&
-                   offsetof(EmbeddingBagArgs, padding_idx) == 104 &&
-                   offsetof(EmbeddingBagArgs, dtype) == 112 &&
-                   offsetof(EmbeddingBagArgs, include_last_offset) == 132),
+                  (sizeof(EmbeddingBagArgs) == 176 && offsetof(EmbeddingBagArgs, output) == 40 &&
+                   offsetof(EmbeddingBagArgs, bias) == 64 &&
+                   offsetof(EmbeddingBagArgs, num_offsets) == 104 &&
+                   offsetof(EmbeddingBagArgs, max_norm) == 112 &&
+                   offsetof(EmbeddingBagArgs, padding_idx) == 128 &&
+                   offsetof(EmbeddingBagArgs, dtype) == 136 &&
+                   offsetof(EmbeddingBagArgs, include_last_offset) == 156 &&
+                   offsetof(EmbeddingBagArgs, reserved) == 172),
               "the table in c_api.h");
 
 namespace {

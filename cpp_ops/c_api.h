@@ -3,15 +3,20 @@
  * EmbeddingBagArgs is declared in embedding_bag.h. On every 64-bit platform its fields lie at
  *
  *     byte  type        field               byte  type      field
- *        0  int64_t     size_bytes (= 136)    88  double    max_norm
- *        8  const void* weight                96  double    norm_type
- *       16  const void* indices              104  int64_t   padding_idx
- *       24  const void* offsets              112  int32_t   dtype
- *       32  const void* per_sample_weights   116  int32_t   index_type
- *       40  void*       output               120  int32_t   offset_type
- *       48  int64_t[2]  weight_shape         124  int32_t   mode
- *       64  int64_t[2]  indices_shape        128  int32_t   indices_rank
- *       80  int64_t     num_offsets          132  int32_t   include_last_offset
+ *        0  int64_t     size_bytes (= 176)   104  int64_t   num_offsets
+ *        8  const void* weight               112  double    max_norm
+ *       16  const void* indices              120  double    norm_type
+ *       24  const void* offsets              128  int64_t   padding_idx
+ *       32  const void* per_sample_weights   136  int32_t   dtype
+ *       40  void*       output               140  int32_t   index_type
+ *       48  const void* scale                144  int32_t   offset_type
+ *       56  const void* zero_point           148  int32_t   mode
+ *       64  const void* bias                 152  int32_t   indices_rank
+ *       72  int64_t[2]  weight_shape         156  int32_t   include_last_offset
+ *       88  int64_t[2]  indices_shape        160  int32_t   scale_type
+ *                                            164  int32_t   scale_stride
+ *                                            168  int32_t   output_type
+ *                                            172  int32_t   reserved
  *
  * and c_api.cc asserts it.
  */

@@ -10,28 +10,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from . import reference
-from .builder import build_model, make_node, save, to_form
+from .builder import build_model, build_quantized_model, make_node, save, to_form
 from .library import get_library_path
+from .ops.quantized_embedding_bag.table import QuantizedTable
 
 if TYPE_CHECKING:
-    from .functional import embedding_bag
+    from .functional import embedding_bag, quantized_embedding_bag
     from .session import InferenceSession, register
 
 __version__ = "0.1.0"
 
 __all__ = [
     "InferenceSession",
+    "QuantizedTable",
     "build_model",
+    "build_quantized_model",
     "embedding_bag",
     "get_library_path",
     "make_node",
+    "quantized_embedding_bag",
     "reference",
     "register",
     "save",
     "to_form",
 ]
 
-_RUNS = {"InferenceSession": "session", "register": "session", "embedding_bag": "functional"}
+_RUNS = {
+    "InferenceSession": "session",
+    "register": "session",
+    "embedding_bag": "functional",
+    "quantized_embedding_bag": "functional",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,9 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from .ops.embedding_bag import lowering, spec
+from .ops import OPERATORS, quantized_embedding_bag
+from .ops.embedding_bag import spec
+from .ops.quantized_embedding_bag.table import QuantizedTable
 
 Form = Literal["portable", "standard", "native"]
 FORMS: tuple[str, ...] = get_args(Form)
@@ -31,6 +33,9 @@ TABLE_TYPES = {
     spec.BFLOAT16: TensorProto.BFLOAT16,
     np.dtype(np.float64): TensorProto.DOUBLE,
 }
+CODES_TYPES = {np.dtype(np.int8): TensorProto.INT8, np.dtype(np.uint8): TensorProto.UINT8}
+#: The operator that each node of our domain is of, by its op_type.
+_OPERATOR_OF = {name: operator for operator in OPERATORS.values() for name in operator.spec.VARIANTS}
 
 
 def build_model(
@@ -100,26 +105,131 @@ def bag_model(
 ) -> onnx.ModelProto:
     """`build_model` over checked arguments, where indices and offsets may differ in dtype."""
     table_type = _onnx_type("weight_dtype", table_dtype, TABLE_TYPES)
+    return _bag_model(
+        op,
+        _node(op, op.inputs, "output", attributes, double=table_dtype == np.float64),
+        {"weight": (table_type, ["num_rows", "embedding_dim"])},
+        {} if table is None else {"weight": table},
+        "embedding_dim" if table is None else table.shape[1],
+        table_type,
+        attributes.include_last_offset,
+        index_dtype,
+        offsets_dtype,
+        form,
+        opset,
+    )
+
+
+def build_quantized_model(
+    table: QuantizedTable,
+    *,
+    mode: str = "mean",
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    padding_idx: int | None = None,
+    include_last_offset: bool = False,
+    two_d: bool = False,
+    per_sample_weights: bool = False,
+    index_dtype: npt.DTypeLike = "int64",
+    form: Form = "portable",
+    opset: int = spec.DEFAULT_OPSET,
+) -> onnx.ModelProto:
+    """A model of one bag over a table of codes; inputs and output as those of `build_model`.
+
+    The node is ``ai.lucid::QuantizedEmbeddingBag`` (see ``lucid_onnx.ops.quantized_embedding_bag.spec``). The output
+    and ``per_sample_weights`` have the dtype of ``table.scale``.
+
+    Raises:
+        TypeError, ValueError: as `build_model`.
+    """
+    attributes = quantized_embedding_bag.spec.Attributes(
+        mode, padding_idx, max_norm, norm_type, include_last_offset, table.codes_type, table.embedding_dim
+    )
+    attributes.check(weighted=per_sample_weights, num_rows=len(table.codes))
+    return quantized_bag_model(
+        quantized_embedding_bag.spec.variant(second=table.second, two_d=two_d, weighted=per_sample_weights),
+        attributes,
+        table=table.inputs,
+        scale_dtype=table.scale.dtype,
+        index_dtype=_dtype("index_dtype", index_dtype),
+        offsets_dtype=_dtype("index_dtype", index_dtype),
+        form=form,
+        opset=opset,
+    )
+
+
+def quantized_bag_model(
+    op: quantized_embedding_bag.spec.Variant,
+    attributes: quantized_embedding_bag.spec.Attributes,
+    *,
+    table: Mapping[str, np.ndarray],
+    scale_dtype: np.dtype,
+    index_dtype: np.dtype,
+    offsets_dtype: np.dtype,
+    form: str,
+    opset: int,
+) -> onnx.ModelProto:
+    """`build_quantized_model` over checked arguments. What ``table`` lacks of codes, scale and so on is an input."""
+    scale_type = _onnx_type("scale_dtype", scale_dtype, TABLE_TYPES)
+    codes = attributes.codes
+    return _bag_model(
+        op,
+        _node(op, op.inputs, "output", attributes, double=False),
+        {
+            "codes": (CODES_TYPES[codes.stored], ["num_rows", codes.stored_columns(attributes.embedding_dim)]),
+            **{name: (scale_type, ["num_rows"]) for name in ("scale", "zero_point", "bias")},
+        },
+        table,
+        attributes.embedding_dim,
+        scale_type,
+        attributes.include_last_offset,
+        index_dtype,
+        offsets_dtype,
+        form,
+        opset,
+    )
+
+
+def _bag_model(
+    op: Any,
+    node: onnx.NodeProto,
+    table: Mapping[str, tuple[int, list[int | str]]],
+    constants: Mapping[str, np.ndarray],
+    dim: int | str,
+    output_type: int,
+    include_last_offset: bool,
+    index_dtype: np.dtype,
+    offsets_dtype: np.dtype,
+    form: str,
+    opset: int,
+) -> onnx.ModelProto:
+    """The model around a node.
+
+    Args:
+        table: type and shape of the inputs that make the table.
+        constants: those of them that are initializers.
+        dim: D, or its name.
+    """
     index_type = _onnx_type("index_dtype", index_dtype, _INDEX_TYPES)
     offsets_type = _onnx_type("offsets_dtype", offsets_dtype, _INDEX_TYPES)
-    positions = ["num_bags", "bag_length"] if op.two_d else ["num_indices"]
-    num_bags = "num_offsets" if attributes.include_last_offset and not op.two_d else "num_bags"
-    values = {
-        "weight": helper.make_tensor_value_info("weight", table_type, ["num_rows", "embedding_dim"]),
-        "indices": helper.make_tensor_value_info("indices", index_type, positions),
-        "offsets": helper.make_tensor_value_info("offsets", offsets_type, [num_bags]),
-        "per_sample_weights": helper.make_tensor_value_info("per_sample_weights", table_type, positions),
+    positions: list[int | str] = ["num_bags", "bag_length"] if op.two_d else ["num_indices"]
+    num_bags = "num_offsets" if include_last_offset and not op.two_d else "num_bags"
+    values: dict[str, tuple[int, Any]] = {
+        **table,
+        "indices": (index_type, positions),
+        "offsets": (offsets_type, [num_bags]),
+        "per_sample_weights": (output_type, positions),
     }
-    dim: int | str = "embedding_dim" if table is None else table.shape[1]
     graph = helper.make_graph(
-        [_node(op, op.inputs, "output", attributes, double=table_dtype == np.float64)],
+        [node],
         "embedding_bag",
-        [values[name] for name in op.inputs if name != "weight" or table is None],
-        [helper.make_tensor_value_info("output", table_type, ["num_bags", dim])],
+        [helper.make_tensor_value_info(name, *values[name]) for name in op.inputs if name not in constants],
+        [helper.make_tensor_value_info("output", output_type, ["num_bags", dim])],
     )
     model = _model(graph, opset)
-    if table is not None:  # filled where it stays: protobuf copies a message by serialising it, 2 GiB at most
-        _fill_table(model.graph.initializer.add(), "weight", table)
+    for name, array in constants.items():
+        # Filled where it stays: protobuf copies a message by serialising it, 2 GiB at most.
+        _fill_table(model.graph.initializer.add(), name, array)
     _convert(model, form)
     return model
 
@@ -198,8 +308,10 @@ def _convert(model: onnx.ModelProto, form: str) -> None:
             attributes = _normalise(node, tables)
             used.add(node.op_type)
             if form == "standard":
-                op = spec.VARIANTS[node.op_type]
-                expanded += lowering.nodes(op, tuple(node.input), node.output[0], attributes, opset, next(prefixes))
+                operator = _OPERATOR_OF[node.op_type]
+                op = operator.spec.VARIANTS[node.op_type]
+                names = tuple(node.input), node.output[0]
+                expanded += operator.lowering.nodes(op, *names, attributes, opset, next(prefixes))
             else:
                 expanded.append(node)
         if form == "standard":
@@ -209,7 +321,9 @@ def _convert(model: onnx.ModelProto, form: str) -> None:
     for imports in (model.opset_import, *(f.opset_import for f in model.functions)):
         _set_import(imports, used if form != "standard" else set())
     if form == "portable":
-        model.functions.extend(lowering.function(spec.VARIANTS[name], opset) for name in sorted(used))
+        for name in sorted(used):
+            operator = _OPERATOR_OF[name]
+            model.functions.append(operator.lowering.function(operator.spec.VARIANTS[name], opset))
 
 
 def save(
@@ -367,7 +481,7 @@ def _size(tensor: onnx.TensorProto) -> int:
 
 
 def _node(
-    op: spec.Variant, inputs: Iterable[str], output: str, attributes: spec.Attributes, *, double: bool, name: str = ""
+    op: Any, inputs: Iterable[str], output: str, attributes: spec.Attributes, *, double: bool, name: str = ""
 ) -> onnx.NodeProto:
     given: dict[str, Any] = attributes.to_onnx(op, double=double)  # type: ignore[assignment]
     return helper.make_node(op.name, list(inputs), [output], name=name, domain=spec.DOMAIN, **given)
@@ -389,7 +503,7 @@ def _model(graph: onnx.GraphProto, opset: int) -> onnx.ModelProto:
 
 def _fill_table(tensor: onnx.TensorProto, name: str, table: np.ndarray) -> None:
     """Make ``tensor`` the table, bit by bit."""
-    tensor.name, tensor.data_type = name, TABLE_TYPES[table.dtype]
+    tensor.name, tensor.data_type = name, {**TABLE_TYPES, **CODES_TYPES}[table.dtype]
     tensor.dims.extend(table.shape)
     tensor.raw_data = table.tobytes()
 
@@ -465,16 +579,17 @@ def _table_types(model: onnx.ModelProto) -> dict[str, tuple[int, int | None]]:
 def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) -> dict[str, int | float]:
     """Check a node against the contract and write all of its attributes on it; returns them."""
     where = f"node {node.name or ', '.join(node.output)!r}"
-    if node.op_type not in spec.VARIANTS:
-        raise ValueError(f"{where}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(spec.VARIANTS)}")
-    op = spec.VARIANTS[node.op_type]
+    if node.op_type not in _OPERATOR_OF:
+        raise ValueError(f"{where}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(_OPERATOR_OF)}")
+    meaning = _OPERATOR_OF[node.op_type].spec
+    op = meaning.VARIANTS[node.op_type]
     if len(node.input) != len(op.inputs) or not all(node.input):
         raise ValueError(f"{where}: {op.name} takes {', '.join(op.inputs)}; it was given {list(node.input)}")
     if len(node.output) != 1:
         raise ValueError(f"{where}: {op.name} has one output, not {len(node.output)}")
     given: dict[str, Any] = {}
     for attribute in node.attribute:
-        if attribute.name not in spec.attribute_names(op):
+        if attribute.name not in meaning.attribute_names(op):
             raise ValueError(f"{where}: {op.name} has no attribute {attribute.name!r}")
         if attribute.ref_attr_name:
             raise ValueError(f"{where}: {attribute.name} refers to an attribute of the function around it")
@@ -488,7 +603,7 @@ def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) 
     element_type, num_rows = tables.get(node.input[0], (None, None))
     double = given.get("stash_type") == TensorProto.DOUBLE if not element_type else element_type == TensorProto.DOUBLE
     try:
-        attributes = spec.Attributes.from_onnx(given)
+        attributes = meaning.Attributes.from_onnx(given)
         attributes.check(weighted=op.weighted, num_rows=num_rows)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error

@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import onnx
 
-from .builder import bag_model
+from .builder import bag_model, quantized_bag_model
+from .ops import quantized_embedding_bag
 from .ops.embedding_bag import spec
 from .ops.embedding_bag.cases import Case
 
 
-def case_model(case: Case, form: str, opset: int = spec.DEFAULT_OPSET, *, constant: bool = False) -> onnx.ModelProto:
+def case_model(
+    case: Case | quantized_embedding_bag.cases.Case,
+    form: str,
+    opset: int = spec.DEFAULT_OPSET,
+    *,
+    constant: bool = False,
+) -> onnx.ModelProto:
     """The model of a case, in "portable", "standard" or "native" form.
 
     All of `Case.inputs` are its inputs, but with ``constant`` the table is an initializer.
     """
+    if isinstance(case, quantized_embedding_bag.cases.Case):
+        table = ("codes", "scale", "zero_point", "bias")
+        return quantized_bag_model(
+            case.op,
+            case.attributes,
+            table={name: case.inputs[name] for name in case.op.inputs if constant and name in table},
+            scale_dtype=case.scale.dtype,
+            index_dtype=case.indices.dtype,
+            offsets_dtype=case.indices.dtype if case.offsets is None else case.offsets.dtype,
+            form=form,
+            opset=opset,
+        )
     return bag_model(
         case.op,
         case.attributes,

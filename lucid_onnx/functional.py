@@ -1,4 +1,4 @@
-"""The call: `embedding_bag`, with the signature of Lucid's and PyTorch's functional form."""
+"""The calls: `embedding_bag`, with the signature of Lucid's and PyTorch's functional form, and its quantised twin."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .builder import FORMS, Form, bag_model
+from .builder import FORMS, Form, bag_model, quantized_bag_model
+from .ops import quantized_embedding_bag as quantized
 from .ops.embedding_bag import spec
+from .ops.quantized_embedding_bag.table import QuantizedTable
 from .session import InferenceSession
 
 _PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
@@ -66,13 +68,7 @@ def embedding_bag(
     spec.check_table(table)
     spec.check_layout(indices, starts, weights, table.dtype, attributes)
     attributes.check(weighted=weights is not None, num_rows=table.shape[0])
-    if form not in FORMS:
-        raise ValueError(f"form = {form!r} is not one of 'portable', 'standard', 'native'")
-    if form == "native" and not native:
-        raise ValueError("native = False, but form 'native' is the kernel alone")
-    if provider not in _PROVIDERS:
-        raise ValueError(f"provider = {provider!r} is not one of 'cpu', 'cuda'")
-
+    _check_choices(form, native, provider)
     op = spec.variant(two_d=indices.ndim == 2, weighted=weights is not None)
     kernel = native and form != "standard"
     if not kernel:  # standard operators cannot refuse all that the contract refuses
@@ -94,6 +90,82 @@ def embedding_bag(
         # The kernel says what is wrong in onnxruntime's exceptions; the contract has its own.
         spec.check_inputs(table, indices, starts, weights, attributes)
         raise
+
+
+def quantized_embedding_bag(
+    x: npt.ArrayLike,
+    table: QuantizedTable,
+    offsets: npt.ArrayLike | None = None,
+    *,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    mode: str = "mean",
+    per_sample_weights: npt.ArrayLike | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+    form: Form = "portable",
+    native: bool = True,
+    provider: str = "cpu",
+) -> np.ndarray:
+    """Pool rows of a table of codes, bag by bag, on ONNX Runtime: `embedding_bag` of what the codes stand for.
+
+    Args:
+        table: codes and scales; see `QuantizedTable.quantize` and `QuantizedTable.of`.
+        per_sample_weights: shaped like ``x``, of the dtype of ``table.scale``; mode "sum" only.
+        x, offsets, max_norm, norm_type, mode, include_last_offset, padding_idx, form, native, provider: as in
+            `embedding_bag`. Norms are those of the decoded rows.
+
+    Returns:
+        [B, D], of the dtype of ``table.scale``.
+
+    Raises:
+        IndexError, TypeError, ValueError: as `embedding_bag`.
+    """
+    if not isinstance(table, QuantizedTable):
+        raise TypeError(f"table is a {type(table).__name__}, expected a QuantizedTable")
+    indices = _index_array(x)
+    starts = None if offsets is None else _index_array(offsets)
+    weights = None if per_sample_weights is None else np.asarray(per_sample_weights)
+    attributes = quantized.spec.Attributes(
+        mode, padding_idx, max_norm, norm_type, include_last_offset, table.codes_type, table.embedding_dim
+    )
+    dtype = table.scale.dtype
+    # What the checks look at of a table is its shape and the dtype of its rows, so no row is decoded for them.
+    rows = np.broadcast_to(np.zeros((), dtype), table.shape)
+    if weights is not None and weights.dtype != dtype:
+        raise TypeError(f"per_sample_weights has dtype {weights.dtype}, scale has {dtype}: they must be equal")
+    spec.check_layout(indices, starts, weights, dtype, attributes)
+    attributes.check(weighted=weights is not None, num_rows=table.shape[0])
+    _check_choices(form, native, provider)
+    op = quantized.spec.variant(second=table.second, two_d=indices.ndim == 2, weighted=weights is not None)
+    kernel = native and form != "standard"
+    if not kernel:  # standard operators cannot refuse all that the contract refuses
+        spec.check_inputs(rows, indices, starts, weights, attributes)
+    session = _session(
+        op.name,
+        attributes,
+        dtype.name,
+        indices.dtype.name,
+        indices.dtype.name if starts is None else starts.dtype.name,
+        form,
+        kernel,
+        provider,
+    )
+    given = {**table.inputs, "indices": indices, "offsets": starts, "per_sample_weights": weights}
+    try:
+        return np.asarray(session.run(["output"], {name: given[name] for name in op.inputs})[0])
+    except Exception:
+        spec.check_inputs(rows, indices, starts, weights, attributes)
+        raise
+
+
+def _check_choices(form: str, native: bool, provider: str) -> None:
+    if form not in FORMS:
+        raise ValueError(f"form = {form!r} is not one of 'portable', 'standard', 'native'")
+    if form == "native" and not native:
+        raise ValueError("native = False, but form 'native' is the kernel alone")
+    if provider not in _PROVIDERS:
+        raise ValueError(f"provider = {provider!r} is not one of 'cpu', 'cuda'")
 
 
 def _index_array(values: npt.ArrayLike) -> np.ndarray:
@@ -121,14 +193,16 @@ def _session(
             raise RuntimeError(
                 "provider = 'cuda', but this onnxruntime has no CUDAExecutionProvider: pip install 'lucid-onnx[gpu]'"
             )
-    model = bag_model(
-        spec.VARIANTS[op],
-        attributes,
-        table=None,
-        table_dtype=spec.BFLOAT16 if table_dtype == "bfloat16" else np.dtype(table_dtype),
-        index_dtype=np.dtype(index_dtype),
-        offsets_dtype=np.dtype(offsets_dtype),
-        form=form,
-        opset=spec.DEFAULT_OPSET,
-    )
+    dtype = spec.BFLOAT16 if table_dtype == "bfloat16" else np.dtype(table_dtype)
+    common: dict[str, Any] = {
+        "index_dtype": np.dtype(index_dtype),
+        "offsets_dtype": np.dtype(offsets_dtype),
+        "form": form,
+        "opset": spec.DEFAULT_OPSET,
+    }
+    if isinstance(attributes, quantized.spec.Attributes):
+        variant = quantized.spec.VARIANTS[op]
+        model = quantized_bag_model(variant, attributes, table={}, scale_dtype=dtype, **common)
+    else:
+        model = bag_model(spec.VARIANTS[op], attributes, table=None, table_dtype=dtype, **common)
     return InferenceSession(model, native=native, providers=_PROVIDERS[provider])

@@ -21,7 +21,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from lucid_onnx.builder import TABLE_TYPES
+from lucid_onnx.builder import CODES_TYPES, TABLE_TYPES
 from lucid_onnx.conformance import case_model
 from lucid_onnx.ops import OPERATORS
 
@@ -30,7 +30,7 @@ sys.path.insert(0, str(HERE))
 
 import examples  # noqa: E402  # a neighbour, found beside this file
 
-_TYPES = {**TABLE_TYPES, np.dtype(np.int32): TensorProto.INT32, np.dtype(np.int64): TensorProto.INT64}
+_TYPES = {**TABLE_TYPES, **CODES_TYPES, np.dtype(np.int32): TensorProto.INT32, np.dtype(np.int64): TensorProto.INT64}
 
 
 def tensor(name: str, array: np.ndarray) -> onnx.TensorProto:
@@ -41,7 +41,7 @@ def write_conformance(folder: Path) -> int:
     """Every case of every operator under ``folder``; returns how many folders were written."""
     count = 0
     for operator in OPERATORS.values():
-        for case in operator.cases.all_cases().values():
+        for case in operator.cases.suite().values():
             for form, suffix in (("portable", ""), ("standard", "_expanded")):
                 model = case_model(case, form)
                 data = folder / (case.name + suffix) / "test_data_set_0"

@@ -5,7 +5,7 @@ One folder per operator: ``spec`` (equation, inputs, attributes, refusals), ``re
 Nothing in here knows a runtime, and nothing in here imports from the tools above it.
 """
 
-from . import embedding_bag
+from . import embedding_bag, quantized_embedding_bag
 
 #: Every operator, by the folder's name. A new operator is one folder and one line here.
-OPERATORS = {"embedding_bag": embedding_bag}
+OPERATORS = {"embedding_bag": embedding_bag, "quantized_embedding_bag": quantized_embedding_bag}

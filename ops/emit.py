@@ -124,6 +124,15 @@ class Emitter:
             branches[key] = helper.make_graph(inner.nodes, key, [], [onnx.ValueInfoProto(name=result)])
         return self.node("If", (where,), branches, self.name())
 
+    def function(
+        self, domain: str, name: str, inputs: Sequence[str], output: str, attributes: Sequence[str]
+    ) -> onnx.FunctionProto:
+        """The nodes so far as a model-local function."""
+        imports = [helper.make_opsetid("", self.opset)]
+        return helper.make_function(
+            domain, name, list(inputs), [output], self.nodes, imports, attributes=list(attributes)
+        )
+
     @property
     def is_static(self) -> bool:
         """Whether the attributes are known, so that nothing has to be decided in the graph."""

@@ -47,6 +47,9 @@ class Args(ctypes.Structure):
         ("offsets", ctypes.c_void_p),
         ("per_sample_weights", ctypes.c_void_p),
         ("output", ctypes.c_void_p),
+        ("scale", ctypes.c_void_p),
+        ("zero_point", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
         ("weight_shape", ctypes.c_int64 * 2),
         ("indices_shape", ctypes.c_int64 * 2),
         ("num_offsets", ctypes.c_int64),
@@ -59,6 +62,10 @@ class Args(ctypes.Structure):
         ("mode", ctypes.c_int32),
         ("indices_rank", ctypes.c_int32),
         ("include_last_offset", ctypes.c_int32),
+        ("scale_type", ctypes.c_int32),
+        ("scale_stride", ctypes.c_int32),
+        ("output_type", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
     )
 
 
@@ -125,6 +132,7 @@ def arguments(case: cases.Case, output: np.ndarray | None = None, **overrides: A
         "mode": spec.MODES.index(a.mode),
         "indices_rank": case.indices.ndim,
         "include_last_offset": int(a.include_last_offset),
+        "output_type": ["float32", "float16", "bfloat16", "float64"].index(case.weight.dtype.name),
     }
     return Args(**{**fields, **overrides})
 
@@ -193,7 +201,7 @@ def test_the_mirror_has_the_size_that_the_library_expects() -> None:
     case = cases.make("sum", mode="sum")
     output = np.zeros(case.expected().shape, np.float32)
     assert call(arguments(case, output)) == (0, "")
-    assert call(arguments(case, output, size_bytes=128)) == (1, "size_bytes = 128 is not 136")
+    assert call(arguments(case, output, size_bytes=128)) == (1, "size_bytes = 128 is not 176")
 
 
 @needs_library

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 from test_isa import Args, library, needs_library
 
 import lucid_onnx
+from lucid_onnx.ops import OPERATORS
 from lucid_onnx.ops.embedding_bag import spec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -122,6 +123,10 @@ def test_an_operators_parts_know_only_what_they_need() -> None:
             assert known <= parts, str(found)
 
 
+#: Operators that are said in terms of another.
+BUILT_ON = {"quantized_embedding_bag": {"embedding_bag"}}
+
+
 def test_no_operator_knows_another() -> None:
     operators = sorted(p.name for p in (ROOT / "ops").iterdir() if (p / "__init__.py").is_file())
     assert "embedding_bag" in operators
@@ -129,7 +134,8 @@ def test_no_operator_knows_another() -> None:
         for path in files(f"ops/{operator}", ".py"):
             for found in imports(path):
                 rest = found.module.removeprefix("lucid_onnx.ops.").split(".")[0]
-                assert not found.module.startswith("lucid_onnx.ops.") or rest in (operator, "emit"), str(found)
+                known = {operator, "emit", *BUILT_ON.get(operator, ())}
+                assert not found.module.startswith("lucid_onnx.ops.") or rest in known, str(found)
 
 
 #: What the tools may import of each other. What is not listed may import nothing but the meaning.
@@ -312,9 +318,12 @@ def _adapter_defaults() -> dict[str, str]:
 
 def test_the_adapters_defaults_are_the_specs() -> None:
     values: dict[str, Any] = {"kMean": 1, "kSum": 0, "kMax": 2, "kNoPadding": -(2**63), "kInfinity": math.inf}
-    found = {k: float(values.get(v, v)) for k, v in _adapter_defaults().items() if k != "stash_type"}
+    quantized = {"codes_type", "embedding_dim"}  # which the builder asks for
+    defaults = {k: v for k, v in _adapter_defaults().items() if k not in quantized}
+    found = {k: float(values.get(v, v)) for k, v in defaults.items() if k != "stash_type"}
     expected = spec.Attributes().to_onnx(spec.VARIANTS["EmbeddingBag"], double=False)
-    assert _adapter_defaults().keys() == expected.keys()
+    assert defaults.keys() == expected.keys()
+    assert _adapter_defaults().keys() - defaults.keys() == quantized
     assert found == {k: float(v) for k, v in expected.items() if k != "stash_type"}
     header = (ROOT / "cpp_ops" / "embedding_bag" / "embedding_bag.h").read_text()
     assert "kNoPadding = INT64_MIN" in header
@@ -325,9 +334,12 @@ def test_the_adapters_defaults_are_the_specs() -> None:
 
 def test_the_adapters_names_are_the_specs() -> None:
     text = (ROOT / "cpp_ops" / "embedding_bag" / "ort_embedding_bag.cc").read_text()
-    forms = re.findall(r'\{"(\w+)", (true|false), (true|false)\}', text)
-    assert {n: (flat == "true", weighted == "true") for n, flat, weighted in forms} == {
-        v.name: (not v.two_d, v.weighted) for v in spec.VARIANTS.values()
+    forms = re.findall(r'\{"(\w+)", Table::k(\w+), (true|false), (true|false)\}', text)
+    seconds = {"Rows": None, "Scale": None, "ZeroPoint": "zero_point", "Bias": "bias"}
+    assert {(name, seconds[table], flat == "true", weighted == "true") for name, table, flat, weighted in forms} == {
+        (v.name, getattr(v, "second", None), not v.two_d, v.weighted)
+        for operator in OPERATORS.values()
+        for v in operator.spec.VARIANTS.values()
     }
     assert f'"{spec.DOMAIN}"' in (ROOT / "cpp_ops" / "ort" / "register.cc").read_text()
 

@@ -126,6 +126,16 @@ LUCID_INLINE Lanes<E, N> operator*(Lanes<E, N> a, E b) {
   return a;
 }
 template <class E, int N>
+LUCID_INLINE Lanes<E, N> operator+(Lanes<E, N> a, E b) {
+  for (int i = 0; i < N; ++i) a.lane[i] += b;
+  return a;
+}
+template <class E, int N>
+LUCID_INLINE Lanes<E, N> operator-(Lanes<E, N> a, E b) {
+  for (int i = 0; i < N; ++i) a.lane[i] -= b;
+  return a;
+}
+template <class E, int N>
 LUCID_INLINE Lanes<E, N> operator/(Lanes<E, N> a, E b) {
   for (int i = 0; i < N; ++i) a.lane[i] /= b;
   return a;
@@ -216,6 +226,23 @@ struct WideBFloat16 {
 #if defined(__AVX512F__)
 
 template <>
+struct Memory<Int8, 16> {
+  static LUCID_INLINE Vector<float, 16> Load(const char* p) {
+    const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return (Vector<float, 16>)_mm512_maskz_cvtepi32_ps(0xffff,
+                                                       _mm512_maskz_cvtepi8_epi32(0xffff, x));
+  }
+};
+template <>
+struct Memory<Uint8, 16> {
+  static LUCID_INLINE Vector<float, 16> Load(const char* p) {
+    const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return (Vector<float, 16>)_mm512_maskz_cvtepi32_ps(0xffff,
+                                                       _mm512_maskz_cvtepu8_epi32(0xffff, x));
+  }
+};
+
+template <>
 struct Memory<BFloat16, 16> : WideBFloat16<16> {};
 // The zeroing forms with a full mask: those without a mask start from an undefined register, which
 // some gcc versions warn about.
@@ -236,6 +263,21 @@ struct Memory<Float16, 16> {
 #if defined(__F16C__) && defined(__AVX2__)
 
 template <>
+struct Memory<Int8, 8> {
+  static LUCID_INLINE Vector<float, 8> Load(const char* p) {
+    const __m128i x = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return (Vector<float, 8>)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(x));
+  }
+};
+template <>
+struct Memory<Uint8, 8> {
+  static LUCID_INLINE Vector<float, 8> Load(const char* p) {
+    const __m128i x = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return (Vector<float, 8>)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x));
+  }
+};
+
+template <>
 struct Memory<BFloat16, 8> : WideBFloat16<8> {};
 template <>
 struct Memory<Float16, 8> {
@@ -251,6 +293,30 @@ struct Memory<Float16, 8> {
 #endif  // __F16C__ && __AVX2__
 
 #if defined(__SSE2__)
+
+// Four bytes in the low quarter of a register, as floats.
+LUCID_INLINE Vector<float, 4> FloatsOf(__m128i bytes, bool is_signed) {
+  const __m128i zero = _mm_setzero_si128();
+  if (!is_signed) {
+    return (Vector<float, 4>)_mm_cvtepi32_ps(
+        _mm_unpacklo_epi16(_mm_unpacklo_epi8(bytes, zero), zero));
+  }
+  // Into the top byte of each lane, and down again with the sign.
+  const __m128i high = _mm_unpacklo_epi16(zero, _mm_unpacklo_epi8(zero, bytes));
+  return (Vector<float, 4>)_mm_cvtepi32_ps(_mm_srai_epi32(high, 24));
+}
+template <>
+struct Memory<Int8, 4> {
+  static LUCID_INLINE Vector<float, 4> Load(const char* p) {
+    return FloatsOf(_mm_cvtsi32_si128(LoadUnaligned<int32_t>(p, 0)), true);
+  }
+};
+template <>
+struct Memory<Uint8, 4> {
+  static LUCID_INLINE Vector<float, 4> Load(const char* p) {
+    return FloatsOf(_mm_cvtsi32_si128(LoadUnaligned<int32_t>(p, 0)), false);
+  }
+};
 
 template <>
 struct Memory<BFloat16, 4> {
@@ -307,6 +373,21 @@ struct Memory<Float16, 4> {
 #elif defined(__ARM_NEON) && defined(__aarch64__)
 
 template <>
+struct Memory<Int8, 4> {
+  static LUCID_INLINE Vector<float, 4> Load(const char* p) {
+    const int8x8_t x = vreinterpret_s8_u32(vdup_n_u32(LoadUnaligned<uint32_t>(p, 0)));
+    return (Vector<float, 4>)vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(x))));
+  }
+};
+template <>
+struct Memory<Uint8, 4> {
+  static LUCID_INLINE Vector<float, 4> Load(const char* p) {
+    const uint8x8_t x = vreinterpret_u8_u32(vdup_n_u32(LoadUnaligned<uint32_t>(p, 0)));
+    return (Vector<float, 4>)vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(x))));
+  }
+};
+
+template <>
 struct Memory<BFloat16, 4> {
   static LUCID_INLINE Vector<float, 4> Load(const char* p) {
     uint16x4_t h;
@@ -344,6 +425,47 @@ LUCID_INLINE Vector<Accumulator<T>, N> Load(const char* p) {
 template <class T, int N>
 LUCID_INLINE void Store(Vector<Accumulator<T>, N> v, char* p) {
   Memory<T, N>::Store(v, p);
+}
+
+// N codes of 4 bits as N bytes of 8, which the loads of whole bytes take from there.
+template <class T, int N>
+struct Nibbles {
+  static LUCID_INLINE Vector<float, N> Load(const char* p, bool odd) {
+    // N / 2 bytes, and with an odd first code half of the next.
+    uint64_t word = 0;
+    memcpy(&word, p, (N + 1) / 2);
+    if (odd) {
+      const uint64_t next = N > 1 ? static_cast<unsigned char>(p[N / 2]) : 0;
+      word = word >> 4 | next << (4 * N - 4) % 64;
+    }
+    char bytes[N < 16 ? 16 : N];
+#if defined(LUCID_VECTOR_EXTENSIONS) && defined(__SSE2__)
+    const __m128i x = _mm_set_epi64x(0, static_cast<long long>(word));
+    const __m128i low = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
+    __m128i codes =
+        _mm_unpacklo_epi8(_mm_and_si128(x, low), _mm_and_si128(_mm_srli_epi16(x, 4), low));
+    if (kIsSignedNibble<T>) codes = _mm_sub_epi8(_mm_xor_si128(codes, eight), eight);
+    memcpy(bytes, &codes, sizeof(codes));
+#else
+    for (int i = 0; i < N; ++i) {
+      const int code = static_cast<int>(word >> (4 * i) & 15);
+      bytes[i] = static_cast<char>(kIsSignedNibble<T> ? (code ^ 8) - 8 : code);
+    }
+#endif
+    return Memory<Int8, N>::Load(bytes);
+  }
+};
+
+// Load<T, N> of the elements that follow those in the first `byte` bytes of a row, and one more
+// where `odd`; it is true for codes of 4 bits only.
+template <class T, int N>
+LUCID_INLINE Vector<Accumulator<T>, N> LoadAt(const char* row, size_t byte, bool odd) {
+  if constexpr (kIsNibble<T>) {
+    return Nibbles<T, N>::Load(row + byte, odd);
+  } else {
+    static_cast<void>(odd);
+    return Load<T, N>(row + byte);
+  }
 }
 
 }  // namespace

@@ -11,7 +11,18 @@
 
 namespace lucid {
 
-enum DType : int32_t { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2, kFloat64 = 3 };
+enum DType : int32_t {
+  kFloat32 = 0,
+  kFloat16 = 1,
+  kBFloat16 = 2,
+  kFloat64 = 3,
+  // Codes of a quantised table. Those of 4 bits are packed two a byte, the first in the low half,
+  // and every row begins at a byte of its own.
+  kInt8 = 4,
+  kUint8 = 5,
+  kInt4 = 6,
+  kUint4 = 7,
+};
 enum IndexType : int32_t { kInt32 = 0, kInt64 = 1 };
 
 struct Float16 {
@@ -20,6 +31,48 @@ struct Float16 {
 struct BFloat16 {
   uint16_t bits;
 };
+
+struct Int8 {
+  int8_t value;
+};
+struct Uint8 {
+  uint8_t value;
+};
+struct Int4 {  // a byte of two
+  uint8_t bits;
+};
+struct Uint4 {
+  uint8_t bits;
+};
+
+template <class T>
+static constexpr bool kIsNibble = false;
+template <>
+constexpr bool kIsNibble<Int4> = true;
+template <>
+constexpr bool kIsNibble<Uint4> = true;
+template <class T>
+static constexpr bool kIsSignedNibble = false;
+template <>
+constexpr bool kIsSignedNibble<Int4> = true;
+template <class T>
+static constexpr bool kIsQuantized = kIsNibble<T>;
+template <>
+constexpr bool kIsQuantized<Int8> = true;
+template <>
+constexpr bool kIsQuantized<Uint8> = true;
+
+// The bytes of a row's first n elements.
+template <class T>
+static constexpr size_t BytesOf(int64_t n) {
+  return kIsNibble<T> ? (static_cast<size_t>(n) + 1) / 2 : static_cast<size_t>(n) * sizeof(T);
+}
+
+// The byte that a row's element n begins in.
+template <class T>
+static constexpr size_t ByteOf(int64_t n) {
+  return kIsNibble<T> ? static_cast<size_t>(n) / 2 : static_cast<size_t>(n) * sizeof(T);
+}
 
 // The type that sums are kept in.
 template <class T>
@@ -51,6 +104,8 @@ static inline T LoadUnaligned(const void* base, int64_t i) {
 
 static inline float ToAccumulator(float x) { return x; }
 static inline double ToAccumulator(double x) { return x; }
+static inline float ToAccumulator(Int8 x) { return x.value; }
+static inline float ToAccumulator(Uint8 x) { return x.value; }
 static inline float ToAccumulator(BFloat16 x) {
   return BitCast<float>(static_cast<uint32_t>(x.bits) << 16);
 }
@@ -66,6 +121,18 @@ static inline float ToAccumulator(Float16 x) {
     bits = BitCast<uint32_t>(BitCast<float>(bits + (1u << 23)) - BitCast<float>(113u << 23));
   }
   return BitCast<float>(bits | sign);
+}
+
+// Element i of a row.
+template <class T>
+static inline Accumulator<T> ElementAt(const char* row, int64_t i) {
+  if constexpr (kIsNibble<T>) {
+    const int byte = static_cast<unsigned char>(row[i / 2]);
+    const int code = i % 2 ? byte >> 4 : byte & 15;
+    return static_cast<float>(kIsSignedNibble<T> ? (code ^ 8) - 8 : code);
+  } else {
+    return ToAccumulator(LoadUnaligned<T>(row, i));
+  }
 }
 
 // The way back rounds to nearest even. NaN must have been made the canonical one before.
@@ -110,3 +177,25 @@ static inline double CanonicalNan(double x) {
 }
 
 }  // namespace lucid
+
+// Does something with T, the C++ type of a checked DType.
+#define LUCID_FOR_DTYPE(dtype, statement)            \
+  switch (dtype) {                                   \
+    LUCID_DTYPE_CASE(kFloat32, float, statement)     \
+    LUCID_DTYPE_CASE(kFloat16, Float16, statement)   \
+    LUCID_DTYPE_CASE(kBFloat16, BFloat16, statement) \
+    LUCID_DTYPE_CASE(kInt8, Int8, statement)         \
+    LUCID_DTYPE_CASE(kUint8, Uint8, statement)       \
+    LUCID_DTYPE_CASE(kInt4, Int4, statement)         \
+    LUCID_DTYPE_CASE(kUint4, Uint4, statement)       \
+    default: {                                       \
+      using T = double;                              \
+      statement;                                     \
+    }                                                \
+  }
+#define LUCID_DTYPE_CASE(dtype, type, statement) \
+  case dtype: {                                  \
+    using T = type;                              \
+    statement;                                   \
+    break;                                       \
+  }

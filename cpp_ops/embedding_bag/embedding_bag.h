@@ -6,6 +6,13 @@
 //   output[i] = sum row(k)  |  sum row(k) / max(1, |rows(i)|)  |  max row(k)   over k in rows(i)
 //   output[i] = 0 where rows(i) is empty
 //
+// A quantised table has codes for weight, and weight[r] above is
+//
+//   (codes[r] - zero_point[r]) * scale[r] + bias[r]
+//
+// with a scale per row and a zero_point, a bias or neither, in float. Its output and its
+// per_sample_weights are float or float16.
+//
 // Bag i is the positions offsets[i] .. offsets[i + 1] (the last one ends at N, or at offsets[B]
 // with include_last_offset), or row i of two-dimensional indices. Positions that belong to no bag
 // are never read.
@@ -24,27 +31,37 @@
 
 #include <stdint.h>
 
-// The mirror of this struct in other languages: ten words of 8 bytes and six of 4 in this order,
+// The mirror of this struct in other languages: words of 8 bytes and then eight of 4 in this order,
 // without padding; the table of byte offsets stands in c_api.h.
 typedef struct EmbeddingBagArgs {
   int64_t size_bytes;              // sizeof(EmbeddingBagArgs); another value is refused
-  const void* weight;              // [V, D] of dtype. Every data pointer may be misaligned.
+  const void* weight;              // [V, D] of dtype. Every data pointer may be misaligned. Rows of
+                                   // 4-bit codes take (D + 1) / 2 bytes, the first code in the low
+                                   // half of the first byte.
   const void* indices;             // [N] or [B, L] of index_type
   const void* offsets;             // [num_offsets] of offset_type; unused if indices_rank is 2
-  const void* per_sample_weights;  // of dtype, shaped like indices; or NULL
-  void* output;                    // [B, D] of dtype; may not overlap the inputs
+  const void* per_sample_weights;  // of output_type, shaped like indices; or NULL
+  void* output;                    // [B, D] of output_type; may not overlap the inputs
+  const void* scale;               // [V] of scale_type for a quantised table, else NULL
+  const void* zero_point;          // likewise, or NULL
+  const void* bias;                // likewise, or NULL; not with zero_point
   int64_t weight_shape[2];         // V, D
   int64_t indices_shape[2];        // N, 0 or B, L
   int64_t num_offsets;             // B, or B + 1 with include_last_offset
   double max_norm;                 // >= 0; infinity: none
   double norm_type;                // > 0; infinity too
   int64_t padding_idx;             // in [-V, V); INT64_MIN: none
-  int32_t dtype;                   // 0 float32, 1 float16, 2 bfloat16, 3 float64
+  int32_t dtype;                   // 0 float32, 1 float16, 2 bfloat16, 3 float64; codes: 4 int8,
+                                   // 5 uint8, 6 int4, 7 uint4
   int32_t index_type;              // 0 int32, 1 int64
   int32_t offset_type;             // 0 int32, 1 int64
   int32_t mode;                    // 0 sum, 1 mean, 2 max
   int32_t indices_rank;            // 1 or 2
   int32_t include_last_offset;     // 0 or 1; ignored if indices_rank is 2
+  int32_t scale_type;              // of scale, zero_point and bias: 0 float32, 1 float16
+  int32_t scale_stride;            // bytes from one scale (zero_point, bias) to the next
+  int32_t output_type;             // dtype; 0 float32 or 1 float16 if dtype is one of codes
+  int32_t reserved;                // 0
 } EmbeddingBagArgs;
 
 #ifdef __cplusplus

@@ -1,9 +1,13 @@
-// EmbeddingBag as four custom ops of ONNX Runtime, one per combination of inputs:
+// EmbeddingBag as custom ops of ONNX Runtime, one per combination of inputs:
 //
 //   EmbeddingBag            (weight, indices [N], offsets)
 //   EmbeddingBagWeighted    (weight, indices [N], offsets, per_sample_weights [N])
 //   EmbeddingBag2D          (weight, indices [B, L])
 //   EmbeddingBag2DWeighted  (weight, indices [B, L], per_sample_weights [B, L])
+//
+// and the same four as QuantizedEmbeddingBag..., with (codes, scale) for weight, as
+// QuantizedEmbeddingBagZeroPoint... with (codes, scale, zero_point), and as
+// QuantizedEmbeddingBagBias... with (codes, scale, bias).
 //
 // Optional inputs would be one name instead, but shape inference over an absent one crashes
 // runtimes before 1.24, and a model-local function of the same name could not express them.
@@ -23,32 +27,57 @@ namespace lucid {
 namespace ort {
 namespace {
 
+// What a table is given as: its rows, or codes with one or two numbers a row.
+enum class Table { kRows, kScale, kZeroPoint, kBias };
+
 struct Form {
   const char* name;
+  Table table;
   bool flat;  // indices [N] with offsets
   bool weighted;
 
-  size_t Inputs() const { return 2u + flat + weighted; }
-  size_t WeightsInput() const { return flat ? 3 : 2; }
+  bool Quantized() const { return table != Table::kRows; }
+  bool TwoNumbers() const { return table == Table::kZeroPoint || table == Table::kBias; }
+  size_t IndicesInput() const { return 1u + Quantized() + TwoNumbers(); }
+  size_t OffsetsInput() const { return IndicesInput() + 1; }
+  size_t WeightsInput() const { return IndicesInput() + 1 + flat; }
+  size_t Inputs() const { return WeightsInput() + weighted; }
 };
 
 constexpr Form kForms[] = {
-    {"EmbeddingBag", true, false},
-    {"EmbeddingBagWeighted", true, true},
-    {"EmbeddingBag2D", false, false},
-    {"EmbeddingBag2DWeighted", false, true},
+    {"EmbeddingBag", Table::kRows, true, false},
+    {"EmbeddingBagWeighted", Table::kRows, true, true},
+    {"EmbeddingBag2D", Table::kRows, false, false},
+    {"EmbeddingBag2DWeighted", Table::kRows, false, true},
+    {"QuantizedEmbeddingBag", Table::kScale, true, false},
+    {"QuantizedEmbeddingBagWeighted", Table::kScale, true, true},
+    {"QuantizedEmbeddingBag2D", Table::kScale, false, false},
+    {"QuantizedEmbeddingBag2DWeighted", Table::kScale, false, true},
+    {"QuantizedEmbeddingBagZeroPoint", Table::kZeroPoint, true, false},
+    {"QuantizedEmbeddingBagZeroPointWeighted", Table::kZeroPoint, true, true},
+    {"QuantizedEmbeddingBagZeroPoint2D", Table::kZeroPoint, false, false},
+    {"QuantizedEmbeddingBagZeroPoint2DWeighted", Table::kZeroPoint, false, true},
+    {"QuantizedEmbeddingBagBias", Table::kBias, true, false},
+    {"QuantizedEmbeddingBagBiasWeighted", Table::kBias, true, true},
+    {"QuantizedEmbeddingBagBias2D", Table::kBias, false, false},
+    {"QuantizedEmbeddingBagBias2DWeighted", Table::kBias, false, true},
 };
 
-// Indexed by DType and IndexType.
-constexpr ElementType kElementOf[] = {kElementFloat, kElementFloat16, kElementBFloat16,
-                                      kElementDouble};
+// Indexed by DType and IndexType. Codes of 4 bits come two in a uint8.
+constexpr ElementType kElementOf[] = {kElementFloat,  kElementFloat16, kElementBFloat16,
+                                      kElementDouble, kElementInt8,    kElementUint8};
+constexpr size_t kSizeOf[] = {4, 2, 2, 8, 1, 1};
 constexpr ElementType kElementOfIndex[] = {kElementInt32, kElementInt64};
+
+// TensorProto's numbers, which the attribute codes_type has.
+constexpr int64_t kProtoUint4 = 21, kProtoInt4 = 22;
 
 // One name with one combination of types.
 struct Op : CustomOp {
   const Runtime* runtime;
   const Form* form;
-  DType dtype;
+  DType dtype;        // of the table, as it is stored
+  DType output_type;  // and of scale, zero_point, bias and per_sample_weights
   IndexType index_type, offset_type;
 };
 
@@ -124,7 +153,7 @@ double TwoFloats(float high, float low) {
 }
 
 lucid::Status ReadAttributes(const Op& op, const Api* api, const KernelInfo* info,
-                             EmbeddingBagArgs* args) {
+                             EmbeddingBagArgs* args, int64_t* embedding_dim) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   Attributes attributes(api, info);
   const int64_t mode = attributes.Int("mode", kMean);
@@ -136,7 +165,20 @@ lucid::Status ReadAttributes(const Op& op, const Api* api, const KernelInfo* inf
   if (op.form->flat) args->include_last_offset = attributes.Int("include_last_offset", 0) != 0;
   const int64_t stash_type = op.dtype == kFloat64 ? kElementDouble : kElementFloat;
   const int64_t found = attributes.Int("stash_type", stash_type);
+  const int64_t stored = kElementOf[op.dtype];
+  int64_t codes_type = stored;
+  if (op.form->Quantized()) {
+    codes_type = attributes.Int("codes_type", stored);
+    *embedding_dim = attributes.Int("embedding_dim", -1);
+  }
   if (!attributes.status().ok()) return attributes.status();
+  if (codes_type != stored) {
+    if (op.dtype != kUint8 || (codes_type != kProtoInt4 && codes_type != kProtoUint4)) {
+      return Refuse("codes_type = %lld does not go with codes of type %lld",
+                    static_cast<long long>(codes_type), static_cast<long long>(stored));
+    }
+    args->dtype = codes_type == kProtoInt4 ? kInt4 : kUint4;
+  }
   if (mode < kSum || mode > kMax) {
     return Refuse("mode = %lld is not 0 (sum), 1 (mean) or 2 (max)", static_cast<long long>(mode));
   }
@@ -205,9 +247,47 @@ struct Kernel {
   EmbeddingBagArgs args = {};  // the attributes and types; a run adds its tensors to a copy
   bool weight_is_constant = false;
   Shape weight;
+  int64_t embedding_dim = -1;  // of a quantised table
+  // {scale, zero_point or bias} of every row, where both are constant: one cache line in place of
+  // two.
+  std::unique_ptr<float[]> pairs;
+  int64_t num_pairs = 0;
 
   Status* Compute(KernelContext* context) const;
+  lucid::Status SetTableShape(TensorShape given, int64_t dims[2], TensorShape* shape) const;
+  Status* PackPairs(const Value* scale, const Value* second);
 };
+
+// Where the zero_point or the bias belongs.
+const void** SecondNumber(const Form& form, EmbeddingBagArgs* args) {
+  return form.table == Table::kBias ? &args->bias : &args->zero_point;
+}
+
+lucid::Status CheckRowNumbers(const char* name, TensorShape shape, int64_t rows) {
+  if (shape.rank == 1 && shape.dims[0] == rows) return lucid::Status();
+  if (shape.rank != 1) {
+    return Refuse("%s has %lld dimensions, expected [V]", name, static_cast<long long>(shape.rank));
+  }
+  return Refuse("%s has shape [%lld], codes has %lld rows", name,
+                static_cast<long long>(shape.dims[0]), static_cast<long long>(rows));
+}
+
+// [V, D] of a table that may be packed.
+lucid::Status Kernel::SetTableShape(TensorShape given, int64_t dims[2], TensorShape* shape) const {
+  *shape = given;
+  if (!op->form->Quantized() || given.rank != 2) return lucid::Status();
+  const bool nibbles = args.dtype == kInt4 || args.dtype == kUint4;
+  dims[0] = given.dims[0];
+  dims[1] = nibbles || embedding_dim >= 0 ? embedding_dim : given.dims[1];
+  if (dims[1] < 0 || (nibbles ? dims[1] / 2 + dims[1] % 2 : dims[1]) != given.dims[1]) {
+    return Refuse(
+        "codes has shape [%lld, %lld], which does not hold embedding_dim = %lld codes a row",
+        static_cast<long long>(given.dims[0]), static_cast<long long>(given.dims[1]),
+        static_cast<long long>(embedding_dim));
+  }
+  *shape = {dims, 2};
+  return lucid::Status();
+}
 
 struct Host {
   const Api* api;
@@ -227,20 +307,41 @@ Status* Kernel::Compute(KernelContext* context) const {
   const Form& form = *op->form;
 
   EmbeddingBagArgs a = args;
-  Shape table, indices, offsets, weights;
+  Shape table, indices, offsets, weights, scale, second;
   if (!weight_is_constant) {
     LUCID_RETURN_IF_ERROR(GetInput(runtime, context, 0, &table, &a.weight));
   }
-  LUCID_RETURN_IF_ERROR(GetInput(runtime, context, 1, &indices, &a.indices));
-  if (form.flat) LUCID_RETURN_IF_ERROR(GetInput(runtime, context, 2, &offsets, &a.offsets));
+  if (form.Quantized() && !pairs) {
+    LUCID_RETURN_IF_ERROR(GetInput(runtime, context, 1, &scale, &a.scale));
+    if (form.TwoNumbers()) {
+      LUCID_RETURN_IF_ERROR(GetInput(runtime, context, 2, &second, SecondNumber(form, &a)));
+    }
+  }
+  LUCID_RETURN_IF_ERROR(GetInput(runtime, context, form.IndicesInput(), &indices, &a.indices));
+  if (form.flat) {
+    LUCID_RETURN_IF_ERROR(GetInput(runtime, context, form.OffsetsInput(), &offsets, &a.offsets));
+  }
   if (form.weighted) {
     LUCID_RETURN_IF_ERROR(
         GetInput(runtime, context, form.WeightsInput(), &weights, &a.per_sample_weights));
   }
 
-  lucid::Status status = SetEmbeddingBagShapes(weight_is_constant ? weight.shape : table.shape,
-                                               indices.shape, form.flat ? &offsets.shape : nullptr,
-                                               form.weighted ? &weights.shape : nullptr, &a);
+  TensorShape table_shape;
+  int64_t table_dims[2];
+  lucid::Status status =
+      SetTableShape(weight_is_constant ? weight.shape : table.shape, table_dims, &table_shape);
+  if (status.ok()) {
+    status = SetEmbeddingBagShapes(table_shape, indices.shape, form.flat ? &offsets.shape : nullptr,
+                                   form.weighted ? &weights.shape : nullptr, &a);
+  }
+  if (status.ok() && form.Quantized()) {
+    const TensorShape packed = {&num_pairs, 1};
+    status = CheckRowNumbers("scale", pairs ? packed : scale.shape, a.weight_shape[0]);
+    if (status.ok() && form.TwoNumbers() && !pairs) {
+      status = CheckRowNumbers(form.table == Table::kBias ? "bias" : "zero_point", second.shape,
+                               a.weight_shape[0]);
+    }
+  }
   if (!status.ok()) return ToOrt(api, *op, status);
   int64_t dims[2] = {0, a.weight_shape[1]};
   status = CountBags(a, &dims[0]);
@@ -253,6 +354,45 @@ Status* Kernel::Compute(KernelContext* context) const {
   return ToOrt(api, *op, RunEmbeddingBag(a, isa, {RunTasks, &host}));
 }
 
+// Puts constant scales and zero_points (biases) beside each other.
+Status* Kernel::PackPairs(const Value* scale, const Value* second) {
+  const Api* api = op->runtime->api;
+  Shape shapes[2];
+  const void* data[2];
+  const Value* const values[] = {scale, second};
+  for (int i = 0; i < 2; ++i) {
+    LUCID_RETURN_IF_ERROR(GetShape(*op->runtime, values[i], &shapes[i]));
+    LUCID_RETURN_IF_ERROR(GetData(api, values[i], &data[i]));
+  }
+  const TensorShape a = shapes[0].shape, b = shapes[1].shape;
+  if (a.rank != 1 || b.rank != 1 || a.dims[0] != b.dims[0]) return nullptr;  // the run refuses them
+  const int64_t rows = a.dims[0];
+  pairs.reset(new (std::nothrow) float[static_cast<size_t>(rows) * 2]);
+  if (!pairs) return nullptr;  // it goes without
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int i = 0; i < 2; ++i) {
+      pairs[static_cast<size_t>(2 * r + i)] =
+          args.scale_type == kFloat16 ? ToAccumulator(LoadUnaligned<Float16>(data[i], r))
+                                      : LoadUnaligned<float>(data[i], r);
+    }
+  }
+  num_pairs = rows;
+  args.scale = pairs.get();
+  *SecondNumber(*op->form, &args) = pairs.get() + 1;
+  args.scale_type = kFloat32;
+  args.scale_stride = 2 * sizeof(float);
+  return nullptr;
+}
+
+// The constant value of an input, or null.
+Status* ConstantInput(const Api* api, const KernelInfo* info, size_t index, const Value** value) {
+  int is_constant = 0;
+  *value = nullptr;
+  Status* status = Call<KernelInfoGetConstantInput_tensor>(api, info, index, &is_constant, value);
+  if (!is_constant) *value = nullptr;
+  return status;
+}
+
 Status* CreateKernel(const Op& op, const Api* api, const KernelInfo* info, void** out) {
   auto kernel = std::make_unique<Kernel>();
   kernel->op = &op;
@@ -262,24 +402,31 @@ Status* CreateKernel(const Op& op, const Api* api, const KernelInfo* info, void*
   args.index_type = op.index_type;
   args.offset_type = op.offset_type;
   args.indices_rank = op.form->flat ? 1 : 2;
+  args.output_type = op.output_type;
+  args.scale_type = op.output_type;
+  args.scale_stride = op.output_type == kFloat16 ? 2 : 4;
   lucid::Status status = ActiveIsa(&kernel->isa);
-  if (status.ok()) status = ReadAttributes(op, api, info, &args);
+  if (status.ok()) status = ReadAttributes(op, api, info, &args, &kernel->embedding_dim);
   if (!status.ok()) return ToOrt(api, op, status);
 
   // A constant table stays where it is for the life of the session.
-  int is_constant = 0;
   const Value* weight = nullptr;
-  LUCID_RETURN_IF_ERROR(
-      Call<KernelInfoGetConstantInput_tensor>(api, info, 0, &is_constant, &weight));
-  if (is_constant && weight) {
+  LUCID_RETURN_IF_ERROR(ConstantInput(api, info, 0, &weight));
+  if (weight) {
     LUCID_RETURN_IF_ERROR(GetShape(*op.runtime, weight, &kernel->weight));
     LUCID_RETURN_IF_ERROR(GetData(api, weight, &args.weight));
     kernel->weight_is_constant = true;
-    size_t bytes = op.dtype == kFloat64 ? 8 : op.dtype == kFloat32 ? 4 : 2;
+    size_t bytes = kSizeOf[op.dtype];
     for (size_t i = 0; i < kernel->weight.shape.rank; ++i) {
       bytes *= static_cast<size_t>(kernel->weight.shape.dims[i]);
     }
     if (bytes >= kHugePagesFrom) BackWithHugePages(args.weight, bytes);
+  }
+  if (op.form->TwoNumbers()) {
+    const Value *scale, *second;
+    LUCID_RETURN_IF_ERROR(ConstantInput(api, info, 1, &scale));
+    LUCID_RETURN_IF_ERROR(ConstantInput(api, info, 2, &second));
+    if (scale && second) LUCID_RETURN_IF_ERROR(kernel->PackPairs(scale, second));
   }
   *out = kernel.release();
   return nullptr;
@@ -335,22 +482,34 @@ Status* InferInput(const Api* api, ShapeInferContext* context, size_t index, siz
   return nullptr;
 }
 
+// The value of an INT attribute, if it is there.
+Status* IntAttribute(const Api* api, ShapeInferContext* context, const char* name, int64_t* value) {
+  const OpAttr* attribute = nullptr;
+  size_t size = 0;
+  if (Failed(api, Call<ShapeInferContext_GetAttribute>(api, context, name, &attribute))) {
+    return nullptr;
+  }
+  return Call<ReadOpAttr>(api, attribute, kAttrInt, value, sizeof(*value), &size);
+}
+
 // The runtime asks one op of each name, whatever the types at hand: only op.form may be believed.
 Status* InferShape(const Op& op, const Api* api, ShapeInferContext* context) {
-  Dim weight[2], bags[2];
-  ElementType weight_type, index_type;
-  LUCID_RETURN_IF_ERROR(InferInput(api, context, 0, 2, &weight_type, weight));
-  LUCID_RETURN_IF_ERROR(op.form->flat ? InferInput(api, context, 2, 1, &index_type, bags)
-                                      : InferInput(api, context, 1, 2, &index_type, bags));
-  if (op.form->flat) {
-    const OpAttr* attribute = nullptr;
+  const Form& form = *op.form;
+  Dim weight[2], bags[2], unused[2];
+  ElementType output_type, index_type;
+  LUCID_RETURN_IF_ERROR(InferInput(api, context, 0, 2, &output_type, weight));
+  if (form.Quantized()) {
+    LUCID_RETURN_IF_ERROR(InferInput(api, context, 1, 1, &output_type, unused));
+    int64_t dim = -1;
+    LUCID_RETURN_IF_ERROR(IntAttribute(api, context, "embedding_dim", &dim));
+    if (dim >= 0) weight[1] = {dim, nullptr};
+  }
+  LUCID_RETURN_IF_ERROR(form.flat
+                            ? InferInput(api, context, form.OffsetsInput(), 1, &index_type, bags)
+                            : InferInput(api, context, form.IndicesInput(), 2, &index_type, bags));
+  if (form.flat) {
     int64_t include_last_offset = 0;
-    size_t size = 0;
-    if (!Failed(api, Call<ShapeInferContext_GetAttribute>(api, context, "include_last_offset",
-                                                          &attribute))) {
-      LUCID_RETURN_IF_ERROR(Call<ReadOpAttr>(api, attribute, kAttrInt, &include_last_offset,
-                                             sizeof(include_last_offset), &size));
-    }
+    LUCID_RETURN_IF_ERROR(IntAttribute(api, context, "include_last_offset", &include_last_offset));
     if (include_last_offset) {
       bags[0].name = nullptr;  // a symbol less one has no name
       bags[0].size = bags[0].size > 0 ? bags[0].size - 1 : -1;
@@ -364,7 +523,7 @@ Status* InferShape(const Op& op, const Api* api, ShapeInferContext* context) {
                           weight[1].size < 0 ? weight[1].name : ""};
   TypeAndShape* shape = nullptr;
   LUCID_RETURN_IF_ERROR(Call<CreateTensorTypeAndShapeInfo>(api, &shape));
-  Status* status = Call<SetTensorElementType>(api, shape, weight_type);
+  Status* status = Call<SetTensorElementType>(api, shape, output_type);
   if (!status) status = Call<SetDimensions>(api, shape, sizes, 2);
   if (!status) status = Call<SetSymbolicDimensions>(api, shape, names, 2);
   if (!status) {
@@ -386,12 +545,14 @@ size_t LUCID_ORT_CALL GetInputCount(const CustomOp* op) { return Self(op).form->
 size_t LUCID_ORT_CALL GetOutputCount(const CustomOp*) { return 1; }
 ElementType LUCID_ORT_CALL GetInputType(const CustomOp* op, size_t index) {
   const Op& self = Self(op);
-  if (index == 1) return kElementOfIndex[self.index_type];
-  if (index == 2 && self.form->flat) return kElementOfIndex[self.offset_type];
-  return kElementOf[self.dtype];
+  const Form& form = *self.form;
+  if (index == 0) return kElementOf[self.dtype];
+  if (index == form.IndicesInput()) return kElementOfIndex[self.index_type];
+  if (form.flat && index == form.OffsetsInput()) return kElementOfIndex[self.offset_type];
+  return kElementOf[self.output_type];
 }
 ElementType LUCID_ORT_CALL GetOutputType(const CustomOp* op, size_t) {
-  return kElementOf[Self(op).dtype];
+  return kElementOf[Self(op).output_type];
 }
 // Zero for all of these: required, the default memory, and no variadic inputs.
 int LUCID_ORT_CALL GetZero(const CustomOp*) { return 0; }
@@ -399,8 +560,8 @@ int LUCID_ORT_CALL GetZeroAt(const CustomOp*, size_t) { return 0; }
 int LUCID_ORT_CALL GetFirstVersion(const CustomOp*) { return 1; }
 int LUCID_ORT_CALL GetLastVersion(const CustomOp*) { return std::numeric_limits<int>::max(); }
 
-Op MakeOp(const Runtime& runtime, const Form& form, DType dtype, IndexType index_type,
-          IndexType offset_type) {
+Op MakeOp(const Runtime& runtime, const Form& form, DType dtype, DType output_type,
+          IndexType index_type, IndexType offset_type) {
   Op op = {};
   op.version = kApiVersion;
   op.GetName = GetName;
@@ -425,6 +586,7 @@ Op MakeOp(const Runtime& runtime, const Form& form, DType dtype, IndexType index
   op.runtime = &runtime;
   op.form = &form;
   op.dtype = dtype;
+  op.output_type = output_type;
   op.index_type = index_type;
   op.offset_type = offset_type;
   return op;
@@ -433,12 +595,20 @@ Op MakeOp(const Runtime& runtime, const Form& form, DType dtype, IndexType index
 }  // namespace
 
 Status* AddEmbeddingBagOps(const Runtime& runtime, CustomOpDomain* domain) {
+  struct Types {
+    DType dtype, output_type;
+  };
+  constexpr Types kRows[] = {
+      {kFloat32, kFloat32}, {kFloat16, kFloat16}, {kBFloat16, kBFloat16}, {kFloat64, kFloat64}};
+  constexpr Types kCodes[] = {
+      {kInt8, kFloat32}, {kInt8, kFloat16}, {kUint8, kFloat32}, {kUint8, kFloat16}};
   for (const Form& form : kForms) {
-    for (const DType dtype : {kFloat32, kFloat16, kBFloat16, kFloat64}) {
+    for (const Types& types : form.Quantized() ? kCodes : kRows) {
       for (const IndexType index_type : {kInt32, kInt64}) {
         for (const IndexType offset_type : {kInt32, kInt64}) {
           if (!form.flat && offset_type != kInt32) continue;  // there is no offsets to have a type
-          const Op* op = new Op(MakeOp(runtime, form, dtype, index_type, offset_type));
+          const Op* op = new Op(
+              MakeOp(runtime, form, types.dtype, types.output_type, index_type, offset_type));
           Status* status = Call<CustomOpDomain_Add>(runtime.api, domain, op);
           if (status) return status;
         }

@@ -42,42 +42,96 @@ LUCID_INLINE uintptr_t HintAt(const char* indices, int64_t index_bytes, int64_t 
   return index;
 }
 
+// What a row is multiplied with, by its clip and its weight. A quantised row: (code - zero) * scale
+// + shift, the last two multiplied likewise.
+template <class T>
+struct Factor {
+  Accumulator<T> scale = 1;
+};
+struct AffineFactor {
+  float scale = 1, zero = 0, shift = 0;
+};
+template <>
+struct Factor<Int8> : AffineFactor {};
+template <>
+struct Factor<Uint8> : AffineFactor {};
+template <>
+struct Factor<Int4> : AffineFactor {};
+template <>
+struct Factor<Uint4> : AffineFactor {};
+
 template <class T>
 struct Bag {
-  using A = Accumulator<T>;
-  int64_t count;  // of rows
-  A divisor;      // 1 but for mean
-  bool partial;   // the result is a row of accumulators
+  int64_t count;           // of rows
+  Accumulator<T> divisor;  // 1 but for mean
+  bool partial;            // the result is a row of accumulators
+  bool half;               // the result of a quantised table is float16
   const char* row[kPiece];
-  A scale[kPiece];
+  Factor<T> factor[kPiece];
+};
+
+template <class T, class V>
+LUCID_INLINE V Scaled(V x, const Factor<T>& factor) {
+  if constexpr (kIsQuantized<T>) {
+    return (x - factor.zero) * factor.scale + factor.shift;
+  } else {
+    return x * factor.scale;
+  }
+}
+
+// Where a block's first and last vector are in a row. Codes of 4 bits may end in half a byte.
+template <class T>
+struct Span {
+  size_t first_byte, last_byte;
+  bool last_is_odd;
+
+  Span(int64_t column, int64_t last)
+      : first_byte(ByteOf<T>(column)),
+        last_byte(ByteOf<T>(last)),
+        last_is_odd(kIsNibble<T> && last % 2) {}
 };
 
 // A row's part of the block: vectors at column, column + N, ..., and the last one at `last`, where
 // it may overlap the one before. Columns are independent, so what is computed twice is equal.
 template <class T, int N, int kVectors, bool kScaled>
-LUCID_INLINE void LoadRow(const char* row, Accumulator<T> scale, size_t first_byte,
-                          size_t last_byte, Vector<Accumulator<T>, N>* x) {
+LUCID_INLINE void LoadRow(const char* row, const Factor<T>& factor, const Span<T>& span,
+                          Vector<Accumulator<T>, N>* x) {
   LUCID_UNROLL
-  for (int v = 0; v < kVectors - 1; ++v) x[v] = Load<T, N>(row + first_byte + v * N * sizeof(T));
-  x[kVectors - 1] = Load<T, N>(row + last_byte);
+  for (int v = 0; v < kVectors - 1; ++v) {
+    x[v] = LoadAt<T, N>(row, span.first_byte + ByteOf<T>(v * N), v * N % 2);
+  }
+  x[kVectors - 1] = LoadAt<T, N>(row, span.last_byte, span.last_is_odd);
   if (kScaled) {
     LUCID_UNROLL
-    for (int v = 0; v < kVectors; ++v) x[v] = x[v] * scale;
+    for (int v = 0; v < kVectors; ++v) x[v] = Scaled<T>(x[v], factor);
   } else {
-    static_cast<void>(scale);
+    static_cast<void>(factor);
   }
 }
 
 template <class T, int N, int kVectors, bool kMaximum, bool kScaled>
-LUCID_INLINE void AddRows(const Bag<T>& bag, int64_t j, int64_t end, size_t first_byte,
-                          size_t last_byte, Vector<Accumulator<T>, N>* acc) {
+LUCID_INLINE void AddRows(const Bag<T>& bag, int64_t j, int64_t end, const Span<T>& span,
+                          Vector<Accumulator<T>, N>* acc) {
   using V = Vector<Accumulator<T>, N>;
   for (; j < end; ++j) {
     V x[kVectors];
-    LoadRow<T, N, kVectors, kScaled>(bag.row[j], bag.scale[j], first_byte, last_byte, x);
+    LoadRow<T, N, kVectors, kScaled>(bag.row[j], bag.factor[j], span, x);
     LUCID_UNROLL
     for (int v = 0; v < kVectors; ++v) acc[v] = kMaximum ? MaxSticky(acc[v], x[v]) : acc[v] + x[v];
   }
+}
+
+// Stores a block of columns as type Out.
+template <class Out, int N, int kVectors>
+LUCID_INLINE void StoreBlock(const Vector<Accumulator<Out>, N>* acc, int64_t column, int64_t last,
+                             char* out) {
+  char* first = out + static_cast<size_t>(column) * sizeof(Out);
+  LUCID_UNROLL
+  for (int v = 0; v < kVectors - 1; ++v) {
+    Store<Out, N>(CanonicalNans<Accumulator<Out>, N>(acc[v]), first + v * N * sizeof(Out));
+  }
+  Store<Out, N>(CanonicalNans<Accumulator<Out>, N>(acc[kVectors - 1]),
+                out + static_cast<size_t>(last) * sizeof(Out));
 }
 
 // Divides, rounds and stores a block of columns.
@@ -96,31 +150,30 @@ LUCID_INLINE void Finish(const Bag<T>& bag, Vector<Accumulator<T>, N>* acc, int6
     LUCID_UNROLL
     for (int v = 0; v < kVectors; ++v) acc[v] = acc[v] / bag.divisor;
   }
-  char* first = out + static_cast<size_t>(column) * sizeof(T);
-  LUCID_UNROLL
-  for (int v = 0; v < kVectors - 1; ++v) {
-    Store<T, N>(CanonicalNans<A, N>(acc[v]), first + v * N * sizeof(T));
+  if constexpr (!kIsQuantized<T>) {
+    StoreBlock<T, N, kVectors>(acc, column, last, out);
+  } else if (bag.half) {
+    StoreBlock<Float16, N, kVectors>(acc, column, last, out);
+  } else {
+    StoreBlock<float, N, kVectors>(acc, column, last, out);
   }
-  Store<T, N>(CanonicalNans<A, N>(acc[kVectors - 1]), out + static_cast<size_t>(last) * sizeof(T));
 }
 
 // Pools a block of columns of a bag whose rows are listed, at least one.
 template <class T, int N, int kVectors, bool kMaximum, bool kScaled>
 void PoolBlock(const Bag<T>& bag, int64_t column, int64_t last, char* out) {
   using V = Vector<Accumulator<T>, N>;
-  const size_t first_byte = static_cast<size_t>(column) * sizeof(T);
-  const size_t last_byte = static_cast<size_t>(last) * sizeof(T);
+  const Span<T> span(column, last);
   const int64_t n = bag.count;
 
   V acc[kVectors];
   if (kMaximum) {
-    LoadRow<T, N, kVectors, kScaled>(bag.row[0], bag.scale[0], first_byte, last_byte, acc);
-    AddRows<T, N, kVectors, kMaximum, kScaled>(bag, 1, n, first_byte, last_byte, acc);
+    LoadRow<T, N, kVectors, kScaled>(bag.row[0], bag.factor[0], span, acc);
+    AddRows<T, N, kVectors, kMaximum, kScaled>(bag, 1, n, span, acc);
   } else {
     LUCID_UNROLL
     for (int v = 0; v < kVectors; ++v) acc[v] = V{};
-    AddRows<T, N, kVectors, kMaximum, kScaled>(bag, 0, Smaller(n, kGroup), first_byte, last_byte,
-                                               acc);
+    AddRows<T, N, kVectors, kMaximum, kScaled>(bag, 0, Smaller(n, kGroup), span, acc);
     if (n > kGroup) {
       V sum[kVectors];
       LUCID_UNROLL
@@ -128,8 +181,7 @@ void PoolBlock(const Bag<T>& bag, int64_t column, int64_t last, char* out) {
       for (int64_t j = kGroup; j < n; j += kGroup) {
         LUCID_UNROLL
         for (int v = 0; v < kVectors; ++v) acc[v] = V{};
-        AddRows<T, N, kVectors, kMaximum, kScaled>(bag, j, Smaller(n, j + kGroup), first_byte,
-                                                   last_byte, acc);
+        AddRows<T, N, kVectors, kMaximum, kScaled>(bag, j, Smaller(n, j + kGroup), span, acc);
         LUCID_UNROLL
         for (int v = 0; v < kVectors; ++v) sum[v] = sum[v] + acc[v];
       }
@@ -143,23 +195,30 @@ void PoolBlock(const Bag<T>& bag, int64_t column, int64_t last, char* out) {
 // |row|_p for p = 1, 2 and infinity. The lanes that the sum is spread over are 64 bytes wide
 // whatever the registers are, and so are folded in one order.
 template <class T, int kNorm>
-Accumulator<T> RowNorm(const char* row, int64_t columns) {
+Accumulator<T> RowNorm(const char* row, const Factor<T>& factor, int64_t columns) {
   using A = Accumulator<T>;
   constexpr int N = LUCID_VECTOR_BYTES / sizeof(A);
   constexpr int kLanes = 64 / sizeof(A);
   using V = Vector<A, N>;
   V acc[kLanes / N];
   for (V& a : acc) a = V{};
-  T tail[kLanes];
   for (int64_t i = 0; i < columns; i += kLanes) {
-    const char* p = row + static_cast<size_t>(i) * sizeof(T);
+    V x_of[kLanes / N];
     if (columns - i < kLanes) {
-      memset(tail, 0, sizeof(tail));
-      memcpy(tail, p, static_cast<size_t>(columns - i) * sizeof(T));
-      p = reinterpret_cast<const char*>(tail);
+      A tail[kLanes] = {};
+      for (int64_t c = i; c < columns; ++c) {
+        tail[c - i] =
+            kIsQuantized<T> ? Scaled<T>(ElementAt<T>(row, c), factor) : ElementAt<T>(row, c);
+      }
+      memcpy(x_of, tail, sizeof(tail));
+    } else {
+      for (int v = 0; v < kLanes / N; ++v) {
+        x_of[v] = LoadAt<T, N>(row, ByteOf<T>(i + v * N), false);
+        if (kIsQuantized<T>) x_of[v] = Scaled<T>(x_of[v], factor);
+      }
     }
     for (int v = 0; v < kLanes / N; ++v) {
-      const V x = Load<T, N>(p + v * N * sizeof(T));
+      const V x = x_of[v];
       acc[v] = kNorm == 2   ? acc[v] + x * x
                : kNorm == 1 ? acc[v] + Abs(x)
                             : MaxSticky(acc[v], Abs(x));
@@ -179,30 +238,57 @@ LUCID_INLINE float SquareRoot(float x) { return sqrtf(x); }
 LUCID_INLINE double SquareRoot(double x) { return sqrt(x); }
 
 template <class T>
-Accumulator<T> Clip(const PoolJob& job, const char* row) {
+Accumulator<T> Clip(const PoolJob& job, const char* row, const Factor<T>& factor) {
   using A = Accumulator<T>;
   const A max_norm = static_cast<A>(job.max_norm);
   A norm;
   if (job.norm_type == 2) {
-    norm = SquareRoot(RowNorm<T, 2>(row, job.columns));
+    norm = SquareRoot(RowNorm<T, 2>(row, factor, job.columns));
   } else if (job.norm_type == 1) {
-    norm = RowNorm<T, 1>(row, job.columns);
+    norm = RowNorm<T, 1>(row, factor, job.columns);
   } else if (job.norm_type > DBL_MAX) {
-    norm = RowNorm<T, 0>(row, job.columns);
+    norm = RowNorm<T, 0>(row, factor, job.columns);
   } else {
-    norm = static_cast<A>(job.general_norm(job, row));
+    if constexpr (kIsQuantized<T>) {
+      const Affine affine = {factor.scale, factor.zero, factor.shift};
+      norm = static_cast<A>(job.general_norm(job, row, &affine));
+    } else {
+      norm = static_cast<A>(job.general_norm(job, row, nullptr));
+    }
   }
   return norm > max_norm ? max_norm / (norm + static_cast<A>(1e-7)) : static_cast<A>(1);
 }
 
+// Number i of an array whose elements lie `stride` bytes apart, of float16 or float.
+LUCID_INLINE float HalfOrFloat(const char* base, int64_t stride, bool half, int64_t i) {
+  const char* p = base + i * stride;
+  return half ? Load<Float16, 1>(p) : Load<float, 1>(p);
+}
+
 template <class T>
-Accumulator<T> Scale(const PoolJob& job, int64_t k, const char* row) {
-  Accumulator<T> scale = 1;
-  if (job.max_norm <= DBL_MAX) scale = Clip<T>(job, row);
-  if (job.per_sample_weights) {
-    scale = scale * Load<T, 1>(job.per_sample_weights + static_cast<size_t>(k) * sizeof(T));
+LUCID_INLINE Factor<T> FactorOf(const PoolJob& job, int64_t k, int64_t index, const char* row) {
+  Factor<T> f;
+  if constexpr (kIsQuantized<T>) {
+    const bool half = job.scale_type == kFloat16;
+    f.scale = HalfOrFloat(job.scale, job.scale_stride, half, index);
+    if (job.zero_point) f.zero = HalfOrFloat(job.zero_point, job.scale_stride, half, index);
+    if (job.bias) f.shift = HalfOrFloat(job.bias, job.scale_stride, half, index);
+    float factor = 1;
+    if (job.max_norm <= DBL_MAX) factor = Clip<T>(job, row, f);
+    if (job.per_sample_weights) {
+      const bool half_weights = job.output_type == kFloat16;
+      factor *= HalfOrFloat(job.per_sample_weights, half_weights ? 2 : 4, half_weights, k);
+    }
+    f.scale *= factor;
+    f.shift *= factor;
+  } else {
+    static_cast<void>(index);
+    if (job.max_norm <= DBL_MAX) f.scale = Clip<T>(job, row, f);
+    if (job.per_sample_weights) {
+      f.scale = f.scale * Load<T, 1>(job.per_sample_weights + static_cast<size_t>(k) * sizeof(T));
+    }
   }
-  return scale;
+  return f;
 }
 
 LUCID_INLINE int64_t IndexAt(const char* indices, bool wide, int64_t k) {
@@ -210,6 +296,15 @@ LUCID_INLINE int64_t IndexAt(const char* indices, bool wide, int64_t k) {
 }
 
 enum class Fetch { kNothing, kNear, kFar };
+
+template <Fetch kFetch>
+LUCID_INLINE void FetchLine(uintptr_t p) {
+  if (kFetch == Fetch::kNear) {
+    LUCID_PREFETCH_L1(reinterpret_cast<const char*>(p));
+  } else {
+    LUCID_PREFETCH_L2(reinterpret_cast<const char*>(p));
+  }
+}
 
 LUCID_INLINE Fetch FetchOf(const PoolJob& job) {
   if (job.row_bytes > kMostFetchedBytes || job.rows <= kMostCachedBytes / job.row_bytes) {
@@ -237,10 +332,10 @@ struct Positions {
 // the caller: 8.1 ns per row of 256 bytes became 4.8, in a table that L2 holds.
 template <class T, int N, int kVectors, bool kMaximum, bool kScaled, bool kListed, Fetch kFetch>
 LUCID_INLINE int64_t AddPositions(const PoolJob& job, const Positions& from, int64_t k, int64_t end,
-                                  size_t last_byte, Bag<T>* bag, int64_t* count,
+                                  const Span<T>& span, Bag<T>* bag, int64_t* count,
                                   Vector<Accumulator<T>, N>* acc) {
   using A = Accumulator<T>;
-  constexpr int64_t kBlockBytes = kVectors * N * static_cast<int64_t>(sizeof(T));
+  constexpr int64_t kBlockBytes = static_cast<int64_t>(BytesOf<T>(kVectors * N));
   constexpr int64_t kDistance = kFetch == Fetch::kNear ? kNearDistance : kFarDistance;
   int64_t n = *count;
   for (; k < end; ++k) {
@@ -252,24 +347,22 @@ LUCID_INLINE int64_t AddPositions(const PoolJob& job, const Positions& from, int
           reinterpret_cast<uintptr_t>(from.weight) + next * static_cast<uintptr_t>(from.row_bytes);
       const int64_t bytes = kListed ? from.row_bytes : kBlockBytes;
       LUCID_UNROLL
-      for (int64_t i = 0; i < bytes; i += 64) {
-        if (kFetch == Fetch::kNear) {
-          LUCID_PREFETCH_L1(reinterpret_cast<const char*>(p + i));
-        } else {
-          LUCID_PREFETCH_L2(reinterpret_cast<const char*>(p + i));
-        }
+      for (int64_t i = 0; i < bytes; i += 64) FetchLine<kFetch>(p + static_cast<uintptr_t>(i));
+      if (kIsQuantized<T>) {
+        const uintptr_t scale = next * static_cast<uintptr_t>(job.scale_stride);
+        FetchLine<kFetch>(reinterpret_cast<uintptr_t>(job.scale) + scale);
       }
     }
     if (index == from.padding) continue;
     const char* const row = from.weight + index * from.row_bytes;
-    A scale = 1;
-    if (kScaled) scale = Scale<T>(job, k, row);
+    Factor<T> factor;
+    if (kScaled) factor = FactorOf<T>(job, k, index, row);
     if (kListed) {
       bag->row[n] = row;
-      if (kScaled) bag->scale[n] = scale;
+      if (kScaled) bag->factor[n] = factor;
     }
     Vector<A, N> x[kVectors];
-    LoadRow<T, N, kVectors, kScaled>(row, scale, 0, last_byte, x);
+    LoadRow<T, N, kVectors, kScaled>(row, factor, span, x);
     LUCID_UNROLL
     for (int v = 0; v < kVectors; ++v) acc[v] = kMaximum ? MaxSticky(acc[v], x[v]) : acc[v] + x[v];
     ++n;
@@ -300,7 +393,7 @@ int64_t PoolFirstBlock(const PoolJob& job, int64_t begin, int64_t end, int64_t l
       fetch == Fetch::kNothing
           ? begin
           : job.last_position + 1 - (fetch == Fetch::kNear ? kNearDistance : kFarDistance);
-  const size_t last_byte = static_cast<size_t>(last) * sizeof(T);
+  const Span<T> span(0, last);
 
   V acc[kVectors], sum[kVectors];
   const V start = kMaximum ? V{} - static_cast<A>(INFINITY) : V{};
@@ -313,15 +406,15 @@ int64_t PoolFirstBlock(const PoolJob& job, int64_t begin, int64_t end, int64_t l
     int64_t at;
     if (k >= fetch_end) {
       at = AddPositions<T, N, kVectors, kMaximum, kScaled, kListed, Fetch::kNothing>(
-          job, from, k, stop, last_byte, bag, &n, acc);
+          job, from, k, stop, span, bag, &n, acc);
     } else if (fetch == Fetch::kNear) {
       stop = Smaller(stop, fetch_end);
       at = AddPositions<T, N, kVectors, kMaximum, kScaled, kListed, Fetch::kNear>(
-          job, from, k, stop, last_byte, bag, &n, acc);
+          job, from, k, stop, span, bag, &n, acc);
     } else {
       stop = Smaller(stop, fetch_end);
       at = AddPositions<T, N, kVectors, kMaximum, kScaled, kListed, Fetch::kFar>(
-          job, from, k, stop, last_byte, bag, &n, acc);
+          job, from, k, stop, span, bag, &n, acc);
     }
     if (at < stop) return at;
     k = stop;
@@ -424,16 +517,23 @@ struct Pooler {
   Bag<T> bag;
 
   explicit Pooler(const PoolJob& j) : job(j) {
-    const bool scaled = job.max_norm <= DBL_MAX || job.per_sample_weights;
+    const bool scaled = kIsQuantized<T> || job.max_norm <= DBL_MAX || job.per_sample_weights;
     constexpr int N = LUCID_VECTOR_BYTES / sizeof(Accumulator<T>);
     if (job.columns > 0) {
-      blocks = job.mode == lucid::kMax ? (scaled ? CutColumns<T, N, true, true>(job.columns)
-                                                 : CutColumns<T, N, true, false>(job.columns))
-                                       : (scaled ? CutColumns<T, N, false, true>(job.columns)
-                                                 : CutColumns<T, N, false, false>(job.columns));
+      blocks = job.mode == lucid::kMax ? Cut<N, true>(scaled) : Cut<N, false>(scaled);
     }
     bag.divisor = 1;
     bag.partial = false;
+    bag.half = job.output_type == kFloat16;
+  }
+
+  template <int N, bool kMaximum>
+  Blocks<T> Cut(bool scaled) const {
+    if constexpr (!kIsQuantized<T>) {
+      if (!scaled) return CutColumns<T, N, kMaximum, false>(job.columns);
+    }
+    static_cast<void>(scaled);
+    return CutColumns<T, N, kMaximum, true>(job.columns);
   }
 
   // Pools the positions [begin, end) into `out`; bag.count tells whether there was a row.
@@ -470,16 +570,16 @@ struct Pooler {
 template <class T>
 int64_t PoolBags(const PoolJob& job, int64_t first, int64_t last) {
   Pooler<T> pooler(job);
-  char* out = job.output + first * job.row_bytes;
+  char* out = job.output + first * job.output_row_bytes;
   int64_t end = pooler.BagBegin(first);
-  for (int64_t i = first; i < last; ++i, out += job.row_bytes) {
+  for (int64_t i = first; i < last; ++i, out += job.output_row_bytes) {
     const int64_t begin = end;
     end = pooler.BagBegin(i + 1);
     if (end - begin > kPiece) continue;
     const int64_t bad = pooler.Pool(begin, end, out);
     if (bad != kNoBadPosition) return bad;
-    if (pooler.bag.count == 0 && job.row_bytes > 0) {  // without columns, out may be null
-      memset(out, 0, static_cast<size_t>(job.row_bytes));
+    if (pooler.bag.count == 0 && job.columns > 0) {  // without columns, out may be null
+      memset(out, 0, static_cast<size_t>(job.output_row_bytes));
     }
   }
   return kNoBadPosition;
@@ -495,29 +595,11 @@ int64_t PoolPiece(const PoolJob& job, int64_t begin, int64_t end, char* row, int
 }
 
 int64_t Bags(const PoolJob& job, int64_t first, int64_t last) {
-  switch (job.dtype) {
-    case kFloat32:
-      return PoolBags<float>(job, first, last);
-    case kFloat16:
-      return PoolBags<Float16>(job, first, last);
-    case kBFloat16:
-      return PoolBags<BFloat16>(job, first, last);
-    default:
-      return PoolBags<double>(job, first, last);
-  }
+  LUCID_FOR_DTYPE(job.dtype, return PoolBags<T>(job, first, last));
 }
 
 int64_t Piece(const PoolJob& job, int64_t begin, int64_t end, char* row, int64_t* count) {
-  switch (job.dtype) {
-    case kFloat32:
-      return PoolPiece<float>(job, begin, end, row, count);
-    case kFloat16:
-      return PoolPiece<Float16>(job, begin, end, row, count);
-    case kBFloat16:
-      return PoolPiece<BFloat16>(job, begin, end, row, count);
-    default:
-      return PoolPiece<double>(job, begin, end, row, count);
-  }
+  LUCID_FOR_DTYPE(job.dtype, return PoolPiece<T>(job, begin, end, row, count));
 }
 
 }  // namespace

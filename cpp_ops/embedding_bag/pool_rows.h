@@ -8,22 +8,32 @@ namespace lucid {
 // A longer bag is cut into pieces of this many positions.
 constexpr int64_t kPiece = 1024;
 
+// A row of a quantised table is (code - zero) * scale + shift.
+struct Affine {
+  float scale, zero, shift;
+};
+
 // An EmbeddingBag call, checked but for the values of the indices.
 struct PoolJob {
   const char* weight;
   const char* indices;
   const char* offsets;             // null: two-dimensional indices
   const char* per_sample_weights;  // or null
+  const char* scale;               // of a quantised table's rows, scale_stride bytes apart
+  const char* zero_point;          // likewise, or null
+  const char* bias;                // likewise, or null
   char* output;
   int64_t rows, columns;  // V, D
-  int64_t row_bytes;
+  int64_t row_bytes, output_row_bytes, scale_stride;
   int64_t num_offsets, num_positions, bag_length;
   int64_t last_position;  // the last one that belongs to a bag
   int64_t padding;        // in [0, V), or -1
   double max_norm, norm_type;
-  // |row|_p for the p without a loop of their own, in the type of the accumulators.
-  double (*general_norm)(const PoolJob& job, const char* row);
+  // |row|_p for the p without a loop of their own, in the type of the accumulators. affine is null
+  // but for quantised tables.
+  double (*general_norm)(const PoolJob& job, const char* row, const Affine* affine);
   int32_t dtype, index_type, offset_type, mode;
+  int32_t scale_type, output_type;  // the latter is dtype but for quantised tables
 };
 
 constexpr int64_t kNoBadPosition = INT64_MAX;

@@ -34,6 +34,8 @@ enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 
 enum ElementType : int {
   kElementFloat = 1,
+  kElementUint8 = 2,
+  kElementInt8 = 3,
   kElementInt32 = 6,
   kElementInt64 = 7,
   kElementFloat16 = 10,

@@ -126,6 +126,10 @@ def all_cases() -> dict[str, Case]:
     return cases
 
 
+#: The cases that the conformance suite has files of.
+suite = all_cases
+
+
 def _generate() -> Iterator[Case]:
     for dtype, mode, layout in itertools.product(_DTYPES, spec.MODES, _LAYOUTS):
         if layout != "ends" or dtype == "float32":

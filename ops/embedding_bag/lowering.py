@@ -20,11 +20,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import onnx
-from onnx import helper
 
 from ..emit import Emitter
 from . import spec
@@ -38,15 +37,7 @@ def function(op: spec.Variant, opset: int) -> onnx.FunctionProto:
     """The operator as a model-local function, generic in its attributes and dtypes."""
     e = Emitter(opset)
     expand(e, op, op.inputs, "output")
-    return helper.make_function(
-        spec.DOMAIN,
-        op.name,
-        list(op.inputs),
-        ["output"],
-        e.nodes,
-        [helper.make_opsetid("", opset)],
-        attributes=list(spec.attribute_names(op)),
-    )
+    return e.function(spec.DOMAIN, op.name, op.inputs, "output", spec.attribute_names(op))
 
 
 def nodes(
@@ -63,14 +54,44 @@ def nodes(
     return e.nodes
 
 
+class Table(NamedTuple):
+    """What the lowering reads rows from."""
+
+    num_rows: str  #: [1]: V
+    dim: str  #: [1]: D
+    rows: Callable[[str], str]  #: row numbers -> rows in the accumulation type, one dimension more
+    like: str  #: a value of the output's type
+
+
+class Layout(Protocol):
+    """What the lowering needs to know of an operator name."""
+
+    @property
+    def two_d(self) -> bool: ...
+    @property
+    def weighted(self) -> bool: ...
+    @property
+    def inputs(self) -> tuple[str, ...]: ...
+
+
 def expand(e: Emitter, op: spec.Variant, inputs: tuple[str, ...], output: str) -> None:
     """Write the operator's nodes into ``e``."""
+    weight = inputs[0]
+    table = Table(
+        e.Shape(weight, start=0, end=1),
+        e.Shape(weight, start=1),
+        lambda index: e.cast_to_attribute(e.Gather(weight, index), "stash_type"),
+        weight,
+    )
+    pool(e, op, inputs, output, table)
+
+
+def pool(e: Emitter, op: Layout, inputs: tuple[str, ...], output: str, table: Table) -> None:
+    """Write into ``e`` the nodes that pool the rows of a table, whatever it is made of."""
     if not spec.MIN_OPSET <= e.opset <= spec.MAX_OPSET:
         raise ValueError(f"opset = {e.opset} is outside [{spec.MIN_OPSET}, {spec.MAX_OPSET}]")
     named = dict(zip(op.inputs, inputs, strict=True))
-    weight = named["weight"]
-    num_rows = e.Shape(weight, start=0, end=1)  # [1]: V
-    dim = e.Shape(weight, start=1)  # [1]: D
+    num_rows, dim = table.num_rows, table.dim
     live = e.Min(num_rows, [1])  # [1]: 1, or 0 for a table without rows
 
     # Bags as segments of the positions.
@@ -124,7 +145,7 @@ def expand(e: Emitter, op: spec.Variant, inputs: tuple[str, ...], output: str) -
         return str(e.Gather(positions["indices"], at))
 
     def table_rows(at: str) -> str:
-        rows = _clipped(e, e.cast_to_attribute(e.Gather(weight, index(at)), "stash_type"))
+        rows = _clipped(e, table.rows(index(at)))
         if op.weighted:
             rows = e.Mul(rows, e.Unsqueeze(e.Gather(positions["weights"], at), [-1]))
         return rows
@@ -154,7 +175,7 @@ def expand(e: Emitter, op: spec.Variant, inputs: tuple[str, ...], output: str) -
         lambda b: b.Div(pooled, b.Unsqueeze(b.cast_to_attribute(b.Max(counts, 1), "stash_type"), [1])),
         lambda b: pooled,
     )
-    e.node("CastLike", (pooled, weight), {}, output)
+    e.node("CastLike", (pooled, table.like), {}, output)
 
 
 def _refusal(e: Emitter, starts: str, ends: str, num_indices: str) -> str:

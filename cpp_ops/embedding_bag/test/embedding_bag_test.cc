@@ -137,26 +137,77 @@ struct Case {
   int64_t padding = kNoPadding;
   double max_norm = kInfinity, norm_type = 2;
   size_t shift = 0;
+  // Of a quantised table, whose weight and magnitude are made from the codes by Build.
+  enum Second { kNothing, kZeroPoint, kBias } second = kNothing;
+  int32_t scale_type = kFloat32, output_type = kFloat32;
+  bool pairs = false;             // scale and second beside each other
+  std::vector<double> magnitude;  // of what was added up to a weight; empty: the weight's own
 
-  Bytes table, index_bytes, offset_bytes, weight_bytes;
+  Bytes table, index_bytes, offset_bytes, weight_bytes, scale_bytes;
   EmbeddingBagArgs args;
+
+  bool Quantized() const { return dtype >= kInt8; }
+  int32_t OutputType() const { return Quantized() ? output_type : dtype; }
+
+  // Codes of every kind, with scales and the rest such that their sums stay small.
+  void BuildQuantized() {
+    const bool nibbles = dtype == kInt4 || dtype == kUint4;
+    const bool is_signed = dtype == kInt8 || dtype == kInt4;
+    const int64_t size = nibbles ? 16 : 256;
+    const int64_t row_bytes = nibbles ? (columns + 1) / 2 : columns;
+    const int64_t number = scale_type == kFloat16 ? 2 : 4;
+    const int64_t stride = pairs ? 2 * number : number;
+    table.Reset(static_cast<size_t>(rows * row_bytes), shift);
+    // What lies behind the last code of an odd row is nobody's.
+    for (size_t i = 0; i < table.size(); ++i) table.data()[i] = static_cast<char>(Below(256));
+    scale_bytes.Reset(static_cast<size_t>(2 * number * rows), shift);
+    char* const scales = scale_bytes.data();
+    char* const seconds = scales + (pairs ? number : number * rows);
+    magnitude.resize(weight.size());
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t at = r * stride / number;
+      Put(scale_type, std::ldexp(Normal(), -6), scales, at);
+      Put(scale_type, second == kBias ? Normal() : static_cast<double>(Below(size)), seconds, at);
+      const double scale = Get(scale_type, scales, at), other = Get(scale_type, seconds, at);
+      for (int64_t c = 0; c < columns; ++c) {
+        int64_t code;
+        if (nibbles) {
+          char* const byte = table.data() + r * row_bytes + c / 2;
+          code = static_cast<unsigned char>(*byte) >> (4 * (c % 2)) & 15;
+        } else {
+          code = static_cast<unsigned char>(table.data()[r * row_bytes + c]);
+        }
+        if (is_signed && code >= size / 2) code -= size;
+        const double value = static_cast<double>(code) - (second == kZeroPoint ? other : 0);
+        const size_t i = static_cast<size_t>(r * columns + c);
+        weight[i] = value * scale + (second == kBias ? other : 0);
+        magnitude[i] = std::abs(value * scale) + (second == kBias ? std::abs(other) : 0);
+      }
+    }
+    args.scale = scales;
+    if (second == kZeroPoint) args.zero_point = seconds;
+    if (second == kBias) args.bias = seconds;
+    args.scale_type = scale_type;
+    args.scale_stride = static_cast<int32_t>(stride);
+  }
 
   // Writes the vectors into memory; the doubles become what the type can hold.
   void Build() {
-    const size_t size = SizeOf(dtype);
-    table.Reset(weight.size() * size, shift);
-    for (size_t i = 0; i < weight.size(); ++i) {
+    args = {};
+    if (Quantized()) BuildQuantized();
+    const size_t size = SizeOf(OutputType());
+    if (!Quantized()) table.Reset(weight.size() * size, shift);
+    for (size_t i = 0; !Quantized() && i < weight.size(); ++i) {
       Put(dtype, weight[i], table.data(), static_cast<int64_t>(i));
       weight[i] = Get(dtype, table.data(), static_cast<int64_t>(i));
     }
     weight_bytes.Reset(weights.size() * size, shift);
     for (size_t i = 0; i < weights.size(); ++i) {
-      Put(dtype, weights[i], weight_bytes.data(), static_cast<int64_t>(i));
-      weights[i] = Get(dtype, weight_bytes.data(), static_cast<int64_t>(i));
+      Put(OutputType(), weights[i], weight_bytes.data(), static_cast<int64_t>(i));
+      weights[i] = Get(OutputType(), weight_bytes.data(), static_cast<int64_t>(i));
     }
     Integers(indices, index_type, &index_bytes);
     Integers(offsets, offset_type, &offset_bytes);
-    args = {};
     args.size_bytes = sizeof(args);
     args.weight = table.data();
     args.indices = index_bytes.data();
@@ -171,6 +222,7 @@ struct Case {
     args.norm_type = norm_type;
     args.padding_idx = padding;
     args.dtype = dtype;
+    args.output_type = OutputType();
     args.index_type = index_type;
     args.offset_type = offset_type;
     args.mode = mode;
@@ -199,7 +251,7 @@ struct Case {
 
   Status Run(Isa isa, const ParallelFor& host, Bytes* out) {
     const int64_t n = std::max<int64_t>(NumBags(), 0) * columns;
-    out->Reset(static_cast<size_t>(n) * SizeOf(dtype), shift);
+    out->Reset(static_cast<size_t>(n) * SizeOf(OutputType()), shift);
     if (out->size()) std::memset(out->data(), 0xcd, out->size());
     args.output = out->data();
     return RunEmbeddingBag(args, isa, host);
@@ -226,12 +278,13 @@ struct Case {
     const int64_t skipped = padding == kNoPadding ? -1 : padding < 0 ? padding + rows : padding;
     for (int64_t i = 0; i < NumBags(); ++i) {
       double* out = result->data() + i * columns;
-      double* magnitude = slack->data() + i * columns;
+      double* sizes = slack->data() + i * columns;
       int64_t count = 0;
       for (int64_t k = BagBegin(i); k < BagBegin(i + 1); ++k) {
         const int64_t index = indices[static_cast<size_t>(k)];
         if (index == skipped) continue;
         const double* row = weight.data() + index * columns;
+        const double* size = magnitude.empty() ? row : magnitude.data() + index * columns;
         double scale = weighted ? weights[static_cast<size_t>(k)] : 1;
         if (max_norm < kInfinity) {
           const double norm = Norm(row);
@@ -240,13 +293,13 @@ struct Case {
         for (int64_t c = 0; c < columns; ++c) {
           const double x = scale * row[c];
           out[c] = mode != kMax ? out[c] + x : count == 0 ? x : std::max(out[c], x);
-          magnitude[c] += std::abs(x);
+          sizes[c] += std::abs(scale * size[c]);
         }
         ++count;
       }
       for (int64_t c = 0; mode == kMean && count && c < columns; ++c) {
         out[c] /= static_cast<double>(count);
-        magnitude[c] /= static_cast<double>(count);
+        sizes[c] /= static_cast<double>(count);
       }
     }
   }
@@ -282,12 +335,13 @@ void CheckCase(Case* c, bool threads) {
   CHECK(status.ok(), "%s: %s", c->Describe().c_str(), status.message);
   if (!status.ok()) return;
   // One rounding to T, and what a few dozen additions in float may lose.
-  const double epsilon = c->dtype == kFloat16 ? 0x1p-11 : c->dtype == kBFloat16 ? 0x1p-8 : 0;
+  const int32_t type = c->OutputType();
+  const double epsilon = type == kFloat16 ? 0x1p-11 : type == kBFloat16 ? 0x1p-8 : 0;
   const double lost = c->dtype == kFloat64 ? 1e-13 : 1e-6;  // the oracle is double too
   for (size_t i = 0; i < expected.size(); ++i) {
-    const double got = Get(c->dtype, first.data(), static_cast<int64_t>(i));
+    const double got = Get(type, first.data(), static_cast<int64_t>(i));
     const double tolerance = epsilon * (std::abs(expected[i]) + lost) + lost * slack[i] +
-                             (c->dtype == kFloat16 ? 0x1p-25 : 0);
+                             (type == kFloat16 ? 0x1p-25 : 0);
     CHECK(std::abs(got - expected[i]) <= tolerance, "%s: [%zu] %.9g, expected %.9g",
           c->Describe().c_str(), i, got, expected[i]);
   }
@@ -370,6 +424,51 @@ void TestEverything() {
           }
         }
       }
+    }
+  }
+}
+
+void TestQuantized() {
+  const int64_t widths[] = {0,  1,  3,  4,  5,   7,   8,   15,  16,  17,  31,  32,
+                            33, 63, 64, 65, 100, 128, 129, 255, 300, 767, 1001};
+  const double norms[][2] = {{kInfinity, 2}, {1, 2}, {2.5, 1}, {0.5, kInfinity}, {1, 3}, {0, 2}};
+  int turn = 0;
+  for (const int64_t columns : widths) {
+    for (const int32_t dtype : {kInt8, kUint8, kInt4, kUint4}) {
+      for (const int mode : {0, 1, 2, 3}) {
+        for (const auto second : {Case::kNothing, Case::kZeroPoint, Case::kBias}) {
+          Case c;
+          ++turn;
+          c.dtype = dtype;
+          c.mode = mode == 3 ? static_cast<int32_t>(kSum) : mode;
+          c.weighted = mode == 3;
+          c.second = second;
+          c.pairs = turn % 2;
+          c.scale_type = turn % 5 < 2 ? kFloat16 : kFloat32;
+          c.output_type = turn % 7 < 3 ? kFloat16 : kFloat32;
+          c.index_type = turn % 3 == 0 ? kInt32 : kInt64;
+          c.shift = static_cast<size_t>(turn % 11);
+          FillTable(&c, 37, columns);
+          c.max_norm = norms[turn % 13 % 6][0];
+          c.norm_type = norms[turn % 13 % 6][1];
+          if (turn % 5 == 0) c.padding = -1 - Below(c.rows);
+          FillBags(&c, {0, 1, 2, 0, 20, 3, 64, 65, 5, 1, 0}, turn % 17 < 4);
+          CheckCase(&c, false);
+        }
+      }
+    }
+  }
+  // Long bags, in pieces, from a table larger than what is fetched from near.
+  for (const int32_t dtype : {kInt8, kUint4}) {
+    for (const int mode : {0, 1, 2}) {
+      Case c;
+      c.dtype = dtype;
+      c.mode = mode;
+      c.second = Case::kBias;
+      c.output_type = mode == 1 ? kFloat16 : kFloat32;
+      FillTable(&c, 20000, 131);
+      FillBags(&c, {3, 5000, 0, kPiece, kPiece + 1}, false);
+      CheckCase(&c, true);
     }
   }
 }
@@ -678,10 +777,31 @@ void TestRefusals() {
 
   Case c = SmallCase();
   c.args.size_bytes = 8;
-  refuse(&c, "size_bytes = 8 is not 136");
+  refuse(&c, "size_bytes = 8 is not 176");
   c = SmallCase();
-  c.args.dtype = 4;
-  refuse(&c, "dtype = 4 is unknown");
+  c.args.dtype = 8;
+  refuse(&c, "dtype = 8 is unknown");
+  c = SmallCase();
+  c.args.output_type = kFloat16;
+  refuse(&c, "output_type = 1 must be the dtype, 0");
+  c = SmallCase();
+  c.args.reserved = 1;
+  refuse(&c, "reserved = 1 must be 0");
+  const auto codes = [&](const char* refusal, void (*change)(EmbeddingBagArgs*)) {
+    c = SmallCase();
+    c.dtype = kInt4;
+    c.second = Case::kBias;
+    c.Build();
+    change(&c.args);
+    refuse(&c, refusal);
+  };
+  codes("output_type = 2 is not 0 or 1", [](EmbeddingBagArgs* a) { a->output_type = kBFloat16; });
+  codes("scale_type = 3 is not 0 or 1", [](EmbeddingBagArgs* a) { a->scale_type = kFloat64; });
+  codes("scale_stride = 3 is less than a scale has",
+        [](EmbeddingBagArgs* a) { a->scale_stride = 3; });
+  codes("scale is missing", [](EmbeddingBagArgs* a) { a->scale = nullptr; });
+  codes("zero_point and bias exclude one another",
+        [](EmbeddingBagArgs* a) { a->zero_point = a->bias; });
   c = SmallCase();
   c.args.indices_rank = 3;
   refuse(&c, "indices_rank = 3 is not 1 or 2");
@@ -812,6 +932,7 @@ void TestHostile() {
 int main() {
   using namespace lucid;
   TestEverything();
+  TestQuantized();
   TestEmpty();
   TestLongBags();
   TestManyBags();

@@ -1,0 +1,5 @@
+"""QuantizedEmbeddingBag: `embedding_bag` over a table of codes. Start at :mod:`.spec`."""
+
+from . import cases, lowering, reference, spec
+
+__all__ = ["cases", "lowering", "reference", "spec"]

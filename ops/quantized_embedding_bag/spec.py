@@ -1,0 +1,212 @@
+"""QuantizedEmbeddingBag: EmbeddingBag over codes of 8 or 4 bits, with a scale per row.
+
+Row ``r`` of the table is one of ::
+
+    codes[r] * scale[r]
+    (codes[r] - zero_point[r]) * scale[r]
+    codes[r] * scale[r] + bias[r]
+
+and everything else is as in `..embedding_bag.spec`, max_norm and padding_idx too. Arithmetic is in float32; the
+output and per_sample_weights have the dtype of ``scale``, float32 or float16, and so have ``zero_point`` and ``bias``.
+
+=============== =================================== =====================================================
+codes           int8, uint8                         [V, D]
+codes           int4, uint4, packed two in a uint8  [V, (D + 1) // 2], the first code in the low half of
+                                                    the first byte; every row begins at a byte of its own
+scale           T: float32, float16                 [V]
+zero_point      T; or                               [V]
+bias            T                                   [V]
+=============== =================================== =====================================================
+
+(An ONNX tensor of INT4 would be the same bytes where D is even. Gather does not take one, ONNX Runtime has them from
+1.20 on, and a library that registers an operator with them breaks every session of older releases.)
+
+The operator has a name per combination of inputs: ``QuantizedEmbeddingBag``, with ``ZeroPoint`` or ``Bias``, with
+``2D``, with ``Weighted``, in this order. Its attributes are EmbeddingBag's and
+
+=============== ===== =====================================================================================
+codes_type      INT   what the codes are: TensorProto's INT8 (3), UINT8 (2), INT4 (22) or UINT4 (21)
+embedding_dim   INT   D, which packed codes do not tell
+=============== ===== =====================================================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from ..embedding_bag import spec as embedding_bag
+
+DOMAIN, VERSION = embedding_bag.DOMAIN, embedding_bag.VERSION
+
+
+class CodesType(NamedTuple):
+    """A kind of codes."""
+
+    name: str
+    onnx_type: int  #: TensorProto.DataType
+    bits: int
+    lowest: int
+    highest: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of one code an element, as callers have them."""
+        return np.dtype(getattr(ml_dtypes, self.name) if self.bits == 4 else self.name)
+
+    @property
+    def stored(self) -> np.dtype:
+        """The dtype that the graph and the kernels hold them in."""
+        return np.dtype(np.uint8) if self.bits == 4 else np.dtype(self.name)
+
+    def stored_columns(self, dim: int) -> int:
+        """How many elements of `stored` a row of ``dim`` codes takes."""
+        return (dim + 1) // 2 if self.bits == 4 else dim
+
+
+CODES_TYPES: Mapping[str, CodesType] = {
+    t.name: t
+    for t in (
+        CodesType("int8", 3, 8, -128, 127),
+        CodesType("uint8", 2, 8, 0, 255),
+        CodesType("int4", 22, 4, -8, 7),
+        CodesType("uint4", 21, 4, 0, 15),
+    )
+}
+SCALE_DTYPES = (np.dtype(np.float32), np.dtype(np.float16))
+SECOND_NUMBERS = ("zero_point", "bias")
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One operator name: which inputs it takes, in order."""
+
+    name: str
+    second: str | None  #: "zero_point", "bias" or None
+    two_d: bool
+    weighted: bool
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (
+            "codes",
+            "scale",
+            *(() if self.second is None else (self.second,)),
+            "indices",
+            *(() if self.two_d else ("offsets",)),
+            *(("per_sample_weights",) if self.weighted else ()),
+        )
+
+
+def _name(second: str | None, two_d: bool, weighted: bool) -> str:
+    suffix = {None: "", "zero_point": "ZeroPoint", "bias": "Bias"}[second]
+    return "QuantizedEmbeddingBag" + suffix + ("2D" if two_d else "") + ("Weighted" if weighted else "")
+
+
+#: The closed set of operator names.
+VARIANTS: Mapping[str, Variant] = {
+    _name(*key): Variant(_name(*key), *key)
+    for key in itertools.product((None, *SECOND_NUMBERS), (False, True), (False, True))
+}
+
+
+def variant(*, second: str | None, two_d: bool, weighted: bool) -> Variant:
+    """The operator name for a combination of inputs."""
+    return VARIANTS[_name(second, two_d, weighted)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Attributes(embedding_bag.Attributes):
+    """The parameters of a bag over codes, checked. See `..embedding_bag.spec.Attributes`."""
+
+    codes_type: str = "int8"
+    embedding_dim: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.codes_type not in CODES_TYPES:
+            raise ValueError(f"codes_type = {self.codes_type!r} is not one of {', '.join(CODES_TYPES)}")
+        if self.embedding_dim < 0:
+            raise ValueError(f"embedding_dim = {self.embedding_dim} must be >= 0")
+
+    @property
+    def codes(self) -> CodesType:
+        return CODES_TYPES[self.codes_type]
+
+    def to_onnx(self, op: Any, *, double: bool = False) -> dict[str, int | float]:
+        return {
+            **super().to_onnx(op, double=double),
+            "codes_type": self.codes.onnx_type,
+            "embedding_dim": self.embedding_dim,
+        }
+
+    @classmethod
+    def from_onnx(cls, attributes: Mapping[str, int | float]) -> Attributes:
+        names = {t.onnx_type: t.name for t in CODES_TYPES.values()}
+        for needed in ("codes_type", "embedding_dim"):
+            if needed not in attributes:
+                raise ValueError(f"the attribute {needed} is missing")
+        if attributes["codes_type"] not in names:
+            raise ValueError(f"codes_type = {attributes['codes_type']} is not one of {sorted(names)}")
+        plain = embedding_bag.Attributes.from_onnx(attributes)
+        return cls(
+            **{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)},
+            codes_type=names[int(attributes["codes_type"])],
+            embedding_dim=int(attributes["embedding_dim"]),
+        )
+
+
+def attribute_names(op: Variant) -> tuple[str, ...]:
+    """The attribute names of a variant, in order."""
+    return tuple(Attributes().to_onnx(op))
+
+
+def pack(codes: np.ndarray) -> np.ndarray:
+    """Codes [V, D] of int8, uint8, int4 or uint4 as they are stored: [V, D], or uint8 [V, (D + 1) // 2].
+
+    Raises:
+        TypeError: another dtype.
+        ValueError: another rank.
+    """
+    kind = codes_type(codes)
+    if kind.bits == 8:
+        return np.ascontiguousarray(codes)
+    nibbles = codes.astype(np.int8).view(np.uint8) & 15
+    if codes.shape[1] % 2:
+        nibbles = np.concatenate([nibbles, np.zeros((len(codes), 1), np.uint8)], axis=1)
+    return np.ascontiguousarray(nibbles[:, ::2] | nibbles[:, 1::2] << 4)
+
+
+def unpack(stored: np.ndarray, kind: CodesType, dim: int) -> np.ndarray:
+    """The inverse of `pack`: the codes [V, dim], int8 or uint8 for those of 4 bits too."""
+    if kind.bits == 8:
+        return stored
+    nibbles = np.stack([stored & 15, stored >> 4], axis=2).reshape(len(stored), -1)[:, :dim]
+    if kind.lowest < 0:
+        return (nibbles.view(np.int8) ^ 8) - np.int8(8)
+    return nibbles
+
+
+def codes_type(codes: np.ndarray) -> CodesType:
+    """What kind of codes an array [V, D] holds, by its dtype."""
+    for kind in CODES_TYPES.values():
+        if codes.dtype == kind.dtype:
+            if codes.ndim != 2:
+                raise ValueError(f"codes has shape {list(codes.shape)}, expected [V, D]")
+            return kind
+    raise TypeError(f"codes has dtype {codes.dtype}, expected int8, uint8, int4 or uint4")
+
+
+def check_row_numbers(name: str, values: np.ndarray, num_rows: int, dtype: np.dtype | None = None) -> None:
+    """Refuse scale, zero_point or bias that is not one number of T a row; ``dtype``: that of scale."""
+    if values.dtype not in SCALE_DTYPES:
+        raise TypeError(f"{name} has dtype {values.dtype}, expected float32 or float16")
+    if dtype is not None and values.dtype != dtype:
+        raise TypeError(f"{name} has dtype {values.dtype}, scale has {dtype}: they must be equal")
+    if values.shape != (num_rows,):
+        raise ValueError(f"{name} has shape {list(values.shape)}, expected [{num_rows}], one number a row of codes")

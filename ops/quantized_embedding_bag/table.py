@@ -1,0 +1,131 @@
+"""A table of codes as one thing: what `quantized_embedding_bag` pools and the builder puts into a model."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+
+from ..embedding_bag import spec as embedding_bag
+from . import reference, spec
+
+_ROWS_AT_ONCE = 1 << 24  # elements: float64 work space of some 100 MB
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class QuantizedTable:
+    """Codes with a scale per row, and a zero_point, a bias or neither: see `.spec`.
+
+    `QuantizedTable.of` makes one from arrays, `QuantizedTable.quantize` from a table of floats.
+    """
+
+    codes: np.ndarray  #: as stored: [V, D], or uint8 [V, (D + 1) // 2] of 4-bit codes
+    codes_type: str  #: "int8", "uint8", "int4" or "uint4"
+    embedding_dim: int  #: D
+    scale: np.ndarray  #: [V], float32 or float16
+    zero_point: np.ndarray | None = None  #: [V], of scale's dtype
+    bias: np.ndarray | None = None  #: [V], of scale's dtype
+
+    def __post_init__(self) -> None:
+        if self.codes_type not in spec.CODES_TYPES:
+            raise ValueError(f"codes_type = {self.codes_type!r} is not one of {', '.join(spec.CODES_TYPES)}")
+        kind = spec.CODES_TYPES[self.codes_type]
+        if self.codes.dtype != kind.stored:
+            raise TypeError(f"codes has dtype {self.codes.dtype}, {kind.name} codes are stored as {kind.stored}")
+        if self.codes.ndim != 2 or self.codes.shape[1] != kind.stored_columns(self.embedding_dim):
+            raise ValueError(
+                f"codes has shape {list(self.codes.shape)}, expected [V, {kind.stored_columns(self.embedding_dim)}] "
+                f"for embedding_dim = {self.embedding_dim} of {kind.name}"
+            )
+        if self.zero_point is not None and self.bias is not None:
+            raise ValueError("zero_point and bias are given, and one excludes the other")
+        spec.check_row_numbers("scale", self.scale, len(self.codes))
+        for name in spec.SECOND_NUMBERS:
+            if getattr(self, name) is not None:
+                spec.check_row_numbers(name, getattr(self, name), len(self.codes), self.scale.dtype)
+
+    @classmethod
+    def of(
+        cls,
+        codes: npt.ArrayLike,
+        scale: npt.ArrayLike,
+        *,
+        zero_point: npt.ArrayLike | None = None,
+        bias: npt.ArrayLike | None = None,
+    ) -> QuantizedTable:
+        """From codes [V, D] of int8, uint8, int4 or uint4 (ml_dtypes), one an element.
+
+        Raises:
+            TypeError: a dtype that is none of these, or a scale that is not float32 or float16.
+            ValueError: a shape that does not fit, or both zero_point and bias.
+        """
+        table = np.asarray(codes)
+        kind = spec.codes_type(table)
+        numbers = [None if n is None else np.asarray(n) for n in (zero_point, bias)]
+        return cls(spec.pack(table), kind.name, table.shape[1], np.asarray(scale), *numbers)
+
+    @classmethod
+    def quantize(cls, weight: npt.ArrayLike, dtype: str = "int8") -> QuantizedTable:
+        """From floats [V, D], row by row, each row's extremes at the ends of the codes' range.
+
+        Signed codes are symmetric, ``weight ~ codes * scale`` with ``scale = max|row| / 127`` (7 of int4), as Lucid
+        and most runtimes have them. Unsigned ones have a bias, ``weight ~ codes * scale + bias`` with
+        ``bias = min(row)`` and ``scale = (max(row) - min(row)) / 255`` (15 of uint4), as FBGEMM and PyTorch have
+        them. No element is further off than half a scale, but for rounding.
+
+        Raises:
+            TypeError: a table that is not float32, float16, bfloat16 or float64.
+            ValueError: an unknown ``dtype``, a table that is not [V, D], or a NaN or infinity in it, with its place.
+        """
+        if dtype not in spec.CODES_TYPES:
+            raise ValueError(f"dtype = {dtype!r} is not one of {', '.join(spec.CODES_TYPES)}")
+        table = np.asarray(weight)
+        embedding_bag.check_table(table)
+        kind = spec.CODES_TYPES[dtype]
+        num_rows, dim = table.shape
+        codes = np.empty((num_rows, kind.stored_columns(dim)), kind.stored)
+        scale = np.empty(num_rows, np.float32)
+        bias = None if kind.lowest < 0 else np.empty(num_rows, np.float32)
+        step = max(1, _ROWS_AT_ONCE // max(dim, 1))
+        for begin in range(0, num_rows, step):
+            part = slice(begin, begin + step)
+            rows = table[part].astype(np.float64)
+            if not np.isfinite(rows).all():
+                r, d = (int(i) for i in np.argwhere(~np.isfinite(rows))[0])
+                raise ValueError(f"weight[{begin + r}, {d}] = {rows[r, d]} has no code")
+            low = 0.0 if bias is None else rows.min(axis=1, initial=np.inf)
+            if bias is not None:
+                bias[part] = np.where(np.isfinite(low), low, 0)
+                rows -= bias[part].astype(np.float64)[:, None]
+            scale[part] = np.abs(rows).max(axis=1, initial=0) / kind.highest
+            scale[part][scale[part] == 0] = 1  # a row of equal numbers: its codes are 0
+            found = np.rint(rows / scale[part].astype(np.float64)[:, None]).clip(kind.lowest, kind.highest)
+            codes[part] = spec.pack(found.astype(kind.dtype))
+        return cls(codes, kind.name, dim, scale, bias=bias)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """[V, D]."""
+        return len(self.codes), self.embedding_dim
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that the codes, the scales and the rest take."""
+        return sum(a.nbytes for a in (self.codes, self.scale, self.zero_point, self.bias) if a is not None)
+
+    @property
+    def second(self) -> str | None:
+        """Which of zero_point and bias there is."""
+        return "zero_point" if self.zero_point is not None else "bias" if self.bias is not None else None
+
+    @property
+    def inputs(self) -> dict[str, np.ndarray]:
+        """The arrays by the operator's input names."""
+        arrays = {"codes": self.codes, "scale": self.scale, "zero_point": self.zero_point, "bias": self.bias}
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    def dequantize(self) -> np.ndarray:
+        """The rows that it stands for, float64 [V, D]."""
+        codes = spec.unpack(self.codes, spec.CODES_TYPES[self.codes_type], self.embedding_dim)
+        return reference.dequantize(codes, self.scale, self.zero_point, self.bias)
