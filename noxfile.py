@@ -71,6 +71,7 @@ def ort(session: nox.Session, onnxruntime: str) -> None:
     session.run(
         "pytest",
         "tests/test_conformance.py",
+        "tests/test_quantized.py",
         "tests/test_sessions.py",
         "-m",
         "not large",
