@@ -275,6 +275,15 @@ def test_a_bfloat16_model_with_other_inputs(form: Any, native: bool) -> None:
 # ---- Threads, and options.
 
 
+def in_threads(count: int, work: Callable[[int], None]) -> None:
+    """``work(0)`` to ``work(count - 1)`` at once."""
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 @pytest.mark.parametrize(("form", "native"), [pytest.param("native", True, marks=needs_library), ("portable", False)])
 def test_eight_threads_share_a_session(form: str, native: bool) -> None:
     workers, calls = 8, 1000
@@ -305,11 +314,7 @@ def test_eight_threads_share_a_session(form: str, native: bool) -> None:
         except Exception as error:
             wrong.append(f"thread {k}: {error}")
 
-    threads = [threading.Thread(target=work, args=(k,)) for k in range(workers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(workers, work)
     assert wrong == []
 
 
@@ -319,18 +324,14 @@ def test_threads_that_register_and_load_at_once() -> None:
     data = model_of(case, "native").SerializeToString()
     wrong: list[BaseException] = []
 
-    def work() -> None:
+    def work(_: int) -> None:
         try:
             for _ in range(20):
                 case.check(run(lucid_onnx.InferenceSession(data), case))
         except BaseException as error:
             wrong.append(error)
 
-    threads = [threading.Thread(target=work) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(8, work)
     assert wrong == []
 
 
