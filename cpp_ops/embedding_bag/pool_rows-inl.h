@@ -70,6 +70,13 @@ struct Bag {
   Factor<T> factor[kPiece];
 };
 
+// What pooling starts from: no row changes it into anything but the row.
+template <class T, int N, bool kMaximum>
+LUCID_INLINE Vector<Accumulator<T>, N> Start() {
+  const Vector<Accumulator<T>, N> zero = {};
+  return kMaximum ? zero - static_cast<Accumulator<T>>(INFINITY) : zero;
+}
+
 template <class T, class V>
 LUCID_INLINE V Scaled(V x, const Factor<T>& factor) {
   if constexpr (kIsQuantized<T>) {
@@ -91,34 +98,60 @@ struct Span {
         last_is_odd(kIsNibble<T> && last % 2) {}
 };
 
-// A row's part of the block: vectors at column, column + N, ..., and the last one at `last`, where
-// it may overlap the one before. Columns are independent, so what is computed twice is equal.
-template <class T, int N, int kVectors, bool kScaled>
-LUCID_INLINE void LoadRow(const char* row, const Factor<T>& factor, const Span<T>& span,
-                          Vector<Accumulator<T>, N>* x) {
+// A row's part of the block joins what is pooled: vectors at column, column + N, ..., and the last
+// one at `last`, where it may overlap the one before. Columns are independent, so what is computed
+// twice is equal. In a sum of quantised rows *shift gathers what every column gets, see EndGroup.
+template <class T, int N, int kVectors, bool kMaximum, bool kScaled>
+LUCID_INLINE void AddRow(const char* row, const Factor<T>& factor, const Span<T>& span,
+                         Vector<Accumulator<T>, N>* acc, Accumulator<T>* shift) {
+  Vector<Accumulator<T>, N> x[kVectors];
   LUCID_UNROLL
   for (int v = 0; v < kVectors - 1; ++v) {
     x[v] = LoadAt<T, N>(row, span.first_byte + ByteOf<T>(v * N), v * N % 2);
   }
   x[kVectors - 1] = LoadAt<T, N>(row, span.last_byte, span.last_is_odd);
-  if (kScaled) {
+  if constexpr (kIsQuantized<T> && !kMaximum) {
+    if (factor.zero != 0) {
+      LUCID_UNROLL
+      for (int v = 0; v < kVectors; ++v) x[v] = x[v] - factor.zero;
+    }
+    LUCID_UNROLL
+    for (int v = 0; v < kVectors; ++v) x[v] = x[v] * factor.scale;
+    *shift += factor.shift;
+  } else if (kScaled) {
     LUCID_UNROLL
     for (int v = 0; v < kVectors; ++v) x[v] = Scaled<T>(x[v], factor);
+  }
+  static_cast<void>(factor);
+  static_cast<void>(shift);
+  LUCID_UNROLL
+  for (int v = 0; v < kVectors; ++v) acc[v] = kMaximum ? MaxSticky(acc[v], x[v]) : acc[v] + x[v];
+}
+
+// A group of rows is summed up: the biases of its rows, one addition a row, join each column's sum.
+template <class T, int N, int kVectors>
+LUCID_INLINE void EndGroup(Vector<Accumulator<T>, N>* acc, Accumulator<T>* shift) {
+  if constexpr (kIsQuantized<T>) {
+    LUCID_UNROLL
+    for (int v = 0; v < kVectors; ++v) acc[v] = acc[v] + *shift;
+    *shift = 0;
   } else {
-    static_cast<void>(factor);
+    static_cast<void>(acc);
+    static_cast<void>(shift);
   }
 }
 
+// Pools the listed rows [j, end), a group or, of a maximum, all.
 template <class T, int N, int kVectors, bool kMaximum, bool kScaled>
 LUCID_INLINE void AddRows(const Bag<T>& bag, int64_t j, int64_t end, const Span<T>& span,
                           Vector<Accumulator<T>, N>* acc) {
-  using V = Vector<Accumulator<T>, N>;
+  Accumulator<T> shift = 0;
+  LUCID_UNROLL
+  for (int v = 0; v < kVectors; ++v) acc[v] = Start<T, N, kMaximum>();
   for (; j < end; ++j) {
-    V x[kVectors];
-    LoadRow<T, N, kVectors, kScaled>(bag.row[j], bag.factor[j], span, x);
-    LUCID_UNROLL
-    for (int v = 0; v < kVectors; ++v) acc[v] = kMaximum ? MaxSticky(acc[v], x[v]) : acc[v] + x[v];
+    AddRow<T, N, kVectors, kMaximum, kScaled>(bag.row[j], bag.factor[j], span, acc, &shift);
   }
+  if (!kMaximum) EndGroup<T, N, kVectors>(acc, &shift);
 }
 
 // Stores a block of columns as type Out.
@@ -167,27 +200,18 @@ void PoolBlock(const Bag<T>& bag, int64_t column, int64_t last, char* out) {
   const int64_t n = bag.count;
 
   V acc[kVectors];
-  if (kMaximum) {
-    LoadRow<T, N, kVectors, kScaled>(bag.row[0], bag.factor[0], span, acc);
-    AddRows<T, N, kVectors, kMaximum, kScaled>(bag, 1, n, span, acc);
-  } else {
+  AddRows<T, N, kVectors, kMaximum, kScaled>(bag, 0, kMaximum ? n : Smaller(n, kGroup), span, acc);
+  if (!kMaximum && n > kGroup) {
+    V sum[kVectors];
     LUCID_UNROLL
-    for (int v = 0; v < kVectors; ++v) acc[v] = V{};
-    AddRows<T, N, kVectors, kMaximum, kScaled>(bag, 0, Smaller(n, kGroup), span, acc);
-    if (n > kGroup) {
-      V sum[kVectors];
+    for (int v = 0; v < kVectors; ++v) sum[v] = acc[v];
+    for (int64_t j = kGroup; j < n; j += kGroup) {
+      AddRows<T, N, kVectors, kMaximum, kScaled>(bag, j, Smaller(n, j + kGroup), span, acc);
       LUCID_UNROLL
-      for (int v = 0; v < kVectors; ++v) sum[v] = acc[v];
-      for (int64_t j = kGroup; j < n; j += kGroup) {
-        LUCID_UNROLL
-        for (int v = 0; v < kVectors; ++v) acc[v] = V{};
-        AddRows<T, N, kVectors, kMaximum, kScaled>(bag, j, Smaller(n, j + kGroup), span, acc);
-        LUCID_UNROLL
-        for (int v = 0; v < kVectors; ++v) sum[v] = sum[v] + acc[v];
-      }
-      LUCID_UNROLL
-      for (int v = 0; v < kVectors; ++v) acc[v] = sum[v];
+      for (int v = 0; v < kVectors; ++v) sum[v] = sum[v] + acc[v];
     }
+    LUCID_UNROLL
+    for (int v = 0; v < kVectors; ++v) acc[v] = sum[v];
   }
   Finish<T, N, kVectors>(bag, acc, column, last, out);
 }
@@ -259,6 +283,21 @@ Accumulator<T> Clip(const PoolJob& job, const char* row, const Factor<T>& factor
   return norm > max_norm ? max_norm / (norm + static_cast<A>(1e-7)) : static_cast<A>(1);
 }
 
+// What the loop over positions reads, copied out of the job, which the stores might otherwise
+// overwrite as far as the compiler can tell.
+struct Positions {
+  const char* weight;
+  const char* indices;
+  bool wide;
+  int64_t index_bytes, row_bytes, padding;
+  uint64_t rows;
+  // Of a quantised table: the numbers beside the codes, and whether there are weights or a norm.
+  const char* scale;
+  const char* second;  // zero_point or bias, or null
+  int64_t scale_stride;
+  bool half, second_is_bias, adjusts;
+};
+
 // Number i of an array whose elements lie `stride` bytes apart, of float16 or float.
 LUCID_INLINE float HalfOrFloat(const char* base, int64_t stride, bool half, int64_t i) {
   const char* p = base + i * stride;
@@ -266,13 +305,16 @@ LUCID_INLINE float HalfOrFloat(const char* base, int64_t stride, bool half, int6
 }
 
 template <class T>
-LUCID_INLINE Factor<T> FactorOf(const PoolJob& job, int64_t k, int64_t index, const char* row) {
+LUCID_INLINE Factor<T> FactorOf(const PoolJob& job, const Positions& from, int64_t k, int64_t index,
+                                const char* row) {
   Factor<T> f;
   if constexpr (kIsQuantized<T>) {
-    const bool half = job.scale_type == kFloat16;
-    f.scale = HalfOrFloat(job.scale, job.scale_stride, half, index);
-    if (job.zero_point) f.zero = HalfOrFloat(job.zero_point, job.scale_stride, half, index);
-    if (job.bias) f.shift = HalfOrFloat(job.bias, job.scale_stride, half, index);
+    f.scale = HalfOrFloat(from.scale, from.scale_stride, from.half, index);
+    if (from.second) {
+      const float second = HalfOrFloat(from.second, from.scale_stride, from.half, index);
+      (from.second_is_bias ? f.shift : f.zero) = second;
+    }
+    if (!from.adjusts) return f;
     float factor = 1;
     if (job.max_norm <= DBL_MAX) factor = Clip<T>(job, row, f);
     if (job.per_sample_weights) {
@@ -282,6 +324,7 @@ LUCID_INLINE Factor<T> FactorOf(const PoolJob& job, int64_t k, int64_t index, co
     f.scale *= factor;
     f.shift *= factor;
   } else {
+    static_cast<void>(from);
     static_cast<void>(index);
     if (job.max_norm <= DBL_MAX) f.scale = Clip<T>(job, row, f);
     if (job.per_sample_weights) {
@@ -313,16 +356,6 @@ LUCID_INLINE Fetch FetchOf(const PoolJob& job) {
   return job.rows <= kMostNearBytes / job.row_bytes ? Fetch::kNear : Fetch::kFar;
 }
 
-// What the loop over positions reads, copied out of the job, which the stores might otherwise
-// overwrite as far as the compiler can tell.
-struct Positions {
-  const char* weight;
-  const char* indices;
-  bool wide;
-  int64_t index_bytes, row_bytes, padding;
-  uint64_t rows;
-};
-
 // Adds the rows of the positions [k, end) to the first block of columns; those of kListed jobs are
 // noted in the bag too. Returns end, or the first position whose index is outside the table. *count
 // is the number of rows in the bag.
@@ -333,8 +366,7 @@ struct Positions {
 template <class T, int N, int kVectors, bool kMaximum, bool kScaled, bool kListed, Fetch kFetch>
 LUCID_INLINE int64_t AddPositions(const PoolJob& job, const Positions& from, int64_t k, int64_t end,
                                   const Span<T>& span, Bag<T>* bag, int64_t* count,
-                                  Vector<Accumulator<T>, N>* acc) {
-  using A = Accumulator<T>;
+                                  Vector<Accumulator<T>, N>* acc, Accumulator<T>* shift) {
   constexpr int64_t kBlockBytes = static_cast<int64_t>(BytesOf<T>(kVectors * N));
   constexpr int64_t kDistance = kFetch == Fetch::kNear ? kNearDistance : kFarDistance;
   int64_t n = *count;
@@ -349,22 +381,19 @@ LUCID_INLINE int64_t AddPositions(const PoolJob& job, const Positions& from, int
       LUCID_UNROLL
       for (int64_t i = 0; i < bytes; i += 64) FetchLine<kFetch>(p + static_cast<uintptr_t>(i));
       if (kIsQuantized<T>) {
-        const uintptr_t scale = next * static_cast<uintptr_t>(job.scale_stride);
-        FetchLine<kFetch>(reinterpret_cast<uintptr_t>(job.scale) + scale);
+        const uintptr_t scale = next * static_cast<uintptr_t>(from.scale_stride);
+        FetchLine<kFetch>(reinterpret_cast<uintptr_t>(from.scale) + scale);
       }
     }
     if (index == from.padding) continue;
     const char* const row = from.weight + index * from.row_bytes;
     Factor<T> factor;
-    if (kScaled) factor = FactorOf<T>(job, k, index, row);
+    if (kScaled) factor = FactorOf<T>(job, from, k, index, row);
     if (kListed) {
       bag->row[n] = row;
       if (kScaled) bag->factor[n] = factor;
     }
-    Vector<A, N> x[kVectors];
-    LoadRow<T, N, kVectors, kScaled>(row, factor, span, x);
-    LUCID_UNROLL
-    for (int v = 0; v < kVectors; ++v) acc[v] = kMaximum ? MaxSticky(acc[v], x[v]) : acc[v] + x[v];
+    AddRow<T, N, kVectors, kMaximum, kScaled>(row, factor, span, acc, shift);
     ++n;
   }
   *count = n;
@@ -386,7 +415,13 @@ int64_t PoolFirstBlock(const PoolJob& job, int64_t begin, int64_t end, int64_t l
                           wide ? 8 : 4,
                           job.row_bytes,
                           job.padding,
-                          static_cast<uint64_t>(job.rows)};
+                          static_cast<uint64_t>(job.rows),
+                          job.scale,
+                          job.bias ? job.bias : job.zero_point,
+                          job.scale_stride,
+                          job.scale_type == kFloat16,
+                          job.bias != nullptr,
+                          job.max_norm <= DBL_MAX || job.per_sample_weights};
   const Fetch fetch = FetchOf(job);
   // Positions from here on have no row that comes later, and so nothing to fetch.
   const int64_t fetch_end =
@@ -396,9 +431,9 @@ int64_t PoolFirstBlock(const PoolJob& job, int64_t begin, int64_t end, int64_t l
   const Span<T> span(0, last);
 
   V acc[kVectors], sum[kVectors];
-  const V start = kMaximum ? V{} - static_cast<A>(INFINITY) : V{};
   LUCID_UNROLL
-  for (int v = 0; v < kVectors; ++v) acc[v] = sum[v] = start;
+  for (int v = 0; v < kVectors; ++v) acc[v] = sum[v] = Start<T, N, kMaximum>();
+  A shift = 0;
   int64_t n = 0, group = 0;  // rows so far, and before this group
   bool in_sum = false;       // whether sum holds the groups before
   for (int64_t k = begin; k < end;) {
@@ -406,22 +441,22 @@ int64_t PoolFirstBlock(const PoolJob& job, int64_t begin, int64_t end, int64_t l
     int64_t at;
     if (k >= fetch_end) {
       at = AddPositions<T, N, kVectors, kMaximum, kScaled, kListed, Fetch::kNothing>(
-          job, from, k, stop, span, bag, &n, acc);
+          job, from, k, stop, span, bag, &n, acc, &shift);
     } else if (fetch == Fetch::kNear) {
       stop = Smaller(stop, fetch_end);
       at = AddPositions<T, N, kVectors, kMaximum, kScaled, kListed, Fetch::kNear>(
-          job, from, k, stop, span, bag, &n, acc);
+          job, from, k, stop, span, bag, &n, acc, &shift);
     } else {
       stop = Smaller(stop, fetch_end);
       at = AddPositions<T, N, kVectors, kMaximum, kScaled, kListed, Fetch::kFar>(
-          job, from, k, stop, span, bag, &n, acc);
+          job, from, k, stop, span, bag, &n, acc, &shift);
     }
     if (at < stop) return at;
     k = stop;
-    // Padded positions do not fill a group. A bag of one group needs no sum of groups, and a group
-    // without rows must not turn -0 into 0.
-    if (kMaximum || (n < group + kGroup && k < end) || n == group || (!in_sum && k == end))
-      continue;
+    // Padded positions do not fill a group, and a group without rows must not turn -0 into 0.
+    if (kMaximum || (n < group + kGroup && k < end) || n == group) continue;
+    EndGroup<T, N, kVectors>(acc, &shift);
+    if (!in_sum && k == end) continue;  // a bag of one group needs no sum of groups
     LUCID_UNROLL
     for (int v = 0; v < kVectors; ++v) {
       sum[v] = in_sum ? sum[v] + acc[v] : acc[v];
