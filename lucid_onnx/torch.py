@@ -26,7 +26,7 @@ try:
     import onnx_ir as ir
     import onnxscript.optimizer
     import torch
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
+    from onnx_ir.passes.common import IdentityEliminationPass, RemoveUnusedNodesPass
     from onnxscript.values import Op, Opset
     from torch.fx.experimental.symbolic_shapes import statically_known_true
 except ImportError as error:
@@ -130,6 +130,8 @@ def export(
     table = translation_table()
     if embedding_as_bag:
         table[_ATEN.embedding.default] = _guarded(_lookup)
+    if isinstance(module, torch.nn.Module) and _clips_a_shared_table(module):
+        module, args, kwargs = _captured(module, args, kwargs, dynamic_shapes), (), None
     try:
         program = torch.onnx.export(
             module,
@@ -154,6 +156,7 @@ def export(
     written = program.model.opset_imports[""]
     if written != opset:
         raise ValueError(f"opset = {opset}, but torch {torch.__version__} could write this module as {written} only")
+    _check_data(program.model)
     _settle(program.model)
     program.optimize()
     _share_tables(program.model)
@@ -441,6 +444,7 @@ def _source(value: ir.Value | None) -> ir.Value:
 
 def _name_of(value: ir.Value) -> str:
     """The table behind clippings, for a message."""
+    value = _source(value)
     node = value.producer()
     while node is not None and _is_ours(node, _RENORM):
         value = _source(node.inputs[0])
@@ -502,6 +506,95 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(statically_known_true(a == b))
 
 
+# ---- Tables that modules share and max_norm changes: torch fails to decompose those.
+
+
+def _clips_a_shared_table(module: torch.nn.Module) -> bool:
+    tables = [p for _, p in module.named_parameters(remove_duplicate=False) if not _has_no_data(p)]
+    shares = len({p.data_ptr() for p in tables if p.numel()}) < len([p for p in tables if p.numel()])
+    return shares and any(getattr(m, "max_norm", None) is not None for m in module.modules())
+
+
+def _captured(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None, dynamic_shapes: Any
+) -> torch.export.ExportedProgram:
+    """torch.export of the module, in which aten.embedding_renorm gives a new table in the place of changing one."""
+    with torch.fx.experimental._config.patch(backed_size_oblivious=True):  # as torch.onnx: sizes of 0 and 1 stay open
+        program = torch.export.export(
+            module,
+            (args,) if isinstance(args, torch.Tensor) else args,
+            kwargs,
+            dynamic_shapes=_without_names(dynamic_shapes),
+            strict=False,
+        )
+    graph = program.graph_module.graph
+    first: dict[Any, torch.fx.Node] = {}
+    for node in graph.find_nodes(op="placeholder"):  # two Parameters over one memory are one table
+        name = program.graph_signature.inputs_to_parameters.get(node.name)
+        if name is not None:
+            memory = _memory(program.state_dict[name])
+            if memory in first:
+                node.replace_all_uses_with(first[memory])
+            first.setdefault(memory, node)
+    latest: dict[torch.fx.Node, torch.fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.target is not _ATEN.embedding_renorm_.default:
+            for table in set(node.all_input_nodes) & set(latest):
+                node.replace_input_with(table, latest[table])
+            continue
+        table = _only_looked_up(node.args[0])
+        with graph.inserting_before(node):
+            clipped = graph.call_function(_ATEN.embedding_renorm.default, (latest.get(table, table), *node.args[1:]))
+        clipped.meta = dict(node.meta)
+        node.replace_all_uses_with(clipped)
+        graph.erase_node(node)
+        latest[table] = clipped
+    graph.lint()
+    program.graph_module.recompile()
+    return program
+
+
+def _without_names(dynamic_shapes: Any) -> Any:
+    """``dynamic_shapes`` for torch.export, which has no names of sizes; torch.onnx.export sets them."""
+    if isinstance(dynamic_shapes, str):
+        return torch.export.Dim.DYNAMIC
+    if isinstance(dynamic_shapes, dict):
+        return {key: _without_names(value) for key, value in dynamic_shapes.items()}
+    if isinstance(dynamic_shapes, (list, tuple)):
+        return type(dynamic_shapes)(_without_names(value) for value in dynamic_shapes)
+    return dynamic_shapes
+
+
+def _only_looked_up(table: torch.fx.Node) -> torch.fx.Node:
+    """The placeholder of a clipped table, which nothing but lookups may read: they see the change, a view would not."""
+    aliases = (_ATEN.detach.default, _ATEN.alias.default)
+    lookups = (
+        _ATEN.embedding.default,
+        _ATEN.embedding_renorm.default,
+        _ATEN.embedding_renorm_.default,
+        *(overload for overload in translation_table()),
+    )
+    while table.target in aliases:
+        table = table.args[0]  # type: ignore[assignment]
+    if table.target is _ATEN.embedding_renorm.default:  # replaced before
+        return _only_looked_up(table.args[0])  # type: ignore[arg-type]
+    readers = list(table.users)
+    for reader in readers:
+        if reader.target in aliases:
+            readers += reader.users
+        elif reader.target not in lookups:
+            raise ValueError(
+                f"the table {str(table.target)!r} is shared by modules, clipped by max_norm and read by "
+                f"{reader.name!r} ({reader.target}), which is no lookup"
+            )
+    return table
+
+
+def _memory(tensor: torch.Tensor) -> Any:
+    """A key that tensors over the same elements share."""
+    return tensor.data_ptr(), tensor.dtype, tensor.device, tuple(tensor.shape), tensor.stride()
+
+
 def _refusal_in(error: BaseException | None) -> _RefusedError | None:
     while error is not None:
         if isinstance(error, _RefusedError):
@@ -515,6 +608,7 @@ def _refusal_in(error: BaseException | None) -> _RefusedError | None:
 
 def _settle(model: ir.Model) -> None:
     """Replace the stand-ins, in place; the model then has ``ai.lucid`` nodes that the contract knows, and no other."""
+    IdentityEliminationPass()(model)  # constant folding would copy a small table behind one
     RemoveUnusedNodesPass()(model)  # the clippings whose norm a bag took over, and the half of a max that nobody reads
     onnxscript.optimizer.fold_constants(model)  # axes that are computed
     graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
@@ -543,7 +637,7 @@ def _replace_lookup(lookup: ir.Node) -> None:
         gather = ir.node("Gather", [weight, indices], {"axis": 0}, name=lookup.name)
         _replace(lookup, [lookup], [gather])
         return
-    reduction, mode, keepdims = pooling
+    last, mode = pooling.nodes[0], pooling.mode
     try:
         table, norm = _unclipped(weight, indices)
         attributes = _attributes(table, indices, mode, None, norm, include_last_offset=False, weighted=False)
@@ -572,7 +666,7 @@ def _replace_lookup(lookup: ir.Node) -> None:
         [table, indices],
         attributes.to_onnx(op, double=dtype == ir.DataType.DOUBLE),
         domain=spec.DOMAIN,
-        name=reduction.name,
+        name=last.name,
     )
     if mode == _MEAN and not isinstance(length, int):
         # A mean over nothing is NaN in torch, where a bag has a row of zeros. Plus 0 / L, which is 0 for all other L.
@@ -584,25 +678,37 @@ def _replace_lookup(lookup: ir.Node) -> None:
         pooled = add("Add", [pooled, nothing])
         if dtype != wide:
             pooled = add("Cast", [pooled], {"to": dtype})
-    if keepdims:
+    if pooling.keepdims:
         add("Unsqueeze", [pooled, constant(np.array([1]))])
-    _replace(reduction, [reduction, lookup], new)
+    _replace(last, pooling.nodes, new)
 
 
-def _pooling(lookup: ir.Node, weight: ir.Value, indices: ir.Value) -> tuple[ir.Node, int, bool] | None:
-    """The reduction over L that alone reads a lookup [B, L, D], its mode and whether L stays as 1; or None."""
-    rows = lookup.outputs[0]
-    readers = tuple(rows.uses())
-    if rows.is_graph_output() or len(readers) != 1 or len(_dims(indices)) != 2 or not _is_table(weight):
+class _Pooling(NamedTuple):
+    """A lookup [B, L, D] and the reduction over L that alone reads it."""
+
+    nodes: tuple[ir.Node, ...]  #: from the last to the lookup
+    mode: int
+    keepdims: bool  #: whether L stays as 1
+
+
+def _pooling(lookup: ir.Node, weight: ir.Value, indices: ir.Value) -> _Pooling | None:
+    """What pools a lookup, or None."""
+    if len(_dims(indices)) != 2 or not _is_table(weight):
         return None
-    reduction, place = readers[0].node, readers[0].idx
-    if (
-        reduction.domain != ""
-        or reduction.op_type not in _POOLINGS
-        or place != 0
-        or reduction.graph is not lookup.graph
-    ):
+    nodes = [lookup]
+    reduction = _only_reader(lookup)
+    widened = reduction is not None and _casts(reduction, ir.DataType.FLOAT) and weight.dtype.itemsize == 2
+    if widened and reduction is not None:  # 16-bit reductions are written in float32, as a bag sums them
+        nodes.insert(0, reduction)
+        reduction = _only_reader(reduction)
+    if reduction is None or reduction.domain != "" or reduction.op_type not in _POOLINGS:
         return None
+    nodes.insert(0, reduction)
+    if widened:
+        narrow = _only_reader(reduction)
+        if narrow is None or not _casts(narrow, weight.dtype):
+            return None
+        nodes.insert(0, narrow)
     axes = None
     if len(reduction.inputs) > 1 and reduction.inputs[1] is not None:
         axes = ir.convenience.get_const_tensor(reduction.inputs[1])
@@ -612,7 +718,20 @@ def _pooling(lookup: ir.Node, weight: ir.Value, indices: ir.Value) -> tuple[ir.N
     if mode != _SUM and _dims(indices)[1] == 0:  # a mean of nothing is NaN, a maximum an error; a bag has zeros
         return None
     keepdims = reduction.attributes.get("keepdims")
-    return reduction, mode, keepdims is None or keepdims.as_int() != 0
+    return _Pooling(tuple(nodes), mode, keepdims is None or keepdims.as_int() != 0)
+
+
+def _only_reader(node: ir.Node) -> ir.Node | None:
+    """The one node that reads a node's one output, as its first input and in the same graph; or None."""
+    (output,) = node.outputs
+    readers = tuple(output.uses())
+    if output.is_graph_output() or len(readers) != 1 or readers[0].idx != 0:
+        return None
+    return readers[0].node if readers[0].node.graph is node.graph else None
+
+
+def _casts(node: ir.Node, dtype: ir.DataType) -> bool:
+    return node.domain == "" and node.op_type == "Cast" and node.attributes["to"].as_int() == dtype
 
 
 def _replace(last: ir.Node, old: Sequence[ir.Node], new: Sequence[ir.Node]) -> None:
@@ -628,13 +747,19 @@ def _share_tables(model: ir.Model) -> None:
     seen: dict[Any, ir.Value] = {}
     for name, value in list(model.graph.initializers.items()):
         raw = getattr(value.const_value, "raw", None)
-        if not isinstance(raw, torch.Tensor) or _has_no_data(raw) or raw.numel() == 0:
+        if not isinstance(raw, torch.Tensor) or raw.numel() == 0:
             continue
-        key = (raw.data_ptr(), raw.dtype, raw.device, tuple(raw.shape), raw.stride())
-        first = seen.setdefault(key, value)
+        first = seen.setdefault(_memory(raw), value)
         if first is not value and not value.is_graph_output():
             value.replace_all_uses_with(first)
             del model.graph.initializers[name]
+
+
+def _check_data(model: ir.Model) -> None:
+    for name, value in model.graph.initializers.items():
+        raw = getattr(value.const_value, "raw", None)
+        if isinstance(raw, torch.Tensor) and _has_no_data(raw):
+            raise ValueError(f"parameter {name!r} has no data: it is a fake tensor, or one on the meta device")
 
 
 def _has_no_data(tensor: torch.Tensor) -> bool:
@@ -648,11 +773,9 @@ def _to_proto(model: ir.Model) -> tuple[onnx.ModelProto, dict[str, memoryview]]:
         tensor = value.const_value
         if tensor is None:
             raise ValueError(f"initializer {name!r} has no data")
-        raw = getattr(tensor, "raw", None)
-        if isinstance(raw, torch.Tensor) and _has_no_data(raw):
-            raise ValueError(f"parameter {name!r} has no data: it is a fake tensor, or one on the meta device")
         if tensor.nbytes < _LARGE:
             continue
+        raw = getattr(tensor, "raw", None)
         if isinstance(raw, torch.Tensor):
             flat = raw.detach().cpu().contiguous().reshape(-1)
             tables[name] = flat.view(torch.uint8).numpy().data
