@@ -162,6 +162,9 @@ def export(
     _share_tables(program.model)
     proto, tables = _to_proto(program.model)
     proto = to_form(proto, form)
+    # torch asks for IR version 10 whatever the opset; ONNX Runtime 1.17 reads 9, and opset 18 needs 8.
+    standard = onnx.helper.make_opsetid("", opset)
+    proto.ir_version = min(proto.ir_version, onnx.helper.find_min_ir_version_for([standard]))
     if path is not None:
         save(proto, path, external_data=external_data, tables=tables)
         return None
@@ -462,10 +465,8 @@ def _rows(indices: ir.Value, offsets: ir.Value) -> ir.Value | None:
     if rows is None or made is None or made.target is not _ATEN.arange.start_step:
         return None
     num_bags, length = _meta(_fx_inputs(indices)[0]).shape
-    start, end, *step = (_meta(a) for a in made.args)
-    if step and start == 0 and _equal(end, num_bags * length) and _equal(step[0], length):
-        return rows
-    return None
+    start, end, step = (*(_meta(a) for a in made.args), 1)[:3]  # a step of 1 is left out
+    return rows if _equal(start, 0) and _equal(end, num_bags * length) and _equal(step, length) else None
 
 
 def _flattened(value: ir.Value, like: ir.Value | None = None) -> ir.Value | None:

@@ -239,6 +239,7 @@ def test_opsets(opset: int) -> None:
         assert opset > 18
         pytest.skip(str(error))
     assert [i.version for i in model.opset_import if i.domain == ""] == [opset]
+    assert model.ir_version == min(10, onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", opset)]))
     assert bags(model) == ["EmbeddingBag2D"]
     check_model(model, case)
 
@@ -433,12 +434,24 @@ def test_names_keywords_and_fixed_sizes() -> None:
         case.check(session.run(["documents"], feeds)[0])
 
 
-def test_sizes_of_one_at_export_stay_open() -> None:
-    example = cases.make("torch_ones", mode="mean", layout="rows", lengths=(1,))
+@pytest.mark.parametrize(
+    ("layout", "lengths"), [("rows", (1,)), ("rows", (3, 3, 3)), ("ragged", (1, 1, 1)), ("ends", (1,))]
+)
+def test_equal_sizes_and_ones_at_export_stay_open(layout: str, lengths: tuple[int, ...]) -> None:
+    example = cases.make("torch_sizes", mode="mean", layout=layout, lengths=lengths)
     model = exported(example)
-    assert bags(model) == ["EmbeddingBag2D"]
-    made = cases.make("torch_ones_more", mode="mean", layout="rows", lengths=(4, 4, 4))
+    assert bags(model) == [example.op.name]
+    made = cases.make("torch_sizes_more", mode="mean", layout=layout, lengths=(4, 4))
     check_model(model, dataclasses.replace(made, weight=example.weight))
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 1), (1, 1)])
+def test_rows_of_fixed_size(shape: tuple[int, int]) -> None:
+    case = cases.make("torch_fixed", mode="sum", layout="rows", lengths=(shape[1],) * shape[0], weighted=True)
+    model = from_torch.export(module_of(case), arguments(case), input_names=["indices", "per_sample_weights"])
+    assert bags(model) == ["EmbeddingBag2DWeighted"]
+    assert len(model.graph.node) == 1
+    check_model(model, case)
 
 
 def test_exported_programs() -> None:
