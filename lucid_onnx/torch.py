@@ -130,7 +130,12 @@ def export(
     table = translation_table()
     if embedding_as_bag:
         table[_ATEN.embedding.default] = _guarded(_lookup)
-    if isinstance(module, torch.nn.Module) and _clips_a_shared_table(module):
+    if _clips_a_shared_table(module):
+        if isinstance(module, torch.export.ExportedProgram):
+            raise ValueError(
+                "the exported program clips a table by max_norm that several of its parameters share, which torch "
+                "fails to decompose: give the module itself"
+            )
         module, args, kwargs = _captured(module, args, kwargs, dynamic_shapes), (), None
     try:
         program = torch.onnx.export(
@@ -510,10 +515,15 @@ def _equal(a: Any, b: Any) -> bool:
 # ---- Tables that modules share and max_norm changes: torch fails to decompose those.
 
 
-def _clips_a_shared_table(module: torch.nn.Module) -> bool:
-    tables = [p for _, p in module.named_parameters(remove_duplicate=False) if not _has_no_data(p)]
-    shares = len({p.data_ptr() for p in tables if p.numel()}) < len([p for p in tables if p.numel()])
-    return shares and any(getattr(m, "max_norm", None) is not None for m in module.modules())
+def _clips_a_shared_table(module: torch.nn.Module | torch.export.ExportedProgram) -> bool:
+    if isinstance(module, torch.export.ExportedProgram):
+        tables = list(module.state_dict.values())
+        clips = any(node.target is _ATEN.embedding_renorm_.default for node in module.graph.nodes)
+    else:
+        tables = [p for _, p in module.named_parameters(remove_duplicate=False)]
+        clips = any(getattr(m, "max_norm", None) is not None for m in module.modules())
+    memories = [_memory(p) for p in tables if not _has_no_data(p) and p.numel()]
+    return clips and len(set(memories)) < len(memories)
 
 
 def _captured(

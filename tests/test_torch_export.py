@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
+import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -98,11 +100,19 @@ def bags(model: onnx.ModelProto) -> list[str]:
     return found
 
 
-def ways(model: onnx.ModelProto) -> Iterator[Any]:
+def ways(model: onnx.ModelProto) -> list[Any]:
     """A session for each way to run a portable model."""
-    for form, native in WAYS:
-        if not native or library_path() is not None:
-            yield lucid_onnx.InferenceSession(lucid_onnx.to_form(model, form), native=native)
+    return _sessions(model.SerializeToString())
+
+
+@functools.lru_cache(maxsize=1)  # a test runs one model on many inputs
+def _sessions(model: bytes) -> list[Any]:
+    proto = onnx.load_from_string(model)
+    return [
+        lucid_onnx.InferenceSession(lucid_onnx.to_form(proto, form), native=native)
+        for form, native in WAYS
+        if not native or library_path() is not None
+    ]
 
 
 def check_model(model: onnx.ModelProto, case: Case) -> None:
@@ -169,26 +179,53 @@ MODULES: dict[str, dict[str, Any]] = {
 LENGTHS = [(3, 0, 5, 1), (0, 4, 0, 0, 9, 1, 0), (), (1,), (0,)]
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_embedding_bag(name: str) -> None:
-    example = cases.make(f"torch_{name}", lengths=(2, 1, 3), **MODULES[name])
-    model = exported(example)
-    assert bags(model) == [example.op.name]
-    (table,) = [t for t in model.graph.initializer if list(t.dims) == list(example.weight.shape)]
-    assert table.data_type == helper_type(example)
-    assert table.raw_data == example.weight.tobytes()
-    module = module_of(example)
+class Many(nn.Module):
+    """Several bags beside each other, each with arguments of its own: an export takes a second, whatever its size."""
+
+    def __init__(self, examples: Sequence[Case]) -> None:
+        super().__init__()
+        self.bags = nn.ModuleList(module_of(example) for example in examples)
+        self.counts = [len(arguments(example)) for example in examples]
+
+    def forward(self, *args: Any) -> Any:
+        given = iter(args)
+        return tuple(bag(*itertools.islice(given, n)) for bag, n in zip(self.bags, self.counts, strict=True))
+
+
+@pytest.mark.parametrize("start", range(0, len(MODULES), 8))
+def test_embedding_bag(start: int) -> None:
+    chosen = list(MODULES)[start : start + 8]
+    examples = [cases.make(f"torch_{name}", lengths=(2, 1, 3), **MODULES[name]) for name in chosen]
+    module = Many(examples).eval()
+    args = tuple(itertools.chain.from_iterable(map(arguments, examples)))
+    names = [[f"{name}.{i}" for i in e.op.inputs if i != "weight"] for name, e in zip(chosen, examples, strict=True)]
+    model = from_torch.export(
+        module,
+        args,
+        dynamic_shapes=(dynamic(args),),
+        input_names=list(itertools.chain.from_iterable(names)),
+        output_names=chosen,
+    )
+    nodes = {node.output[0]: node for node in model.graph.node}
+    bags(model)
+    for name, example in zip(chosen, examples, strict=True):
+        assert nodes[name].op_type == example.op.name, name
+        (table,) = [t for t in model.graph.initializer if t.name == nodes[name].input[0]]
+        assert table.data_type == onnx.helper.np_dtype_to_tensor_dtype(example.weight.dtype)
+        assert table.raw_data == example.weight.tobytes()
     for lengths in LENGTHS:
-        made = cases.make(
-            f"torch_{name}_{lengths}", lengths=lengths, length=3 if not lengths else None, **MODULES[name]
-        )
-        case = dataclasses.replace(made, weight=example.weight)
-        check_eager(module, case)
-        check_model(model, case)
-
-
-def helper_type(case: Case) -> int:
-    return int(onnx.helper.np_dtype_to_tensor_dtype(case.weight.dtype))
+        feeds, calls = {}, []
+        for name, example in zip(chosen, examples, strict=True):
+            made = cases.make(
+                f"torch_{name}_{lengths}", lengths=lengths, length=3 if not lengths else None, **MODULES[name]
+            )
+            calls.append(dataclasses.replace(made, weight=example.weight))
+            feeds.update({f"{name}.{i}": a for i, a in made.inputs.items() if i != "weight"})
+        for bag, call in zip(module.bags, calls, strict=True):
+            check_eager(bag, call)
+        for session in ways(model):
+            for call, got in zip(calls, session.run(chosen, feeds), strict=True):
+                call.check(got)
 
 
 @st.composite
@@ -216,7 +253,7 @@ def modules(draw: st.DrawFn) -> tuple[Case, Case]:
     return example, dataclasses.replace(other, weight=example.weight)
 
 
-@settings(max_examples=15)  # an export takes a second
+@settings(max_examples=8)  # an export takes a second
 @given(modules())
 def test_any_module(calls: tuple[Case, Case]) -> None:
     example, _ = calls
@@ -228,7 +265,7 @@ def test_any_module(calls: tuple[Case, Case]) -> None:
             check_eager(module_of(call), call)
 
 
-@pytest.mark.parametrize("opset", [18, 19, 20, 21, 22, 23, 24, 25, 26])
+@pytest.mark.parametrize("opset", [18, 19, 20, 21, 23, 25, 26])
 def test_opsets(opset: int) -> None:
     if opset > onnx.defs.onnx_opset_version():
         pytest.skip(f"onnx {onnx.__version__} knows no opset {opset}")
@@ -250,7 +287,7 @@ def test_forms_and_files(form: Any, tmp_path: Path) -> None:
         pytest.skip("lucid_onnx is installed without its native library")
     case = cases.make("torch_files", rows=3000, mode="sum", layout="ends", weighted=True)
     feeds = {n: a for n, a in case.inputs.items() if n != "weight"}
-    for external in (None, False, True):
+    for external in (None, False, True) if form == "portable" else (None,):
         path = tmp_path / f"{external}.onnx"
         assert exported(case, path=path, form=form, external_data=external) is None
         assert (tmp_path / f"{path.name}.data").exists() == (external is True)
@@ -410,6 +447,8 @@ def test_parameters_over_one_memory_and_a_norm() -> None:
     check_module(model, module, *args)
     with pytest.raises(ValueError, match="is read by a bag without a max_norm of its own"):
         from_torch.export(Views(None).eval(), args)
+    with pytest.raises(ValueError, match="share, which torch fails to decompose: give the module itself"):
+        from_torch.export(torch.export.export(module, args))
     module.forward = lambda x, offsets: (module.a(x, offsets), module.b.weight.sum(0))
     with pytest.raises(ValueError, match=r"is shared by modules, clipped by max_norm and read by 'sum_1' \(aten\.sum"):
         from_torch.export(module, args)
@@ -560,10 +599,11 @@ POOLINGS: list[Callable[..., Any]] = [
 
 @pytest.mark.parametrize("index", [torch.int32, torch.int64])
 def test_a_pooled_embedding_is_a_bag(index: Any) -> None:
-    module = Pools(*POOLINGS, padding_idx=2).eval()
+    functions = POOLINGS if index == torch.int64 else POOLINGS[:1]
+    module = Pools(*functions, padding_idx=2).eval()
     x = torch.tensor([[0, 2, 2, 10], [2, 2, 2, 2]], dtype=index)
     model = from_torch.export(module, (x,), dynamic_shapes=dynamic((x,)))
-    assert bags(model) == ["EmbeddingBag2D"] * len(POOLINGS)
+    assert bags(model) == ["EmbeddingBag2D"] * len(functions)
     assert not {"Gather", "ReduceSum", "ReduceMean", "ReduceMax"} & {n.op_type for n in model.graph.node}
     check_module(model, module, x)
     for shape in ((3, 1), (1, 70), (0, 5)):
@@ -691,6 +731,23 @@ def test_rows_of_an_indexed_tensor_are_no_bag() -> None:
 
     module = Indexed(len).eval()
     x = torch.tensor([[0, -2, 2], [9, 1, -1]])
+    model = from_torch.export(module, (x,), dynamic_shapes=dynamic((x,)))
+    assert bags(model) == []
+    check_module(model, module, x)
+
+
+def test_rows_of_integers_are_no_bag() -> None:
+    class Integers(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("codes", torch.randint(-9, 9, (11, 3)))
+            self.register_buffer("flags", torch.randint(0, 2, (11, 3)).bool())
+
+        def forward(self, x: Any) -> Any:
+            return functional.embedding(x, self.codes).sum(1), functional.embedding(x, self.flags)
+
+    module = Integers().eval()
+    x = torch.tensor([[0, 2, 2], [9, 1, 10]])
     model = from_torch.export(module, (x,), dynamic_shapes=dynamic((x,)))
     assert bags(model) == []
     check_module(model, module, x)
