@@ -110,7 +110,8 @@ def export(
         form: "portable", "standard" or "native", as in `lucid_onnx.to_form`.
         opset: version of the standard operators, 18 to 26.
         embedding_as_bag: make a torch.nn.Embedding of [B, L] indices that is only summed, averaged or maximised over L
-            a bag too. The result is the same to rounding, and [B, L, D] is never in memory.
+            a bag too. The result is the same to rounding, and [B, L, D] is never in memory. (A 16-bit one that is
+            itself an output of the module stays as torch exports it, in float32.)
         external_data: as in `lucid_onnx.save`; None puts the tables outside only where one file cannot hold them.
 
     Returns:
