@@ -39,6 +39,11 @@ DYNAMIC = torch.export.Dim.DYNAMIC
 WAYS = [("portable", True), ("portable", False), ("standard", False)]
 
 
+@pytest.fixture(autouse=True)
+def _the_same_numbers_in_every_run() -> None:
+    torch.manual_seed(0)
+
+
 # ---- From arrays to tensors and back, and from a case to a module.
 
 
@@ -127,7 +132,9 @@ def check_eager(module: Any, case: Case) -> None:
         return  # torch refuses these
     got = array(copy.deepcopy(module)(*arguments(case)))  # a copy: max_norm changes the module
     if case.weight.dtype.itemsize > 2:
-        case.check(got)
+        # torch adds row after row, each time off by up to half an ulp of what it has: 2^-24 of the magnitudes a row.
+        longest = case.indices.shape[1] if two_d else max(np.diff(case.offsets, append=len(case.indices)), default=0)
+        case.check(got, slack=max(1.0, longest * 2.0**-24 / 1e-6))
         return
     # In 16 bits torch rounds clipped rows, weighted rows, the sum and the mean, each by half an ulp of at most the
     # sum of the magnitudes.
@@ -261,11 +268,10 @@ def test_any_module(calls: tuple[Case, Case]) -> None:
     assert bags(model) == [example.op.name]
     for call in calls:
         check_model(model, call)
-        if len(call.indices):  # torch adds row after row in float32, and long bags are beyond its exactness
-            check_eager(module_of(call), call)
+        check_eager(module_of(call), call)
 
 
-@pytest.mark.parametrize("opset", [18, 19, 20, 21, 23, 25, 26])
+@pytest.mark.parametrize("opset", [18, 19, 21, 23, 26])
 def test_opsets(opset: int) -> None:
     if opset > onnx.defs.onnx_opset_version():
         pytest.skip(f"onnx {onnx.__version__} knows no opset {opset}")
@@ -318,14 +324,14 @@ def test_a_table_over_2_gib(tmp_path: Path) -> None:
 # ---- What a module may have around its bags.
 
 
-def check_module(model: onnx.ModelProto, module: Any, *args: Any, rtol: float = 1e-6) -> None:
-    """Every output, within a few float32 roundings."""
+def check_module(model: onnx.ModelProto, module: Any, *args: Any, magnitude: float = 16.0) -> None:
+    """Every output, within 1e-6 of the magnitudes that were summed: here a handful of numbers of 1 to 4 each."""
     expected = [array(value) for value in copy.deepcopy(module)(*args)]
     names = [value.name for value in model.graph.input]
     for session in ways(model):
         got = session.run(None, dict(zip(names, map(array, args), strict=True)))
         for one, other in zip(got, expected, strict=True):
-            np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol)
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6 * magnitude)
 
 
 class Shared(nn.Module):
@@ -500,13 +506,14 @@ def test_exported_programs() -> None:
         cases.make("torch_program_more", mode="mean", padding_idx=-1, max_norm=1.0), weight=example.weight
     )
     args = arguments(example)
-    for grad in (True, False):
-        with torch.set_grad_enabled(grad):
-            program = torch.export.export(module_of(example), args, dynamic_shapes=dynamic(args))
-            for one in (program, program.run_decompositions()):
-                model = from_torch.export(one, input_names=["indices", "offsets"])
-                assert bags(model) == ["EmbeddingBag"]
-                check_model(model, case)
+    program = torch.export.export(module_of(example), args, dynamic_shapes=dynamic(args))
+    with torch.no_grad():
+        decomposed = torch.export.export(module_of(example), args, dynamic_shapes=dynamic(args)).run_decompositions()
+    assert torch.ops.aten._embedding_bag.default in {node.target for node in decomposed.graph.nodes}
+    for one in (program, decomposed):
+        model = from_torch.export(one, input_names=["indices", "offsets"])
+        assert bags(model) == ["EmbeddingBag"]
+        check_model(model, case)
 
 
 @pytest.mark.parametrize("overload", ["embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"])
@@ -607,7 +614,7 @@ def test_a_pooled_embedding_is_a_bag(index: Any) -> None:
     assert not {"Gather", "ReduceSum", "ReduceMean", "ReduceMax"} & {n.op_type for n in model.graph.node}
     check_module(model, module, x)
     for shape in ((3, 1), (1, 70), (0, 5)):
-        check_module(model, module, torch.randint(0, 11, shape, dtype=index))
+        check_module(model, module, torch.randint(0, 11, shape, dtype=index), magnitude=max(16, 4 * shape[1]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
@@ -764,8 +771,10 @@ def test_embedding_as_bag_can_be_off() -> None:
 # ---- What is refused.
 
 
-@pytest.mark.parametrize(("output", "name"), [(1, "offset2bag"), (2, "bag_size"), (3, "max_indices")])
-@pytest.mark.parametrize("returned", [True, False])
+@pytest.mark.parametrize(
+    ("output", "name", "returned"),
+    [(1, "offset2bag", True), (2, "bag_size", False), (3, "max_indices", True), (3, "max_indices", False)],
+)
 def test_the_other_outputs_of_a_bag(output: int, name: str, returned: bool) -> None:
     class Call(nn.Module):
         def __init__(self) -> None:
