@@ -199,40 +199,48 @@ class Many(nn.Module):
         return tuple(bag(*itertools.islice(given, n)) for bag, n in zip(self.bags, self.counts, strict=True))
 
 
-@pytest.mark.parametrize("start", range(0, len(MODULES), 8))
-def test_embedding_bag(start: int) -> None:
-    chosen = list(MODULES)[start : start + 8]
-    examples = [cases.make(f"torch_{name}", lengths=(2, 1, 3), **MODULES[name]) for name in chosen]
+def check_together(calls: Sequence[Sequence[Case]]) -> None:
+    """Export bags beside each other as their first calls say, and make all of their calls."""
+    examples = [first for first, *_ in calls]
     module = Many(examples).eval()
     args = tuple(itertools.chain.from_iterable(map(arguments, examples)))
-    names = [[f"{name}.{i}" for i in e.op.inputs if i != "weight"] for name, e in zip(chosen, examples, strict=True)]
+    inputs = [[name for name in example.op.inputs if name != "weight"] for example in examples]
+    outputs = [f"bag{k}" for k in range(len(examples))]
     model = from_torch.export(
         module,
         args,
         dynamic_shapes=(dynamic(args),),
-        input_names=list(itertools.chain.from_iterable(names)),
-        output_names=chosen,
+        input_names=[f"{bag}.{name}" for bag, names in zip(outputs, inputs, strict=True) for name in names],
+        output_names=outputs,
     )
-    nodes = {node.output[0]: node for node in model.graph.node}
     bags(model)
-    for name, example in zip(chosen, examples, strict=True):
-        assert nodes[name].op_type == example.op.name, name
-        (table,) = [t for t in model.graph.initializer if t.name == nodes[name].input[0]]
+    nodes = {node.output[0]: node for node in model.graph.node}
+    for bag, example in zip(outputs, examples, strict=True):
+        assert nodes[bag].op_type == example.op.name, example.name
+        (table,) = [t for t in model.graph.initializer if t.name == nodes[bag].input[0]]
         assert table.data_type == onnx.helper.np_dtype_to_tensor_dtype(example.weight.dtype)
-        assert table.raw_data == example.weight.tobytes()
-    for lengths in LENGTHS:
-        feeds, calls = {}, []
-        for name, example in zip(chosen, examples, strict=True):
-            made = cases.make(
-                f"torch_{name}_{lengths}", lengths=lengths, length=3 if not lengths else None, **MODULES[name]
-            )
-            calls.append(dataclasses.replace(made, weight=example.weight))
-            feeds.update({f"{name}.{i}": a for i, a in made.inputs.items() if i != "weight"})
-        for bag, call in zip(module.bags, calls, strict=True):
-            check_eager(bag, call)
+        assert numpy_helper.to_array(table).tobytes() == example.weight.tobytes()
+    for together in zip(*calls, strict=True):
+        feeds = {}
+        for bag, names, eager, call in zip(outputs, inputs, module.bags, together, strict=True):
+            feeds.update({f"{bag}.{name}": call.inputs[name] for name in names})
+            check_eager(eager, call)
         for session in ways(model):
-            for call, got in zip(calls, session.run(chosen, feeds), strict=True):
+            for call, got in zip(together, session.run(outputs, feeds), strict=True):
                 call.check(got)
+
+
+@pytest.mark.parametrize("start", range(0, len(MODULES), 8))
+def test_embedding_bag(start: int) -> None:
+    calls = []
+    for name in list(MODULES)[start : start + 8]:
+        example = cases.make(f"torch_{name}", lengths=(2, 1, 3), **MODULES[name])
+        calls.append([example])
+        for lengths in LENGTHS:
+            again = f"torch_{name}_{lengths}"
+            made = cases.make(again, lengths=lengths, length=None if lengths else 3, **MODULES[name])
+            calls[-1].append(dataclasses.replace(made, weight=example.weight))
+    check_together(calls)
 
 
 @st.composite
@@ -260,15 +268,10 @@ def modules(draw: st.DrawFn) -> tuple[Case, Case]:
     return example, dataclasses.replace(other, weight=example.weight)
 
 
-@settings(max_examples=8)  # an export takes a second
-@given(modules())
-def test_any_module(calls: tuple[Case, Case]) -> None:
-    example, _ = calls
-    model = exported(example)
-    assert bags(model) == [example.op.name]
-    for call in calls:
-        check_model(model, call)
-        check_eager(module_of(call), call)
+@settings(max_examples=5)  # an export takes a second
+@given(st.lists(modules(), min_size=2, max_size=5))
+def test_any_modules(calls: list[tuple[Case, Case]]) -> None:
+    check_together(calls)
 
 
 @pytest.mark.parametrize("opset", [18, 19, 21, 23, 26])
