@@ -332,17 +332,20 @@ def save(
     *,
     external_data: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
+    tables: Mapping[str, memoryview] | None = None,
 ) -> None:
     """Write a model, with its tables in ``<path>.data`` beside it where one file cannot hold them.
 
     Both files appear whole or not at all.
 
     Args:
-        model: the model; its initializers hold their data.
+        model: the model; its initializers hold their data, but for those in ``tables``.
         path: the .onnx file.
         external_data: False and True force the tables into the file and out of it (all but those under 4 KiB); None
             puts them outside only where the model would pass the 2 GiB that a protobuf message can have.
         progress: called with the bytes written and the bytes to write while tables go out.
+        tables: the little-endian bytes, by name, of initializers that have a dtype and dims but no data. They are
+            written from where they are; a model that held them would be a second copy.
 
     Raises:
         ValueError: external_data=False for a model that is too large, or an initializer without its data.
@@ -351,10 +354,11 @@ def save(
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder")
+    tables = tables or {}
     for tensor in model.graph.initializer:
-        if tensor.data_location == TensorProto.EXTERNAL:
+        if tensor.data_location == TensorProto.EXTERNAL and tensor.name not in tables:
             raise ValueError(f"initializer {tensor.name!r} is external data that was not loaded: use onnx.load first")
-    sizes = [_size(tensor) for tensor in model.graph.initializer]
+    sizes = [tables[t.name].nbytes if t.name in tables else _size(t) for t in model.graph.initializer]
     too_large = sum(sizes) > _LARGEST_MESSAGE
     if external_data is None:
         external_data = too_large
@@ -362,8 +366,21 @@ def save(
         raise ValueError(f"external_data = False, but {sum(sizes)} bytes of tables do not fit one protobuf file")
     with Replacing(path) as files:
         if external_data and max(sizes, default=0) >= _ALIGNMENT:
-            model = _externalise(model, sizes, path.name + ".data", files.open(path.name + ".data"), progress)
+            model = _externalise(model, sizes, path.name + ".data", files.open(path.name + ".data"), progress, tables)
+        elif tables:
+            light, model = model, onnx.ModelProto()
+            model.CopyFrom(light)
+            fill_tables(model, tables)
         files.open(path.name).write(model.SerializeToString())
+
+
+def fill_tables(model: onnx.ModelProto, tables: Mapping[str, memoryview]) -> None:
+    """Give the initializers named in ``tables`` their data, where they are (see `save`)."""
+    for tensor in model.graph.initializer:
+        if tensor.name in tables:
+            tensor.ClearField("external_data")
+            tensor.ClearField("data_location")
+            tensor.raw_data = tables[tensor.name].tobytes()
 
 
 class Replacing:
@@ -430,6 +447,7 @@ def _externalise(
     location: str,
     file: Any,
     progress: Callable[[int, int], None] | None,
+    tables: Mapping[str, memoryview],
 ) -> onnx.ModelProto:
     """A copy of the model that refers to its tables in ``file``, where they are written."""
     light = onnx.ModelProto()
@@ -446,7 +464,7 @@ def _externalise(
             continue
         offset = -(-file.tell() // _ALIGNMENT) * _ALIGNMENT
         file.seek(offset)
-        data = memoryview(tensor.raw_data)
+        data = tables[tensor.name] if tensor.name in tables else memoryview(tensor.raw_data)
         for begin in range(0, size, 2**26):
             written += file.write(data[begin : begin + 2**26])
             if progress is not None:
@@ -463,6 +481,7 @@ def _externalise(
                 ],
             )
         )
+    fill_tables(light, {name: data for name, data in tables.items() if data.nbytes < _ALIGNMENT})
     return light
 
 

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+
+import lucid_onnx
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
+def python_blocks() -> list[str]:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert len(blocks) == 5
+    return blocks
+
+
 def test_blocks_run(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    blocks = [block for block in python_blocks() if "import torch" not in block]
     assert len(blocks) == 4
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
@@ -26,3 +36,18 @@ def test_blocks_run(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     # Half a step of 4 bits over [0, 1), and a float's rounding.
     np.testing.assert_allclose(names["pooled_codes"], means, atol=0.5 / 15 + 1e-6)
     assert (tmp_path / "bag.onnx").is_file()
+
+
+def test_the_block_for_torch_runs(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    (block,) = [block for block in python_blocks() if "import torch" in block]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(block, str(README), "exec"), names)
+    model = onnx.load(tmp_path / "module.onnx")
+    assert [node.op_type for node in model.graph.node] == ["EmbeddingBag"]
+    words, starts = np.array([7, 0, 999, 0]), np.array([0, 0, 3])  # an empty text, and one of padding alone
+    got = lucid_onnx.InferenceSession("module.onnx").run(None, {"input": words, "offsets": starts})[0]
+    expected = names["module"](torch.from_numpy(words), torch.from_numpy(starts)).detach().numpy()
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)

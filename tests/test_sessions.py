@@ -192,6 +192,26 @@ def test_sources_of_a_model(form: Any, native: bool, tmp_path: Path) -> None:
     assert model.SerializeToString() == model_of(case, form, constant=True).SerializeToString()
 
 
+@pytest.mark.parametrize("external_data", [None, False, True])
+@pytest.mark.parametrize("rows", [10, 500])  # less and more than what is worth a place outside
+def test_tables_from_elsewhere(external_data: bool | None, rows: int, tmp_path: Path) -> None:
+    """`save` writes data that the model does not hold; the model stays as it is."""
+    case = cases.make("elsewhere", rows=rows, mode="sum")
+    whole, light = (model_of(case, "portable", constant=True) for _ in range(2))
+    (table,) = light.graph.initializer
+    table.ClearField("raw_data")
+    table.data_location = TensorProto.EXTERNAL
+    with pytest.raises(ValueError, match="initializer 'weight' is external data that was not loaded"):
+        lucid_onnx.save(light, tmp_path / "none.onnx", external_data=external_data)
+    data = {"weight": memoryview(case.weight.tobytes())}
+    lucid_onnx.save(light, tmp_path / "light.onnx", external_data=external_data, tables=data)
+    assert not table.raw_data
+    lucid_onnx.save(whole, tmp_path / "whole.onnx", external_data=external_data)
+    read = [onnx.load(tmp_path / f"{name}.onnx").SerializeToString() for name in ("light", "whole")]
+    assert read[0] == read[1]
+    assert len(list(tmp_path.iterdir())) == (4 if external_data and rows == 500 else 2)
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     for path in (tmp_path / "none.onnx", str(tmp_path)):
         with pytest.raises(FileNotFoundError) as caught:

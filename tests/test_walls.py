@@ -147,12 +147,18 @@ TOOLS: dict[str, set[str]] = {
     "reference": set(),
     "session": {"builder", "library"},
     "functional": {"builder", "session"},
+    "torch": {"builder"},
     "info": {"session", "library", "__version__"},
     "demo": {"builder", "info", "reference", "session", "InferenceSession"},
     "cli": {"builder", "info", "demo", "session", "library", "reference", "functional", "InferenceSession"},
 }
 #: Who may import what, beyond the standard library, NumPy, onnx and ml_dtypes; the others only lazily.
-EAGER = {"session": {"onnxruntime"}, "cli": {"typer", "rich"}, "info": {"google"}}
+EAGER = {
+    "session": {"onnxruntime"},
+    "cli": {"typer", "rich"},
+    "info": {"google"},
+    "torch": {"torch", "onnxscript", "onnx_ir"},
+}
 LAZY = {
     "functional": {"onnxruntime"},
     "info": {"onnxruntime"},
@@ -193,7 +199,8 @@ def test_importing_the_package_needs_no_runtime(tmp_path: Path) -> None:
         "import sys, lucid_onnx\n"
         "model = lucid_onnx.build_model([[1.0]])\n"
         "lucid_onnx.reference.embedding_bag([0], __import__('numpy').ones((1, 1)), [0])\n"
-        "print(sorted({'onnxruntime', 'torch', 'typer', 'rich', 'safetensors', 'onnxscript'} & set(sys.modules)))"
+        "late = {'onnxruntime', 'torch', 'typer', 'rich', 'safetensors', 'onnxscript', 'onnx_ir'}\n"
+        "print(sorted(late & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
