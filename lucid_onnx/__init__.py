@@ -1,7 +1,7 @@
 """embedding_bag for ONNX: one file that runs on any ONNX Runtime, and at memory speed where our kernels are.
 
 Building models needs onnx alone; what runs them (`embedding_bag`, `InferenceSession`, `register`) imports
-onnxruntime when first used.
+onnxruntime when first used, and what rewrites them (`fuse`, `lower`) onnx-ir.
 """
 
 from __future__ import annotations
@@ -15,15 +15,19 @@ from .library import get_library_path
 
 if TYPE_CHECKING:
     from .functional import embedding_bag
+    from .rewrite import FuseReport, fuse, lower
     from .session import InferenceSession, register
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "FuseReport",
     "InferenceSession",
     "build_model",
     "embedding_bag",
+    "fuse",
     "get_library_path",
+    "lower",
     "make_node",
     "reference",
     "register",
@@ -31,7 +35,14 @@ __all__ = [
     "to_form",
 ]
 
-_RUNS = {"InferenceSession": "session", "register": "session", "embedding_bag": "functional"}
+_RUNS = {
+    "InferenceSession": "session",
+    "register": "session",
+    "embedding_bag": "functional",
+    "FuseReport": "rewrite",
+    "fuse": "rewrite",
+    "lower": "rewrite",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -134,7 +134,7 @@ def test_no_operator_knows_another() -> None:
 
 #: What the tools may import of each other. What is not listed may import nothing but the meaning.
 TOOLS: dict[str, set[str]] = {
-    "__init__": {"reference", "builder", "library", "functional", "session"},
+    "__init__": {"reference", "builder", "library", "functional", "session", "rewrite"},
     "builder": set(),
     "conformance": {"builder"},
     "library": set(),
@@ -143,10 +143,12 @@ TOOLS: dict[str, set[str]] = {
     "functional": {"builder", "session"},
     "info": {"session", "library", "__version__"},
     "demo": {"builder", "info", "reference", "session", "InferenceSession"},
-    "cli": {"builder", "info", "demo", "session", "library", "reference", "functional", "InferenceSession"},
+    "cli": {"builder", "info", "demo", "session", "library", "reference", "functional", "InferenceSession", "rewrite"},
+    **{name: {"builder", "rewrite"} for name in ("files", "fusion", "lowering", "patterns")},  # in rewrite/
 }
 #: Who may import what, beyond the standard library, NumPy, onnx and ml_dtypes; the others only lazily.
-EAGER = {"session": {"onnxruntime"}, "cli": {"typer", "rich"}, "info": {"google"}}
+EAGER = {"session": {"onnxruntime"}, "cli": {"typer", "rich"}, "info": {"google"}, "files": {"google"}}
+EAGER |= {name: {"onnx_ir"} for name in ("expressions", "patterns", "fusion")}
 LAZY = {
     "functional": {"onnxruntime"},
     "info": {"onnxruntime"},
@@ -187,7 +189,7 @@ def test_importing_the_package_needs_no_runtime(tmp_path: Path) -> None:
         "import sys, lucid_onnx\n"
         "model = lucid_onnx.build_model([[1.0]])\n"
         "lucid_onnx.reference.embedding_bag([0], __import__('numpy').ones((1, 1)), [0])\n"
-        "print(sorted({'onnxruntime', 'torch', 'typer', 'rich', 'safetensors', 'onnxscript'} & set(sys.modules)))"
+        "print(sorted({'onnxruntime', 'torch', 'typer', 'rich', 'safetensors', 'onnxscript', 'onnx_ir'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 try:
-    import onnx_ir
-except ImportError as error:  # pragma: no cover  # the extras bring it
+    from .fusion import Fused, FuseReport, Unfused, fuse
+except ModuleNotFoundError as error:
+    if error.name != "onnx_ir":
+        raise
     raise ImportError(
         "lucid_onnx rewrites models with onnx-ir, which is not installed: pip install 'lucid-onnx[rewrite]'"
     ) from error
-
-from .fusion import Fused, FuseReport, Unfused, fuse
 from .lowering import lower
-
-del onnx_ir
 
 __all__ = ["FuseReport", "Fused", "Unfused", "fuse", "lower"]

@@ -224,9 +224,9 @@ def _normal(
         if all(isinstance(d, int) for d in part):
             return _constant(np.asarray(part, np.int64), value)
         attributes = {k: v for k, v in attributes.items() if not (k == "start" and v == 0)}
-    if op == "Size" and first is not None and first.shape is not None:
-        if all(isinstance(d, int) for d in first.shape):
-            return _constant(np.asarray(_product(first.shape), np.int64), value)
+    size = None if op != "Size" or first is None or first.shape is None else first.shape
+    if size is not None and all(isinstance(d, int) for d in size):
+        return _constant(np.asarray(_product(size), np.int64), value)
     expression = Expression(op, inputs, attributes, output, value=value)
     folded = _fold(expression)
     if folded is not None:
@@ -436,7 +436,7 @@ class Reader:
         dtype, shapes = value.dtype or told.dtype, [value.shape, told.shape]
         if value.const_value is not None:
             dtype = dtype or value.const_value.dtype
-            shapes.append(ir.Shape(value.const_value.shape))
+            shapes.append(ir.Shape(d for d in value.const_value.shape if isinstance(d, int)))
         shape = next((s for s in shapes if s is not None), None)
         dims = None if shape is None else tuple(d if isinstance(d, int) else d.value for d in shape)
         return Expression("Value", dtype=dtype, shape=dims, value=value)

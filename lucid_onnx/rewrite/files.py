@@ -11,7 +11,7 @@ import google.protobuf.message
 import onnx
 from onnx import TensorProto
 
-from ..builder import Replacing, save
+from lucid_onnx.builder import Replacing, save
 
 #: Initializers larger than this take no part in checks and conversions, which copy a model several times.
 _LARGEST_CARRIED = 2**16

@@ -13,8 +13,9 @@ import onnx_ir as ir
 from onnx import helper, version_converter
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from ..builder import FORMS, Form, convert, make_node
-from ..ops.embedding_bag import spec
+from lucid_onnx.builder import FORMS, Form, convert, make_node
+from lucid_onnx.ops.embedding_bag import spec
+
 from . import files, patterns
 from .expressions import Expression, Reader, difference, inside
 
@@ -351,9 +352,9 @@ def _remove_dead(nodes: list[ir.Node]) -> None:
             producer = value.producer()
             if producer is not None:
                 nodes.append(producer)
-            elif value.is_initializer() and not value.uses() and not value.is_graph_input():
-                if not value.is_graph_output() and value.graph is not None:
-                    value.graph.initializers.pop(value.name or "")
+            elif value.is_initializer() and not (value.uses() or value.is_graph_input() or value.is_graph_output()):
+                assert value.graph is not None
+                value.graph.initializers.pop(value.name or "")
 
 
 def _sources(node: ir.Node) -> Iterator[ir.Value]:

@@ -6,7 +6,8 @@ import os
 
 import onnx
 
-from ..builder import Form, to_form
+from lucid_onnx.builder import Form, to_form
+
 from . import files
 
 

@@ -16,7 +16,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from ..ops.embedding_bag import lowering, spec
+from lucid_onnx.ops.embedding_bag import lowering, spec
+
 from .expressions import Expression, Reader, constant, difference, inside, loop, make
 
 _REDUCTIONS = {"ReduceSum": "sum", "ReduceMean": "mean", "ReduceMax": "max"}
@@ -69,8 +70,6 @@ class Bag:
             return f"the table has type {_name(table.type)}, expected float32, float16, bfloat16 or float64"
         if table.rank != 2:
             return f"the table has {_rank(table)}, expected two"
-        if table.dims is not None and 0 in table.dims[:1]:
-            return "the table has no rows"
         for name, value in (("indices", self.indices), ("offsets", self.offsets)):
             if value is not None and value.type not in _INTEGERS:
                 return f"{name} have type {_name(value.type)}, expected int32 or int64"
