@@ -448,7 +448,7 @@ def _refused_model(model: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        named = model in str(error) or str(error).startswith("form = ")
+        named = str(error).startswith((f"{model}: ", "form = "))
         raise UserError(str(error) if named else f"{model}: {error}") from error
 
 

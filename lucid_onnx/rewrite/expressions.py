@@ -161,9 +161,23 @@ def _looped(
     value: ir.Value | None = None,
     told: Expression | None = None,
 ) -> Expression:
-    result = body.results[output + 1]
+    """A Loop, with what it carries in an order of its own: exporters write it in any, and not always in the same."""
+    count = len(inputs) - 2
+    order = sorted(range(count), key=lambda k: (_order(inputs[2 + k]), k))
+    whole = [*order, *range(count, len(body.results) - 1)]  # what is stacked comes behind, as it is
+    inputs = (*inputs[:2], *(inputs[2 + k] for k in order))
+    variables = (*body.variables[:2], *(body.variables[2 + k] for k in order))
+    results = (body.results[0], *(body.results[1 + k] for k in whole))
+    output = whole.index(output)
+    result = results[output + 1]
     dtype = None if result is None else result.dtype
-    return Expression("Loop", inputs, output=output, body=body, dtype=dtype, value=value, told=told)
+    return Expression("Loop", inputs, output=output, body=Body(variables, results), dtype=dtype, value=value, told=told)
+
+
+def _order(e: Expression | None) -> tuple[str, bytes]:
+    if e is None:
+        return "", b""
+    return e.op, b"" if e.array is None else e.array.tobytes()
 
 
 def _variables(carried: Sequence[Expression | None], values: Sequence[ir.Value | None] = ()) -> tuple[Expression, ...]:
@@ -219,11 +233,12 @@ def _normal(
         chosen = inputs[1] if bool(first.array.reshape(-1)[0]) else inputs[2]
         if chosen is not None:
             return chosen
+    if op == "Shape" and attributes.get("start") == 0:
+        attributes = {k: v for k, v in attributes.items() if k != "start"}
     if op == "Shape" and first is not None and first.shape is not None:
         part = first.shape[slice(attributes.get("start"), attributes.get("end"))]
         if all(isinstance(d, int) for d in part):
             return _constant(np.asarray(part, np.int64), value)
-        attributes = {k: v for k, v in attributes.items() if not (k == "start" and v == 0)}
     size = None if op != "Size" or first is None or first.shape is None else first.shape
     if size is not None and all(isinstance(d, int) for d in size):
         return _constant(np.asarray(_product(size), np.int64), value)

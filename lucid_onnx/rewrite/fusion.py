@@ -184,7 +184,7 @@ class _Search:
         }
         self._names = _free_names(model)
         self._within: dict[ir.Graph, ir.Graph | None] = {}
-        self._told: set[int] = set()  # parts of what is listed already
+        self._told: set[ir.Node] = set()  # parts of what is listed already
 
     def run(self) -> None:
         self._reader.read(self._model.graph)
@@ -218,12 +218,13 @@ class _Search:
                 refused = refused or (name, reason)  # the first guess is the plainest
         if refused is None and (reason := _resembles(root)) is not None:
             refused = ("Loop", reason)
-        if refused is not None and id(root) not in self._told:
+        if refused is not None and node not in self._told:
             self.unfused.append(Unfused(_where(node), *refused))
             inner: Expression | None = root
-            while inner is not None and inner.op in ("Cast", "Div", "ConcatFromSequence"):
-                inner = inner.inputs[0]
-                self._told.add(id(inner))
+            while inner is not None:
+                if inner.value is not None and (producer := inner.value.producer()) is not None:
+                    self._told.add(producer)
+                inner = inner.inputs[0] if inner.op in ("Cast", "Div", "ConcatFromSequence") else None
 
     def _aten(self, node: ir.Node) -> None:
         if _string(node, "operator") not in ("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"):
@@ -266,7 +267,8 @@ class _Search:
             nodes += self._unsqueezed(new.outputs[0])
         new.name = node.name
         result = nodes[-1].outputs[0]
-        result.name, result.type, result.shape = name, value.type, value.shape
+        result.name, result.type, result.shape, result.doc_string = name, value.type, value.shape, value.doc_string
+        result.metadata_props.update(value.metadata_props)
         graph.insert_before(node, nodes)
         value.replace_all_uses_with(result, replace_graph_outputs=True)
         _remove_dead([node])

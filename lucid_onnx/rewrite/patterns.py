@@ -209,8 +209,8 @@ def torch_dynamo(root: Expression) -> Iterator[Guess]:
     found = sequence.inputs[0]
     if found is None or found.op != "Loop" or found.body is None or len(found.body.results) != 3:
         return
-    inserted = found.body.results[1]
-    if inserted is None or inserted.op != "SequenceInsert" or inserted.inputs[1] is None:
+    inserted = next((r for r in found.body.results if r is not None and r.op == "SequenceInsert"), None)
+    if inserted is None or len(inserted.inputs) != 2 or inserted.inputs[1] is None:
         return
     row = inserted.inputs[1]
     parts = list(inside(row))
@@ -232,7 +232,7 @@ def torch_dynamo(root: Expression) -> Iterator[Guess]:
         slices = (_first(e) for e in parts if e.op == "Equal")
         bounds = next((_first(e) for e in slices if e is not None and e.op == "Slice"), None)
     else:  # Loop(none, condition, kept, Gather(bounds, ..))
-        bounds = _first(inner.inputs[3]) if len(inner.inputs) == 4 else None
+        bounds = next((_first(e) for e in inner.inputs[2:] if e is not None and e.op == "Gather"), None)
         numbers = (_number(e.inputs[1]) for e in inside(inner) if e.op == "Equal")
         number = next((n for n in numbers if n is not None), None)
         if number is None:
@@ -694,7 +694,7 @@ def _without_cast(e: Expression) -> Expression:
 
 def _extended(e: Expression, weight: Expression) -> Expression | None:
     """per_sample_weights of ``Concat(Cast(Reshape(weights)), Expand(0))``."""
-    if e.op != "Concat" or len(e.inputs) != 2 or any(i is None for i in e.inputs):
+    if e.op != "Concat" or len(e.inputs) != 2 or e.attributes["axis"] != 0:
         return None
     body, extra = e.inputs
     if body is None or extra is None or extra.op != "Expand" or body.dtype not in _FLOATS:
