@@ -219,6 +219,8 @@ def _normal(
             return _normal("Expand", (make("Cast", first.inputs[0], **attributes), first.inputs[1]), {}, value, output)
     if op == "Slice" and len(inputs) == 5 and (steps := inputs[4]) is not None and steps.array is not None:
         inputs = inputs[:4] if (steps.array == 1).all() else inputs
+    if op == "Slice" and first is not None and len(inputs) in (3, 4) and _is_whole(inputs):
+        return first
     if op == "Reshape" and len(given) == 2 and given[1].array is not None and given[1].array.tolist() == [-1]:
         attributes = {}  # no zeros to allow
         while given[0].op == "Reshape" and given[0].inputs[0] is not None:
@@ -332,6 +334,14 @@ def _shape(op: str, inputs: Sequence[Expression | None], attributes: Mapping[str
     return None
 
 
+def _is_whole(inputs: Sequence[Expression | None]) -> bool:
+    """Whether a Slice takes everything, from 0 to the largest number that there is."""
+    starts, ends = (None if i is None else i.array for i in inputs[1:3])
+    if starts is None or ends is None or ends.dtype != np.int64:
+        return False
+    return bool((starts == 0).all() and (ends == np.iinfo(np.int64).max).all())
+
+
 def _product(shape: tuple[Dim, ...]) -> int:
     return math.prod(d for d in shape if isinstance(d, int))
 
@@ -387,6 +397,8 @@ _NUMPY: dict[str, Callable[..., Any]] = {
 
 def _compute(op: str, x: list[np.ndarray], attributes: Mapping[str, Any]) -> np.ndarray | None:
     if op in _NUMPY:
+        if any(a.dtype != x[0].dtype for a in x):
+            return None  # such a graph runs nowhere
         return np.asarray(_NUMPY[op](*x))
     if op == "Cast":
         with np.errstate(all="ignore"):
@@ -493,6 +505,8 @@ class Reader:
         while len(inputs) < 2:
             inputs = (*inputs, None)
         variables = _variables(inputs[2:], graph.inputs)
+        for variable, value in zip(variables, graph.inputs, strict=True):
+            variable.told = self._opaque(value)
         self.of.update(zip(graph.inputs, variables, strict=True))
         self.read(graph)
         body = Body(variables, tuple(self._value(v) for v in graph.outputs))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import onnx
@@ -143,7 +143,7 @@ def _inferred(proto: onnx.ModelProto) -> dict[str, ir.Value]:
 
 def _with_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with an opset that bags have."""
-    opset = next((i.version for i in model.opset_import if i.domain in ("", "ai.onnx")), 0)
+    opset = _opset({i.domain: i.version for i in model.opset_import})
     if opset >= spec.MIN_OPSET:
         return model
     if model.functions:
@@ -168,6 +168,11 @@ def _with_opset(model: onnx.ModelProto) -> onnx.ModelProto:
     return converted
 
 
+def _opset(imports: Mapping[str, int]) -> int:
+    """The version of the standard operators; 0 if they are not imported."""
+    return imports.get("", imports.get("ai.onnx", 0))
+
+
 class _Search:
     """Replaces bags in a model, in place; what it found is listed last first."""
 
@@ -179,7 +184,7 @@ class _Search:
         self._patterns: dict[str, patterns.Pattern] = {
             "torch legacy export": patterns.torch_legacy,
             "torch dynamo export": patterns.torch_dynamo,
-            "standard form": patterns.Standard(model.graph.opset_imports.get("", 0)),
+            "standard form": patterns.Standard(_opset(model.graph.opset_imports)),
             "Gather and reduction": patterns.GatherReduce(assume_nonempty=assume_nonempty),
         }
         self._names = _free_names(model)
@@ -211,7 +216,7 @@ class _Search:
         refused: tuple[str, str] | None = None
         for name, pattern in self._patterns.items():
             for bag, written in pattern(root):
-                reason = bag.objection() or _parted(root, written)
+                reason = bag.objection() or _parted(root, written) or self._out_of_reach(bag, node)
                 if reason is None:
                     self._replace(node, node.outputs[0], bag, name)
                     return
@@ -231,7 +236,8 @@ class _Search:
             return
         inputs = [None if v is None else self._reader.of[v] for v in node.inputs]
         bag, reason = patterns.aten(node, inputs)
-        reason = reason or (bag.objection() if bag is not None else None)
+        if bag is not None:
+            reason = bag.objection() or self._out_of_reach(bag, node)
         if reason is None and any(v.uses() or v.is_graph_output() for v in node.outputs[1:]):
             used = next(v for v in node.outputs[1:] if v.uses() or v.is_graph_output())
             reason = f"its output {used.name!r} is used, and a bag has one output"
@@ -291,7 +297,7 @@ class _Search:
 
     def _unsqueezed(self, value: ir.Value) -> list[ir.Node]:
         """Nodes that put an axis of one in the place of the bags' rows."""
-        if self._model.graph.opset_imports.get("", 0) < 13:
+        if _opset(self._model.graph.opset_imports) < 13:
             return [ir.node("Unsqueeze", [value], {"axes": [1]})]
         axes = ir.node("Constant", [], {"value_ints": [1]})
         axes.outputs[0].name = next(self._names)
@@ -304,20 +310,31 @@ class _Search:
         if e.array is not None:
             node = ir.node("Constant", [], {"value": ir.tensor(e.array)})
         else:
-            assert e.body is None, e
-            assert e.op not in ("Value", "Variable"), e
-            inputs = [None if i is None else self._value(i, graph, before) for i in e.inputs]
-            node = ir.node(e.op, inputs, dict(e.attributes))
+            assert e.op == "Cast"  # `_out_of_reach` has looked
+            assert e.inputs[0] is not None
+            node = ir.node("Cast", [self._value(e.inputs[0], graph, before)], dict(e.attributes))
         node.outputs[0].name = next(self._names)
         graph.insert_before(before, node)
         self._reader.of[node.outputs[0]] = e
         return node.outputs[0]
 
-    def _is_seen(self, value: ir.Value, graph: ir.Graph | None) -> bool:
+    def _out_of_reach(self, bag: patterns.Bag, node: ir.Node) -> str | None:
+        """Why an input of a bag cannot be had where ``node`` stands, or None."""
+        for name, e in bag.inputs.items():
+            inner: Expression | None = e
+            while inner is not None and (inner.value is None or not self._is_seen(inner.value, node.graph)):
+                if inner.array is not None:
+                    break
+                if inner.op != "Cast":
+                    return f"its {name} are computed inside of a branch, {inner}"
+                inner = inner.inputs[0]
+        return None
+
+    def _is_seen(self, value: ir.Value, graph: ir.Graph | ir.Function | None) -> bool:
         owner = value.graph
-        while graph is not None and graph is not owner:
+        while isinstance(graph, ir.Graph) and graph is not owner:
             graph = self._within[graph]
-        return graph is owner
+        return graph is not None and graph is owner
 
 
 def _parted(root: Expression, written: Expression | str) -> str | None:
