@@ -869,7 +869,8 @@ def _show_fused(console: Console, report: FuseReport, verb: str) -> None:
         _say(console, "nothing to fuse")
         return
     if report.fused:
-        table = _table(verb, "from", "operator", "mode", "table", "dtype", "shape", "padding_idx", "max_norm")
+        columns = ("from", "operator", "mode", "table", "dtype", "shape", "bytes", "padding_idx", "max_norm")
+        table = _table(verb, *columns)
         for f in report.fused:
             table.add_row(
                 Text(f.where),
@@ -879,6 +880,7 @@ def _show_fused(console: Console, report: FuseReport, verb: str) -> None:
                 Text(f.table),
                 f.table_dtype,
                 _shape(f.table_shape),
+                "-" if f.table_bytes is None else _bytes(f.table_bytes),
                 "-" if f.padding_idx is None else str(f.padding_idx),
                 "-" if f.max_norm is None else f"{f.max_norm:.9g} (p = {f.norm_type:.9g})",
             )

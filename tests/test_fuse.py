@@ -305,6 +305,18 @@ def test_the_original_gives_the_same_where_it_gives_torchs(
     np.testing.assert_allclose(results(lucid_onnx.fuse(export.path).model, FLAT)[0], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["last-sum", "last-mean", "last-max-padded"])
+def test_the_last_offset_ends_the_last_bag(dynamo: Callable[[str], Export], name: str) -> None:
+    """Indices behind it belong to no bag. The export, and torch itself, take some of them for the last bag's."""
+    keywords = DYNAMO[name][0]
+    report = lucid_onnx.fuse(dynamo(name).path)
+    feed = {"i": np.array([1, 2, 4, 5, 4, 3, 2, 9]), "o": np.array([0, 3, 5])}
+    table = dynamo(name).module.bag.weight.detach().numpy()
+    expected = lucid_onnx.reference.embedding_bag(feed["i"], table, feed["o"], **keywords)
+    for way, native in expressions_of(report.model).values():
+        np.testing.assert_allclose(results(way, feed, native=native)[0], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_an_export_with_fixed_sizes_is_a_bag(tmp_path: Path) -> None:
     """Without dynamic axes the exporter computes what it can, and so do we."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
@@ -589,11 +601,14 @@ def test_what_a_bag_does_not_take_stays(legacy: Callable[[str], Export]) -> None
 # ---- The standard form.
 
 
-@pytest.mark.parametrize("opset", [16, 18, 26])
+OPSETS = (16, 18, min(spec.MAX_OPSET, onnx.defs.onnx_opset_version()))
+
+
+@pytest.mark.parametrize("opset", OPSETS)
 @pytest.mark.parametrize("constant", [False, True])
 def test_what_was_lowered_comes_back(opset: int, constant: bool) -> None:
     """Every named case, one opset and kind of table per turn."""
-    turn = (16, 18, 26).index(opset) * 2 + constant
+    turn = OPSETS.index(opset) * 2 + constant
     for case in list(named.all_cases().values())[turn::6]:
         expected = case_model(case, "native", opset, constant=constant)
         report = lucid_onnx.fuse(case_model(case, "standard", opset, constant=constant), form="native")
@@ -764,6 +779,67 @@ def test_a_mask_multiplies(finite: bool) -> None:
     feed = {"i": np.array([[1, 3, 3, 2, 0], [3, 3, 3, 3, 3], [0, 1, 2, 4, 5]])}
     same_as_before(model, report, feed)
     assert np.isnan(results(report.model, feed)[0]).any() != finite
+
+
+@pytest.mark.parametrize("count", ["Max", "Max of others", "Clip"])
+@pytest.mark.parametrize("keepdims", [0, 1])
+@pytest.mark.parametrize("selects", [False, True])
+def test_a_masked_mean_is_a_mean(count: str, keepdims: int, selects: bool) -> None:
+    """Over the number of rows that are left, and at least 1 or next to nothing, so that no row at all gives zeros."""
+    g = Small(shape=("b", "l"))
+    rows, kept = g("Gather", "table", "i"), g.kept(3)
+    if selects:
+        g.table[3, 1] = np.nan
+        mask = g("Unsqueeze", g("Equal", "i", np.array(3)), np.array([-1]))
+        rows = g("Where", mask, np.zeros((), np.float32), rows)
+    else:
+        rows = g("Mul", rows, kept)
+    number = g.reduced(kept, keepdims=keepdims)
+    if count == "Clip":
+        number = g("Clip", number, np.array(1e-9, np.float32))
+    elif count == "Max":
+        number = g("Max", number, np.array(1, np.float32))
+    else:
+        number = g("Max", np.array([0.5], np.float32), number)
+    model = g.model(g("Div", g.reduced(rows, keepdims=keepdims), number), 2 + keepdims)
+    report = lucid_onnx.fuse(model)
+    (fused,) = report.fused
+    assert (fused.op, fused.mode, fused.padding_idx) == ("EmbeddingBag2D", "mean", 3)
+    assert not {"Div", "Gather", "Mul", "Where"} & {n.op_type for n in report.model.graph.node}
+    for indices in ([[1, 3, 3, 2, 0], [3, 3, 3, 3, 3], [0, 1, 2, 4, 5]], [[], []]):
+        same_as_before(model, report, {"i": np.array(indices, np.int64)})
+
+
+@pytest.mark.parametrize("what", ["least", "mask", "number", "infinite", "none"])
+def test_what_is_no_masked_mean_stays_a_division(what: str) -> None:
+    g = Small()
+    if what == "infinite":
+        g.table[3, 1] = np.inf
+    number = g.reduced(g.kept(4 if what == "mask" else 3))
+    if what == "number":
+        number = g("Cast", g("Shape", "i", start=1), to=TensorProto.FLOAT)
+    if what != "none":
+        number = g("Max", number, np.array(2 if what == "least" else 1, np.float32))
+    rows = g("Mul", g("Gather", "table", "i"), g.kept(3))
+    model = g.model(g("Div", g.reduced(rows), number))
+    report = lucid_onnx.fuse(model)
+    assert [f.mode for f in report.fused] == ["sum"]
+    assert "Div" in [n.op_type for n in report.model.graph.node]
+    same_as_before(model, report, {"i": np.array([[1, 3, 3, 2, 0], [0, 1, 2, 4, 3]])})
+
+
+@pytest.mark.parametrize("finite", [True, False])
+def test_the_padded_row_of_an_external_table_is_looked_at(finite: bool, tmp_path: Path) -> None:
+    g = Small()
+    g.table = np.random.default_rng(0).standard_normal((5000, D)).astype(np.float32)
+    g.table[3, 1] = 1.0 if finite else np.inf
+    model = g.model(g.reduced(g("Mul", g("Gather", "table", "i"), g.kept(3))))
+    lucid_onnx.save(model, tmp_path / "m.onnx", external_data=True)
+    (fused,) = lucid_onnx.fuse(tmp_path / "m.onnx").fused
+    assert (fused.op, fused.padding_idx) == (("EmbeddingBag2D", 3) if finite else ("EmbeddingBag2DWeighted", None))
+    (tmp_path / "m.onnx.data").unlink()
+    (fused,) = lucid_onnx.fuse(tmp_path / "m.onnx").fused
+    assert fused.op == "EmbeddingBag2DWeighted"
 
 
 @pytest.mark.parametrize("negated", [False, True])
@@ -1183,6 +1259,7 @@ def test_commands(lowered: Path, run: Callable[..., tuple[int, str, str]], monke
     report = json.loads(Path("report.json").read_text())
     assert report["unfused"] == []
     assert report["fused"][0]["table_shape"] == [1000, 20]
+    assert report["fused"][0]["table_bytes"] == 80_000
     code, out, err = run("inspect", "fused.onnx")
     assert "EmbeddingBag" in out
     assert "nothing to fuse" in out

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 from onnx import helper, version_converter
+from onnx_ir.external_data import set_base_dir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lucid_onnx.builder import FORMS, Form, convert, make_node
@@ -26,7 +29,10 @@ _ATEN_DOMAINS = ("org.pytorch.aten", "aten")
 
 @dataclasses.dataclass(frozen=True)
 class Fused:
-    """A bag that was found: the node that it ended in, how it was written, and what it became."""
+    """A bag that was found: the node that it ended in, how it was written, and what it became.
+
+    ``table_bytes`` is None where the shape of the table is not fixed.
+    """
 
     where: str
     pattern: str
@@ -35,6 +41,7 @@ class Fused:
     table: str
     table_shape: tuple[int | str | None, ...]
     table_dtype: str
+    table_bytes: int | None
     padding_idx: int | None
     max_norm: float | None
     norm_type: float
@@ -97,19 +104,23 @@ def fuse(
     if form not in FORMS:
         raise ValueError(f"form = {form!r} is not one of 'portable', 'standard', 'native'")
     proto, folder = files.read(model)
-    report = _fuse(proto, form, assume_nonempty)
+    report = _fuse(proto, folder, form, assume_nonempty)
     if output is not None:
         files.write(report.model, output, folder)
     return report
 
 
-def _fuse(proto: onnx.ModelProto, form: Form, assume_nonempty: bool) -> FuseReport:
+def _fuse(proto: onnx.ModelProto, folder: Path | None, form: Form, assume_nonempty: bool) -> FuseReport:
     model = ir.from_proto(proto)
+    if folder is not None:
+        set_base_dir(model.graph, folder)
     RemoveUnusedNodesPass()(model)  # exporters leave nodes that nothing uses, and that would keep a Loop alive
     found = _Search(model, _inferred(proto), assume_nonempty=assume_nonempty)
     found.run()
     if found.fused:
         result = _with_opset(ir.to_proto(model))
+    elif folder is not None:
+        result = proto  # read for this call
     else:
         result = onnx.ModelProto()
         result.CopyFrom(proto)
@@ -288,6 +299,7 @@ class _Search:
                 inputs["weight"].name or "",
                 bag.weight.dims or (),
                 bag.table_dtype,
+                _bytes(bag),
                 a.padding_idx,
                 a.max_norm,
                 a.norm_type,
@@ -356,6 +368,13 @@ def _resembles(root: Expression) -> str | None:
             ):
                 return "a Loop that gathers rows and reduces them, but not in the way of a known exporter"
     return None
+
+
+def _bytes(bag: patterns.Bag) -> int | None:
+    """The bytes of a bag's table; None where its shape is not fixed."""
+    dims = [d for d in bag.weight.dims or () if isinstance(d, int)]
+    size = None if bag.weight.type is None else bag.weight.type.itemsize
+    return int(math.prod(dims) * size) if len(dims) == 2 and size is not None else None
 
 
 def _remove_dead(nodes: list[ir.Node]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -466,8 +467,9 @@ class GatherReduce:
     Plain, in every mode; times a weight per index, in mode sum; and with rows that are selected away by their index
     (Where, or a mask to multiply with), in mode sum, which makes the index a padding_idx. A mask multiplies: zero
     times infinity is NaN. Only where the padded row is known to be finite is skipping it the same; elsewhere the
-    mask is taken as weights. A mean or maximum over no columns is no row of zeros, so L must be known to be above
-    zero, or be said to be.
+    mask is taken as weights. Such a sum divided by the number of rows that are left, with at least a number above zero
+    and up to one in its place, is a mean. A mean or maximum over no columns is no row of zeros, so L must be known to
+    be above zero, or be said to be.
 
     An index of -1 is legal for Gather and means the last row; a bag refuses it.
 
@@ -479,6 +481,8 @@ class GatherReduce:
         self._assume_nonempty = assume_nonempty
 
     def __call__(self, root: Expression) -> Iterator[Guess]:
+        if root.op == "Div":
+            yield from self._masked_mean(root)
         if root.op not in _REDUCTIONS or len(root.inputs) != 2:
             return
         rows, axes = root.inputs
@@ -506,6 +510,35 @@ class GatherReduce:
             yield self._padded(bag, mask, root)
         else:
             yield self._weighted(bag, factors, root)
+
+    def _masked_mean(self, root: Expression) -> Iterator[Guess]:
+        """A sum over rows that are not padded, over their number. The number stands in the mask's own type."""
+        sums, number = root.inputs
+        counted = _at_least(number)
+        if sums is None or sums.op != "ReduceSum" or counted is None or counted.op != "ReduceSum":
+            return
+        for bag, written in self(sums):
+            padded = bag.attributes.padding_idx
+            if written is not sums or padded is None:
+                reason = "the rows are not known to be those that are left without one index, or finite without"
+                yield bag, f"it divides a sum by a number, but {reason}"
+                return
+            mask = make("Equal", bag.indices, make("CastLike", constant(padded), bag.indices))
+            kept = make("Cast", make("Not", mask), to=int(bag.weight.type or ir.DataType.FLOAT))
+            # Counts are exact in float32 up to 2 ** 24, in 16 bits only up to a few hundreds.
+            if bag.weight.type not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
+                yield bag, "it counts rows in 16 bits, where a bag counts exactly"
+                return
+            shaped = make("Unsqueeze", kept, [-1])
+            if bag.keepdims:
+                ways = [make("ReduceSum", shaped, axes, keepdims=1) for axes in ([1], [-2])]
+            else:
+                ways = [make("ReduceSum", shaped, axes, keepdims=0) for axes in ([1], [-2])]
+                ways += [make("ReduceSum", kept, axes, keepdims=1) for axes in ([1], [-1])]
+            parted = [difference(counted, way) for way in ways]
+            attributes = dataclasses.replace(bag.attributes, mode="mean")
+            mean = dataclasses.replace(bag, attributes=attributes)
+            yield mean, root if None in parted else "it divides by something else than the number of rows that are left"
 
     def _objection(self, bag: Bag) -> str | None:
         length = bag.indices.dims[1] if bag.indices.dims else None
@@ -543,6 +576,21 @@ class GatherReduce:
         return dataclasses.replace(bag, attributes=dataclasses.replace(bag.attributes, padding_idx=padded))
 
 
+def _at_least(number: Expression | None) -> Expression | None:
+    """What is counted in ``Max(count, c)`` or ``Clip(count, c)``, for 0 < c <= 1: all that changes is 0."""
+    if number is None or number.op not in ("Max", "Clip") or len(number.inputs) < 2:
+        return None
+    if any(i is not None for i in number.inputs[2:]):
+        return None
+    for count, least in (number.inputs[:2], number.inputs[1::-1]):
+        value = _number(least)
+        if value is not None and 0 < value <= 1 and least is not None and least.array is not None:
+            return count if least.array.ndim <= 1 else None
+        if number.op == "Clip":
+            return None
+    return None
+
+
 def _axes_name(axes: Expression) -> str:
     return "axes that are computed" if axes.array is None else f"axes {axes.array.reshape(-1).tolist()}"
 
@@ -563,11 +611,16 @@ def _selected(rows: Expression) -> tuple[Expression | None, Expression | None]:
     if condition.inputs[1] is None or condition.inputs[1].constant() not in (2, -1):
         return next((e for e in rows.inputs if e is not None and e.op == "Gather"), None), None
     mask = condition.inputs[0]
-    if then.constant() == 0:
+    if _is_zero(then):
         return otherwise, mask
-    if otherwise.constant() == 0 and mask is not None:
+    if _is_zero(otherwise) and mask is not None:
         return then, mask.inputs[0] if mask.op == "Not" else None
     return (then if then.op == "Gather" else otherwise), None
+
+
+def _is_zero(e: Expression) -> bool:
+    """Whether a Where over [B, L, D] takes zeros from this, and no further dimension."""
+    return e.array is not None and e.array.ndim <= 3 and e.constant() == 0
 
 
 def _padded_index(mask: Expression | None, indices: Expression) -> int | None:
@@ -576,17 +629,17 @@ def _padded_index(mask: Expression | None, indices: Expression) -> int | None:
         return None
     for side, other in (mask.inputs, mask.inputs[::-1]):
         if side is not None and other is not None and difference(side, indices) is None:
-            value = other.constant()
+            value = other.constant() if other.array is not None and other.array.ndim <= 2 else None
             return int(value) if value is not None and value >= 0 else None
     return None
 
 
 def _finite_row(weight: Expression, row: int) -> bool:
-    """Whether a row of a constant table is known, and finite."""
+    """Whether a row of a constant table is known, and finite. Of external data, which is mapped, no more is read."""
     value = weight.value
     if value is None or not value.is_initializer() or value.is_graph_input() or value.const_value is None:
         return False
-    if isinstance(value.const_value, ir.ExternalTensor):
+    if isinstance(value.const_value, ir.ExternalTensor) and not os.path.isfile(value.const_value.path):
         return False
     table = value.const_value.numpy()
     return row < len(table) and bool(np.isfinite(table[row].astype(np.float64)).all())
