@@ -457,8 +457,8 @@ def _rewriting_files(model: str, output: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reads = error.filename is not None and Path(os.fspath(error.filename)).parent == Path(model).parent
-        if reads and isinstance(error, FileNotFoundError):
+        beside = error.filename is not None and Path(os.fspath(error.filename)).parent == Path(model).parent
+        if error.filename == model or (beside and isinstance(error, FileNotFoundError)):  # read, not written
             raise UserError(f"{error.filename}: {error.strerror}") from error
         raise UserError(f"{output}: cannot be written: {error.strerror or error}") from error
 

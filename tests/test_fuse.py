@@ -913,6 +913,19 @@ def test_look_alikes_of_gather_and_reduction_stay() -> None:
         assert [why in u.reason for u in report.unfused] == ([True] if why else []), (write.__name__, report.unfused)
 
 
+def test_a_second_output_has_a_type_of_its_own() -> None:
+    """TopK's indices are int64 whatever its values are; a Cast of them is no Cast for nothing."""
+    g = Small()
+    g.nodes.append(helper.make_node("TopK", ["s", "k"], ["values", "places"]))
+    g.initializers["k"] = np.array([5])
+    g.inputs = {"s": (TensorProto.FLOAT, ("b", 10))}
+    factors = g("Unsqueeze", g("Cast", "places", to=TensorProto.FLOAT), np.array([-1]))
+    model = g.model(g.reduced(g("Mul", g("Gather", "table", "places"), factors)))
+    report = lucid_onnx.fuse(model)
+    assert [f.op for f in report.fused] == ["EmbeddingBag2DWeighted"]
+    same_as_before(model, report, {"s": np.random.default_rng(0).standard_normal((3, 10)).astype(np.float32)})
+
+
 def test_constant_indices_below_zero_stay() -> None:
     g = Small()
     g.inputs.clear()

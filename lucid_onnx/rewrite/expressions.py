@@ -33,6 +33,8 @@ _BOOLEAN = frozenset(
     ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Not", "IsNaN", "IsInf")
 )
 _INT64_RESULT = frozenset(("Shape", "Size", "NonZero"))
+#: Attributes without which a node is no such operator; the checker says so, if it comes to that.
+_REQUIRED = {"Cast": ("to",), "Loop": ("body",), "If": ("then_branch", "else_branch"), "Concat": ("axis",)}
 #: Operators whose result has the type of another input than the first.
 _TYPED_BY = {"Where": 1, "SequenceInsert": 1}
 
@@ -248,7 +250,8 @@ def _normal(
     folded = _fold(expression)
     if folded is not None:
         return _constant(folded, value, tuple(given))
-    expression.dtype, expression.shape = _dtype(op, given, attributes), _shape(op, inputs, attributes)
+    if output == 0:
+        expression.dtype, expression.shape = _dtype(op, given, attributes), _shape(op, inputs, attributes)
     return expression
 
 
@@ -374,7 +377,8 @@ def _fold(e: Expression) -> np.ndarray | None:
         return None
     x: list[np.ndarray] = [a for a in arrays if a is not None]
     try:
-        result = _compute(e.op, x, e.attributes)
+        with np.errstate(all="ignore"):
+            result = _compute(e.op, x, e.attributes)
     except (ValueError, IndexError, TypeError, OverflowError, ZeroDivisionError):
         return None  # not for us to judge: it stays as it is written
     if result is None or result.size > _LARGEST_CONSTANT:
@@ -401,8 +405,8 @@ def _compute(op: str, x: list[np.ndarray], attributes: Mapping[str, Any]) -> np.
             return None  # such a graph runs nowhere
         return np.asarray(_NUMPY[op](*x))
     if op == "Cast":
-        with np.errstate(all="ignore"):
-            return x[0].astype(ir.DataType(attributes["to"]).numpy())
+        target = ir.DataType(attributes["to"])
+        return None if target == ir.DataType.STRING else x[0].astype(target.numpy())
     if op == "Concat":
         return np.concatenate(x, attributes["axis"])
     if op == "Expand":
@@ -472,7 +476,8 @@ class Reader:
         inputs = tuple(None if v is None else self._value(v) for v in node.inputs)
         graphs = [a for a in node.attributes.values() if a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)]
         refers = any(a.is_ref() for a in node.attributes.values())
-        standard = node.domain in ("", "ai.onnx") and node.op_type not in _RANDOM and not refers
+        whole = all(name in node.attributes for name in _REQUIRED.get(node.op_type, ()))
+        standard = node.domain in ("", "ai.onnx") and node.op_type not in _RANDOM and not refers and whole
         if standard and node.op_type == "Loop":
             return self._read_loop(node, inputs)
         for attribute in graphs:
@@ -527,8 +532,8 @@ def _small_array(tensor: ir.TensorProtocol) -> np.ndarray | None:
 
 
 def _constant_node(node: ir.Node) -> np.ndarray | None:
-    (attribute,) = node.attributes.values()
-    if attribute.is_ref():
+    attribute = next(iter(node.attributes.values()), None)
+    if attribute is None or attribute.is_ref():
         return None
     match attribute.name:
         case "value":
