@@ -856,6 +856,43 @@ def test_where_selects(negated: bool) -> None:
     same_as_before(model, report, {"i": np.array([[1, 3, 3, 2, 0], [3, 3, 3, 3, 3], [0, 1, 2, 4, 5]])})
 
 
+@pytest.mark.parametrize("kind", ["sum", "mean", "max", "mask", "where", "masked mean", "weights"])
+def test_a_changed_number_of_a_reduction_is_seen(kind: str) -> None:
+    """As for exports: what is fused gives what the changed graph gives."""
+    g = Small(shape=("b", 4))
+    rows, kept = g("Gather", "table", "i"), g.kept(3)
+    if kind in ("mask", "masked mean"):
+        rows = g("Mul", rows, kept)
+    elif kind == "where":
+        mask = g("Unsqueeze", g("Equal", "i", np.array(3)), np.array([-1]))
+        rows = g("Where", mask, np.zeros((1, 1, 1), np.float32), rows)
+    elif kind == "weights":
+        g.inputs["w"] = (TensorProto.FLOAT, ("b", 4))
+        rows = g("Mul", g("Unsqueeze", "w", np.array([2])), rows)
+    output = g.reduced(rows, {"mean": "ReduceMean", "max": "ReduceMax"}.get(kind, "ReduceSum"))
+    if kind == "masked mean":
+        output = g("Div", output, g("Max", g.reduced(kept), np.array(1, np.float32)))
+    model = g.model(output)
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "any"  # another axis, another size
+    assert len(lucid_onnx.fuse(model).fused) == 1
+    # As many bags as indices in a bag as columns in a row, so that no wrong axis is told by its size alone.
+    rng = np.random.default_rng(5)
+    feed = {"i": np.array([[1, 3, 3, 2], [3, 3, 3, 3], [0, 1, 2, 4], [2, 3, 2, 4]])}
+    feed |= {"w": rng.standard_normal((4, 4)).astype(np.float32)} if kind == "weights" else {}
+    fused = 0
+    for what, changed in changed_numbers(model):
+        report, expected = None, None
+        with contextlib.suppress(ValueError):  # onnx.checker refuses some, and so do we
+            report = lucid_onnx.fuse(changed)
+        with contextlib.suppress(Exception):  # where the changed graph does not run
+            expected = ReferenceEvaluator(changed).run(None, feed)[0]
+        if report is not None and report.fused and expected is not None:
+            fused += 1
+            found = results(report.model, feed, native=False)[0]
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6, err_msg=what)
+    assert fused > 0
+
+
 def test_look_alikes_of_gather_and_reduction_stay() -> None:
     def other_axis(g: Small) -> str:
         return g.reduced(g("Gather", "table", "i"), axis=2)
