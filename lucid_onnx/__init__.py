@@ -1,7 +1,7 @@
 """embedding_bag for ONNX: one file that runs on any ONNX Runtime, and at memory speed where our kernels are.
 
 Building models needs onnx alone; what runs them (`embedding_bag`, `InferenceSession`, `register`) imports
-onnxruntime when first used.
+onnxruntime when first used, and what rewrites them (`fuse`, `lower`) onnx-ir.
 """
 
 from __future__ import annotations
@@ -16,17 +16,21 @@ from .ops.quantized_embedding_bag.table import QuantizedTable
 
 if TYPE_CHECKING:
     from .functional import embedding_bag, quantized_embedding_bag
+    from .rewrite import FuseReport, fuse, lower
     from .session import InferenceSession, register
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "FuseReport",
     "InferenceSession",
     "QuantizedTable",
     "build_model",
     "build_quantized_model",
     "embedding_bag",
+    "fuse",
     "get_library_path",
+    "lower",
     "make_node",
     "quantized_embedding_bag",
     "reference",
@@ -40,6 +44,9 @@ _RUNS = {
     "register": "session",
     "embedding_bag": "functional",
     "quantized_embedding_bag": "functional",
+    "FuseReport": "rewrite",
+    "fuse": "rewrite",
+    "lower": "rewrite",
 }
 
 

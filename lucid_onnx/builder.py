@@ -230,7 +230,7 @@ def _bag_model(
     for name, array in constants.items():
         # Filled where it stays: protobuf copies a message by serialising it, 2 GiB at most.
         _fill_table(model.graph.initializer.add(), name, array)
-    _convert(model, form)
+    convert(model, form)
     return model
 
 
@@ -284,11 +284,11 @@ def to_form(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    _convert(copy, form)
+    convert(copy, form)
     return copy
 
 
-def _convert(model: onnx.ModelProto, form: str) -> None:
+def convert(model: onnx.ModelProto, form: str) -> None:
     """`to_form` in place."""
     if form not in FORMS:
         raise ValueError(f"form = {form!r} is not one of 'portable', 'standard', 'native'")

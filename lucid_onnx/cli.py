@@ -1,4 +1,4 @@
-"""The command ``lucid-onnx``: demo, build, run, info.
+"""The command ``lucid-onnx``: demo, build, run, info, inspect, fuse, lower.
 
 What a user can get wrong ends as one line on stderr, ``lucid-onnx: error: ...``, and exit code 2. Anything else
 that goes wrong is a defect, and shows its traceback.
@@ -39,6 +39,8 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     import onnxruntime
+
+    from .rewrite import FuseReport
 
 EXIT_DIFFERS, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 _EXTRAS = "pip install 'lucid-onnx[cpu]' (or 'lucid-onnx[gpu]')"
@@ -114,6 +116,9 @@ def _app() -> typer.Typer:
     app.command("build")(_build)
     app.command("run")(_run)
     app.command("info")(_info)
+    app.command("inspect")(_inspect)
+    app.command("fuse")(_fuse)
+    app.command("lower")(_lower)
     return app
 
 
@@ -341,6 +346,123 @@ def _info(
         _show_model(console, found)
 
 
+def _inspect(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The .onnx file.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Show the bags of a model, and what `fuse` would make one, or why it would not.
+
+    Example: `lucid-onnx inspect ranker.onnx`
+    """
+    fuse = _rewriting("fuse")
+    _check_file(model)
+    with _refused(ValueError), _reading(model):
+        found = info.model(model)
+    with _refused_model(model), _reading(model):
+        report = fuse(model)
+    if as_json:
+        print(json.dumps(_finite({**dataclasses.asdict(found), **report.as_dict()}), indent=2, allow_nan=False))
+        return
+    console = _console()
+    _show_model(console, found)
+    _show_fused(console, report, "would fuse")
+
+
+def _fuse(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The .onnx file.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The model to write; a file of that name is replaced.")
+    ],
+    form: Annotated[
+        str, typer.Option(help="portable (runs everywhere), standard (no custom domain) or native (needs the library).")
+    ] = "portable",
+    assume_nonempty: Annotated[
+        bool,
+        typer.Option("--assume-nonempty", help="Indices [B, L] under a mean or maximum have L > 0, though unsaid."),
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Write what was fused, and what was not and why, as JSON.")
+    ] = None,
+) -> None:
+    """Put one node in the place of each bag that a model has written out.
+
+    Finds nn.EmbeddingBag as torch exports it, with dynamo and without, ATen nodes, a Gather with a reduction, and the
+    standard form. External data stays where it is, or is copied beside OUTPUT if that is in another folder.
+
+    Example: `lucid-onnx fuse ranker.onnx -o fast.onnx`
+    """
+    fuse = _rewriting("fuse")
+    _check_file(model)
+    _check_output(output)
+    if report is not None:
+        _check_output(report, "--report")
+        if report.absolute() == output.absolute():
+            raise UserError(f"--report {report}: is the model to write")
+    with _refused_model(model), _rewriting_files(model, output):
+        found = fuse(model, output, form=form, assume_nonempty=assume_nonempty)
+    if report is not None:
+        with _writing(report), Replacing(report) as files:
+            files.open(report.name).write(json.dumps(_finite(found.as_dict()), indent=2, allow_nan=False).encode())
+    console = _console()
+    _say(console, f"wrote {output} ({_bytes(output.stat().st_size)})")
+    if report is not None:
+        _say(console, f"wrote {report}")
+    _show_fused(console, found, "fused")
+
+
+def _lower(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The .onnx file.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The model to write; a file of that name is replaced.")
+    ],
+    form: Annotated[
+        str, typer.Option(help="standard (no custom domain), portable (runs everywhere) or native (needs the library).")
+    ] = "standard",
+) -> None:
+    """Turn the bags of a model into standard operators, or into another form.
+
+    External data stays where it is, or is copied beside OUTPUT if that is in another folder.
+
+    Example: `lucid-onnx lower fast.onnx -o anywhere.onnx`
+    """
+    lower = _rewriting("lower")
+    _check_file(model)
+    _check_output(output)
+    with _refused_model(model), _rewriting_files(model, output):
+        lower(model, output, form=form)
+    console = _console()
+    _say(console, f"wrote {output} ({_bytes(output.stat().st_size)}), {form} form")
+
+
+def _rewriting(name: str) -> Any:
+    """A function of `lucid_onnx.rewrite`, which needs onnx-ir."""
+    try:
+        from . import rewrite
+    except ImportError as error:
+        raise UserError(str(error)) from error
+    return getattr(rewrite, name)
+
+
+@contextlib.contextmanager
+def _refused_model(model: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        named = str(error).startswith((f"{model}: ", "form = "))
+        raise UserError(str(error) if named else f"{model}: {error}") from error
+
+
+@contextlib.contextmanager
+def _rewriting_files(model: str, output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        beside = error.filename is not None and Path(os.fspath(error.filename)).parent == Path(model).parent
+        if error.filename == model or (beside and isinstance(error, FileNotFoundError)):  # read, not written
+            raise UserError(f"{error.filename}: {error.strerror}") from error
+        raise UserError(f"{output}: cannot be written: {error.strerror or error}") from error
+
+
 def _finite(data: Any) -> Any:
     """JSON has no infinity: it becomes the string "inf"."""
     if isinstance(data, dict):
@@ -429,11 +551,11 @@ def _check_file(path: str) -> None:
         raise UserError(f"{path}: is no regular file")
 
 
-def _check_output(path: Path) -> None:
+def _check_output(path: Path, option: str = "--output") -> None:
     if path.is_dir():
-        raise UserError(f"--output {path}: is a directory")
+        raise UserError(f"{option} {path}: is a directory")
     if not path.parent.is_dir():
-        raise UserError(f"--output {path}: there is no directory {path.parent}")
+        raise UserError(f"{option} {path}: there is no directory {path.parent}")
 
 
 # Reading.
@@ -740,6 +862,34 @@ def _show_model(console: Console, found: info.Model) -> None:
             "-" if node.max_norm is None else f"{node.max_norm:.9g} (p = {node.norm_type:.9g})",
         )
     console.print(table)
+
+
+def _show_fused(console: Console, report: FuseReport, verb: str) -> None:
+    if not report.fused and not report.unfused:
+        _say(console, "nothing to fuse")
+        return
+    if report.fused:
+        columns = ("from", "operator", "mode", "table", "dtype", "shape", "bytes", "padding_idx", "max_norm")
+        table = _table(verb, *columns)
+        for f in report.fused:
+            table.add_row(
+                Text(f.where),
+                f.pattern,
+                f.op,
+                f.mode,
+                Text(f.table),
+                f.table_dtype,
+                _shape(f.table_shape),
+                "-" if f.table_bytes is None else _bytes(f.table_bytes),
+                "-" if f.padding_idx is None else str(f.padding_idx),
+                "-" if f.max_norm is None else f"{f.max_norm:.9g} (p = {f.norm_type:.9g})",
+            )
+        console.print(table)
+    if report.unfused:
+        table = _table("left as it is", "looks like", "why")
+        for u in report.unfused:
+            table.add_row(Text(u.where), u.pattern, Text(u.reason))
+        console.print(table)
 
 
 if __name__ == "__main__":

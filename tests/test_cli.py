@@ -107,10 +107,10 @@ def test_version(run):
 def test_no_arguments_show_the_help(run):
     code, out, _ = run()
     assert code == 0
-    assert all(command in out for command in ("demo", "build", "run", "info"))
+    assert all(command in out for command in ("demo", "build", "run", "info", "inspect", "fuse", "lower"))
 
 
-@pytest.mark.parametrize("command", ["demo", "build", "run", "info"])
+@pytest.mark.parametrize("command", ["demo", "build", "run", "info", "inspect", "fuse", "lower"])
 def test_help_has_an_example(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0

@@ -17,15 +17,19 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 
 def python_blocks() -> list[str]:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     return blocks
 
 
 def test_blocks_run(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
     blocks = [block for block in python_blocks() if "import torch" not in block]
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     monkeypatch.chdir(tmp_path)
+    # What an exporter would have left: torch is not needed for a graph of standard operators.
+    exported = lucid_onnx.build_model(np.eye(3, dtype=np.float32), mode="sum", form="standard")
+    onnx.save(exported, "exported.onnx")
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
@@ -36,6 +40,8 @@ def test_blocks_run(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     # Half a step of 4 bits over [0, 1), and a float's rounding.
     np.testing.assert_allclose(names["pooled_codes"], means, atol=0.5 / 15 + 1e-6)
     assert (tmp_path / "bag.onnx").is_file()
+    assert [n.op_type for n in onnx.load("fast.onnx").graph.node] == ["EmbeddingBag"]
+    assert b"ai.lucid" not in (tmp_path / "anywhere.onnx").read_bytes()
 
 
 def test_the_block_for_torch_runs(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -140,7 +140,7 @@ def test_no_operator_knows_another() -> None:
 
 #: What the tools may import of each other. What is not listed may import nothing but the meaning.
 TOOLS: dict[str, set[str]] = {
-    "__init__": {"reference", "builder", "library", "functional", "session"},
+    "__init__": {"reference", "builder", "library", "functional", "session", "rewrite"},
     "builder": set(),
     "conformance": {"builder"},
     "library": set(),
@@ -150,7 +150,8 @@ TOOLS: dict[str, set[str]] = {
     "torch": {"builder"},
     "info": {"session", "library", "__version__"},
     "demo": {"builder", "info", "reference", "session", "InferenceSession"},
-    "cli": {"builder", "info", "demo", "session", "library", "reference", "functional", "InferenceSession"},
+    "cli": {"builder", "info", "demo", "session", "library", "reference", "functional", "InferenceSession", "rewrite"},
+    **{name: {"builder", "rewrite"} for name in ("files", "fusion", "lowering", "patterns")},  # in rewrite/
 }
 #: Who may import what, beyond the standard library, NumPy, onnx and ml_dtypes; the others only lazily.
 EAGER = {
@@ -159,6 +160,7 @@ EAGER = {
     "info": {"google"},
     "torch": {"torch", "onnxscript", "onnx_ir"},
 }
+EAGER |= {"files": {"google"}, **{name: {"onnx_ir"} for name in ("expressions", "patterns", "fusion")}}
 LAZY = {
     "functional": {"onnxruntime"},
     "info": {"onnxruntime"},

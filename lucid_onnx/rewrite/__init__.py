@@ -1,0 +1,15 @@
+"""Bags into models that were made without them, and out again: `fuse` and `lower`. Needs onnx-ir."""
+
+from __future__ import annotations
+
+try:
+    from .fusion import Fused, FuseReport, Unfused, fuse
+except ModuleNotFoundError as error:
+    if error.name != "onnx_ir":
+        raise
+    raise ImportError(
+        "lucid_onnx rewrites models with onnx-ir, which is not installed: pip install 'lucid-onnx[rewrite]'"
+    ) from error
+from .lowering import lower
+
+__all__ = ["FuseReport", "Fused", "Unfused", "fuse", "lower"]
