@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from .ops import OPERATORS, quantized_embedding_bag
+from .ops import OPERATOR_OF, quantized_embedding_bag
 from .ops.embedding_bag import spec
 from .ops.quantized_embedding_bag.table import QuantizedTable
 
@@ -34,8 +34,6 @@ TABLE_TYPES = {
     np.dtype(np.float64): TensorProto.DOUBLE,
 }
 CODES_TYPES = {np.dtype(np.int8): TensorProto.INT8, np.dtype(np.uint8): TensorProto.UINT8}
-#: The operator that each node of our domain is of, by its op_type.
-_OPERATOR_OF = {name: operator for operator in OPERATORS.values() for name in operator.spec.VARIANTS}
 
 
 def build_model(
@@ -308,7 +306,7 @@ def convert(model: onnx.ModelProto, form: str) -> None:
             attributes = _normalise(node, tables)
             used.add(node.op_type)
             if form == "standard":
-                operator = _OPERATOR_OF[node.op_type]
+                operator = OPERATOR_OF[node.op_type]
                 op = operator.spec.VARIANTS[node.op_type]
                 names = tuple(node.input), node.output[0]
                 expanded += operator.lowering.nodes(op, *names, attributes, opset, next(prefixes))
@@ -322,7 +320,7 @@ def convert(model: onnx.ModelProto, form: str) -> None:
         _set_import(imports, used if form != "standard" else set())
     if form == "portable":
         for name in sorted(used):
-            operator = _OPERATOR_OF[name]
+            operator = OPERATOR_OF[name]
             model.functions.append(operator.lowering.function(operator.spec.VARIANTS[name], opset))
 
 
@@ -598,9 +596,9 @@ def _table_types(model: onnx.ModelProto) -> dict[str, tuple[int, int | None]]:
 def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) -> dict[str, int | float]:
     """Check a node against the contract and write all of its attributes on it; returns them."""
     where = f"node {node.name or ', '.join(node.output)!r}"
-    if node.op_type not in _OPERATOR_OF:
-        raise ValueError(f"{where}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(_OPERATOR_OF)}")
-    meaning = _OPERATOR_OF[node.op_type].spec
+    if node.op_type not in OPERATOR_OF:
+        raise ValueError(f"{where}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(OPERATOR_OF)}")
+    meaning = OPERATOR_OF[node.op_type].spec
     op = meaning.VARIANTS[node.op_type]
     if len(node.input) != len(op.inputs) or not all(node.input):
         raise ValueError(f"{where}: {op.name} takes {', '.join(op.inputs)}; it was given {list(node.input)}")

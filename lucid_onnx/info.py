@@ -16,6 +16,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from .library import get_library_path
+from .ops import OPERATOR_OF, quantized_embedding_bag
 from .ops.embedding_bag import spec
 
 FORCE_ISA = "LUCID_FORCE_ISA"
@@ -208,15 +209,19 @@ def _bags(proto: onnx.ModelProto) -> Iterator[Node]:
         if node.domain != spec.DOMAIN:
             continue
         where = f"node {node.name or ', '.join(node.output)!r}"
-        if node.op_type not in spec.VARIANTS:
-            raise ValueError(f"{where}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(spec.VARIANTS)}")
+        if node.op_type not in OPERATOR_OF:
+            raise ValueError(f"{where}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(OPERATOR_OF)}")
         if not node.input:
             raise ValueError(f"{where}: {node.op_type} has no inputs")
         try:
-            attributes = spec.Attributes.from_onnx({a.name: helper.get_attribute_value(a) for a in node.attribute})
+            given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            attributes = OPERATOR_OF[node.op_type].spec.Attributes.from_onnx(given)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from error
         table, size = known.get(node.input[0], (Value(node.input[0], "?", None), None))
+        if isinstance(attributes, quantized_embedding_bag.spec.Attributes):  # what the bytes are codes of
+            rows = None if table.shape is None else (*table.shape[:1], attributes.embedding_dim)
+            table = dataclasses.replace(table, dtype=attributes.codes_type, shape=rows)
         yield Node(
             name=node.name or (node.output[0] if node.output else ""),
             op=node.op_type,

@@ -9,3 +9,5 @@ from . import embedding_bag, quantized_embedding_bag
 
 #: Every operator, by the folder's name. A new operator is one folder and one line here.
 OPERATORS = {"embedding_bag": embedding_bag, "quantized_embedding_bag": quantized_embedding_bag}
+#: The operator that a node of the domain is of, by the node's op_type.
+OPERATOR_OF = {name: operator for operator in OPERATORS.values() for name in operator.spec.VARIANTS}

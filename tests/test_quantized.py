@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lucid_onnx
-from lucid_onnx import QuantizedTable, quantized_embedding_bag
+from lucid_onnx import QuantizedTable, info, quantized_embedding_bag
 from lucid_onnx.conformance import case_model
 from lucid_onnx.ops.embedding_bag import reference as pooling
 from lucid_onnx.ops.quantized_embedding_bag import reference, spec
@@ -327,3 +328,20 @@ def test_reference_refuses_weights_of_another_dtype() -> None:
         reference.quantized_embedding_bag(
             [0], np.ones((1, 1), np.int8), np.ones(1, np.float32), [0], mode="sum", per_sample_weights=[1.0]
         )
+
+
+@every_kind
+def test_files_are_lowered_and_told_about(kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
+    table = QuantizedTable.quantize(np.random.RandomState(6).standard_normal((50, 7)).astype(np.float32), kind)
+    path, lowered = tmp_path / "codes.onnx", tmp_path / "lowered.onnx"
+    lucid_onnx.save(lucid_onnx.build_quantized_model(table, mode="sum", padding_idx=-1), path)
+    (node,) = info.model(str(path)).nodes
+    assert (node.table.dtype, node.table.shape, node.table_bytes) == (kind, (50, 7), table.codes.nbytes)
+    assert (node.mode, node.padding_idx, node.form) == ("sum", -1, "portable")
+    assert lucid_onnx.fuse(path).fused == ()
+    lucid_onnx.lower(path, lowered)
+    assert b"ai.lucid" not in lowered.read_bytes()
+    feed = {"indices": np.array([0, 49, 3]), "offsets": np.array([0, 2])}
+    bits = [lucid_onnx.InferenceSession(str(p), native=False).run(None, feed)[0].tobytes() for p in (path, lowered)]
+    assert bits[0] == bits[1]
