@@ -4,6 +4,8 @@
 #if defined(LUCID_X86_64)
 #define LUCID_ISA          avx2
 #define LUCID_VECTOR_BYTES 32
-#define LUCID_MAX_VECTORS  8
+#if !defined(LUCID_MAX_VECTORS)
+#define LUCID_MAX_VECTORS 8
+#endif
 #include "embedding_bag/pool_rows-inl.h"
 #endif

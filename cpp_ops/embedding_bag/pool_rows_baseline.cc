@@ -3,5 +3,7 @@
 
 #define LUCID_ISA          baseline
 #define LUCID_VECTOR_BYTES 16
-#define LUCID_MAX_VECTORS  8
+#if !defined(LUCID_MAX_VECTORS)
+#define LUCID_MAX_VECTORS 8
+#endif
 #include "embedding_bag/pool_rows-inl.h"
