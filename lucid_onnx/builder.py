@@ -448,13 +448,7 @@ def _externalise(
     tables: Mapping[str, memoryview],
 ) -> onnx.ModelProto:
     """A copy of the model that refers to its tables in ``file``, where they are written."""
-    light = onnx.ModelProto()
-    for field, value in model.ListFields():
-        if field.name != "graph":
-            _assign(light, field.name, value)
-    for field, value in model.graph.ListFields():
-        if field.name != "initializer":
-            _assign(light.graph, field.name, value)
+    light = without_initializers(model)
     written = 0
     for tensor, size in zip(model.graph.initializer, sizes, strict=True):
         if size < _ALIGNMENT:
@@ -480,6 +474,18 @@ def _externalise(
             )
         )
     fill_tables(light, {name: data for name, data in tables.items() if data.nbytes < _ALIGNMENT})
+    return light
+
+
+def without_initializers(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of all but the graph's initializers, which are not looked at."""
+    light = onnx.ModelProto()
+    for field, value in model.ListFields():
+        if field.name != "graph":
+            _assign(light, field.name, value)
+    for field, value in model.graph.ListFields():
+        if field.name != "initializer":
+            _assign(light.graph, field.name, value)
     return light
 
 

@@ -11,7 +11,7 @@ import google.protobuf.message
 import onnx
 from onnx import TensorProto
 
-from lucid_onnx.builder import Replacing, save
+from lucid_onnx.builder import Replacing, save, without_initializers
 
 #: Initializers larger than this take no part in checks and conversions, which copy a model several times.
 _LARGEST_CARRIED = 2**16
@@ -47,13 +47,7 @@ def read(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[onnx.ModelPro
 
 def without_tables(model: onnx.ModelProto) -> onnx.ModelProto:
     """A copy in which large and external initializers are inputs, behind the model's own."""
-    light = onnx.ModelProto()
-    for field, value in model.ListFields():
-        if field.name != "graph":
-            _assign(light, field.name, value)
-    for field, value in model.graph.ListFields():
-        if field.name != "initializer":
-            _assign(light.graph, field.name, value)
+    light = without_initializers(model)
     declared = {v.name for v in model.graph.input}
     for tensor in model.graph.initializer:
         if not is_table(tensor):
@@ -168,12 +162,3 @@ def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     yield from of_graph(model.graph)
     for function in model.functions:
         yield from of_nodes(function.node)
-
-
-def _assign(message: object, name: str, value: object) -> None:
-    if isinstance(value, (str, bytes, int, float)):
-        setattr(message, name, value)
-    elif hasattr(value, "CopyFrom"):
-        getattr(message, name).CopyFrom(value)
-    else:
-        getattr(message, name).extend(value)
