@@ -19,12 +19,14 @@
 
 #if defined(__GNUC__)
 #define LUCID_INLINE         inline __attribute__((always_inline))
+#define LUCID_NOINLINE       __attribute__((noinline))
 #define LUCID_UNROLL         _Pragma("GCC unroll 16")
 #define LUCID_PREFETCH_L1(p) __builtin_prefetch(p, 0, 3)
 #define LUCID_PREFETCH_L2(p) __builtin_prefetch(p, 0, 2)
 #elif defined(_MSC_VER)
 #include <intrin.h>
-#define LUCID_INLINE __forceinline
+#define LUCID_INLINE   __forceinline
+#define LUCID_NOINLINE __declspec(noinline)
 #define LUCID_UNROLL
 #if defined(_M_X64)
 #define LUCID_PREFETCH_L1(p) _mm_prefetch(p, _MM_HINT_T0)
@@ -35,6 +37,7 @@
 #endif
 #else
 #define LUCID_INLINE inline
+#define LUCID_NOINLINE
 #define LUCID_UNROLL
 #define LUCID_PREFETCH_L1(p) static_cast<void>(p)
 #define LUCID_PREFETCH_L2(p) static_cast<void>(p)
@@ -203,26 +206,6 @@ struct Memory {
 
 #if defined(LUCID_VECTOR_EXTENSIONS)
 
-// bfloat16 is the upper half of a float. For N elements of at least 16 bytes; below that the
-// compilers fall back to slow code.
-template <int N>
-struct WideBFloat16 {
-  using Words = Vector<uint16_t, N>;
-  using Bits = Vector<uint32_t, N>;
-  static LUCID_INLINE Vector<float, N> Load(const char* p) {
-    Words x;
-    memcpy(&x, p, sizeof(x));
-    return (Vector<float, N>)(__builtin_convertvector(x, Bits) << 16);
-  }
-  // Not VCVTNEPS2BF16: that one flushes subnormals. The NaNs that come here are canonical, so the
-  // rounding carry cannot reach their sign.
-  static LUCID_INLINE void Store(Vector<float, N> v, char* p) {
-    const Bits x = (Bits)v;
-    const Words out = __builtin_convertvector((x + 0x7fff + (x >> 16 & 1)) >> 16, Words);
-    memcpy(p, &out, sizeof(out));
-  }
-};
-
 #if defined(__AVX512F__)
 
 template <>
@@ -242,8 +225,23 @@ struct Memory<Uint8, 16> {
   }
 };
 
+// gcc turns a conversion of 16 vector elements into four shuffles, where one instruction does it.
 template <>
-struct Memory<BFloat16, 16> : WideBFloat16<16> {};
+struct Memory<BFloat16, 16> {
+  static LUCID_INLINE Vector<float, 16> Load(const char* p) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return (Vector<float, 16>)_mm512_maskz_slli_epi32(0xffff,
+                                                      _mm512_maskz_cvtepu16_epi32(0xffff, x), 16);
+  }
+  // Not VCVTNEPS2BF16: that one flushes subnormals. The NaNs that come here are canonical, so the
+  // rounding carry cannot reach their sign.
+  static LUCID_INLINE void Store(Vector<float, 16> v, char* p) {
+    const Vector<uint32_t, 16> x = (Vector<uint32_t, 16>)v;
+    const Vector<uint32_t, 16> rounded = (x + 0x7fff + (x >> 16 & 1)) >> 16;
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)rounded));
+  }
+};
 // The zeroing forms with a full mask: those without a mask start from an undefined register, which
 // some gcc versions warn about.
 template <>
@@ -278,7 +276,19 @@ struct Memory<Uint8, 8> {
 };
 
 template <>
-struct Memory<BFloat16, 8> : WideBFloat16<8> {};
+struct Memory<BFloat16, 8> {
+  static LUCID_INLINE Vector<float, 8> Load(const char* p) {
+    const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return (Vector<float, 8>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(x), 16);
+  }
+  static LUCID_INLINE void Store(Vector<float, 8> v, char* p) {
+    const Vector<uint32_t, 8> x = (Vector<uint32_t, 8>)v;
+    const __m256i rounded = (__m256i)((x + 0x7fff + (x >> 16 & 1)) >> 16);
+    const __m128i low = _mm256_castsi256_si128(rounded),
+                  high = _mm256_extracti128_si256(rounded, 1);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi32(low, high));
+  }
+};
 template <>
 struct Memory<Float16, 8> {
   static LUCID_INLINE Vector<float, 8> Load(const char* p) {

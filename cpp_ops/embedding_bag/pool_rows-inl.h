@@ -102,8 +102,9 @@ struct Span {
 // one at `last`, where it may overlap the one before. Columns are independent, so what is computed
 // twice is equal. In a sum of quantised rows *shift gathers what every column gets, see EndGroup.
 template <class T, int N, int kVectors, bool kMaximum, bool kScaled>
-LUCID_INLINE void AddRow(const char* row, const Factor<T>& factor, const Span<T>& span,
-                         Vector<Accumulator<T>, N>* acc, Accumulator<T>* shift) {
+LUCID_INLINE void AddRow(const char* row, const Factor<T>& factor, bool has_zero,
+                         const Span<T>& span, Vector<Accumulator<T>, N>* acc,
+                         Accumulator<T>* shift) {
   Vector<Accumulator<T>, N> x[kVectors];
   LUCID_UNROLL
   for (int v = 0; v < kVectors - 1; ++v) {
@@ -111,18 +112,19 @@ LUCID_INLINE void AddRow(const char* row, const Factor<T>& factor, const Span<T>
   }
   x[kVectors - 1] = LoadAt<T, N>(row, span.last_byte, span.last_is_odd);
   if constexpr (kIsQuantized<T> && !kMaximum) {
-    if (factor.zero != 0) {
+    if (has_zero) {
       LUCID_UNROLL
       for (int v = 0; v < kVectors; ++v) x[v] = x[v] - factor.zero;
     }
     LUCID_UNROLL
     for (int v = 0; v < kVectors; ++v) x[v] = x[v] * factor.scale;
     *shift += factor.shift;
-  } else if (kScaled) {
+  } else if (kScaled || kIsQuantized<T>) {
     LUCID_UNROLL
     for (int v = 0; v < kVectors; ++v) x[v] = Scaled<T>(x[v], factor);
   }
   static_cast<void>(factor);
+  static_cast<void>(has_zero);
   static_cast<void>(shift);
   LUCID_UNROLL
   for (int v = 0; v < kVectors; ++v) acc[v] = kMaximum ? MaxSticky(acc[v], x[v]) : acc[v] + x[v];
@@ -149,7 +151,7 @@ LUCID_INLINE void AddRows(const Bag<T>& bag, int64_t j, int64_t end, const Span<
   LUCID_UNROLL
   for (int v = 0; v < kVectors; ++v) acc[v] = Start<T, N, kMaximum>();
   for (; j < end; ++j) {
-    AddRow<T, N, kVectors, kMaximum, kScaled>(bag.row[j], bag.factor[j], span, acc, &shift);
+    AddRow<T, N, kVectors, kMaximum, kScaled>(bag.row[j], bag.factor[j], true, span, acc, &shift);
   }
   if (!kMaximum) EndGroup<T, N, kVectors>(acc, &shift);
 }
@@ -262,7 +264,7 @@ LUCID_INLINE float SquareRoot(float x) { return sqrtf(x); }
 LUCID_INLINE double SquareRoot(double x) { return sqrt(x); }
 
 template <class T>
-Accumulator<T> Clip(const PoolJob& job, const char* row, const Factor<T>& factor) {
+LUCID_NOINLINE Accumulator<T> Clip(const PoolJob& job, const char* row, const Factor<T>& factor) {
   using A = Accumulator<T>;
   const A max_norm = static_cast<A>(job.max_norm);
   A norm;
@@ -291,12 +293,15 @@ struct Positions {
   bool wide;
   int64_t index_bytes, row_bytes, padding;
   uint64_t rows;
-  // Of a quantised table: the numbers beside the codes, and whether there are weights or a norm.
+  bool clips;
+  // Of a quantised table: the numbers beside the codes.
   const char* scale;
-  const char* second;  // zero_point or bias, or null
-  int64_t scale_stride;
-  bool half, second_is_bias, adjusts;
+  const char* second;  // zero_point, bias, or 0 for every row
+  int64_t scale_stride, second_stride;
+  bool half, has_zero;
 };
+
+constexpr char kNoNumber[4] = {};
 
 // Number i of an array whose elements lie `stride` bytes apart, of float16 or float.
 LUCID_INLINE float HalfOrFloat(const char* base, int64_t stride, bool half, int64_t i) {
@@ -304,29 +309,28 @@ LUCID_INLINE float HalfOrFloat(const char* base, int64_t stride, bool half, int6
   return half ? Load<Float16, 1>(p) : Load<float, 1>(p);
 }
 
-template <class T>
+// kAdjusted: with the row's clip and its weight.
+template <class T, bool kAdjusted>
 LUCID_INLINE Factor<T> FactorOf(const PoolJob& job, const Positions& from, int64_t k, int64_t index,
                                 const char* row) {
   Factor<T> f;
   if constexpr (kIsQuantized<T>) {
     f.scale = HalfOrFloat(from.scale, from.scale_stride, from.half, index);
-    if (from.second) {
-      const float second = HalfOrFloat(from.second, from.scale_stride, from.half, index);
-      (from.second_is_bias ? f.shift : f.zero) = second;
+    const float second = HalfOrFloat(from.second, from.second_stride, from.half, index);
+    (from.has_zero ? f.zero : f.shift) = second;
+    if (kAdjusted) {
+      float factor = 1;
+      if (from.clips) factor = Clip<T>(job, row, f);
+      if (job.per_sample_weights) {
+        const bool half_weights = job.output_type == kFloat16;
+        factor *= HalfOrFloat(job.per_sample_weights, half_weights ? 2 : 4, half_weights, k);
+      }
+      f.scale *= factor;
+      f.shift *= factor;
     }
-    if (!from.adjusts) return f;
-    float factor = 1;
-    if (job.max_norm <= DBL_MAX) factor = Clip<T>(job, row, f);
-    if (job.per_sample_weights) {
-      const bool half_weights = job.output_type == kFloat16;
-      factor *= HalfOrFloat(job.per_sample_weights, half_weights ? 2 : 4, half_weights, k);
-    }
-    f.scale *= factor;
-    f.shift *= factor;
   } else {
-    static_cast<void>(from);
     static_cast<void>(index);
-    if (job.max_norm <= DBL_MAX) f.scale = Clip<T>(job, row, f);
+    if (from.clips) f.scale = Clip<T>(job, row, f);
     if (job.per_sample_weights) {
       f.scale = f.scale * Load<T, 1>(job.per_sample_weights + static_cast<size_t>(k) * sizeof(T));
     }
@@ -340,12 +344,17 @@ LUCID_INLINE int64_t IndexAt(const char* indices, bool wide, int64_t k) {
 
 enum class Fetch { kNothing, kNear, kFar };
 
-template <Fetch kFetch>
-LUCID_INLINE void FetchLine(uintptr_t p) {
-  if (kFetch == Fetch::kNear) {
-    LUCID_PREFETCH_L1(reinterpret_cast<const char*>(p));
+LUCID_INLINE void FetchLines(bool near, uintptr_t p, int64_t bytes) {
+  if (near) {
+    LUCID_UNROLL
+    for (int64_t i = 0; i < bytes; i += 64) {
+      LUCID_PREFETCH_L1(reinterpret_cast<const char*>(p + static_cast<uintptr_t>(i)));
+    }
   } else {
-    LUCID_PREFETCH_L2(reinterpret_cast<const char*>(p));
+    LUCID_UNROLL
+    for (int64_t i = 0; i < bytes; i += 64) {
+      LUCID_PREFETCH_L2(reinterpret_cast<const char*>(p + static_cast<uintptr_t>(i)));
+    }
   }
 }
 
@@ -358,45 +367,49 @@ LUCID_INLINE Fetch FetchOf(const PoolJob& job) {
 
 // Adds the rows of the positions [k, end) to the first block of columns; those of kListed jobs are
 // noted in the bag too. Returns end, or the first position whose index is outside the table. *count
-// is the number of rows in the bag.
+// is the number of rows in the bag. `near` is for kFetched: it goes the same way at every row.
 //
 // Few instructions a row matter here: the fewer, the more rows the processor has under way at once.
 // So whatever stays as it is over many positions is a constant of the template or was cut away by
 // the caller: 8.1 ns per row of 256 bytes became 4.8, in a table that L2 holds.
-template <class T, int N, int kVectors, bool kMaximum, bool kScaled, bool kListed, Fetch kFetch>
+template <class T, int N, int kVectors, bool kMaximum, bool kScaled, bool kListed, bool kFetched>
 LUCID_INLINE int64_t AddPositions(const PoolJob& job, const Positions& from, int64_t k, int64_t end,
-                                  const Span<T>& span, Bag<T>* bag, int64_t* count,
+                                  bool near, const Span<T>& span, Bag<T>* bag, int64_t* count,
                                   Vector<Accumulator<T>, N>* acc, Accumulator<T>* shift) {
   constexpr int64_t kBlockBytes = static_cast<int64_t>(BytesOf<T>(kVectors * N));
-  constexpr int64_t kDistance = kFetch == Fetch::kNear ? kNearDistance : kFarDistance;
-  int64_t n = *count;
+  const int64_t distance = near ? kNearDistance : kFarDistance;
+  // The place in the bag of position k is k - skipped: what changes at padded positions only.
+  int64_t skipped = k - *count;
   for (; k < end; ++k) {
     const int64_t index = IndexAt(from.indices, from.wide, k);
     if (static_cast<uint64_t>(index) >= from.rows) break;
-    if (kFetch != Fetch::kNothing) {
-      const uintptr_t next = HintAt(from.indices, from.index_bytes, k + kDistance);
-      const uintptr_t p =
-          reinterpret_cast<uintptr_t>(from.weight) + next * static_cast<uintptr_t>(from.row_bytes);
-      const int64_t bytes = kListed ? from.row_bytes : kBlockBytes;
-      LUCID_UNROLL
-      for (int64_t i = 0; i < bytes; i += 64) FetchLine<kFetch>(p + static_cast<uintptr_t>(i));
+    if (kFetched) {
+      const uintptr_t next = HintAt(from.indices, from.index_bytes, k + distance);
+      FetchLines(
+          near,
+          reinterpret_cast<uintptr_t>(from.weight) + next * static_cast<uintptr_t>(from.row_bytes),
+          kListed ? from.row_bytes : kBlockBytes);
       if (kIsQuantized<T>) {
-        const uintptr_t scale = next * static_cast<uintptr_t>(from.scale_stride);
-        FetchLine<kFetch>(reinterpret_cast<uintptr_t>(from.scale) + scale);
+        FetchLines(near,
+                   reinterpret_cast<uintptr_t>(from.scale) +
+                       next * static_cast<uintptr_t>(from.scale_stride),
+                   1);
       }
     }
-    if (index == from.padding) continue;
+    if (index == from.padding) {
+      ++skipped;
+      continue;
+    }
     const char* const row = from.weight + index * from.row_bytes;
     Factor<T> factor;
-    if (kScaled) factor = FactorOf<T>(job, from, k, index, row);
+    if (kScaled || kIsQuantized<T>) factor = FactorOf<T, kScaled>(job, from, k, index, row);
     if (kListed) {
-      bag->row[n] = row;
-      if (kScaled) bag->factor[n] = factor;
+      bag->row[k - skipped] = row;
+      if (kScaled || kIsQuantized<T>) bag->factor[k - skipped] = factor;
     }
-    AddRow<T, N, kVectors, kMaximum, kScaled>(row, factor, span, acc, shift);
-    ++n;
+    AddRow<T, N, kVectors, kMaximum, kScaled>(row, factor, from.has_zero, span, acc, shift);
   }
-  *count = n;
+  *count = k - skipped;
   return k;
 }
 
@@ -409,6 +422,7 @@ int64_t PoolFirstBlock(const PoolJob& job, int64_t begin, int64_t end, int64_t l
   using A = Accumulator<T>;
   using V = Vector<A, N>;
   const bool wide = job.index_type == kInt64;
+  const char* const second = job.bias ? job.bias : job.zero_point;
   const Positions from = {job.weight,
                           job.indices,
                           wide,
@@ -416,18 +430,19 @@ int64_t PoolFirstBlock(const PoolJob& job, int64_t begin, int64_t end, int64_t l
                           job.row_bytes,
                           job.padding,
                           static_cast<uint64_t>(job.rows),
+                          job.max_norm <= DBL_MAX,
                           job.scale,
-                          job.bias ? job.bias : job.zero_point,
+                          second ? second : kNoNumber,
                           job.scale_stride,
+                          second ? job.scale_stride : 0,
                           job.scale_type == kFloat16,
-                          job.bias != nullptr,
-                          job.max_norm <= DBL_MAX || job.per_sample_weights};
+                          job.zero_point != nullptr};
   const Fetch fetch = FetchOf(job);
+  const bool near = fetch == Fetch::kNear;
   // Positions from here on have no row that comes later, and so nothing to fetch.
-  const int64_t fetch_end =
-      fetch == Fetch::kNothing
-          ? begin
-          : job.last_position + 1 - (fetch == Fetch::kNear ? kNearDistance : kFarDistance);
+  const int64_t fetch_end = fetch == Fetch::kNothing
+                                ? begin
+                                : job.last_position + 1 - (near ? kNearDistance : kFarDistance);
   const Span<T> span(0, last);
 
   V acc[kVectors], sum[kVectors];
@@ -440,16 +455,12 @@ int64_t PoolFirstBlock(const PoolJob& job, int64_t begin, int64_t end, int64_t l
     int64_t stop = kMaximum ? end : Smaller(end, k + (group + kGroup - n));
     int64_t at;
     if (k >= fetch_end) {
-      at = AddPositions<T, N, kVectors, kMaximum, kScaled, kListed, Fetch::kNothing>(
-          job, from, k, stop, span, bag, &n, acc, &shift);
-    } else if (fetch == Fetch::kNear) {
-      stop = Smaller(stop, fetch_end);
-      at = AddPositions<T, N, kVectors, kMaximum, kScaled, kListed, Fetch::kNear>(
-          job, from, k, stop, span, bag, &n, acc, &shift);
+      at = AddPositions<T, N, kVectors, kMaximum, kScaled, kListed, false>(
+          job, from, k, stop, near, span, bag, &n, acc, &shift);
     } else {
       stop = Smaller(stop, fetch_end);
-      at = AddPositions<T, N, kVectors, kMaximum, kScaled, kListed, Fetch::kFar>(
-          job, from, k, stop, span, bag, &n, acc, &shift);
+      at = AddPositions<T, N, kVectors, kMaximum, kScaled, kListed, true>(
+          job, from, k, stop, near, span, bag, &n, acc, &shift);
     }
     if (at < stop) return at;
     k = stop;
@@ -476,8 +487,10 @@ int64_t PoolFirstBlock(const PoolJob& job, int64_t begin, int64_t end, int64_t l
   return kNoBadPosition;
 }
 
-// The blocks that D columns are cut into: `full` ones of kMaxVectors registers, then one of as many
-// as are left. A row narrower than a register takes narrower vectors, and below 16 bytes scalars.
+// The blocks that D columns are cut into: `full` ones of the most registers, then one for what is
+// left, which begins earlier, among columns that are done, to be 1/4, 1/2 or the whole of a full
+// one: what is computed twice is equal, and there are fewer loops to compile. A row narrower than
+// a register takes narrower vectors, and below 16 bytes scalars.
 template <class T>
 struct Blocks {
   using PoolFirst = int64_t (*)(const PoolJob& job, int64_t begin, int64_t end, int64_t last,
@@ -486,21 +499,26 @@ struct Blocks {
   PoolFirst first;       // the block at column 0, whichever it is; null without columns
   Pool full, rest;       // the others; rest may be null
   int64_t full_columns;  // of one full block
-  int64_t rest_begin;    // the first column of the rest; the full blocks end there
+  int64_t rest_begin;    // the first column of the rest; the full blocks end there or before
   int64_t full_last;     // from a full block's first column to its last vector
   int64_t rest_last;     // the column of the last vector of the rest
   int64_t first_last;    // the column of the last vector of the first block
 };
 
+// What computes in long chains anyway, or is rare, has loops of few registers only.
+template <class T, bool kMaximum, bool kScaled>
+constexpr int kMostVectors = kMaximum && (kScaled || kIsQuantized<T>) ? 2 : LUCID_MAX_VECTORS;
+
+// The loop for a block of so many vectors, and how many it takes.
 template <class T, int N, int kVectors, bool kMaximum, bool kScaled>
-typename Blocks<T>::Pool ChooseBlock(int64_t vectors) {
-  if constexpr (kVectors == 1) {
-    static_cast<void>(vectors);
-    return PoolBlock<T, N, 1, kMaximum, kScaled>;
-  } else {
-    return vectors == kVectors ? PoolBlock<T, N, kVectors, kMaximum, kScaled>
-                               : ChooseBlock<T, N, kVectors - 1, kMaximum, kScaled>(vectors);
+typename Blocks<T>::Pool ChooseBlock(int64_t vectors, int64_t* taken) {
+  constexpr int kLess = kVectors / 2;
+  if constexpr (kVectors > 2 && kVectors > LUCID_MAX_VECTORS / 4) {
+    if (vectors <= kLess) return ChooseBlock<T, N, kLess, kMaximum, kScaled>(vectors, taken);
   }
+  static_cast<void>(vectors);
+  *taken = kVectors;
+  return PoolBlock < T, N, kVectors, kMaximum, kScaled || kIsQuantized < T >> ;
 }
 
 template <class T, int N, int kVectors, bool kMaximum, bool kScaled>
@@ -523,24 +541,33 @@ Blocks<T> CutColumns(int64_t columns) {
       return CutColumns<T, (N > kNarrowest ? N / 2 : 1), kMaximum, kScaled>(columns);
     }
   }
-  // Two narrow vectors reach across what one of the next width does not fit in.
-  constexpr int kMost = N == kWidest ? LUCID_MAX_VECTORS : N > 1 ? 2 : kNarrowest - 1;
   Blocks<T> b = {};
-  b.full_columns = kMost * N;
-  b.rest_begin = columns / b.full_columns * b.full_columns;
-  if (columns <= b.full_columns) {
-    b.first = ChooseFirstBlock<T, N, kMost, kMaximum, kScaled>((columns + N - 1) / N);
-    b.first_last = columns - N;
-    return b;
-  }
-  if constexpr (N == kWidest) {  // narrower vectors never need a second block
+  b.first_last = columns - N;
+  if constexpr (N == kWidest) {
+    constexpr int kMost = kMostVectors<T, kMaximum, kScaled>;
+    b.full_columns = kMost * N;
+    b.rest_begin = columns / b.full_columns * b.full_columns;
+    if (columns <= b.full_columns) {
+      b.first = ChooseFirstBlock<T, N, kMost, kMaximum, kScaled>((columns + N - 1) / N);
+      return b;
+    }
     b.first = PoolFirstBlock<T, N, kMost, kMaximum, kScaled, true>;
-    b.full = ChooseBlock<T, N, kMost, kMaximum, kScaled>(kMost);
+    b.full = PoolBlock < T, N, kMost, kMaximum, kScaled || kIsQuantized < T >> ;
     b.first_last = b.full_last = b.full_columns - N;
     if (b.rest_begin < columns) {
-      b.rest = ChooseBlock<T, N, kMost, kMaximum, kScaled>((columns - b.rest_begin + N - 1) / N);
+      const int64_t vectors = (columns - b.rest_begin + N - 1) / N;
+      int64_t taken;
+      b.rest = ChooseBlock<T, N, kMost, kMaximum, kScaled>(vectors, &taken);
+      b.rest_begin -= (taken - vectors) * N;
       b.rest_last = columns - N;
     }
+  } else if constexpr (N > 1) {
+    // Two vectors, which overlap, reach across all that one of the next width does not fit in.
+    b.full_columns = b.rest_begin = columns;
+    b.first = PoolFirstBlock<T, N, 2, kMaximum, kScaled, false>;
+  } else {
+    b.full_columns = b.rest_begin = columns;
+    b.first = ChooseFirstBlock<T, N, kNarrowest - 1, kMaximum, kScaled>(columns);
   }
   return b;
 }
@@ -552,7 +579,7 @@ struct Pooler {
   Bag<T> bag;
 
   explicit Pooler(const PoolJob& j) : job(j) {
-    const bool scaled = kIsQuantized<T> || job.max_norm <= DBL_MAX || job.per_sample_weights;
+    const bool scaled = job.max_norm <= DBL_MAX || job.per_sample_weights;
     constexpr int N = LUCID_VECTOR_BYTES / sizeof(Accumulator<T>);
     if (job.columns > 0) {
       blocks = job.mode == lucid::kMax ? Cut<N, true>(scaled) : Cut<N, false>(scaled);
@@ -564,7 +591,8 @@ struct Pooler {
 
   template <int N, bool kMaximum>
   Blocks<T> Cut(bool scaled) const {
-    if constexpr (!kIsQuantized<T>) {
+    // Maxima of quantised rows are rare: they have one loop for both.
+    if constexpr (!(kIsQuantized<T> && kMaximum)) {
       if (!scaled) return CutColumns<T, N, kMaximum, false>(job.columns);
     }
     static_cast<void>(scaled);

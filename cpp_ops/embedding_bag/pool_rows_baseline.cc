@@ -4,6 +4,6 @@
 #define LUCID_ISA          baseline
 #define LUCID_VECTOR_BYTES 16
 #if !defined(LUCID_MAX_VECTORS)
-#define LUCID_MAX_VECTORS 8
+#define LUCID_MAX_VECTORS 4
 #endif
 #include "embedding_bag/pool_rows-inl.h"
