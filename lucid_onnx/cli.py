@@ -1,4 +1,4 @@
-"""The command ``lucid-onnx``: demo, build, run, info, inspect, fuse, lower.
+"""The command ``lucid-onnx``: demo, build, run, info, inspect, fuse, lower, quantize.
 
 What a user can get wrong ends as one line on stderr, ``lucid-onnx: error: ...``, and exit code 2. Anything else
 that goes wrong is a defect, and shows its traceback.
@@ -40,7 +40,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     import onnxruntime
 
-    from .rewrite import FuseReport
+    from .rewrite import FuseReport, QuantizeReport
 
 EXIT_DIFFERS, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 _EXTRAS = "pip install 'lucid-onnx[cpu]' (or 'lucid-onnx[gpu]')"
@@ -119,6 +119,7 @@ def _app() -> typer.Typer:
     app.command("inspect")(_inspect)
     app.command("fuse")(_fuse)
     app.command("lower")(_lower)
+    app.command("quantize")(_quantize)
     return app
 
 
@@ -394,15 +395,11 @@ def _fuse(
     fuse = _rewriting("fuse")
     _check_file(model)
     _check_output(output)
-    if report is not None:
-        _check_output(report, "--report")
-        if report.absolute() == output.absolute():
-            raise UserError(f"--report {report}: is the model to write")
+    _check_report(report, output)
     with _refused_model(model), _rewriting_files(model, output):
         found = fuse(model, output, form=form, assume_nonempty=assume_nonempty)
     if report is not None:
-        with _writing(report), Replacing(report) as files:
-            files.open(report.name).write(json.dumps(_finite(found.as_dict()), indent=2, allow_nan=False).encode())
+        _write_report(report, found)
     console = _console()
     _say(console, f"wrote {output} ({_bytes(output.stat().st_size)})")
     if report is not None:
@@ -434,6 +431,56 @@ def _lower(
     _say(console, f"wrote {output} ({_bytes(output.stat().st_size)}), {form} form")
 
 
+def _quantize(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The .onnx file.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The model to write; a file of that name is replaced.")
+    ],
+    dtype: Annotated[
+        str, typer.Option(help="int8 or int4 (symmetric), uint8 or uint4 (with a bias), float16 or bfloat16.")
+    ] = "int8",
+    min_bytes: Annotated[
+        int, typer.Option(parser=_integer, metavar="INTEGER", help="Leave tables with fewer bytes as they are.")
+    ] = 0,
+    form: Annotated[
+        str | None, typer.Option(help="portable, standard or native; by default that of the model.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Write what became of each table, as JSON.")] = None,
+) -> None:
+    """Make the tables of a model's bags smaller: codes of 8 or 4 bits with a scale per row, or 16-bit floats.
+
+    The error of a row is the length of what it lost, relative to its own. Bags that are written out as standard
+    operators are no bags yet: `lucid-onnx fuse` first. External tables are written to OUTPUT.data part by part.
+
+    Example: `lucid-onnx quantize fast.onnx -o small.onnx --dtype uint4`
+    """
+    quantize = _rewriting("quantize")
+    _check_file(model)
+    _check_output(output)
+    _check_report(report, output)
+    with _refused_model(model), _rewriting_files(model, output), _progress() as progress:
+        found = quantize(model, output, dtype=dtype, min_bytes=min_bytes, form=form, progress=progress)
+    if report is not None:
+        _write_report(report, found)
+    console = _console()
+    _say(console, f"wrote {output} ({_bytes(output.stat().st_size)})")
+    if report is not None:
+        _say(console, f"wrote {report}")
+    _show_quantized(console, found)
+
+
+def _check_report(report: Path | None, output: Path) -> None:
+    if report is not None:
+        _check_output(report, "--report")
+        if report.absolute() == output.absolute():
+            raise UserError(f"--report {report}: is the model to write")
+
+
+def _write_report(path: Path, report: FuseReport | QuantizeReport) -> None:
+    with _writing(path), Replacing(path) as files:
+        files.open(path.name).write(json.dumps(_finite(report.as_dict()), indent=2, allow_nan=False).encode())
+
+
 def _rewriting(name: str) -> Any:
     """A function of `lucid_onnx.rewrite`, which needs onnx-ir."""
     try:
@@ -448,7 +495,7 @@ def _refused_model(model: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        named = str(error).startswith((f"{model}: ", "form = "))
+        named = str(error).startswith((f"{model}: ", "form = ", "dtype = ", "min_bytes = "))
         raise UserError(str(error) if named else f"{model}: {error}") from error
 
 
@@ -889,6 +936,31 @@ def _show_fused(console: Console, report: FuseReport, verb: str) -> None:
         table = _table("left as it is", "looks like", "why")
         for u in report.unfused:
             table.add_row(Text(u.where), u.pattern, Text(u.reason))
+        console.print(table)
+
+
+def _show_quantized(console: Console, report: QuantizeReport) -> None:
+    if report.quantized:
+        columns = ("from", "to", "shape", "bytes before", "after", "largest row error", "of row", "mean row error")
+        table = _table("table", *columns, "bags")
+        for q in report.quantized:
+            table.add_row(
+                Text(q.table),
+                q.dtype_before,
+                q.dtype,
+                _shape(q.shape),
+                _bytes(q.bytes_before),
+                f"{_bytes(q.bytes_after)} ({q.bytes_before / q.bytes_after:.2f}x smaller)",
+                f"{q.largest_row_error:.3g}",
+                "-" if q.worst_row is None else str(q.worst_row),
+                f"{q.mean_row_error:.3g}",
+                Text(", ".join(q.bags)),
+            )
+        console.print(table)
+    if report.unquantized:
+        table = _table("left as it is", "why", "bags")
+        for u in report.unquantized:
+            table.add_row(Text(u.table), Text(u.reason), Text(", ".join(u.bags)))
         console.print(table)
 
 
