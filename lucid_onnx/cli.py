@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 import numpy as np
 import onnx
 
-from . import demo, info
+from . import checkpoint, demo, info
 from .builder import Replacing, build_model, save
 from .ops.embedding_bag import spec
 
@@ -57,11 +57,6 @@ _DTYPES = {
         **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
     }.items()
 }
-#: What safetensors calls the dtypes of a table.
-_SAFETENSORS = {
-    "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": spec.BFLOAT16, "F64": np.dtype("<f8")
-}  # fmt: skip
-_LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 #: What numpy.save makes of an array of ml_dtypes.bfloat16: items of two bytes.
 _RAW_BFLOAT16 = np.dtype("V2")
 
@@ -645,52 +640,16 @@ def _read_table(table: str) -> np.ndarray:
 
 
 def _read_safetensors(path: str, key: str | None) -> np.ndarray:
-    """One tensor of a file, mapped: a length (8 bytes), that many bytes of JSON, then the data.
-
-    safetensors' own NumPy interface has no bfloat16 in every version, and copies.
-    """
-    broken = f"{path}: broken .safetensors file: "
-    with _reading(path), open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(size - 8, _LARGEST_HEADER):
-            raise UserError(f"{broken}a header of {length} bytes in a file of {size}")
-        text = file.read(length)
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{broken}its header is no JSON: {error}") from error
-    if not isinstance(header, dict):
-        raise UserError(f"{broken}its header is no JSON object")
-    header.pop("__metadata__", None)
-    if key is None and len(header) == 1:
-        key = next(iter(header))
-    if key not in header:
-        keys = ", ".join(header) or "none"
-        asked = "which tensor? add :KEY to the file's name" if key is None else f"no tensor {key!r}"
-        raise UserError(f"{path}: {asked}; it has: {keys}")
-    match header[key]:
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if all(
-            isinstance(d, int) and d >= 0 for d in shape
-        ):
-            pass
-        case _:
-            raise UserError(f"{broken}tensor {key!r} is described by {header[key]!r}")
-    if dtype not in _SAFETENSORS:
-        raise UserError(f"{path}: tensor {key!r} has dtype {dtype}, expected one of {', '.join(_SAFETENSORS)}")
-    itemsize, count = _SAFETENSORS[dtype].itemsize, 1
-    for d in shape:
-        count *= d
-    if not 0 <= begin <= end <= size - 8 - length or end - begin != count * itemsize:
-        raise UserError(
-            f"{broken}tensor {key!r}, {dtype} {shape}, lies at {begin} to {end} of {size - 8 - length} bytes of data"
-        )
-    if count == 0:
-        return np.empty(shape, _SAFETENSORS[dtype])
-    with _reading(path):
-        data = np.memmap(path, np.uint8, "r", 8 + length + begin, (end - begin,))
-    rows = np.asarray(data).view(_SAFETENSORS[dtype]).reshape(shape)
-    return _native_order(rows)
+    """One tensor of a file, mapped."""
+    with _refused(ValueError), _reading(path):
+        if key is None:
+            names = checkpoint.names(path)
+            if len(names) != 1:
+                raise UserError(
+                    f"{path}: which tensor? add :KEY to the file's name; it has: {', '.join(names) or 'none'}"
+                )
+            (key,) = names
+        return checkpoint.read(path, key)
 
 
 def _named_files(inputs: Iterable[str]) -> dict[str, str]:
