@@ -273,7 +273,7 @@ def modules(draw: st.DrawFn) -> tuple[Case, Case]:
     return example, dataclasses.replace(other, weight=example.weight)
 
 
-@settings(max_examples=5)  # an export takes a second
+@settings(max_examples=2)  # an export takes seconds; tests/test_sweep.py has more of them
 @given(st.lists(modules(), min_size=2, max_size=5))
 def test_any_modules(calls: list[tuple[Case, Case]]) -> None:
     check_together(calls)

@@ -8,6 +8,7 @@ replaced. A pattern's docstring says where the meaning of the bag and of the gra
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -18,8 +19,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from lucid_onnx.ops import quantized_embedding_bag
-from lucid_onnx.ops.embedding_bag import lowering, spec
+from lucid_onnx.ops import OPERATOR_OF, quantized_embedding_bag
+from lucid_onnx.ops.embedding_bag import spec
 
 from .expressions import Dim, Expression, Reader, constant, difference, inside, loop, make
 
@@ -862,7 +863,8 @@ class Standard:
             flat = _without_cast(indices)
             weights = next((e for p in parts if (e := _extended(p, table.rows)) is not None), None)
             mean = any(e.op == "Div" for e in (root, _first(root)) if e is not None)
-            modes = ("mean",) if mean else ("sum",) if weights is not None else ("sum", "max")
+            # A maximum looks for NaN, which ReduceMax would lose.
+            modes = ("mean",) if mean else ("max",) if any(e.op == "IsNaN" for e in parts) else ("sum",)
             for inputs in self._inputs(parts, flat, weights):
                 for attributes in self._attributes(parts, modes, two_d=inputs[1] is None):
                     bag = self._bag(table, inputs, attributes)
@@ -884,9 +886,6 @@ class Standard:
         attributes: spec.Attributes,
     ) -> Bag:
         return Bag(table.rows, *inputs, attributes)
-
-    def _lowered(self, bag: Bag, names: tuple[str, ...]) -> list[onnx.NodeProto]:
-        return lowering.nodes(bag.op, names, "output", bag.to_onnx(), self._opset, "_")
 
     def _inputs(
         self, parts: list[Expression], flat: Expression, weights: Expression | None
@@ -923,15 +922,22 @@ class Standard:
                     yield spec.Attributes(mode, padding_idx, max_norm, norm_type, last)
 
     def _written(self, bag: Bag) -> Expression:
-        names = tuple(bag.inputs)
-        nodes = self._lowered(bag, names)
-        graph = ir.serde.deserialize_graph(
-            onnx.helper.make_graph(nodes, "bag", [_untyped(n) for n in names], [_untyped("output")])
-        )
+        graph = _lowered(bag.op.name, tuple(bag.to_onnx().items()), self._opset)
         reader = Reader()
         reader.of.update(zip(graph.inputs, bag.inputs.values(), strict=True))
         reader.read(graph)
         return reader.of[graph.outputs[0]]
+
+
+@functools.lru_cache(maxsize=64)  # the bags of a model are often alike
+def _lowered(name: str, attributes: tuple[tuple[str, int | float], ...], opset: int) -> ir.Graph:
+    """The nodes of a bag in the standard form. Only to be read."""
+    operator = OPERATOR_OF[name]
+    inputs = operator.spec.VARIANTS[name].inputs
+    nodes = operator.lowering.nodes(operator.spec.VARIANTS[name], inputs, "output", dict(attributes), opset, "_")
+    return ir.serde.deserialize_graph(
+        onnx.helper.make_graph(nodes, "bag", [_untyped(i) for i in inputs], [_untyped("output")])
+    )
 
 
 #: How a number per row is put to the codes: the operator's node, and the number's name.
@@ -989,9 +995,6 @@ class QuantizedStandard(Standard):
         )
         assert table.codes is not None
         return QuantizedBag(table.rows, *inputs, meaning, codes=table.codes, second=table.second)
-
-    def _lowered(self, bag: Bag, names: tuple[str, ...]) -> list[onnx.NodeProto]:
-        return quantized_embedding_bag.lowering.nodes(bag.op, names, "output", bag.to_onnx(), self._opset, "_")
 
 
 def _untyped(name: str) -> onnx.ValueInfoProto:
