@@ -1,7 +1,7 @@
 """embedding_bag for ONNX: one file that runs on any ONNX Runtime, and at memory speed where our kernels are.
 
 Building models needs onnx alone; what runs them (`embedding_bag`, `InferenceSession`, `register`) imports
-onnxruntime when first used, and what rewrites them (`fuse`, `lower`) onnx-ir.
+onnxruntime when first used, and what rewrites them (`fuse`, `lower`, `quantize`) onnx-ir.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .ops.quantized_embedding_bag.table import QuantizedTable
 
 if TYPE_CHECKING:
     from .functional import embedding_bag, quantized_embedding_bag
-    from .rewrite import FuseReport, fuse, lower
+    from .rewrite import FuseReport, QuantizeReport, fuse, lower, quantize
     from .session import InferenceSession, register
 
 __version__ = "0.1.0"
@@ -24,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "FuseReport",
     "InferenceSession",
+    "QuantizeReport",
     "QuantizedTable",
     "build_model",
     "build_quantized_model",
@@ -32,6 +33,7 @@ __all__ = [
     "get_library_path",
     "lower",
     "make_node",
+    "quantize",
     "quantized_embedding_bag",
     "reference",
     "register",
@@ -47,6 +49,8 @@ _RUNS = {
     "FuseReport": "rewrite",
     "fuse": "rewrite",
     "lower": "rewrite",
+    "QuantizeReport": "rewrite",
+    "quantize": "rewrite",
 }
 
 

@@ -297,13 +297,16 @@ def convert(model: onnx.ModelProto, form: str) -> None:
     tables = _table_types(model)
     used: set[str] = set()
     prefixes = _free_prefixes(model)
-    for nodes in _node_lists(model):
+    # A function's names are its own: what the graph knows of the same ones says nothing of them.
+    lists = [(nodes, tables) for nodes in _within(model.graph.node)]
+    lists += [(nodes, {}) for function in model.functions for nodes in _within(function.node)]
+    for nodes, known in lists:
         expanded: list[onnx.NodeProto] = []
         for node in nodes:
             if node.domain != spec.DOMAIN:
                 expanded.append(node)
                 continue
-            attributes = _normalise(node, tables)
+            attributes = _normalise(node, known)
             used.add(node.op_type)
             if form == "standard":
                 operator = OPERATOR_OF[node.op_type]
@@ -565,17 +568,17 @@ def _set_import(imports: Any, used: set[str]) -> None:
 
 def _node_lists(model: onnx.ModelProto) -> Iterator[Any]:
     """Every list of nodes in a model: graph, subgraphs and functions; inner ones first."""
-
-    def within(nodes: Any) -> Iterator[Any]:
-        for node in nodes:
-            for attribute in node.attribute:
-                for graph in itertools.chain([attribute.g] if attribute.HasField("g") else [], attribute.graphs):
-                    yield from within(graph.node)
-        yield nodes
-
-    yield from within(model.graph.node)
+    yield from _within(model.graph.node)
     for function in model.functions:
-        yield from within(function.node)
+        yield from _within(function.node)
+
+
+def _within(nodes: Any) -> Iterator[Any]:
+    for node in nodes:
+        for attribute in node.attribute:
+            for graph in itertools.chain([attribute.g] if attribute.HasField("g") else [], attribute.graphs):
+                yield from _within(graph.node)
+    yield nodes
 
 
 def _free_prefixes(model: onnx.ModelProto) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The command ``lucid-onnx``: demo, build, run, info, inspect, fuse, lower.
+"""The command ``lucid-onnx``: demo, build, run, info, inspect, fuse, lower, quantize.
 
 What a user can get wrong ends as one line on stderr, ``lucid-onnx: error: ...``, and exit code 2. Anything else
 that goes wrong is a defect, and shows its traceback.
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
 import numpy as np
 import onnx
 
-from . import demo, info
+from . import checkpoint, demo, info
 from .builder import Replacing, build_model, save
 from .ops.embedding_bag import spec
 
@@ -40,7 +40,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     import onnxruntime
 
-    from .rewrite import FuseReport
+    from .rewrite import FuseReport, QuantizeReport
 
 EXIT_DIFFERS, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 _EXTRAS = "pip install 'lucid-onnx[cpu]' (or 'lucid-onnx[gpu]')"
@@ -57,11 +57,6 @@ _DTYPES = {
         **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
     }.items()
 }
-#: What safetensors calls the dtypes of a table.
-_SAFETENSORS = {
-    "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": spec.BFLOAT16, "F64": np.dtype("<f8")
-}  # fmt: skip
-_LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 #: What numpy.save makes of an array of ml_dtypes.bfloat16: items of two bytes.
 _RAW_BFLOAT16 = np.dtype("V2")
 
@@ -119,6 +114,7 @@ def _app() -> typer.Typer:
     app.command("inspect")(_inspect)
     app.command("fuse")(_fuse)
     app.command("lower")(_lower)
+    app.command("quantize")(_quantize)
     return app
 
 
@@ -394,15 +390,11 @@ def _fuse(
     fuse = _rewriting("fuse")
     _check_file(model)
     _check_output(output)
-    if report is not None:
-        _check_output(report, "--report")
-        if report.absolute() == output.absolute():
-            raise UserError(f"--report {report}: is the model to write")
+    _check_report(report, output)
     with _refused_model(model), _rewriting_files(model, output):
         found = fuse(model, output, form=form, assume_nonempty=assume_nonempty)
     if report is not None:
-        with _writing(report), Replacing(report) as files:
-            files.open(report.name).write(json.dumps(_finite(found.as_dict()), indent=2, allow_nan=False).encode())
+        _write_report(report, found)
     console = _console()
     _say(console, f"wrote {output} ({_bytes(output.stat().st_size)})")
     if report is not None:
@@ -434,6 +426,56 @@ def _lower(
     _say(console, f"wrote {output} ({_bytes(output.stat().st_size)}), {form} form")
 
 
+def _quantize(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The .onnx file.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The model to write; a file of that name is replaced.")
+    ],
+    dtype: Annotated[
+        str, typer.Option(help="int8 or int4 (symmetric), uint8 or uint4 (with a bias), float16 or bfloat16.")
+    ] = "int8",
+    min_bytes: Annotated[
+        int, typer.Option(parser=_integer, metavar="INTEGER", help="Leave tables with fewer bytes as they are.")
+    ] = 0,
+    form: Annotated[
+        str | None, typer.Option(help="portable, standard or native; by default that of the model.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Write what became of each table, as JSON.")] = None,
+) -> None:
+    """Make the tables of a model's bags smaller: codes of 8 or 4 bits with a scale per row, or 16-bit floats.
+
+    The error of a row is the length of what it lost, relative to its own. Bags that are written out as standard
+    operators are no bags yet: `lucid-onnx fuse` first. External tables are written to OUTPUT.data part by part.
+
+    Example: `lucid-onnx quantize fast.onnx -o small.onnx --dtype uint4`
+    """
+    quantize = _rewriting("quantize")
+    _check_file(model)
+    _check_output(output)
+    _check_report(report, output)
+    with _refused_model(model), _rewriting_files(model, output), _progress() as progress:
+        found = quantize(model, output, dtype=dtype, min_bytes=min_bytes, form=form, progress=progress)
+    if report is not None:
+        _write_report(report, found)
+    console = _console()
+    _say(console, f"wrote {output} ({_bytes(output.stat().st_size)})")
+    if report is not None:
+        _say(console, f"wrote {report}")
+    _show_quantized(console, found)
+
+
+def _check_report(report: Path | None, output: Path) -> None:
+    if report is not None:
+        _check_output(report, "--report")
+        if report.absolute() == output.absolute():
+            raise UserError(f"--report {report}: is the model to write")
+
+
+def _write_report(path: Path, report: FuseReport | QuantizeReport) -> None:
+    with _writing(path), Replacing(path) as files:
+        files.open(path.name).write(json.dumps(_finite(report.as_dict()), indent=2, allow_nan=False).encode())
+
+
 def _rewriting(name: str) -> Any:
     """A function of `lucid_onnx.rewrite`, which needs onnx-ir."""
     try:
@@ -448,7 +490,7 @@ def _refused_model(model: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        named = str(error).startswith((f"{model}: ", "form = "))
+        named = str(error).startswith((f"{model}: ", "form = ", "dtype = ", "min_bytes = "))
         raise UserError(str(error) if named else f"{model}: {error}") from error
 
 
@@ -598,52 +640,16 @@ def _read_table(table: str) -> np.ndarray:
 
 
 def _read_safetensors(path: str, key: str | None) -> np.ndarray:
-    """One tensor of a file, mapped: a length (8 bytes), that many bytes of JSON, then the data.
-
-    safetensors' own NumPy interface has no bfloat16 in every version, and copies.
-    """
-    broken = f"{path}: broken .safetensors file: "
-    with _reading(path), open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(size - 8, _LARGEST_HEADER):
-            raise UserError(f"{broken}a header of {length} bytes in a file of {size}")
-        text = file.read(length)
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{broken}its header is no JSON: {error}") from error
-    if not isinstance(header, dict):
-        raise UserError(f"{broken}its header is no JSON object")
-    header.pop("__metadata__", None)
-    if key is None and len(header) == 1:
-        key = next(iter(header))
-    if key not in header:
-        keys = ", ".join(header) or "none"
-        asked = "which tensor? add :KEY to the file's name" if key is None else f"no tensor {key!r}"
-        raise UserError(f"{path}: {asked}; it has: {keys}")
-    match header[key]:
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if all(
-            isinstance(d, int) and d >= 0 for d in shape
-        ):
-            pass
-        case _:
-            raise UserError(f"{broken}tensor {key!r} is described by {header[key]!r}")
-    if dtype not in _SAFETENSORS:
-        raise UserError(f"{path}: tensor {key!r} has dtype {dtype}, expected one of {', '.join(_SAFETENSORS)}")
-    itemsize, count = _SAFETENSORS[dtype].itemsize, 1
-    for d in shape:
-        count *= d
-    if not 0 <= begin <= end <= size - 8 - length or end - begin != count * itemsize:
-        raise UserError(
-            f"{broken}tensor {key!r}, {dtype} {shape}, lies at {begin} to {end} of {size - 8 - length} bytes of data"
-        )
-    if count == 0:
-        return np.empty(shape, _SAFETENSORS[dtype])
-    with _reading(path):
-        data = np.memmap(path, np.uint8, "r", 8 + length + begin, (end - begin,))
-    rows = np.asarray(data).view(_SAFETENSORS[dtype]).reshape(shape)
-    return _native_order(rows)
+    """One tensor of a file, mapped."""
+    with _refused(ValueError), _reading(path):
+        if key is None:
+            names = checkpoint.names(path)
+            if len(names) != 1:
+                raise UserError(
+                    f"{path}: which tensor? add :KEY to the file's name; it has: {', '.join(names) or 'none'}"
+                )
+            (key,) = names
+        return checkpoint.read(path, key)
 
 
 def _named_files(inputs: Iterable[str]) -> dict[str, str]:
@@ -889,6 +895,31 @@ def _show_fused(console: Console, report: FuseReport, verb: str) -> None:
         table = _table("left as it is", "looks like", "why")
         for u in report.unfused:
             table.add_row(Text(u.where), u.pattern, Text(u.reason))
+        console.print(table)
+
+
+def _show_quantized(console: Console, report: QuantizeReport) -> None:
+    if report.quantized:
+        columns = ("from", "to", "shape", "bytes before", "after", "largest row error", "of row", "mean row error")
+        table = _table("table", *columns, "bags")
+        for q in report.quantized:
+            table.add_row(
+                Text(q.table),
+                q.dtype_before,
+                q.dtype,
+                _shape(q.shape),
+                _bytes(q.bytes_before),
+                f"{_bytes(q.bytes_after)} ({q.bytes_before / q.bytes_after:.2f}x smaller)",
+                f"{q.largest_row_error:.3g}",
+                "-" if q.worst_row is None else str(q.worst_row),
+                f"{q.mean_row_error:.3g}",
+                Text(", ".join(q.bags)),
+            )
+        console.print(table)
+    if report.unquantized:
+        table = _table("left as it is", "why", "bags")
+        for u in report.unquantized:
+            table.add_row(Text(u.table), Text(u.reason), Text(", ".join(u.bags)))
         console.print(table)
 
 

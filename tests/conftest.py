@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -28,3 +31,22 @@ def native() -> None:
         lucid_onnx.get_library_path()
     except FileNotFoundError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def translations() -> Iterator[None]:
+    """torch reads the sources of its own 500 translations anew for every export, which is half of its time.
+
+    Where it does so is its own affair: if that place moves, the tests are slower and no less true.
+    """
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    with pytest.MonkeyPatch.context() as patch:
+        one = torch.ones(1, 1)
+        torch.onnx.export(
+            torch.nn.Linear(1, 1).eval(), (one,), dynamo=True, verbose=False
+        )  # so that the place is there
+        for name, apis in list(sys.modules.items()):
+            if name.startswith("onnxscript._framework_apis.") and hasattr(apis, "get_torchlib_ops"):
+                patch.setattr(apis, "get_torchlib_ops", functools.cache(apis.get_torchlib_ops))
+        yield

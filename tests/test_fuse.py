@@ -22,6 +22,7 @@ from lucid_onnx import cli
 from lucid_onnx.conformance import case_model
 from lucid_onnx.ops.embedding_bag import cases as named
 from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.ops.quantized_embedding_bag import cases as quantized
 
 pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -621,6 +622,65 @@ def test_what_was_lowered_comes_back(opset: int, constant: bool) -> None:
         assert report.unfused == ()
 
 
+def test_codes_that_were_lowered_come_back() -> None:
+    """A case for each kind of codes and number beside the scale, in an opset and with a table of its turn."""
+    chosen = [
+        c for c in quantized.all_cases().values() if "_dim_" not in c.name or c.name.endswith(("_0", "_1", "_15"))
+    ]
+    for k, case in enumerate(chosen[:: max(1, len(chosen) // 40)]):
+        opset, constant = OPSETS[k % 3], k % 2 == 0
+        expected = case_model(case, "native", opset, constant=constant)
+        report = lucid_onnx.fuse(case_model(case, "standard", opset, constant=constant), form="native")
+        (found,), (wanted,) = report.model.graph.node, expected.graph.node
+        assert (found.op_type, list(found.input)) == (wanted.op_type, list(wanted.input)), case.name
+        assert attributes(found) == attributes(wanted), case.name
+        assert interface(report.model) == interface(expected)
+        assert report.unfused == ()
+        (fused,) = report.fused
+        assert (fused.pattern, fused.table) == ("standard form of codes", "codes")
+        assert (fused.table_dtype, fused.table_shape[1]) == (case.attributes.codes_type, case.table.shape[1])
+        held = sum(a.nbytes for n, a in case.inputs.items() if n in ("codes", "scale", "zero_point", "bias"))
+        assert fused.table_bytes == (held if constant else None)
+
+
+def test_a_quantised_model_is_lowered_and_fused_to_itself() -> None:
+    nodes = [
+        lucid_onnx.make_node("t", "i", "o", "a", mode="max", padding_idx=1, name="first"),
+        lucid_onnx.make_node("t", "i", "o", "b", mode="mean", max_norm=0.1, norm_type=3.0),
+    ]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [info(n, TensorProto.INT32, [d]) for n, d in (("i", "n"), ("o", "b"))],
+        [info(n, TensorProto.FLOAT, ["b", 13]) for n in "ab"],
+        [numpy_helper.from_array(np.random.default_rng(0).standard_normal((20, 13)).astype(np.float32), "t")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    for dtype in ("int8", "uint4"):
+        small = lucid_onnx.quantize(model, dtype=dtype).model
+        back = lucid_onnx.fuse(lucid_onnx.lower(small), form="native").model
+        assert [attributes(n) for n in bags(back)] == [attributes(n) for n in bags(small)]
+        assert [(n.op_type, n.input, n.output) for n in bags(back)] == [
+            (n.op_type, n.input, n.output) for n in bags(small)
+        ]
+        assert back.graph.initializer == small.graph.initializer
+
+
+def test_changed_codes_stay() -> None:
+    table = lucid_onnx.QuantizedTable.quantize(np.eye(3, 5, dtype=np.float32), "int4")
+    standard = lucid_onnx.build_quantized_model(table, mode="sum", form="standard")
+    assert len(lucid_onnx.fuse(standard).fused) == 1
+    swaps = {"Add": "Sub", "Sub": "Add", "Floor": "Ceil", "Mul": "Div"}
+    places = [k for k, node in enumerate(standard.graph.node) if node.op_type in swaps]
+    assert len(places) > 30
+    for k in places[::12]:
+        model = onnx.ModelProto()
+        model.CopyFrom(standard)
+        model.graph.node[k].op_type = swaps[model.graph.node[k].op_type]
+        assert bags(lucid_onnx.fuse(model).model) == [], f"{k}: {standard.graph.node[k].op_type}"
+
+
 def test_two_bags_of_a_lowered_graph_come_back() -> None:
     graph = helper.make_graph(
         [
@@ -656,8 +716,6 @@ def test_a_changed_standard_form_stays() -> None:
         model.graph.node[k].op_type = swaps[model.graph.node[k].op_type]
         assert bags(lucid_onnx.fuse(model).model) == [], f"{k}: {standard.graph.node[k].op_type}"
 
-
-# ---- Gather and a reduction.
 
 V, D = 10, 4
 
@@ -708,6 +766,197 @@ def same_as_before(model: onnx.ModelProto, report: Any, feed: dict[str, np.ndarr
     expected = results(model, feed, native=False)[0]
     for way, native in expressions_of(report.model).values():
         np.testing.assert_allclose(results(way, feed, native=native)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+# ---- One bag after another.
+
+
+def unrolled(
+    bounds: Any = "o",
+    *,
+    op: str = "ReduceSum",
+    bags: int = 3,
+    weighted: bool = False,
+    keepdims: int = 0,
+    sizes: tuple[Any, Any] = (8, 3),
+    end: int | None = 2**63 - 1,
+    change: Callable[[int, list[str]], None] | None = None,
+) -> onnx.ModelProto:
+    """Bags over a table [10, 4], each of nodes of its own; ``bounds``: numbers, or those of the input ``o``."""
+    g = Small(shape=sizes[:1], opset=17)
+    g.inputs["o"] = (TensorProto.INT64, sizes[1:])
+    if weighted:
+        g.inputs["w"] = (TensorProto.FLOAT, sizes[:1])
+    if bounds == "o" and end is not None:
+        bounds = g("Concat", "o", np.array([end]), axis=0)
+    elif bounds == "o":
+        bounds = g("Identity", "o")
+    parts = []
+    for k in range(bags):
+        if isinstance(bounds, str):
+            at = [g("Unsqueeze", g("Gather", bounds, np.array(i)), np.array([0])) for i in (k, k + 1)]
+        else:
+            at = [np.array([n]) for n in bounds[k]]
+        operands = ["table", "i"]
+        if change is not None:
+            change(k, operands)
+        rows = g("Gather", operands[0], g("Slice", operands[1], *at, np.array([0])))
+        if weighted:
+            rows = g("Mul", rows, g("Unsqueeze", g("Slice", "w", *at, np.array([0])), np.array([1])))
+        reduced = g.reduced(rows, op, 0, keepdims)
+        parts.append(reduced if keepdims else g("Unsqueeze", reduced, np.array([0])))
+    model = g.model(g("Concat", *parts, axis=0))
+    if not isinstance(bounds, str):
+        del model.graph.input[1]
+    return model
+
+
+UNROLLED: dict[str, tuple[dict[str, Any], bool]] = {
+    **{op: ({"op": op}, False) for op in ("ReduceSum", "ReduceMean", "ReduceMax")},
+    "weights": ({"weighted": True}, False),
+    "kept axes": ({"keepdims": 1}, False),
+    "with their end": ({"end": None, "bags": 2}, True),
+    "numbers": ({"bounds": [(0, 3), (3, 5), (5, 8)], "op": "ReduceMean"}, True),
+    "numbers that leave some": ({"bounds": [(0, 3), (3, 3)], "bags": 2}, True),
+}
+
+
+@pytest.mark.parametrize("name", UNROLLED)
+def test_bags_that_are_written_out_are_one(name: str) -> None:
+    arguments, last = UNROLLED[name]
+    model = unrolled(**arguments)
+    report = lucid_onnx.fuse(model)
+    (fused,) = report.fused
+    op = spec.variant(two_d=False, weighted="weighted" in arguments).name
+    assert (fused.op, fused.pattern, fused.include_last_offset) == (op, "unrolled bags", last)
+    assert report.unfused == ()
+    assert [n.op_type for n in report.model.graph.node if n.op_type != "Constant"] == [op]
+    feed = {"i": INDICES, "o": STARTS, "w": FACTORS}
+    names = {v.name for v in model.graph.input}
+    same_as_before(model, report, {n: a for n, a in feed.items() if n in names})
+    if arguments.get("op", "ReduceSum") == "ReduceSum" and "o" in names:  # empty ones too
+        same_as_before(model, report, {n: feed[n] if n != "o" else np.array([0, 0, 8]) for n in names})
+
+
+def test_what_only_looks_like_bags_one_after_another_stays() -> None:
+    def another_table(k: int, operands: list[str]) -> None:
+        if k == 1:
+            operands[0] = "other"
+
+    other = unrolled(change=another_table)
+    other.graph.initializer.append(numpy_helper.from_array(np.ones((V, D), np.float32), "other"))
+    order = unrolled()
+    order.graph.node[-1].input[:] = reversed(order.graph.node[-1].input)
+    mixed = unrolled()
+    node = [n for n in mixed.graph.node if n.op_type == "ReduceSum"][1]
+    node.op_type = "ReduceMean"
+    del node.input[1:]
+    node.attribute.append(helper.make_attribute("axes", [0]))
+    stay = {
+        "it has the constant [[1., 1., 1., 1.]": other,
+        "where such a bag has": order,
+        "it has ReduceMean": mixed,
+        "it has 3 bags, which takes 3 offsets, and how many there are is 'bags'": unrolled(sizes=(8, "bags")),
+        "it has 2 bags, which takes 2 offsets, and how many there are is 3": unrolled(bags=2),
+        "its first bag begins at 1, not at 0": unrolled([(1, 3), (3, 5), (5, 8)]),
+        "bag 0 ends at 3, and bag 1 begins at 4": unrolled([(0, 3), (4, 5), (5, 8)]),
+        "bag 1 goes from 3 to 3, and its mean is no row of zeros": unrolled([(0, 3), (3, 3), (3, 8)], op="ReduceMean"),
+        "its bags end at 9, and the number of indices is 8": unrolled([(0, 3), (3, 5), (5, 9)]),
+        "its bags end at 8, and the number of indices is 'n'": unrolled([(0, 3), (3, 5), (5, 8)], sizes=("n", 3)),
+    }
+    for why, model in stay.items():
+        report = lucid_onnx.fuse(model)
+        assert (report.fused, report.model) == ((), model), why
+        assert [u.pattern for u in report.unfused] == ["unrolled bags"], why
+        assert why in report.unfused[0].reason, report.unfused
+
+
+@pytest.mark.parametrize("name", ["sum", "mean", "weights", "last"])
+def test_torchs_oldest_exports_are_bags(name: str, tmp_path: Path) -> None:
+    """At opset 10 torch writes out as many bags as there were offsets; the model is raised to an opset of bags."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    keywords: dict[str, Any] = {"mode": "mean" if name == "mean" else "sum", "include_last_offset": name == "last"}
+    feed = {"i": INDICES, "o": ENDS if name == "last" else STARTS, **({"w": FACTORS} if name == "weights" else {})}
+    module, arguments = prepared(keywords, feed)
+    path = tmp_path / "old.onnx"
+    axes = {n: {0: "n"} for n in feed if n != "o"}
+    torch.onnx.export(
+        module, arguments, str(path), dynamo=False, opset_version=10, input_names=list(feed), dynamic_axes=axes
+    )
+    report = lucid_onnx.fuse(path)
+    assert [f.pattern for f in report.fused] == ["unrolled bags"]
+    assert [n.op_type for n in report.model.graph.node] == [report.fused[0].op]
+    export = Export(path, module, tuple(feed))
+    calls = [feed, {**feed, "o": np.array([0, 0, 8, 8])[: len(feed["o"])]}]
+    for call in calls:
+        np.testing.assert_allclose(results(report.model, call)[0], eager(export, call), rtol=1e-5, atol=1e-6)
+
+
+# ---- Bags in functions.
+
+
+def in_function(op: str = "ReduceSum", *, other: np.ndarray | None = None, opset: int = 18) -> onnx.ModelProto:
+    """A function with a Gather and a reduction, called by the graph and by another function."""
+    table = np.random.default_rng(0).standard_normal((V, D)).astype(np.float32)
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("mine", 1)]
+    axes = helper.make_node("Constant", [], ["axes"], value_ints=[1])
+    inner = [helper.make_node("Gather", ["t", "i"], ["r"]), axes]
+    inner.append(helper.make_node(op, ["r", "axes"], ["y"], keepdims=0))
+    outer = [helper.make_node("Pool", ["t", "i"], ["y"], domain="mine"), helper.make_node("Relu", ["y"], ["z"])]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [
+            helper.make_node("Outer", ["u", "i"], ["b"], domain="mine"),
+            helper.make_node("Pool", ["table", "i"], ["a"], domain="mine"),
+        ],
+        "g",
+        [info("i", TensorProto.INT64, ["b", 3])],
+        [info("a", TensorProto.FLOAT, ["b", D]), info("b", TensorProto.FLOAT, ["b", None])],
+        # The function's own name of its table is that of something else in the graph.
+        [
+            numpy_helper.from_array(table, "table"),
+            numpy_helper.from_array(-table[:, :2] if other is None else other, "u"),
+            numpy_helper.from_array(np.zeros((2, 2)), "t"),
+        ],
+    )
+    functions = [
+        helper.make_function("mine", "Outer", ["t", "i"], ["z"], outer, imports),
+        helper.make_function("mine", "Pool", ["t", "i"], ["y"], inner, imports[:1]),
+    ]
+    return helper.make_model(
+        graph, functions=functions, opset_imports=[helper.make_opsetid("", 18), imports[1]], ir_version=8
+    )
+
+
+@pytest.mark.parametrize("op", ["ReduceSum", "ReduceMax"])
+def test_bags_in_functions(op: str) -> None:
+    """Once in the function, whose tables are of one type but not of one shape; the length of the bags is 3 to all."""
+    model = in_function(op)
+    report = lucid_onnx.fuse(model)
+    (fused,) = report.fused
+    assert fused.where == "node 'y' (" + op + ") in function 'Pool'"
+    assert (fused.op, fused.table, fused.table_shape) == ("EmbeddingBag2D", "t", (V, None))
+    (pool,) = [f for f in report.model.functions if f.name == "Pool"]
+    assert [n.op_type for n in pool.node] == ["EmbeddingBag2D"]
+    assert [n.op_type for n in report.model.graph.node] == ["Outer", "Pool"]
+    assert attributes(pool.node[0])["stash_type"] == TensorProto.FLOAT
+    onnx.checker.check_model(report.model, full_check=True)
+    feed = {"i": np.array([[1, 2, 3], [9, 9, 0]])}
+    expected = results(model, feed, native=False)
+    for way, native in expressions_of(report.model).values():
+        for found, e in zip(results(way, feed, native=native), expected, strict=True):
+            np.testing.assert_allclose(found, e, rtol=1e-5, atol=1e-6)
+
+
+def test_functions_whose_calls_differ_keep_their_nodes() -> None:
+    """One call has a table of doubles, another one of floats; and a function of another opset is not searched."""
+    table = np.ones((V, 2))
+    for model in (in_function(other=table), in_function(opset=19)):
+        model.graph.output[1].type.tensor_type.elem_type = TensorProto.DOUBLE if model.functions[0] else 1
+        assert lucid_onnx.fuse(model).fused == ()
+
+
+# ---- Gather and a reduction.
 
 
 @pytest.mark.parametrize("opset", [13, 17, 18])

@@ -295,17 +295,15 @@ def test_torch_agrees(kind: str, bits: int, weighted: bool, native: None) -> Non
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     indices = random.randint(0, 100, sum(lengths))
     weights = random.standard_normal(len(indices)).astype(np.float32) if weighted else None
-    if bits == 8:
-        packed = torch.ops.quantized.embedding_bag_byte_prepack(torch.from_numpy(weight)).numpy()
-        codes = packed[:, :32]
-        scale, bias = packed[:, 32:].copy().view(np.float32).T
-        pool = torch.ops.quantized.embedding_bag_byte_rowwise_offsets
-    else:
-        packed = torch.ops.quantized.embedding_bag_4bit_prepack(torch.from_numpy(weight)).numpy()
-        codes = packed[:, :16]
-        scale, bias = packed[:, 16:].copy().view(np.float16).T.astype(np.float32)
-        pool = torch.ops.quantized.embedding_bag_4bit_rowwise_offsets
-    table = QuantizedTable(np.ascontiguousarray(codes), kind, 32, scale, bias=bias)
+    prefix = f"embedding_bag_{'byte' if bits == 8 else '4bit'}"
+    packed = getattr(torch.ops.quantized, f"{prefix}_prepack")(torch.from_numpy(weight)).numpy()
+    pool = getattr(torch.ops.quantized, f"{prefix}_rowwise_offsets")
+    table = QuantizedTable.from_torch_prepacked(packed, kind)
+    assert table.shape == weight.shape
+    assert table.codes.flags.c_contiguous
+    unpacked = getattr(torch.ops.quantized, f"{prefix}_unpack")(torch.from_numpy(packed)).numpy()
+    # torch multiplies and adds in float32; what it means is the same numbers.
+    np.testing.assert_allclose(table.dequantize(), unpacked, rtol=0, atol=2.0**-22 * np.abs(weight).max())
     expected = pool(
         torch.from_numpy(packed),
         torch.from_numpy(indices),
@@ -320,7 +318,25 @@ def test_torch_agrees(kind: str, bits: int, weighted: bool, native: None) -> Non
     np.testing.assert_allclose(got, expected, atol=2e-5)
     # And our quantisation is torch's, up to the half precision that its 4-bit rows keep their scale in.
     ours = QuantizedTable.quantize(weight, kind).dequantize()
-    np.testing.assert_allclose(ours, table.dequantize(), atol=float(scale.max()) * (1.01 if bits == 4 else 0.01))
+    np.testing.assert_allclose(ours, table.dequantize(), atol=float(table.scale.max()) * (1.01 if bits == 4 else 0.01))
+
+
+def test_prepacked_rows_that_are_none_are_refused() -> None:
+    rows = np.zeros((3, 12), np.uint8)
+    assert QuantizedTable.from_torch_prepacked(rows, "uint8").shape == (3, 4)
+    assert QuantizedTable.from_torch_prepacked(rows, "uint4").shape == (3, 16)
+    assert QuantizedTable.from_torch_prepacked(rows[:, :8], "uint8").shape == (3, 0)
+    with pytest.raises(ValueError, match=re.escape("dtype = 'int8' is not one of uint8, uint4")):
+        QuantizedTable.from_torch_prepacked(rows, "int8")
+    with pytest.raises(TypeError, match="packed has dtype int8, expected uint8"):
+        QuantizedTable.from_torch_prepacked(rows.view(np.int8), "uint8")
+    with pytest.raises(ValueError, match=re.escape("packed has shape [3, 7], expected [V, codes + 8]")):
+        QuantizedTable.from_torch_prepacked(rows[:, :7], "uint8")
+    with pytest.raises(ValueError, match=re.escape("packed has shape [36], expected [V, codes + 4]")):
+        QuantizedTable.from_torch_prepacked(rows.reshape(-1), "uint4")
+    rows[1, -4:] = np.frombuffer(np.float32(np.inf).tobytes(), np.uint8)
+    with pytest.raises(ValueError, match=re.escape("packed[1] has the bias inf; is it uint8?")):
+        QuantizedTable.from_torch_prepacked(rows, "uint8")
 
 
 def test_reference_refuses_weights_of_another_dtype() -> None:

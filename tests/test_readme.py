@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 
 def python_blocks() -> list[str]:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 8
     return blocks
 
 
@@ -25,12 +26,16 @@ def test_blocks_run(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
     blocks = [block for block in python_blocks() if "import torch" not in block]
-    assert len(blocks) == 5
+    assert len(blocks) == 7
     monkeypatch.chdir(tmp_path)
     # What an exporter would have left: torch is not needed for a graph of standard operators.
     exported = lucid_onnx.build_model(np.eye(3, dtype=np.float32), mode="sum", form="standard")
     onnx.save(exported, "exported.onnx")
-    names: dict[str, object] = {}
+    rows = np.eye(4, 3, dtype=np.float32)
+    entry = {"dtype": "F32", "shape": [4, 3], "data_offsets": [0, rows.nbytes]}
+    header = json.dumps({"bag.weight": entry}).encode()
+    (tmp_path / "ranker.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + rows.tobytes())
+    names: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
     table = names["table"]
@@ -40,6 +45,9 @@ def test_blocks_run(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     # Half a step of 4 bits over [0, 1), and a float's rounding.
     np.testing.assert_allclose(names["pooled_codes"], means, atol=0.5 / 15 + 1e-6)
     assert (tmp_path / "bag.onnx").is_file()
+    assert onnx.load("small.onnx").graph.node[0].op_type == "QuantizedEmbeddingBagBias"
+    assert (tmp_path / "small.onnx").stat().st_size < (tmp_path / "large.onnx").stat().st_size / 4
+    assert names["bag_model"] == lucid_onnx.build_model(rows, padding_idx=0)
     assert [n.op_type for n in onnx.load("fast.onnx").graph.node] == ["EmbeddingBag"]
     assert b"ai.lucid" not in (tmp_path / "anywhere.onnx").read_bytes()
 

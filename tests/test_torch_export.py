@@ -45,17 +45,8 @@ def _the_same_numbers_in_every_run() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _translations_read_once() -> Iterator[None]:
-    """torch reads the sources of its own 500 translations anew for every export, which is half of its time.
-
-    Where it does so is its own affair: if that place moves, the tests are slower and no less true.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        from_torch.export(nn.Linear(1, 1).eval(), (torch.ones(1, 1),))  # so that the place is there
-        for name, apis in list(sys.modules.items()):
-            if name.startswith("onnxscript._framework_apis.") and hasattr(apis, "get_torchlib_ops"):
-                patch.setattr(apis, "get_torchlib_ops", functools.cache(apis.get_torchlib_ops))
-        yield
+def _translations_read_once(translations: None) -> None:
+    """For every test of this file."""
 
 
 # ---- From arrays to tensors and back, and from a case to a module.
@@ -282,7 +273,7 @@ def modules(draw: st.DrawFn) -> tuple[Case, Case]:
     return example, dataclasses.replace(other, weight=example.weight)
 
 
-@settings(max_examples=5)  # an export takes a second
+@settings(max_examples=2)  # an export takes seconds; tests/test_sweep.py has more of them
 @given(st.lists(modules(), min_size=2, max_size=5))
 def test_any_modules(calls: list[tuple[Case, Case]]) -> None:
     check_together(calls)

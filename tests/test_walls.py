@@ -150,8 +150,15 @@ TOOLS: dict[str, set[str]] = {
     "torch": {"builder"},
     "info": {"session", "library", "__version__"},
     "demo": {"builder", "info", "reference", "session", "InferenceSession"},
-    "cli": {"builder", "info", "demo", "session", "library", "reference", "functional", "InferenceSession", "rewrite"},
-    **{name: {"builder", "rewrite"} for name in ("files", "fusion", "lowering", "patterns")},  # in rewrite/
+    "checkpoint": set(),
+    "lucid": {"builder", "checkpoint"},
+    "cli": {
+        *("builder", "checkpoint", "info", "demo", "session", "library", "reference", "functional"),
+        *("InferenceSession", "rewrite"),
+    },
+    **{
+        name: {"builder", "rewrite"} for name in ("files", "fusion", "lowering", "patterns", "quantization")
+    },  # in rewrite/
 }
 #: Who may import what, beyond the standard library, NumPy, onnx and ml_dtypes; the others only lazily.
 EAGER = {

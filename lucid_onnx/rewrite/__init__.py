@@ -1,4 +1,7 @@
-"""Bags into models that were made without them, and out again: `fuse` and `lower`. Needs onnx-ir."""
+"""Bags into models that were made without them, and out again: `fuse`, `lower`; smaller tables: `quantize`.
+
+Needs onnx-ir.
+"""
 
 from __future__ import annotations
 
@@ -11,5 +14,16 @@ except ModuleNotFoundError as error:
         "lucid_onnx rewrites models with onnx-ir, which is not installed: pip install 'lucid-onnx[rewrite]'"
     ) from error
 from .lowering import lower
+from .quantization import Quantized, QuantizeReport, Unquantized, quantize
 
-__all__ = ["FuseReport", "Fused", "Unfused", "fuse", "lower"]
+__all__ = [
+    "FuseReport",
+    "Fused",
+    "QuantizeReport",
+    "Quantized",
+    "Unfused",
+    "Unquantized",
+    "fuse",
+    "lower",
+    "quantize",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import google.protobuf.message
@@ -87,17 +87,17 @@ def write(model: onnx.ModelProto, output: str | os.PathLike[str], folder: Path |
     output = Path(output)
     if output.is_dir():
         raise IsADirectoryError(f"{output} is a folder")
-    tensors = [t for t in _tensors(model) if t.data_location == TensorProto.EXTERNAL]
-    if not tensors:
+    external = [t for t in tensors(model) if t.data_location == TensorProto.EXTERNAL]
+    if not external:
         save(model, output)
         return
     if folder is None:
         raise ValueError(
-            f"initializer {tensors[0].name!r} is external data that was not loaded: give the path of the model"
+            f"initializer {external[0].name!r} is external data that was not loaded: give the path of the model"
         )
-    sources = {name: _source(folder, name, tensors) for name in dict.fromkeys(_location(t) for t in tensors)}
-    for name, source in sources.items():
-        if output.exists() and output.samefile(source):
+    sources = {name: source(folder, name, external) for name in dict.fromkeys(location(t) for t in external)}
+    for name, path in sources.items():
+        if output.exists() and output.samefile(path):
             raise ValueError(f"{output} is the external data {name!r} of the model")
     with Replacing(output) as files:
         if not output.parent.samefile(folder):
@@ -115,19 +115,20 @@ def _moved(model: onnx.ModelProto, sources: dict[str, Path], output: Path, files
             raise ValueError(f"{output.parent / target} is the external data of the model, and would be replaced")
         with source.open("rb") as stream:
             shutil.copyfileobj(stream, files.open(target), _CHUNK)
-        for tensor in _tensors(copy):
-            if tensor.data_location == TensorProto.EXTERNAL and _location(tensor) == name:
+        for tensor in tensors(copy):
+            if tensor.data_location == TensorProto.EXTERNAL and location(tensor) == name:
                 for entry in tensor.external_data:
                     if entry.key == "location":
                         entry.value = f"\0{target}"  # no other file's name, should one be called like a copy
-    for tensor in _tensors(copy):
+    for tensor in tensors(copy):
         for entry in tensor.external_data:
             if entry.key == "location":
                 entry.value = entry.value.removeprefix("\0")
     return copy
 
 
-def _location(tensor: onnx.TensorProto) -> str:
+def location(tensor: onnx.TensorProto) -> str:
+    """The name of the file that external data is in, which must be in the model's folder."""
     found = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
     path = PurePosixPath(found.replace("\\", "/"))
     if not found or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
@@ -135,15 +136,16 @@ def _location(tensor: onnx.TensorProto) -> str:
     return found
 
 
-def _source(folder: Path, name: str, tensors: list[onnx.TensorProto]) -> Path:
+def source(folder: Path, name: str, external: Sequence[onnx.TensorProto]) -> Path:
+    """The file of that `location`, which one of the tensors has its data in."""
     path = folder / name
     if not path.is_file():
-        owner = next(t.name for t in tensors if _location(t) == name)
+        owner = next(t.name for t in external if location(t) == name)
         raise FileNotFoundError(2, f"initializer {owner!r} has its data there, and there is no such file", str(path))
     return path
 
 
-def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every tensor of a model: of its graphs and of its nodes' attributes."""
 
     def of_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from onnx import helper, version_converter
 from onnx_ir.external_data import set_base_dir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from lucid_onnx.builder import FORMS, Form, convert, make_node
+from lucid_onnx.builder import FORMS, Form, convert
 from lucid_onnx.ops.embedding_bag import spec
 
 from . import files, patterns
@@ -83,18 +83,21 @@ def fuse(
     """Find the bags that a model has written out, and put one node in the place of each.
 
     Found are nn.EmbeddingBag as torch exports it (dynamo or not, optimized or not, and as an ATen node), a Gather
-    over indices [B, L] with a reduction over L, and what `lower` makes. A graph is fused only if it is, node for node
-    and up to what changes no value, what such a bag is written as; `lucid_onnx.rewrite.patterns` says where the two
-    differ all the same. Above all, a bag refuses a negative index, where ONNX's Gather counts from the end.
+    over indices [B, L] with a reduction over L, a fixed number of bags written out one after another, and what
+    `lower` makes, of codes too. A graph is fused only if it is, node for node and up to what changes no value, what
+    such a bag is written as; `lucid_onnx.rewrite.patterns` says where the two differ all the same. Above all, a bag
+    refuses a negative index, where ONNX's Gather counts from the end.
 
     Inputs, outputs and metadata keep their names and order, and tables stay where they are: external data is neither
     loaded nor changed, and is copied only if ``output`` is in another folder. A model whose opset is below 16 is
-    raised to 18 where it has a bag. Bodies of model-local functions are not searched.
+    raised to 18 where it has a bag. In the body of a model-local function that imports the model's opset a bag is
+    found if all calls of it agree in the types that the bag needs to know.
 
     Args:
         model: a path, or a model; it is not changed.
         output: where to write the result; it appears whole or not at all, and may be the input's path.
-        form: the form of all ``ai.lucid`` nodes in the result, as in `lucid_onnx.to_form`.
+        form: the form of all ``ai.lucid`` nodes in the result, as in `lucid_onnx.to_form`. Strict shape inference fails
+            where a function of the model has a node in the "native" form, whose type it cannot know.
         assume_nonempty: indices [B, L] under a mean or a maximum have L > 0, though the model does not say so.
 
     Raises:
@@ -195,16 +198,31 @@ class _Search:
         self._patterns: dict[str, patterns.Pattern] = {
             "torch legacy export": patterns.torch_legacy,
             "torch dynamo export": patterns.torch_dynamo,
+            "unrolled bags": patterns.unrolled,
             "standard form": patterns.Standard(_opset(model.graph.opset_imports)),
+            "standard form of codes": patterns.QuantizedStandard(_opset(model.graph.opset_imports)),
             "Gather and reduction": patterns.GatherReduce(assume_nonempty=assume_nonempty),
         }
         self._names = _free_names(model)
         self._within: dict[ir.Graph, ir.Graph | None] = {}
         self._told: set[ir.Node] = set()  # parts of what is listed already
+        self._inside = ""  # which function is searched
 
     def run(self) -> None:
         self._reader.read(self._model.graph)
         self._search(self._model.graph, None)
+        readers: dict[ir.Graph | ir.Function, Reader] = {self._model.graph: self._reader}
+        opset = _opset(self._model.graph.opset_imports)
+        for function in _callers_first(self._model):
+            arguments = [
+                [None if v is None else reader.of[v] for v in node.inputs]
+                for caller, reader in readers.items()
+                for node in _calls(caller, function)
+            ]
+            self._reader = readers[function] = _function_reader(function, arguments)
+            if arguments and _opset(function.opset_imports) == opset:
+                self._inside = f" in function {function.name!r}"
+                self._search(function.graph, None)
 
     def _search(self, graph: ir.Graph, outer: ir.Graph | None) -> None:
         self._within[graph] = outer
@@ -235,7 +253,7 @@ class _Search:
         if refused is None and (reason := _resembles(root)) is not None:
             refused = ("Loop", reason)
         if refused is not None and node not in self._told:
-            self.unfused.append(Unfused(_where(node), *refused))
+            self.unfused.append(Unfused(_where(node) + self._inside, *refused))
             inner: Expression | None = root
             while inner is not None:
                 if inner.value is not None and (producer := inner.value.producer()) is not None:
@@ -255,29 +273,16 @@ class _Search:
         if reason is None and bag is not None:
             self._replace(node, node.outputs[0], bag, "ATen node")
         elif reason is not None:
-            self.unfused.append(Unfused(_where(node), "ATen node", reason))
+            self.unfused.append(Unfused(_where(node) + self._inside, "ATen node", reason))
 
     def _replace(self, node: ir.Node, value: ir.Value, bag: patterns.Bag, pattern: str) -> None:
         graph = node.graph
         assert isinstance(graph, ir.Graph)
-        where, name = _where(node), value.name or next(self._names)
+        where, name = _where(node) + self._inside, value.name or next(self._names)
         inputs = {i: self._value(e, graph, node) for i, e in bag.inputs.items()}
-        given = helper.get_attribute_value
         a = bag.attributes
-        written = make_node(
-            *("weight", "indices"),
-            None if bag.offsets is None else "offsets",
-            per_sample_weights=None if bag.per_sample_weights is None else "per_sample_weights",
-            mode=a.mode,
-            max_norm=a.max_norm,
-            norm_type=a.norm_type,
-            padding_idx=a.padding_idx,
-            include_last_offset=a.include_last_offset,
-            weight_dtype=bag.table_dtype,
-        )
-        attributes = {x.name: given(x) for x in written.attribute}
         value.name = f"{name}_unfused"
-        new = ir.node(written.op_type, [inputs[i] for i in bag.op.inputs], attributes, domain=spec.DOMAIN)
+        new = ir.node(bag.op.name, [inputs[i] for i in bag.op.inputs], bag.to_onnx(), domain=spec.DOMAIN)
         nodes = [new]
         if bag.keepdims:
             new.outputs[0].name = next(self._names)
@@ -296,8 +301,8 @@ class _Search:
                 pattern,
                 bag.op.name,
                 a.mode,
-                inputs["weight"].name or "",
-                bag.weight.dims or (),
+                inputs[next(iter(bag.table))].name or "",
+                bag.table_shape,
                 bag.table_dtype,
                 _bytes(bag),
                 a.padding_idx,
@@ -349,6 +354,44 @@ class _Search:
         return graph is not None and graph is owner
 
 
+def _callers_first(model: ir.Model) -> list[ir.Function]:
+    """The functions of others, each behind those that call it."""
+    waiting = [f for f in model.functions.values() if f.domain != spec.DOMAIN]
+    ordered: list[ir.Function] = []
+    while waiting:
+        ready = [f for f in waiting if not any(any(_calls(g, f)) for g in waiting if g is not f)]
+        if not ready:  # they call each other, which is no model
+            return ordered
+        ordered += ready
+        waiting = [f for f in waiting if f not in ready]
+    return ordered
+
+
+def _calls(graph: ir.Graph | ir.Function, function: ir.Function) -> Iterator[ir.Node]:
+    """The nodes that call a function, in a graph and in what is inside of it."""
+    for node in ir.traversal.RecursiveGraphIterator(graph):
+        if (node.domain, node.op_type) == (function.domain, function.name):
+            yield node
+
+
+def _function_reader(function: ir.Function, arguments: Sequence[Sequence[Expression | None]]) -> Reader:
+    """The expressions of a function's values. Of its inputs is known what all calls agree in."""
+    reader = Reader()
+    for k, value in enumerate(function.inputs):
+        given = [a[k] if k < len(a) else None for a in arguments]
+        types = {None if e is None else e.type for e in given}
+        ranks = {None if e is None else e.rank for e in given}
+        dims: tuple[Any, ...] | None = None
+        if len(ranks) == 1 and None not in ranks:
+            columns = zip(*(e.dims for e in given if e is not None and e.dims is not None), strict=True)
+            # A name is another size in another call.
+            dims = tuple(c[0] if isinstance(c[0], int) and len(set(c)) == 1 else None for c in columns)
+        dtype = types.pop() if len(types) == 1 else None
+        reader.of[value] = Expression("Value", dtype=dtype, shape=dims, value=value)
+    reader.read(function)
+    return reader
+
+
 def _parted(root: Expression, written: Expression | str) -> str | None:
     """Why ``root`` is not what a bag would be written as, or None."""
     if isinstance(written, str):
@@ -372,9 +415,13 @@ def _resembles(root: Expression) -> str | None:
 
 def _bytes(bag: patterns.Bag) -> int | None:
     """The bytes of a bag's table; None where its shape is not fixed."""
-    dims = [d for d in bag.weight.dims or () if isinstance(d, int)]
-    size = None if bag.weight.type is None else bag.weight.type.itemsize
-    return int(math.prod(dims) * size) if len(dims) == 2 and size is not None else None
+    total = 0.0
+    for part in bag.table.values():
+        dims = [d for d in part.dims or () if isinstance(d, int)]
+        if part.type is None or part.rank is None or len(dims) != part.rank:
+            return None
+        total += math.prod(dims) * part.type.itemsize
+    return int(total)
 
 
 def _remove_dead(nodes: list[ir.Node]) -> None:
@@ -429,4 +476,7 @@ def _string(node: ir.Node, name: str) -> str | None:
 def _free_names(model: ir.Model) -> Iterator[str]:
     taken = {v.name for node in model.graph.all_nodes() for v in (*node.inputs, *node.outputs) if v is not None}
     taken |= {v.name for v in (*model.graph.inputs, *model.graph.initializers.values())}
+    for function in model.functions.values():
+        taken |= {v.name for v in function.inputs}
+        taken |= {v.name for node in function.all_nodes() for v in node.outputs}
     return (name for k in itertools.count() if (name := f"bag_{k}") not in taken)

@@ -8,18 +8,21 @@ replaced. A pattern's docstring says where the meaning of the bag and of the gra
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from lucid_onnx.ops.embedding_bag import lowering, spec
+from lucid_onnx.ops import OPERATOR_OF, quantized_embedding_bag
+from lucid_onnx.ops.embedding_bag import spec
 
-from .expressions import Expression, Reader, constant, difference, inside, loop, make
+from .expressions import Dim, Expression, Reader, constant, difference, inside, loop, make
 
 _REDUCTIONS = {"ReduceSum": "sum", "ReduceMean": "mean", "ReduceMax": "max"}
 _REDUCE = {mode: op for op, mode in _REDUCTIONS.items()}
@@ -30,6 +33,7 @@ _FLOATS = {
     ir.DataType.DOUBLE: "float64",
 }
 _INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
+_SCALES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
 _INT64_MAX = 2**63 - 1
 
 
@@ -45,24 +49,39 @@ class Bag:
     keepdims: bool = False  #: the graph keeps an axis of one where the bags' rows were
 
     @property
-    def op(self) -> spec.Variant:
+    def op(self) -> Any:
+        """The operator's name and inputs."""
         return spec.variant(two_d=self.offsets is None, weighted=self.per_sample_weights is not None)
 
     @property
     def table_dtype(self) -> str:
-        """NumPy's (or ml_dtypes') name of the table's type."""
+        """NumPy's (or ml_dtypes') name of the type of the table's elements."""
         return _FLOATS[self.weight.type or ir.DataType.FLOAT]
+
+    @property
+    def table_shape(self) -> tuple[Dim, ...]:
+        """As far as it is known."""
+        return self.weight.dims or ()
+
+    @property
+    def table(self) -> dict[str, Expression]:
+        """The inputs that make the table, by name; the first one is what is reported."""
+        return {"weight": self.weight}
 
     @property
     def inputs(self) -> dict[str, Expression]:
         """By the operator's names, in order."""
         given = {
-            "weight": self.weight,
+            **self.table,
             "indices": self.indices,
             "offsets": self.offsets,
             "per_sample_weights": self.per_sample_weights,
         }
         return {name: found for name in self.op.inputs if (found := given[name]) is not None}
+
+    def to_onnx(self) -> dict[str, int | float]:
+        """The node's attributes."""
+        return self.attributes.to_onnx(self.op, double=self.weight.type == ir.DataType.DOUBLE)
 
     def objection(self) -> str | None:
         """Why the operator does not take these inputs, or None."""
@@ -91,6 +110,56 @@ class Bag:
         except ValueError as error:
             return str(error)
         return None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class QuantizedBag(Bag):
+    """A bag over codes: ``weight`` is the scale, whose type its rows have."""
+
+    codes: Expression = dataclasses.field(kw_only=True)
+    second: tuple[str, Expression] | None = None  #: "zero_point" or "bias", and it
+
+    @property
+    def op(self) -> Any:
+        return quantized_embedding_bag.spec.variant(
+            second=None if self.second is None else self.second[0],
+            two_d=self.offsets is None,
+            weighted=self.per_sample_weights is not None,
+        )
+
+    @property
+    def table_dtype(self) -> str:
+        return self.meaning.codes_type
+
+    @property
+    def table_shape(self) -> tuple[Dim, ...]:
+        return (*(self.codes.dims or (None,))[:1], self.meaning.embedding_dim)
+
+    @property
+    def table(self) -> dict[str, Expression]:
+        return {"codes": self.codes, "scale": self.weight, **({} if self.second is None else dict([self.second]))}
+
+    @property
+    def meaning(self) -> quantized_embedding_bag.spec.Attributes:
+        """The attributes, which are those of a bag over codes."""
+        assert isinstance(self.attributes, quantized_embedding_bag.spec.Attributes)
+        return self.attributes
+
+    def objection(self) -> str | None:
+        stored = ir.DataType.from_numpy(self.meaning.codes.stored)
+        if self.codes.type != stored or self.codes.rank != 2:
+            return f"the codes have type {_name(self.codes.type)} and {_rank(self.codes)}"
+        for name, numbers in self.table.items():
+            if name != "codes" and (numbers.type not in _SCALES or numbers.type != self.weight.type):
+                return f"{name} has type {_name(numbers.type)}, expected float32 or float16 as scale"
+            if name != "codes" and numbers.rank != 1:
+                return f"{name} has {_rank(numbers)}, expected one"
+        # The rest is as for rows of the scale's type.
+        like = Expression("Value", dtype=self.weight.type, shape=(self.table_shape[0], self.meaning.embedding_dim))
+        return Bag(like, self.indices, self.offsets, self.per_sample_weights, self.attributes).objection()
+
+    def to_onnx(self) -> dict[str, int | float]:
+        return self.meaning.to_onnx(self.op)
 
 
 def _name(dtype: ir.DataType | None) -> str:
@@ -190,6 +259,117 @@ def _as_legacy(bag: Bag) -> Expression:
         return true, make(_REDUCE[bag.attributes.mode], rows, [0], keepdims=0)
 
     return loop(make("Gather", make("Shape", ends), constant(0)), true, [], body)
+
+
+# ---- One bag after another, written out.
+
+
+def unrolled(root: Expression) -> Iterator[Guess]:
+    """A fixed number of bags, each a Slice of the indices, a Gather and a reduction, put together by a Concat.
+
+    This is what torch's TorchScript exporter makes of nn.EmbeddingBag at opset 10, where the bounds of each bag are
+    read from the offsets, and what a Python loop over bags becomes, where they are numbers.
+
+    Bounds that are read are taken for what torch means, as in `torch_legacy`. With bounds that are numbers the graph
+    keeps its own meaning: a mean or a maximum over no rows, or a Slice past the end, is no bag's.
+    """
+    if root.op != "Concat" or root.attributes.get("axis") != 0 or any(e is None for e in root.inputs):
+        return
+    parts = [_sliced_rows(e) for e in root.inputs]
+    if parts[0] is None:
+        return
+    mode, weight, indices, weights, start, _ = parts[0]
+    bounds = _gathered(start)
+    if bounds is not None:
+        for bag in _read_bounds(weight, indices, bounds, weights, mode):
+            yield bag, _counted(bag, len(parts)) or _as_unrolled(root, bag, bounds)
+        return
+    ends = [None if p is None else (_number(p[4]), _number(p[5])) for p in parts]
+    numbers = [(int(e[0]), int(e[1])) for e in ends if e is not None and e[0] is not None and e[1] is not None]
+    if len(numbers) != len(parts):
+        return
+    flat = [numbers[0][0], *(end for _, end in numbers)]
+    attributes = spec.Attributes(mode, include_last_offset=True)
+    bag = Bag(weight, indices, constant(flat), weights, attributes)
+    reason = _unlike_bags(numbers, mode, indices)
+    yield bag, reason or _as_unrolled(root, bag, constant(flat))
+
+
+_Part = tuple[str, Expression, Expression, "Expression | None", "Expression | None", "Expression | None"]
+
+
+def _sliced_rows(e: Expression | None) -> _Part | None:
+    """Mode, weight, indices, weights, start and end of one bag that is written out; None for something else."""
+    reduced = _first(e) if e is not None and e.op == "Unsqueeze" else e
+    rows = _first(reduced)
+    if reduced is None or reduced.op not in _REDUCTIONS or rows is None:
+        return None
+    weights = None
+    if rows.op == "Mul" and len(rows.inputs) == 2:
+        rows, scale = rows.inputs
+        part = _first(scale) if scale is not None and scale.op == "Unsqueeze" else None
+        weights = _first(part) if part is not None and part.op == "Slice" else None
+        if weights is None or rows is None:
+            return None
+    at = rows.inputs[1] if rows.op == "Gather" else None
+    if at is None or at.op != "Slice" or len(at.inputs) != 4:
+        return None
+    weight, indices = rows.inputs[0], at.inputs[0]
+    if weight is None or indices is None or weight.rank != 2:
+        return None
+    return _REDUCTIONS[reduced.op], weight, indices, weights, at.inputs[1], at.inputs[2]
+
+
+def _read_bounds(
+    weight: Expression, indices: Expression, bounds: Expression, weights: Expression | None, mode: str
+) -> Iterator[Bag]:
+    """The bags whose bounds are those: offsets with the largest number behind them, or with their own end."""
+    last = bounds.inputs[1] if bounds.op == "Concat" and len(bounds.inputs) == 2 else None
+    if _number(last) == _INT64_MAX and bounds.inputs[0] is not None:
+        yield Bag(weight, indices, bounds.inputs[0], weights, spec.Attributes(mode))
+    yield Bag(weight, indices, bounds, weights, spec.Attributes(mode, include_last_offset=True))
+
+
+def _counted(bag: Bag, count: int) -> str | None:
+    """Why the bags that are written out are not those of the offsets, or None."""
+    assert bag.offsets is not None
+    expected = count + bag.attributes.include_last_offset
+    length = bag.offsets.dims[0] if bag.offsets.dims is not None and len(bag.offsets.dims) == 1 else None
+    if length == expected:
+        return None
+    known = "unknown" if length is None else repr(length)
+    return f"it has {count} bags, which takes {expected} offsets, and how many there are is {known}"
+
+
+def _unlike_bags(bounds: Sequence[tuple[int, int]], mode: str, indices: Expression) -> str | None:
+    """Why slices of these bounds are not the bags of one list of indices, or None."""
+    if bounds[0][0] != 0:
+        return f"its first bag begins at {bounds[0][0]}, not at 0"
+    for k, (one, other) in enumerate(itertools.pairwise(bounds)):
+        if one[1] != other[0]:
+            return f"bag {k} ends at {one[1]}, and bag {k + 1} begins at {other[0]}"
+    for k, (start, end) in enumerate(bounds):
+        if end < start or (mode != "sum" and end == start):
+            return f"bag {k} goes from {start} to {end}, and its {mode} is no row of zeros to the model"
+    count = indices.dims[0] if indices.dims is not None and len(indices.dims) == 1 else None
+    if not isinstance(count, int) or count < bounds[-1][1]:
+        known = "unknown" if count is None else repr(count)
+        return f"its bags end at {bounds[-1][1]}, and the number of indices is {known}"
+    return None
+
+
+def _as_unrolled(root: Expression, bag: Bag, bounds: Expression) -> Expression:
+    """The bags written out, each with its axis kept by the reduction or put back behind it, as the graph does."""
+    written = []
+    for k, e in enumerate(root.inputs):
+        at = [make("Unsqueeze", make("Gather", bounds, constant(i)), [0]) for i in (k, k + 1)]
+        rows = make("Gather", bag.weight, make("Slice", bag.indices, *at, [0]))
+        if bag.per_sample_weights is not None:
+            rows = make("Mul", rows, make("Unsqueeze", make("Slice", bag.per_sample_weights, *at, [0]), [1]))
+        keepdims = int(e is not None and e.op != "Unsqueeze")
+        reduced = make(_REDUCE[bag.attributes.mode], rows, [0], keepdims=keepdims)
+        written.append(reduced if keepdims else make("Unsqueeze", reduced, [0]))
+    return make("Concat", *written, axis=0)
 
 
 # ---- torch.onnx.export(dynamo=True).
@@ -648,6 +828,20 @@ def _finite_row(weight: Expression, row: int) -> bool:
 # ---- Our own standard form.
 
 
+#: How many expressions of a graph are looked at for the parts of one bag.
+_LARGEST_BAG = 2000
+
+
+class _Table(NamedTuple):
+    """A table of rows; of codes with numbers beside them, ``rows`` is the scale."""
+
+    rows: Expression
+    codes: Expression | None = None
+    second: tuple[str, Expression] | None = None
+    codes_type: str = ""
+    dim: int = 0
+
+
 class Standard:
     """The nodes that `ops.embedding_bag.lowering` writes for a bag: what ``lower`` did is undone, exactly.
 
@@ -661,22 +855,37 @@ class Standard:
     def __call__(self, root: Expression) -> Iterator[Guess]:
         if not spec.MIN_OPSET <= self._opset <= spec.MAX_OPSET or not _ends_as_lowering(root):
             return
-        parts = list(inside(root, 1000))
+        parts = list(inside(root, _LARGEST_BAG))
+        indices = next((e for p in parts if (e := self._guarded(p)) is not None), None)
+        for table in self._tables(parts):
+            if indices is None:
+                return
+            flat = _without_cast(indices)
+            weights = next((e for p in parts if (e := _extended(p, table.rows)) is not None), None)
+            mean = any(e.op == "Div" for e in (root, _first(root)) if e is not None)
+            # A maximum looks for NaN, which ReduceMax would lose.
+            modes = ("mean",) if mean else ("max",) if any(e.op == "IsNaN" for e in parts) else ("sum",)
+            for inputs in self._inputs(parts, flat, weights):
+                for attributes in self._attributes(parts, modes, two_d=inputs[1] is None):
+                    bag = self._bag(table, inputs, attributes)
+                    if bag.objection() is None:
+                        yield bag, self._written(bag)
+
+    def _tables(self, parts: list[Expression]) -> Iterator[_Table]:
+        """What the table may be."""
         tables = [e.inputs[0] for e in parts if e.op == "Gather" and e.inputs[0] is not None and e.inputs[0].rank == 2]
         weight = next((t for t in tables if t.type in _FLOATS and t.op in ("Value", "Constant")), None)
         weight = weight or next((t for t in tables if t.type in _FLOATS), None)
-        indices = next((e for p in parts if (e := self._guarded(p)) is not None), None)
-        if weight is None or indices is None:
-            return
-        flat = _without_cast(indices)
-        weights = next((e for p in parts if (e := _extended(p, weight)) is not None), None)
-        mean = any(e.op == "Div" for e in (root, _first(root)) if e is not None)
-        modes = ("mean",) if mean else ("sum",) if weights is not None else ("sum", "max")
-        for inputs in self._inputs(parts, flat, weights):
-            for attributes in self._attributes(parts, modes, two_d=inputs[1] is None):
-                bag = Bag(weight, *inputs, attributes)
-                if bag.objection() is None:
-                    yield bag, self._written(bag)
+        if weight is not None:
+            yield _Table(weight)
+
+    def _bag(
+        self,
+        table: _Table,
+        inputs: tuple[Expression, Expression | None, Expression | None],
+        attributes: spec.Attributes,
+    ) -> Bag:
+        return Bag(table.rows, *inputs, attributes)
 
     def _inputs(
         self, parts: list[Expression], flat: Expression, weights: Expression | None
@@ -713,17 +922,79 @@ class Standard:
                     yield spec.Attributes(mode, padding_idx, max_norm, norm_type, last)
 
     def _written(self, bag: Bag) -> Expression:
-        names = tuple(bag.inputs)
-        double = bag.weight.type == ir.DataType.DOUBLE
-        given = bag.attributes.to_onnx(bag.op, double=double)
-        nodes = lowering.nodes(bag.op, names, "output", given, self._opset, "_")
-        graph = ir.serde.deserialize_graph(
-            onnx.helper.make_graph(nodes, "bag", [_untyped(n) for n in names], [_untyped("output")])
-        )
+        graph = _lowered(bag.op.name, tuple(bag.to_onnx().items()), self._opset)
         reader = Reader()
         reader.of.update(zip(graph.inputs, bag.inputs.values(), strict=True))
         reader.read(graph)
         return reader.of[graph.outputs[0]]
+
+
+@functools.lru_cache(maxsize=64)  # the bags of a model are often alike
+def _lowered(name: str, attributes: tuple[tuple[str, int | float], ...], opset: int) -> ir.Graph:
+    """The nodes of a bag in the standard form. Only to be read."""
+    operator = OPERATOR_OF[name]
+    inputs = operator.spec.VARIANTS[name].inputs
+    nodes = operator.lowering.nodes(operator.spec.VARIANTS[name], inputs, "output", dict(attributes), opset, "_")
+    return ir.serde.deserialize_graph(
+        onnx.helper.make_graph(nodes, "bag", [_untyped(i) for i in inputs], [_untyped("output")])
+    )
+
+
+#: How a number per row is put to the codes: the operator's node, and the number's name.
+_SECOND = {"Mul": "scale", "Sub": "zero_point", "Add": "bias"}
+
+
+def _row_numbers(e: Expression) -> Expression | None:
+    """The numbers [V] behind the second operand, a column of theirs at the rows that are read."""
+    column = e.inputs[1] if len(e.inputs) == 2 else None
+    inner = _first(column) if column is not None and column.op == "Unsqueeze" else None
+    gather = None if inner is None else _without_cast(inner)
+    numbers = _first(gather) if gather is not None and gather.op == "Gather" else None
+    return numbers if numbers is not None and numbers.rank == 1 and numbers.type in _SCALES else None
+
+
+class QuantizedStandard(Standard):
+    """The same for bags over codes, as `ops.quantized_embedding_bag.lowering` writes them.
+
+    The number of columns must be known: codes of 4 bits do not tell it, nor does a table that is an input.
+    """
+
+    def _tables(self, parts: list[Expression]) -> Iterator[_Table]:
+        gathered = [e.inputs[0] for e in parts if e.op == "Gather" and e.inputs[0] is not None]
+        kinds = {ir.DataType.INT8: ("int8",), ir.DataType.UINT8: ("uint8", "int4", "uint4")}
+        codes = next((t for t in gathered if t.rank == 2 and t.type in kinds), None)
+        if codes is None or codes.type is None or codes.dims is None:
+            return
+        columns = codes.dims[1]
+        if not isinstance(columns, int):
+            return
+        columns_of = {op: [c for e in parts if e.op == op and (c := _row_numbers(e)) is not None] for op in _SECOND}
+        scale = next((c for c in columns_of["Mul"] if _extended(c, c) is None), None)  # and no weights
+        if scale is None:
+            return
+        second = next(((_SECOND[op], found[0]) for op, found in columns_of.items() if op != "Mul" and found), None)
+        if not any(e.op == "Floor" for e in parts):  # which halves of bytes are taken apart with
+            yield _Table(scale, codes, second, kinds[codes.type][0], columns)
+            return
+        conditions = [e.inputs[0] for e in parts if e.op == "Where"]
+        signed = [bool(c.constant()) for c in conditions if c is not None and c.array is not None]
+        ends = [_number(e.inputs[2]) for e in parts if e.op == "Slice" and len(e.inputs) == 4]
+        for name, dim in itertools.product(("int4", "uint4"), (2 * columns, 2 * columns - 1)):
+            if (name == "int4") in signed and dim in ends:
+                yield _Table(scale, codes, second, name, dim)
+
+    def _bag(
+        self,
+        table: _Table,
+        inputs: tuple[Expression, Expression | None, Expression | None],
+        attributes: spec.Attributes,
+    ) -> Bag:
+        fields = {f.name: getattr(attributes, f.name) for f in dataclasses.fields(attributes)}
+        meaning = quantized_embedding_bag.spec.Attributes(
+            **fields, codes_type=table.codes_type, embedding_dim=table.dim
+        )
+        assert table.codes is not None
+        return QuantizedBag(table.rows, *inputs, meaning, codes=table.codes, second=table.second)
 
 
 def _untyped(name: str) -> onnx.ValueInfoProto:

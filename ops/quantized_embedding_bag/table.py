@@ -17,7 +17,8 @@ _ROWS_AT_ONCE = 1 << 24  # elements: float64 work space of some 100 MB
 class QuantizedTable:
     """Codes with a scale per row, and a zero_point, a bias or neither: see `.spec`.
 
-    `QuantizedTable.of` makes one from arrays, `QuantizedTable.quantize` from a table of floats.
+    `QuantizedTable.of` makes one from arrays, `QuantizedTable.quantize` from a table of floats,
+    `QuantizedTable.from_torch_prepacked` from rows that torch or FBGEMM packed.
     """
 
     codes: np.ndarray  #: as stored: [V, D], or uint8 [V, (D + 1) // 2] of 4-bit codes
@@ -103,6 +104,42 @@ class QuantizedTable:
             found = np.rint(rows / scale[part].astype(np.float64)[:, None]).clip(kind.lowest, kind.highest)
             codes[part] = spec.pack(found.astype(kind.dtype))
         return cls(codes, kind.name, dim, scale, bias=bias)
+
+    @classmethod
+    def from_torch_prepacked(cls, packed: npt.ArrayLike, dtype: str) -> QuantizedTable:
+        """From what ``torch.ops.quantized.embedding_bag_byte_prepack`` and ``_4bit_prepack`` make of a table [V, D].
+
+        Each row of ``packed`` is its codes, then its scale, then its bias: for dtype "uint8" D codes and two float32,
+        uint8 [V, D + 8]; for "uint4" D / 2 bytes of codes and two float16, uint8 [V, D / 2 + 4]. The float16 numbers
+        become float32, which is exact. FBGEMM's fused rows are the same.
+
+        Raises:
+            TypeError: ``packed`` is not uint8.
+            ValueError: an unknown ``dtype``, a shape that has no room for scale and bias, or a scale or bias that is
+                not finite, with its row.
+        """
+        if dtype not in ("uint8", "uint4"):
+            raise ValueError(f"dtype = {dtype!r} is not one of uint8, uint4, which torch packs")
+        rows = np.asarray(packed)
+        kind = spec.CODES_TYPES[dtype]
+        number = np.dtype("<f4" if kind.bits == 8 else "<f2")
+        if rows.dtype != np.uint8:
+            raise TypeError(f"packed has dtype {rows.dtype}, expected uint8")
+        width = 2 * number.itemsize
+        if rows.ndim != 2 or rows.shape[1] < width:
+            raise ValueError(
+                f"packed has shape {list(rows.shape)}, expected [V, codes + {width}]: scale and bias of {dtype} rows "
+                f"take {width} bytes"
+            )
+        columns = rows.shape[1] - width
+        numbers = np.ascontiguousarray(rows[:, columns:]).view(number).astype(np.float32)
+        wrong = np.argwhere(~np.isfinite(numbers))
+        if len(wrong):
+            r, which = (int(k) for k in wrong[0])
+            raise ValueError(f"packed[{r}] has the {('scale', 'bias')[which]} {numbers[r, which]}; is it {dtype}?")
+        scale, bias = (np.ascontiguousarray(n) for n in numbers.T)
+        codes = np.ascontiguousarray(rows[:, :columns])
+        return cls(codes, dtype, columns * 8 // kind.bits, scale, bias=bias)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -1,0 +1,100 @@
+"""Tensors of .safetensors files, mapped one by one: a length (8 bytes), that many bytes of JSON, then the data.
+
+safetensors' own NumPy interface has no bfloat16 in every version, and copies.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .ops.embedding_bag import spec
+
+#: What safetensors calls the dtypes of a table of floats.
+FLOATS: Mapping[str, np.dtype] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": spec.BFLOAT16,
+    "F64": np.dtype("<f8"),
+}
+#: And those of whole numbers, of which codes and their zero points are.
+INTEGERS: Mapping[str, np.dtype] = {
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "I32": np.dtype("<i4"),
+    "I64": np.dtype("<i8"),
+}
+_LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+
+
+def names(path: str | os.PathLike[str]) -> list[str]:
+    """The tensors of a file, in its order.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no .safetensors file.
+    """
+    return list(_header(path)[0])
+
+
+def read(path: str | os.PathLike[str], name: str, dtypes: Mapping[str, np.dtype] = FLOATS) -> np.ndarray:
+    """One tensor of a file, mapped and not copied, in native byte order. Nothing else of the data is read.
+
+    Args:
+        dtypes: what it may be, by safetensors' names.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no .safetensors file, it has no such tensor, or one of another dtype.
+    """
+    path = os.fspath(path)
+    header, start, size = _header(path)
+    if name not in header:
+        raise ValueError(f"{path}: no tensor {name!r}; it has: {', '.join(header) or 'none'}")
+    match header[name]:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if all(
+            isinstance(d, int) and d >= 0 for d in shape
+        ):
+            pass
+        case _:
+            raise ValueError(f"{_broken(path)}tensor {name!r} is described by {header[name]!r}")
+    if dtype not in dtypes:
+        raise ValueError(f"{path}: tensor {name!r} has dtype {dtype}, expected one of {', '.join(dtypes)}")
+    count = math.prod(shape)
+    if not 0 <= begin <= end <= size - start or end - begin != count * dtypes[dtype].itemsize:
+        raise ValueError(
+            f"{_broken(path)}tensor {name!r}, {dtype} {shape}, lies at {begin} to {end} of {size - start} bytes of data"
+        )
+    if count == 0:
+        return np.empty(shape, dtypes[dtype].newbyteorder("="))
+    data = np.memmap(path, np.uint8, "r", start + begin, (end - begin,))
+    array = np.asarray(data).view(dtypes[dtype]).reshape(shape)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _header(path: str | os.PathLike[str]) -> tuple[dict[str, Any], int, int]:
+    """What it says of each tensor, where the data begins, and the size of the file."""
+    path = os.fspath(path)
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(size - 8, _LARGEST_HEADER):
+            raise ValueError(f"{_broken(path)}a header of {length} bytes in a file of {size}")
+        text = file.read(length)
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{_broken(path)}its header is no JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise ValueError(f"{_broken(path)}its header is no JSON object")
+    header.pop("__metadata__", None)
+    return header, 8 + length, size
+
+
+def _broken(path: str) -> str:
+    return f"{path}: broken .safetensors file: "
