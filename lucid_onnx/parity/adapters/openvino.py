@@ -1,0 +1,57 @@
+"""OpenVINO on the CPU, with the settings that it has by itself."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ..runtime import Program
+
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+class _OpenVino:
+    def missing(self) -> str | None:
+        found = importlib.util.find_spec("openvino")
+        return None if found else "openvino is not installed: pip install 'lucid-onnx[parity]'"
+
+    def version(self) -> str:
+        import openvino
+
+        return str(openvino.__version__).partition("-")[0]
+
+    def load(self, program: Program) -> Any:
+        import openvino
+
+        core = openvino.Core()
+        return core.compile_model(core.read_model(program.model), "CPU").create_infer_request()
+
+    def run(self, loaded: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        import openvino
+
+        # NumPy has no bfloat16 of OpenVINO's: such arrays go in and come out as bytes.
+        feeds = {}
+        for name, array in inputs.items():
+            if array.dtype == _BFLOAT16:
+                tensor = openvino.Tensor(openvino.Type.bf16, openvino.Shape(array.shape))
+                if array.size:
+                    tensor.bytes_data[:] = array.view(np.uint8).reshape(tensor.bytes_data.shape)
+                feeds[name] = tensor
+            else:
+                feeds[name] = openvino.Tensor(np.ascontiguousarray(array))
+        loaded.infer(feeds)
+        outputs = []
+        for tensor in loaded.output_tensors:
+            if tensor.element_type == openvino.Type.bf16:
+                data = np.array(tensor.bytes_data).tobytes() if tensor.size else b""
+                outputs.append(np.frombuffer(data, _BFLOAT16).reshape(tuple(tensor.shape)))
+            else:
+                outputs.append(np.array(tensor.data))
+        return outputs
+
+
+RUNTIME = _OpenVino()
