@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from ..ops import OPERATOR_OF
-from ..ops.embedding_bag import spec
+from lucid_onnx.ops import OPERATOR_OF
+from lucid_onnx.ops.embedding_bag import spec
 
 #: Nodes that hand their first input on, as far as the values of indices and offsets go.
 _PASSING = {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"}
@@ -18,7 +18,7 @@ _NUM_BAGS, _BAG_LENGTH, _NUM_INDICES, _OTHER = 9, 5, 40, 4
 _ROWS = 50
 
 
-class NoInputs(ValueError):
+class NoInputsError(ValueError):
     """An input that nothing is known of; the message names it."""
 
 
@@ -41,7 +41,7 @@ def random_inputs(model: onnx.ModelProto, given: Mapping[str, np.ndarray], seed:
     Gather looks them up in, or 0 and 1; other floats are normal.
 
     Raises:
-        NoInputs: an input of unknown rank or of a dtype without an array, or offsets whose indices are computed.
+        NoInputsError: an input of unknown rank or of a dtype without an array, or offsets whose indices are computed.
     """
     random = np.random.RandomState(seed)
     initializers = {t.name: t for t in model.graph.initializer}
@@ -50,7 +50,7 @@ def random_inputs(model: onnx.ModelProto, given: Mapping[str, np.ndarray], seed:
     sizes: dict[str, int] = {}
     for name, array in given.items():
         if name not in values:
-            raise NoInputs(f"input {name}: the model has no such input; it has: {', '.join(values) or 'none'}")
+            raise NoInputsError(f"input {name}: the model has no such input; it has: {', '.join(values) or 'none'}")
         for dim, size in zip(values[name].type.tensor_type.shape.dim, array.shape, strict=False):
             if dim.dim_param:
                 sizes[dim.dim_param] = size
@@ -123,14 +123,14 @@ def _array(
 ) -> np.ndarray:
     name, tensor = value.name, value.type.tensor_type
     if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
-        raise NoInputs(f"input {name} has no known rank: give it with --input {name}=FILE.npy")
+        raise NoInputsError(f"input {name} has no known rank: give it with --input {name}=FILE.npy")
     try:
         dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
     except KeyError:
         dtype = np.dtype(object)
     if dtype.kind not in "fiub" and dtype != spec.BFLOAT16:
         kind = TensorProto.DataType.Name(tensor.elem_type)
-        raise NoInputs(f"input {name} is of {kind}, for which nothing can be made up: give it with --input")
+        raise NoInputsError(f"input {name} is of {kind}, for which nothing can be made up: give it with --input")
     kind = role.kind if role is not None else "other"
     shape = []
     for axis, dim in enumerate(tensor.shape.dim):
@@ -175,7 +175,7 @@ def _offsets(
 ) -> np.ndarray:
     """Bags whose lengths are as different as Zipf's words, some of them empty."""
     if role.partner not in made:
-        raise NoInputs(f"input {name} cuts indices that the model computes: give it with --input {name}=FILE.npy")
+        raise NoInputsError(f"input {name} cuts indices that the model computes: give it with --input {name}=FILE.npy")
     count = made[role.partner].size
     bags = shape[0] - int(role.last)
     if bags <= 0:

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
+from lucid_onnx import __version__
+
 from . import explain, measure, probes, process
-from .adapters import Entry, NotHere
+from .adapters import Entry, NotHereError
 from .work import Job
 
 EQUAL, DIFFERS, UNSTEADY, REFUSED, UNSUPPORTED, CRASHED, HUNG, ABSENT, NOT_RUN = (
@@ -198,12 +199,12 @@ class _Visit:
         self._begin = time.perf_counter()
         try:
             command = entry.command()
-        except NotHere as error:
+        except NotHereError as error:
             return self._absent(jobs, str(error))
         with process.Worker(command) as self._worker:
             try:
                 hello = self._worker.hello(entry.load_timeout)
-            except (process.Crash, process.Hang, process.Refusal) as error:
+            except (process.CrashError, process.HangError, process.RefusalError) as error:
                 return self._absent(jobs, f"it does not start: {error}")
             if hello["missing"]:
                 return self._absent(jobs, str(hello["missing"]))
@@ -278,7 +279,7 @@ class _Visit:
                 seconds=self._limits.seconds,
                 timeout=self._entry.run_timeout,
             )
-        except (process.Refusal, process.Crash, process.Hang) as error:
+        except (process.RefusalError, process.CrashError, process.HangError) as error:
             return self._failed(form, job, error)
         found = [measure.compare(result, job.expected) for result in outputs]
         worst = max(found, key=lambda d: (d.kind != "equal", d.margin))
@@ -303,11 +304,11 @@ class _Visit:
 
     def _failed(self, form: str, job: Job, error: Exception) -> Cell:
         status = REFUSED
-        if isinstance(error, process.Refusal):
+        if isinstance(error, process.RefusalError):
             status = UNSUPPORTED if error.unsupported else REFUSED
         else:
             self._loaded = None
-            status = CRASHED if isinstance(error, process.Crash) else HUNG
+            status = CRASHED if isinstance(error, process.CrashError) else HUNG
             self._hangs += status == HUNG
         cell = Cell(job.name, self._entry.name, form, status, _shortened(str(error)))
         return dataclasses.replace(cell, why=explain.why(cell))
@@ -323,23 +324,23 @@ class _Visit:
             self._load(form, probe.good)
             if not self._good_call(probe.good):
                 return "not run", "the good call gave wrong numbers"
-        except (process.Refusal, process.Crash, process.Hang) as error:
-            self._loaded = None if not isinstance(error, process.Refusal) else self._loaded
+        except (process.RefusalError, process.CrashError, process.HangError) as error:
+            self._loaded = None if not isinstance(error, process.RefusalError) else self._loaded
             return "not run", str(error)
         timeout = self._entry.run_timeout
         try:
             _, outputs = self._worker.run(probe.inputs, runs=1, seconds=0, timeout=timeout)
-        except process.Refusal as refusal:
+        except process.RefusalError as refusal:
             try:
                 usable = self._good_call(probe.good)
-            except (process.Refusal, process.Crash, process.Hang):
+            except (process.RefusalError, process.CrashError, process.HangError):
                 self._loaded = None
                 usable = False
             return ("refuses" if usable else "refuses, then fails"), str(refusal)
-        except process.Crash as error:
+        except process.CrashError as error:
             self._loaded = None
             return "crash", str(error)
-        except process.Hang as error:
+        except process.HangError as error:
             self._loaded = None
             self._hangs += 1
             return "hang", str(error)

@@ -11,9 +11,9 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
-from ..builder import to_form
-from ..ops import OPERATOR_OF, embedding_bag, quantized_embedding_bag
-from ..ops.embedding_bag import spec
+from lucid_onnx.builder import to_form
+from lucid_onnx.ops import OPERATOR_OF, embedding_bag, quantized_embedding_bag
+from lucid_onnx.ops.embedding_bag import spec
 
 
 class _Bag(OpRun):

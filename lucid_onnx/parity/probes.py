@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ..ops.embedding_bag import cases
-from ..ops.embedding_bag.spec import Attributes
+from lucid_onnx.ops.embedding_bag import cases
+from lucid_onnx.ops.embedding_bag.spec import Attributes
+
 from . import work
 
 #: The names of outcomes, and what they mean.

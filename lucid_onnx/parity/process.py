@@ -17,15 +17,15 @@ import numpy as np
 from . import wire
 
 
-class Crash(Exception):
+class CrashError(Exception):
     """The process ended, or said something that is no answer."""
 
 
-class Hang(Exception):
+class HangError(Exception):
     """The process did not answer in time, and was ended."""
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """The runtime said no; ``unsupported``: it never claimed otherwise."""
 
     def __init__(self, message: str, unsupported: bool = False) -> None:
@@ -77,7 +77,7 @@ class Worker:
             if "other" in header:
                 found.append(list(wire.arrays(header["other"], results[count:]).values()))
         except (wire.BrokenFrame, KeyError, TypeError) as error:
-            raise Crash(f"an answer that is none: {error}") from error
+            raise CrashError(f"an answer that is none: {error}") from error
         return header, found
 
     def _ask(
@@ -95,13 +95,13 @@ class Worker:
             answer = self._answers.get(timeout=timeout)
         except queue.Empty:
             self.stop(kill=True)
-            raise Hang(f"no answer within {timeout:.0f} s") from None
+            raise HangError(f"no answer within {timeout:.0f} s") from None
         writer.join(timeout)
         if isinstance(answer, wire.BrokenFrame) or answer is None:
-            raise Crash(self._died(answer))
+            raise CrashError(self._died(answer))
         header, results = answer
         if "error" in header:
-            raise Refusal(str(header["error"]), bool(header.get("unsupported")))
+            raise RefusalError(str(header["error"]), bool(header.get("unsupported")))
         return header, results
 
     @staticmethod

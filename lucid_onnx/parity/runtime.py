@@ -17,7 +17,7 @@ import numpy as np
 FORMS = ("call", "native", "portable", "standard", "given")
 
 
-class Unsupported(Exception):
+class UnsupportedError(Exception):
     """The runtime does not claim to run this: no result, and no failure either."""
 
 
@@ -51,7 +51,7 @@ class Runtime(Protocol):
         """Make a program ready to run.
 
         Raises:
-            Unsupported: the runtime does not claim to run such a thing.
+            UnsupportedError: the runtime does not claim to run such a thing.
             Exception: anything else is a refusal, and its message is reported.
         """
         ...

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ..builder import to_form
-from ..conformance import case_model
-from ..ops import OPERATOR_OF, OPERATORS, quantized_embedding_bag
-from ..ops.embedding_bag import cases, spec
+from lucid_onnx.builder import to_form
+from lucid_onnx.conformance import case_model
+from lucid_onnx.ops import OPERATOR_OF, OPERATORS, quantized_embedding_bag
+from lucid_onnx.ops.embedding_bag import cases, spec
+
 from . import inputs as made_inputs
 from . import oracle
 from .measure import Expected
@@ -153,7 +154,7 @@ def model(
         try:
             arrays = made_inputs.random_inputs(whole, given, seed)
             results = oracle.outputs(whole, arrays)
-        except made_inputs.NoInputs as error:
+        except made_inputs.NoInputsError as error:
             raise CannotRun(f"{path}: {error}") from error
         except Exception as error:  # the reference may raise anything over what it has not
             raise CannotRun(f"{path}: the reference cannot run it: {type(error).__name__}: {error}") from error
@@ -172,7 +173,7 @@ def _complete(proto: onnx.ModelProto, given: Mapping[str, np.ndarray]) -> bool:
 def _fused(proto: onnx.ModelProto) -> tuple[onnx.ModelProto | None, str]:
     """The model with its bags as nodes; None if there are none, or nothing here can find them."""
     try:
-        from ..rewrite import fuse
+        from lucid_onnx.rewrite import fuse
     except ImportError:
         return None, "; bags not looked for: onnx-ir is not installed"
     report = fuse(proto, form="native")

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from . import wire
-from .runtime import Program, Runtime, Unsupported
+from .runtime import Program, Runtime, UnsupportedError
 
 
 def serve(runtime: Runtime, requests: BinaryIO, answers: BinaryIO) -> None:
@@ -39,7 +39,7 @@ def serve(runtime: Runtime, requests: BinaryIO, answers: BinaryIO) -> None:
             else:
                 inputs = wire.arrays(request["inputs"], blobs)
                 header, results = _run(runtime, loaded, inputs, request["runs"], request["seconds"])
-        except Unsupported as error:
+        except UnsupportedError as error:
             header = {"error": str(error), "unsupported": True}
         except Exception as error:  # a runtime may raise anything, and all of it is its answer
             header = {"error": f"{type(error).__name__}: {error}"}

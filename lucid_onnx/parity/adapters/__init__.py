@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from . import javascript
 
-NotHere = javascript.NotHere
+NotHereError = javascript.NotHereError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Entry:
         name: for ``--runtimes``.
         title: for people.
         forms: which of `lucid_onnx.parity.runtime.FORMS` it is asked to run; it may refuse.
-        command: how to start its worker; raises `NotHere`.
+        command: how to start its worker; raises `NotHereError`.
         slow: it is begun first, so that the others run beside it.
         load_timeout, run_timeout: seconds after which it hangs.
     """

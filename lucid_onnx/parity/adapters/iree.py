@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..runtime import Program
+from lucid_onnx.parity.runtime import Program
 
 
 class _Iree:

@@ -19,7 +19,7 @@ _NAME = "lucid-onnx-javascript"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
-class NotHere(Exception):
+class NotHereError(Exception):
     """Something that the workers need is missing."""
 
 
@@ -27,14 +27,14 @@ def command(kind: str) -> Sequence[str]:
     """How to start a worker: "node", "wasm-1", "wasm-4" or "webgpu".
 
     Raises:
-        NotHere: with the reason.
+        NotHereError: with the reason.
     """
     node = shutil.which("node")
     if node is None:
-        raise NotHere("node is not installed")
+        raise NotHereError("node is not installed")
     folder = _folder()
     if not (folder / "node_modules" / "onnxruntime-web").is_dir():
-        raise NotHere(f"the packages of {folder} are not installed: npm ci --ignore-scripts")
+        raise NotHereError(f"the packages of {folder} are not installed: npm ci --ignore-scripts")
     if kind == "node":
         return [node, str(folder / "worker.mjs"), "node"]
     return [node, str(folder / "worker.mjs"), kind, _browser()]
@@ -51,14 +51,14 @@ def _folder() -> Path:
                 return place.resolve()
         except (OSError, ValueError, AttributeError):
             continue
-    raise NotHere(f"no folder javascript/ of lucid-onnx's sources here; {FOLDER} names one")
+    raise NotHereError(f"no folder javascript/ of lucid-onnx's sources here; {FOLDER} names one")
 
 
 def _browser() -> str:
     given = os.environ.get(BROWSER)
     if given:
         if not os.access(given, os.X_OK):
-            raise NotHere(f"{BROWSER} = {given} cannot be run")
+            raise NotHereError(f"{BROWSER} = {given} cannot be run")
         return given
     for name in _BROWSERS:
         found = shutil.which(name)
@@ -67,4 +67,4 @@ def _browser() -> str:
     mac = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
     if sys.platform == "darwin" and os.access(mac, os.X_OK):
         return mac
-    raise NotHere("no Chromium or Chrome here; " + BROWSER + " names one")
+    raise NotHereError("no Chromium or Chrome here; " + BROWSER + " names one")

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ... import __version__
-from ...ops.embedding_bag import reference
-from ...ops.quantized_embedding_bag import reference as quantized
-from ...ops.quantized_embedding_bag import spec as quantized_spec
-from ..runtime import Program, Unsupported
+from lucid_onnx import __version__
+from lucid_onnx.ops.embedding_bag import reference
+from lucid_onnx.ops.quantized_embedding_bag import reference as quantized
+from lucid_onnx.ops.quantized_embedding_bag import spec as quantized_spec
+from lucid_onnx.parity.runtime import Program, UnsupportedError
 
 
 class _NumPy:
@@ -24,7 +24,7 @@ class _NumPy:
 
     def load(self, program: Program) -> Any:
         if program.call is None:
-            raise Unsupported("it takes calls, not models")
+            raise UnsupportedError("it takes calls, not models")
         return dict(program.call)
 
     def run(self, loaded: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:

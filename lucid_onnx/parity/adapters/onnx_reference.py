@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx.reference
 
-from ..runtime import Program
+from lucid_onnx.parity.runtime import Program
 
 
 class _Reference:

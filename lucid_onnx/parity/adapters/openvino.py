@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ..runtime import Program
+from lucid_onnx.parity.runtime import Program
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 

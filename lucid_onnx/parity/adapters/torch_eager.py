@@ -10,7 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ..runtime import Program, Unsupported
+from lucid_onnx.parity.runtime import Program, UnsupportedError
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -26,9 +26,9 @@ class _Torch:
 
     def load(self, program: Program) -> Any:
         if program.call is None:
-            raise Unsupported("it takes calls, not models")
+            raise UnsupportedError("it takes calls, not models")
         if program.call["operator"] != "embedding_bag":
-            raise Unsupported("torch's bags over codes have their numbers in another layout")
+            raise UnsupportedError("torch's bags over codes have their numbers in another layout")
         return {name: math.inf if value == "inf" else value for name, value in program.call.items()}
 
     def run(self, loaded: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
