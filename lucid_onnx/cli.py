@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, by default the process's own.
 
     Returns:
-        The exit code: 0; 1 where the demo's forms or parity's runtimes differ; 2 after an error, which is on stderr; 130 if interrupted.
+        The exit code: 0; 1 where the demo's forms or parity's runtimes differ; 2 after an error, which is on stderr;
+        130 if interrupted.
     """
     if _MISSING is not None:
         return _fail(f"{str(_MISSING.name).partition('.')[0]} is not installed: {_EXTRAS}")
@@ -510,7 +511,7 @@ def _parity(
         _check_file(model)
         given = {name: _read_npy(path) for name, path in _named_files(inputs or []).items()}
         limit = work.MODEL_TOLERANCE if tolerance is None else tolerance
-        with _refused(work.CannotRun), _reading(model):
+        with _refused(work.CannotRunError), _reading(model):
             jobs = work.model(Path(model), given, tolerance=limit)
     limits = matrix.Limits(runs=runs, budget=budget, at_once=at_once)
     with _bars() as progress:

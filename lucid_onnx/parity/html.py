@@ -231,7 +231,8 @@ def _bad_input(report: Report, columns: Sequence[tuple[Column, str]]) -> str:
     )
     return f"""<section><h2>Bad input</h2>
 <p>The contract refuses each of these. Standard operators cannot always, and other runtimes need not.</p>
-<div class=scroll><table class="matrix words"><thead>{_head(columns)}</thead><tbody>{"".join(rows)}</tbody></table></div>
+<div class=scroll><table class="matrix words"><thead>{_head(columns)}</thead>
+<tbody>{"".join(rows)}</tbody></table></div>
 <dl class=small>{meanings}</dl></section>"""
 
 
@@ -480,7 +481,8 @@ function numbers(cell) {
       ["elements that are off", wrong ? `${wrong} of ${size}` : `none of ${size}`]);
     if (kind !== "equal" && kind !== "value") pairs.push(["what is off", kind]);
   }
-  if (runs) pairs.push(["runs", differing ? `${runs}, ${differing} of them with other bits` : `${runs}, all with the same bits`]);
+  const bits = differing ? `${differing} of them with other bits` : "all with the same bits";
+  if (runs) pairs.push(["runs", `${runs}, ${bits}`]);
   pairs.push(["median run", ms === null ? null : `${ms} ms`]);
   return pairs;
 }
@@ -515,7 +517,8 @@ function showRow(k) {
 function showOutcome(k) {
   const [column, form, outcome, note] = data.outcomes[k];
   body.replaceChildren(make("h3", `${data.columns[column][0]}, ${form}`),
-    make("p", `${outcome}: ${data.meanings[outcome]}.`), facts([["it said", note], ["version", data.columns[column][1]]]));
+    make("p", `${outcome}: ${data.meanings[outcome]}.`),
+    facts([["it said", note], ["version", data.columns[column][1]]]));
   detail.showModal();
 }
 document.addEventListener("click", event => {
@@ -531,12 +534,14 @@ document.addEventListener("keydown", event => {
     event.target.click();
   }
 });
-const table = document.querySelector(".matrix"), filter = document.getElementById("filter"), all = document.getElementById("all");
+const table = document.querySelector(".matrix");
+const filter = document.getElementById("filter"), all = document.getElementById("all");
 const quiet = table.querySelectorAll("tbody tr.quiet").length, rows = table.querySelectorAll("tbody tr:not(.group)");
 if (quiet === rows.length) all.checked = true;
 function refresh() {
   table.classList.toggle("everything", all.checked || filter.value !== "");
-  for (const row of rows) row.classList.toggle("hidden", !row.textContent.toLowerCase().includes(filter.value.toLowerCase()));
+  const wanted = filter.value.toLowerCase();
+  for (const row of rows) row.classList.toggle("hidden", !row.textContent.toLowerCase().includes(wanted));
 }
 all.onchange = filter.oninput = refresh;
 refresh();

@@ -76,7 +76,7 @@ class Worker:
             found = [list(wire.arrays(header["outputs"], results[:count]).values())]
             if "other" in header:
                 found.append(list(wire.arrays(header["other"], results[count:]).values()))
-        except (wire.BrokenFrame, KeyError, TypeError) as error:
+        except (wire.BrokenFrameError, KeyError, TypeError) as error:
             raise CrashError(f"an answer that is none: {error}") from error
         return header, found
 
@@ -97,7 +97,7 @@ class Worker:
             self.stop(kill=True)
             raise HangError(f"no answer within {timeout:.0f} s") from None
         writer.join(timeout)
-        if isinstance(answer, wire.BrokenFrame) or answer is None:
+        if isinstance(answer, wire.BrokenFrameError) or answer is None:
             raise CrashError(self._died(answer))
         header, results = answer
         if "error" in header:
@@ -112,8 +112,9 @@ class Worker:
     def _start(self) -> None:
         if self._log is not None:
             self._log.close()
-        self._log = tempfile.TemporaryFile()
-        self._answers = answers = queue.Queue()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # `stop` closes it
+        answers: queue.Queue[Any] = queue.Queue()
+        self._answers = answers
         self._process = process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
@@ -129,7 +130,7 @@ class Worker:
                 while (frame := wire.receive(process.stdout)) is not None:  # type: ignore[arg-type]
                     answers.put(frame)
                 answers.put(None)
-            except wire.BrokenFrame as error:
+            except wire.BrokenFrameError as error:
                 answers.put(error)
             except OSError:
                 answers.put(None)
@@ -138,7 +139,7 @@ class Worker:
 
         threading.Thread(target=read, daemon=True).start()
 
-    def _died(self, broken: wire.BrokenFrame | None) -> str:
+    def _died(self, broken: wire.BrokenFrameError | None) -> str:
         process, self._process = self._process, None
         assert process is not None
         if broken is not None:

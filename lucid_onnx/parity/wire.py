@@ -24,7 +24,7 @@ _DTYPES = {
 } | {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
 
-class BrokenFrame(Exception):
+class BrokenFrameError(Exception):
     """What was read is no frame."""
 
 
@@ -41,30 +41,30 @@ def receive(stream: BinaryIO) -> tuple[dict[str, Any], list[bytes]] | None:
     """Read one frame; None at the end of the stream.
 
     Raises:
-        BrokenFrame: the stream holds something else, or ends within a frame.
+        BrokenFrameError: the stream holds something else, or ends within a frame.
     """
     start = stream.read(8)
     if not start:
         return None
     if len(start) != 8 or start[:4] != MAGIC:
-        raise BrokenFrame(f"expected a frame, found {start!r}")
+        raise BrokenFrameError(f"expected a frame, found {start!r}")
     length = int.from_bytes(start[4:], "little")
     if length > _LARGEST_HEADER:
-        raise BrokenFrame(f"a header of {length} bytes")
+        raise BrokenFrameError(f"a header of {length} bytes")
     try:
         header = json.loads(_exactly(stream, length))
         sizes = header["sizes"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BrokenFrame(f"a header that is none: {error}") from error
+        raise BrokenFrameError(f"a header that is none: {error}") from error
     if not isinstance(sizes, list) or not all(isinstance(s, int) and 0 <= s <= _LARGEST_BLOB for s in sizes):
-        raise BrokenFrame(f"sizes = {sizes!r}")
+        raise BrokenFrameError(f"sizes = {sizes!r}")
     return header, [_exactly(stream, size) for size in sizes]
 
 
 def _exactly(stream: BinaryIO, size: int) -> bytes:
     data = stream.read(size)
     if len(data) != size:
-        raise BrokenFrame(f"the stream ended after {len(data)} of {size} bytes")
+        raise BrokenFrameError(f"the stream ended after {len(data)} of {size} bytes")
     return data
 
 
@@ -83,15 +83,15 @@ def arrays(described: Any, blobs: Sequence[bytes]) -> dict[str, np.ndarray]:
     """The inverse of `describe`.
 
     Raises:
-        BrokenFrame: description and blobs do not fit each other.
+        BrokenFrameError: description and blobs do not fit each other.
     """
     if not isinstance(described, list) or len(described) != len(blobs):
-        raise BrokenFrame(f"{len(blobs)} blobs for {described!r}")
+        raise BrokenFrameError(f"{len(blobs)} blobs for {described!r}")
     found = {}
     for entry, blob in zip(described, blobs, strict=True):
         try:
             array = np.frombuffer(blob, _DTYPES[entry["dtype"]]).reshape([int(d) for d in entry["shape"]])
         except (KeyError, TypeError, ValueError) as error:
-            raise BrokenFrame(f"{entry!r} over {len(blob)} bytes: {error}") from error
+            raise BrokenFrameError(f"{entry!r} over {len(blob)} bytes: {error}") from error
         found[str(entry["name"])] = array
     return found

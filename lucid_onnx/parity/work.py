@@ -111,7 +111,7 @@ def _about(case: AnyCase) -> str:
     return "; ".join([a.mode, *extras, sizes])
 
 
-class CannotRun(ValueError):
+class CannotRunError(ValueError):
     """A model that cannot be compared; the message says why."""
 
 
@@ -128,23 +128,24 @@ def model(
 
     Raises:
         OSError: the file cannot be read.
-        CannotRun: what the comparison cannot do with it.
+        CannotRunError: what the comparison cannot do with it.
     """
     try:
         proto = onnx.load(path)
     except OSError:
         raise
     except Exception as error:  # protobuf's errors have no base that protobuf's versions share
-        raise CannotRun(f"{path}: no ONNX model: {error}") from error
+        raise CannotRunError(f"{path}: no ONNX model: {error}") from error
     if proto.ByteSize() > _LARGEST_MODEL:
-        raise CannotRun(f"{path}: with its tables it is over 2 GiB, which no message to a worker can hold")
-    bags, reasons = proto, ""
+        raise CannotRunError(f"{path}: with its tables it is over 2 GiB, which no message to a worker can hold")
+    bags: onnx.ModelProto | None = proto
+    reasons = ""
     try:
         if not any(node.domain == spec.DOMAIN for node in proto.graph.node):
             bags, reasons = _fused(proto)
         forms = {form: to_form(bags, form) for form in ("native", "portable", "standard")} if bags is not None else {}
     except ValueError as error:
-        raise CannotRun(f"{path}: {error}") from error
+        raise CannotRunError(f"{path}: {error}") from error
     programs = {form: Program(form, m.SerializeToString(deterministic=True)) for form, m in forms.items()}
     if bags is None or bags is not proto:
         programs["given"] = Program("given", proto.SerializeToString(deterministic=True))
@@ -155,9 +156,9 @@ def model(
             arrays = made_inputs.random_inputs(whole, given, seed)
             results = oracle.outputs(whole, arrays)
         except made_inputs.NoInputsError as error:
-            raise CannotRun(f"{path}: {error}") from error
+            raise CannotRunError(f"{path}: {error}") from error
         except Exception as error:  # the reference may raise anything over what it has not
-            raise CannotRun(f"{path}: the reference cannot run it: {type(error).__name__}: {error}") from error
+            raise CannotRunError(f"{path}: the reference cannot run it: {type(error).__name__}: {error}") from error
         sizes = ", ".join(f"{name} {array.dtype} {list(array.shape)}" for name, array in arrays.items())
         name = path.stem if _complete(whole, given) else f"{path.stem}, inputs {seed}"
         expected = _bag_expected(whole, arrays) or [_expected(result, tolerance) for result in results]

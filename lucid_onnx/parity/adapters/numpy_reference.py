@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -28,7 +28,7 @@ class _NumPy:
         return dict(program.call)
 
     def run(self, loaded: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        call, arrays = dict(loaded), dict(inputs)
+        call, arrays = dict(loaded), cast("dict[str, Any]", dict(inputs))
         if call.pop("operator") == "embedding_bag":
             return [reference.embedding_bag(arrays.pop("indices"), **arrays, **_finite(call))]
         kind = quantized_spec.CODES_TYPES[call.pop("codes_type")]
