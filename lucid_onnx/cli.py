@@ -480,7 +480,7 @@ def _parity(
 ) -> int:
     """Compare runtimes: where the numbers are the same, where they differ and by how much.
 
-    Runs the conformance suite and cases of a larger size, or MODEL in all of its forms, on every runtime that is here,
+    Runs the conformance suite, cases of a larger size and some standard operators, or MODEL in all of its forms, on every runtime that is here,
     each in a process of its own. A runtime that crashes or hangs is a result. The exit code is 1 if a runtime that
     runs something gives numbers beyond the tolerance, other bits in every run, or no answer, and it is not known why.
 
@@ -502,7 +502,7 @@ def _parity(
     if model is None:
         if inputs or tolerance is not None:
             raise UserError("--input and --tolerance are MODEL's, and no MODEL is given")
-        jobs = [*work.conformance(cases), *work.scale(cases)]
+        jobs = [*work.conformance(cases), *work.scale(cases), *work.operators(cases)]
         if not jobs:
             raise UserError(f"--cases {cases}: no case has such a name")
     else:

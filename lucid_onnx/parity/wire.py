@@ -91,7 +91,7 @@ def arrays(described: Any, blobs: Sequence[bytes]) -> dict[str, np.ndarray]:
     for entry, blob in zip(described, blobs, strict=True):
         try:
             array = np.frombuffer(blob, _DTYPES[entry["dtype"]]).reshape([int(d) for d in entry["shape"]])
+            found[str(entry["name"])] = array
         except (KeyError, TypeError, ValueError) as error:
             raise BrokenFrameError(f"{entry!r} over {len(blob)} bytes: {error}") from error
-        found[str(entry["name"])] = array
     return found

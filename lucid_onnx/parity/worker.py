@@ -1,4 +1,4 @@
-"""The process of one runtime: ``python -m lucid_onnx.parity.worker MODULE:ATTRIBUTE``, frames in and frames out.
+"""The process of one runtime, which its first argument names as MODULE:ATTRIBUTE: frames in and frames out.
 
 Requests are ``{"do": "hello"}``, ``{"do": "load", "form", "call"}`` with the model as a blob, and ``{"do": "run",
 "inputs", "runs", "seconds"}``. An answer with "error" is a refusal; with "unsupported" as well, one that the runtime
@@ -95,7 +95,3 @@ def main() -> None:
     os.dup2(2, 1)
     module, _, attribute = sys.argv[1].partition(":")
     serve(getattr(importlib.import_module(module), attribute), sys.stdin.buffer, answers)
-
-
-if __name__ == "__main__":
-    main()

@@ -33,11 +33,15 @@ class Entry:
     run_timeout: float = 60.0
 
 
+#: With "-m" the folder that we happen to be in would come first on the path of modules.
+_WORKER = "import sys; sys.path = sys.path[not sys.path[0] :]; import lucid_onnx.parity.worker as w; w.main()"
+
+
 def python(target: str) -> Callable[[], Sequence[str]]:
     """A worker over an adapter in Python, ``module:attribute``; a module that begins with a dot is one of these."""
     if target.startswith("."):
         target = __name__ + target
-    return lambda: [sys.executable, "-m", "lucid_onnx.parity.worker", target]
+    return lambda: [sys.executable, "-c", _WORKER, target]
 
 
 def _node(kind: str) -> Callable[[], Sequence[str]]:

@@ -25,16 +25,21 @@ class _Tinygrad:
         return f"{importlib.metadata.version('tinygrad')} on {Device.DEFAULT}"
 
     def load(self, program: Program) -> Any:
-        from tinygrad.nn.onnx import OnnxRunner
-
-        with tempfile.TemporaryDirectory(prefix="lucid-onnx-parity") as folder:
-            path = os.path.join(folder, "model.onnx")
-            with open(path, "wb") as file:
-                file.write(program.model)
-            return OnnxRunner(path)
+        return program.model, {}
 
     def run(self, loaded: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        return [output.numpy() for output in loaded(dict(inputs)).values()]
+        from tinygrad.nn.onnx import OnnxRunner
+
+        # A runner keeps the sizes of its first inputs for every dimension that the model only names.
+        model, runners = loaded
+        shapes = tuple(array.shape for array in inputs.values())
+        if shapes not in runners:
+            with tempfile.TemporaryDirectory(prefix="lucid-onnx-parity") as folder:
+                path = os.path.join(folder, "model.onnx")
+                with open(path, "wb") as file:
+                    file.write(model)
+                runners[shapes] = OnnxRunner(path)
+        return [output.numpy() for output in runners[shapes](dict(inputs)).values()]
 
 
 RUNTIME = _Tinygrad()
