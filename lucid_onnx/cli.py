@@ -469,7 +469,7 @@ def _parity(
     ] = 20,
     budget: Annotated[
         float, typer.Option(parser=_real, metavar="SECONDS", help="For each runtime; what is left is not run.")
-    ] = 300.0,
+    ] = 240.0,
     at_once: Annotated[
         int, typer.Option("--at-once", parser=_integer, metavar="INTEGER", help="Runtimes beside each other.")
     ] = 2,
@@ -480,9 +480,10 @@ def _parity(
 ) -> int:
     """Compare runtimes: where the numbers are the same, where they differ and by how much.
 
-    Runs the conformance suite, cases of a larger size and some standard operators, or MODEL in all of its forms, on every runtime that is here,
-    each in a process of its own. A runtime that crashes or hangs is a result. The exit code is 1 if a runtime that
-    runs something gives numbers beyond the tolerance, other bits in every run, or no answer, and it is not known why.
+    Runs the conformance suite, cases of a larger size and some standard operators, or MODEL in all of its forms, on
+    every runtime that is here, each in a process of its own. A runtime that crashes or hangs is a result. The exit
+    code is 1 if a runtime that runs something gives numbers beyond the tolerance, other bits in some run, or no
+    answer, and it is not known why.
 
     Example: `lucid-onnx parity ranker.onnx --runtimes onnxruntime,web-webgpu --html report.html`
     """

@@ -114,6 +114,20 @@ class Poisoned(Good):
             raise
 
 
+class Spoilt(Good):
+    """Refuses tables of one column, and does not answer after that."""
+
+    spoilt = False
+
+    def run(self, loaded: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        if self.spoilt:
+            time.sleep(600)
+        if inputs["weight"].shape[1] == 1:
+            self.spoilt = True
+            raise RuntimeError("one column")
+        return super().run(loaded, inputs)
+
+
 class OtherDtype(Good):
     def run(self, loaded: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         return [super().run(loaded, inputs)[0].astype(np.float64)]
@@ -126,4 +140,4 @@ class Absent(Good):
 
 GOOD, WRONG, RACE, CRASHING, HANGING = Good(), WrongNumber(), Race(), Crashing(), Hanging()
 TALKING, WRAPPING, REFUSING, POISONED, OTHER_DTYPE = Talking(), Wrapping(), Refusing(), Poisoned(), OtherDtype()
-ABSENT = Absent()
+ABSENT, SPOILT = Absent(), Spoilt()

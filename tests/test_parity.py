@@ -56,7 +56,7 @@ def planted() -> matrix.Report:
         patch.setenv("PYTHONPATH", str(TESTS), prepend=":" if sys.platform != "win32" else ";")
         names = ("GOOD", "WRONG", "RACE", "CRASHING", "TALKING", "WRAPPING", "REFUSING", "POISONED", "OTHER_DTYPE")
         entries = [entry(name) for name in (*names, "ABSENT")]
-        entries.append(entry("HANGING", run_timeout=5.0))
+        entries += [entry("HANGING", run_timeout=5.0), entry("SPOILT", run_timeout=5.0)]
         return matrix.run(entries, jobs(*CASES))
 
 
@@ -120,6 +120,13 @@ def test_a_hang_is_a_result_and_not_an_end(planted: matrix.Report) -> None:
     assert found.failed
     assert found.note == "no answer within 5 s"
     assert cell(planted, "hanging", "sum_dim_7").status == "equal"
+
+
+def test_a_refusal_that_spoils_the_process_is_told_from_a_hang(planted: matrix.Report) -> None:
+    found = {name: cell(planted, "spoilt", name) for name in CASES}
+    assert found["sum_dim_1"].status == "refused"
+    assert found["sum_dim_1"].note == "RuntimeError: one column After this error the next call did not return."
+    assert {found[name].status for name in CASES if name != "sum_dim_1"} == {"equal"}
 
 
 def test_what_a_runtime_prints_is_no_answer(planted: matrix.Report) -> None:
@@ -203,7 +210,7 @@ def expect(values: list[float], dtype: Any = np.float32, tolerance: float = 0.0)
         ([1, 1], [math.nan, 1], "NaN", "output[0] = 1, expected nan within 0.1"),
         ([math.nan, 1], [1, 1], "NaN", "output[0] = nan, expected 1 within 0.1"),
         ([1, math.inf], [1, -math.inf], "infinity", "output[1] = inf, expected -inf within 0.1"),
-        ([1, 3e38], [1, math.inf], "infinity", "output[1] = 2.99999995e+38, expected inf"),
+        ([1, 3e38], [1, math.inf], "infinity", "output[1] = 3.00000001e+38, expected inf"),
         ([1, 1.2], [1, 1], "value", "output[1] = 1.2"),
         ([1.05, 0.95], [1, 1], "equal", ""),
     ],

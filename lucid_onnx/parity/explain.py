@@ -31,7 +31,97 @@ class Known:
     forms: tuple[str, ...] = ()
 
 
-KNOWN: tuple[Known, ...] = ()
+KNOWN: tuple[Known, ...] = (
+    # PyTorch.
+    Known(
+        "torch",
+        "max_nan_inf",
+        "differs",
+        "torch's maximum keeps a NaN only in a bag's first row: one further on loses against every number.",
+        ("NaN",),
+    ),
+    Known(
+        "torch",
+        "*mean*16",
+        "differs",
+        "torch rounds the sum to 16 bits, divides, and rounds again.",
+        ("value",),
+    ),
+    Known(
+        "torch",
+        "max_norm_*16",
+        "differs",
+        "torch writes the clipped rows back into the 16-bit table before it pools them.",
+        ("value",),
+    ),
+    Known(
+        "torch",
+        "everything_*16",
+        "differs",
+        "torch writes the clipped rows back into the 16-bit table before it pools them.",
+        ("value",),
+    ),
+    Known(
+        "torch",
+        "*_slack_after_last_offset",
+        "differs",
+        "torch counts the positions after the last offset when it divides the last bag (pytorch#191965).",
+        ("value",),
+    ),
+    Known(
+        "torch",
+        "*_slack_after_last_offset",
+        "refused",
+        "torch's maximum reads the positions after the last offset (pytorch#191965).",
+    ),
+    Known(
+        "torch",
+        "*_one_bag_of_*",
+        "differs",
+        "torch adds one row after another in float32: the error grows with the length of the bag.",
+        ("value",),
+    ),
+    Known(
+        "torch",
+        "*_long_among_short",
+        "differs",
+        "torch adds one row after another in float32: the error grows with the length of the bag.",
+        ("value",),
+    ),
+    Known(
+        "torch",
+        "*",
+        "refused",
+        "torch cannot make the offsets of bags [B, 0]: it asks arange for steps of 0.",
+        note="step must be nonzero",
+    ),
+    Known("torch", "*no_columns", "refused", "torch has no largest magnitude of a row without columns."),
+    # ONNX Runtime.
+    Known(
+        "onnxruntime*",
+        "operator_scatter_nd_add",
+        "unsteady",
+        "ONNX Runtime's ScatterND adds to one target from several threads without a lock (onnxruntime#18048).",
+    ),
+    Known(
+        "onnxruntime*",
+        "operator_scatter_nd_add",
+        "differs",
+        "ONNX Runtime's ScatterND adds to one target from several threads without a lock (onnxruntime#18048).",
+    ),
+    Known(
+        "web-wasm-4",
+        "operator_scatter_nd_add",
+        "unsteady",
+        "ONNX Runtime's ScatterND adds to one target from several threads without a lock (onnxruntime#18048).",
+    ),
+    Known(
+        "web-wasm-4",
+        "operator_scatter_nd_add",
+        "differs",
+        "ONNX Runtime's ScatterND adds to one target from several threads without a lock (onnxruntime#18048).",
+    ),
+)
 
 
 def why(cell: Cell) -> str:

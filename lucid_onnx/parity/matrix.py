@@ -146,7 +146,7 @@ class Limits:
 
     runs: int = 20
     seconds: float = 0.1
-    budget: float = 300.0
+    budget: float = 240.0
     at_once: int = 2
 
 
@@ -192,6 +192,8 @@ class _Visit:
         self._loaded: Any = None  # the program that the worker holds
         self._hangs = 0
         self._begin = 0.0
+        self._refused: int | None = None  # the cell that the process which is running refused last
+        self._spoils = False  # a refusal leaves the runtime's process useless
 
     def all(self, jobs: Sequence[Job], tests: Sequence[probes.Probe]) -> tuple[Column, list[Cell], list[Outcome]]:
         """Its column, cells and outcomes."""
@@ -221,6 +223,7 @@ class _Visit:
             for form in entry.forms:
                 for job in _by_program(jobs, form):
                     cells.append(self._cell(form, job))
+                    self._look_back(form, job, cells)
                     done += 1
                     self._progress(entry.name, done, total)
             restarts = self._worker.starts - 1
@@ -301,6 +304,28 @@ class _Visit:
             load_seconds,
         )
         return dataclasses.replace(cell, why=explain.why(cell))
+
+    def _look_back(self, form: str, job: Job, cells: list[Cell]) -> None:
+        """Of a death that may be an earlier refusal's doing, try again in a new process, and tell which it was."""
+        status = cells[-1].status
+        if status in (CRASHED, HUNG) and self._refused is not None:
+            before, self._refused = self._refused, None
+            again = self._cell(form, job)
+            if again.status not in (CRASHED, HUNG):
+                self._spoils = True
+                self._hangs -= status == HUNG
+                ending = f"After this error the next call {'did not return' if status == HUNG else 'crashed'}."
+                cells[before] = dataclasses.replace(cells[before], note=f"{cells[before].note} {ending}")
+                cells[-1] = again
+                status = again.status
+        if status in (CRASHED, HUNG):
+            self._refused = None
+        elif status == REFUSED and self._loaded is not None:  # by the run, not by the load
+            if self._spoils:
+                self._worker.stop(kill=True)
+                self._loaded = None
+            else:
+                self._refused = len(cells) - 1
 
     def _failed(self, form: str, job: Job, error: Exception) -> Cell:
         status = REFUSED

@@ -84,25 +84,32 @@ def operators(pattern: str = "*") -> list[Job]:
             {"data": values[:, 5:9], "indices": np.array([0, -1, 1], np.int64)},
             values[[0, -1, 1], 5:9],
         ),
+        _operator(
+            "operator_non_zero",
+            "NonZero of five flags",
+            helper.make_node("NonZero", ["data"], ["y"]),
+            {"data": np.array([1, 1, 0, 1, 0], np.float32)},
+            np.array([[0, 1, 3]], np.int64),
+        ),
     )
     return [job for job in found if fnmatch.fnmatchcase(job.name, pattern)]
 
 
 def _operator(name: str, about: str, node: onnx.NodeProto, arrays: Mapping[str, np.ndarray], exact: np.ndarray) -> Job:
     kinds = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.int64): TensorProto.INT64}
+    result = np.dtype(np.int64 if exact.dtype == np.int64 else np.float32)
     axes = {n: a for n, a in arrays.items() if n == "axes"}  # a constant, which most runtimes ask for
     inputs = {n: a for n, a in arrays.items() if n not in axes}
     graph = helper.make_graph(
         [node],
         name,
         [helper.make_tensor_value_info(n, kinds[a.dtype], a.shape) for n, a in inputs.items()],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, exact.shape)],
+        [helper.make_tensor_value_info("y", kinds[result], [None] * exact.ndim)],
         [onnx.numpy_helper.from_array(a, n) for n, a in axes.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", spec.DEFAULT_OPSET)], ir_version=8)
     programs = {"given": Program("given", model.SerializeToString(deterministic=True))}
-    exact = exact.astype(np.float64)
-    expected = Expected(exact.astype(np.float32), exact, np.zeros(exact.shape))
+    expected = Expected(exact.astype(result), exact.astype(np.float64), np.zeros(exact.shape))
     return Job(name, "operators", about, inputs, [expected], programs.get)
 
 

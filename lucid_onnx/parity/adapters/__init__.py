@@ -58,7 +58,7 @@ _ALL = (
     Entry("onnxruntime-node", "ONNX Runtime, Node", _MODELS, _node("node")),
     Entry("web-wasm-1", "ONNX Runtime Web, WASM, 1 thread", _MODELS, _node("wasm-1")),
     Entry("web-wasm-4", "ONNX Runtime Web, WASM, 4 threads", _MODELS, _node("wasm-4")),
-    Entry("web-webgpu", "ONNX Runtime Web, WebGPU", _MODELS, _node("webgpu")),
+    Entry("web-webgpu", "ONNX Runtime Web, WebGPU", _MODELS, _node("webgpu"), run_timeout=45.0),
     Entry("onnx-reference", "onnx.reference", _MODELS, python(".onnx_reference:RUNTIME")),
     Entry("torch", "PyTorch, eager", ("call",), python(".torch_eager:RUNTIME")),
     Entry("openvino", "OpenVINO", _MODELS, python(".openvino:RUNTIME"), slow=True),
