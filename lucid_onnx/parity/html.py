@@ -23,6 +23,8 @@ _SIGNS = {
     matrix.ABSENT: "·",
     matrix.NOT_RUN: "○",
 }
+#: What makes a row worth showing.
+_LOUD = (*matrix.FAILURES, matrix.REFUSED)
 _GOOD = ("refuses",)
 _BAD = ("crash", "hang", "garbage", "refuses, then fails")
 _FORM_LETTERS = {
@@ -104,10 +106,13 @@ def _matrix(report: Report, columns: Sequence[tuple[Column, str]]) -> str:
     cells = {(c.job, c.runtime, c.form): k for k, c in enumerate(report.cells)}
     rows, plain = [], 0
     group = ""
+    # A runtime that refuses all says nothing about a row.
+    mute = [(column, form) for column, form in columns if not _any_result(report, column, form)]
     for k, row in enumerate(report.rows):
         found = [cells.get((row.job, column.runtime, form)) for column, form in columns]
-        statuses = [report.cells[i].status for i in found if i is not None]
-        quiet = all(s == matrix.EQUAL for s in statuses)
+        spoken = [i for i, key in zip(found, columns, strict=True) if i is not None and key not in mute]
+        statuses = [report.cells[i].status for i in spoken]
+        quiet = not any(s in _LOUD for s in statuses)
         plain += quiet
         if row.group != group:
             group = row.group
@@ -128,8 +133,8 @@ def _matrix(report: Report, columns: Sequence[tuple[Column, str]]) -> str:
     return f"""<section id=matrix>
 <h2>The matrix</h2>
 <p class=legend>{legend}</p>
-<p class=tools><label><input type=search id=filter placeholder="filter rows: max_, float16 …"></label>
-<label><input type=checkbox id=all> show the {plain} rows where all is equal</label>
+<p class=tools><label><input type=search id=filter placeholder="filter: max_, float16"></label>
+<label><input type=checkbox id=all> show the {plain} rows where nothing differs</label>
 <span class=small>Click a cell or a row for its numbers.</span></p>
 <div class=scroll><table class=matrix>
 <thead>{_head(columns)}<tr class=totals><th scope=row>equal, of those that ran</th>{totals}</tr></thead>
@@ -145,6 +150,11 @@ _GROUPS = {
     "operators": "Standard operators alone, where runtimes are known to part",
     "model": "The model",
 }
+
+
+def _any_result(report: Report, column: Column, form: str) -> bool:
+    mine = [c.status for c in report.cells if (c.runtime, c.form) == (column.runtime, form)]
+    return any(s in (matrix.EQUAL, *matrix.FAILURES) for s in mine)
 
 
 def _head(columns: Sequence[tuple[Column, str]]) -> str:
@@ -182,7 +192,8 @@ def _explanations(report: Report) -> str:
     for cell in report.cells:
         if cell.status not in (matrix.EQUAL, matrix.ABSENT):
             # Errors that differ in their numbers alone are one.
-            text = cell.why or cell.note.split(": ")[0][:80]
+            kind = cell.difference.kind if cell.difference is not None else cell.note.split(": ")[0][:80]
+            text = cell.why or kind
             groups.setdefault((cell.runtime, cell.status, text), []).append(cell)
     if not groups:
         return ""
@@ -191,7 +202,7 @@ def _explanations(report: Report) -> str:
         jobs = sorted({cell.job for cell in cells})
         names = ", ".join(jobs[:4]) + (f" and {len(jobs) - 4} more" if len(jobs) > 4 else "")
         forms = ", ".join(dict.fromkeys(cell.form for cell in cells))
-        text = cells[0].why or f"not explained: {cells[0].note}"
+        text = cells[0].why or f"{'not explained' if cells[0].failed else 'it said'}: {cells[0].note}"
         alarm = " class=alarm" if any(cell.failed for cell in cells) else ""
         items.append(
             f"<li><i class={_css(status)}>{_SIGNS[status]}</i><div><b>{escape(titles[runtime])}</b> "
@@ -211,7 +222,7 @@ def _bad_input(report: Report, columns: Sequence[tuple[Column, str]]) -> str:
     columns = [
         (column, form)
         for column, form in columns
-        if any((o.runtime, o.form) == (column.runtime, form) for o in report.outcomes)
+        if any((o.runtime, o.form) == (column.runtime, form) and o.outcome != "not run" for o in report.outcomes)
     ]
     rows = []
     for probe in probes.all_probes():
@@ -239,7 +250,7 @@ def _bad_input(report: Report, columns: Sequence[tuple[Column, str]]) -> str:
 
 # Plots.
 
-_WIDTH, _LEFT, _RIGHT, _LINE = 860, 250, 20, 22
+_WIDTH, _LEFT, _RIGHT, _LINE = 940, 300, 30, 22
 
 
 def _plots(report: Report, columns: Sequence[tuple[Column, str]]) -> str:
@@ -289,7 +300,9 @@ def _strip(
     if not every:
         return "<p>No error anywhere: every result is exact.</p>"
     low, high = math.floor(math.log10(min(every))), math.ceil(math.log10(max(every)))
-    low, high = max(low, high - 12), max(high, low + 1)
+    if limit:  # what is far below it is as good as exact
+        low = max(low, math.floor(math.log10(limit)) - 5)
+    high = max(high, low + 1)
     span = _WIDTH - _LEFT - _RIGHT
 
     def x(value: float) -> float:
@@ -405,14 +418,14 @@ font-weight:600;font-size:14px;flex:none}
 input[type=search]{font:inherit;padding:6px 10px;border:1px solid var(--line);border-radius:6px;background:var(--tint);
 color:inherit;width:min(260px,100%)}
 .scroll{overflow:auto;max-height:80vh;border:1px solid var(--line);border-radius:8px}
-.scroll svg{display:block;min-width:700px;width:100%;height:auto;padding:8px}
+.scroll svg{display:block;min-width:760px;width:100%;height:auto;padding:8px}
 table{border-collapse:separate;border-spacing:0;font-size:13px}
 .matrix thead{position:sticky;top:0;z-index:3;background:var(--paper)}
 .matrix th[scope=row]{position:sticky;left:0;z-index:2;background:var(--paper);text-align:left;font-weight:400;
 white-space:nowrap;padding:0 10px 0 8px;max-width:46vw;overflow:hidden;text-overflow:ellipsis}
 .heads td{position:sticky;left:0;background:var(--paper);z-index:4}
-.heads th{height:190px;vertical-align:bottom;padding:0;font-weight:400;min-width:34px}
-.heads div{width:34px;height:184px;display:flex;align-items:flex-end;justify-content:center}
+.heads th{height:214px;vertical-align:bottom;padding:0;font-weight:400;min-width:34px}
+.heads div{width:34px;height:208px;display:flex;align-items:flex-end;justify-content:center}
 .heads span{writing-mode:vertical-rl;transform:rotate(180deg);white-space:nowrap;line-height:1.2}
 .heads em{display:block;color:var(--faint);font-style:normal;font-size:11px}
 .words .heads th{min-width:84px;height:auto;padding:6px}.words .heads div{width:84px;height:auto;display:block}
@@ -446,6 +459,8 @@ color:var(--ink);background:var(--paper);max-height:88vh;overflow:auto;overflow-
 dialog::backdrop{background:rgba(0,0,0,.45)}dialog form{float:right}
 dialog form button{font:inherit;border:0;background:var(--tint);color:inherit;border-radius:6px;padding:4px 10px;
 cursor:pointer}
+dialog p>button,dialog table button{font:inherit;font-size:14px;color:inherit;background:var(--tint);border:1px solid var(--line);
+border-radius:6px;padding:3px 10px;cursor:pointer}
 dialog h3{margin:0 0 6px;font-size:19px}dialog table{width:100%}dialog td{padding:4px 8px 4px 0;vertical-align:top;
 border-top:1px solid var(--line)}
 @media(max-width:600px){body{padding:18px 12px 60px}.matrix th[scope=row]{max-width:40vw}}
@@ -497,7 +512,9 @@ function showCell(k) {
   body.append(facts([["it said", note], ...numbers(cell), ["version", data.columns[column][1]]]));
   const other = make("button", "this row on every runtime");
   other.onclick = () => showRow(row);
-  body.append(make("p"), other);
+  const last = make("p");
+  last.append(other);
+  body.append(last);
   detail.open || detail.showModal();
 }
 function showRow(k) {
