@@ -1,7 +1,8 @@
 """embedding_bag for ONNX: one file that runs on any ONNX Runtime, and at memory speed where our kernels are.
 
-Building models needs onnx alone; what runs them (`embedding_bag`, `InferenceSession`, `register`) imports
-onnxruntime when first used, and what rewrites them (`fuse`, `lower`, `quantize`) onnx-ir.
+Importing the package imports nothing of it: everything is looked up when it is first used. Building models needs
+onnx alone; what runs them (`embedding_bag`, `InferenceSession`, `register`) imports onnxruntime, and what rewrites
+them (`fuse`, `lower`, `quantize`) onnx-ir.
 """
 
 from __future__ import annotations
@@ -9,13 +10,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import reference
-from .builder import build_model, build_quantized_model, make_node, save, to_form
-from .library import get_library_path
-from .ops.quantized_embedding_bag.table import QuantizedTable
-
 if TYPE_CHECKING:
+    from . import reference
+    from .builder import build_model, build_quantized_model, make_node, save, to_form
     from .functional import embedding_bag, quantized_embedding_bag
+    from .library import get_library_path
+    from .ops.quantized_embedding_bag.table import QuantizedTable
     from .rewrite import FuseReport, QuantizeReport, fuse, lower, quantize
     from .session import InferenceSession, register
 
@@ -41,7 +41,15 @@ __all__ = [
     "to_form",
 ]
 
-_RUNS = {
+#: The module of each name.
+_HOME = {
+    "build_model": "builder",
+    "build_quantized_model": "builder",
+    "make_node": "builder",
+    "save": "builder",
+    "to_form": "builder",
+    "get_library_path": "library",
+    "QuantizedTable": "ops.quantized_embedding_bag.table",
     "InferenceSession": "session",
     "register": "session",
     "embedding_bag": "functional",
@@ -55,6 +63,12 @@ _RUNS = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _RUNS:
+    if name == "reference":  # a module itself
+        return importlib.import_module(".reference", __name__)
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f".{_RUNS[name]}", __name__), name)
+    return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

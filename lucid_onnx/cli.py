@@ -1,4 +1,4 @@
-"""The command ``lucid-onnx``: demo, build, run, info, inspect, fuse, lower, quantize.
+"""The command ``lucid-onnx``: demo, build, run, info, inspect, fuse, lower, quantize, parity.
 
 What a user can get wrong ends as one line on stderr, ``lucid-onnx: error: ...``, and exit code 2. Anything else
 that goes wrong is a defect, and shows its traceback.
@@ -40,6 +40,7 @@ except ImportError as error:
 if TYPE_CHECKING:
     import onnxruntime
 
+    from .parity.matrix import Report
     from .rewrite import FuseReport, QuantizeReport
 
 EXIT_DIFFERS, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
@@ -57,6 +58,7 @@ _DTYPES = {
         **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
     }.items()
 }
+_SHOWN_FAILURES = 20
 #: What numpy.save makes of an array of ml_dtypes.bfloat16: items of two bytes.
 _RAW_BFLOAT16 = np.dtype("V2")
 
@@ -69,7 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line, by default the process's own.
 
     Returns:
-        The exit code: 0; 1 where the demo's forms differ; 2 after an error, which is on stderr; 130 if interrupted.
+        The exit code: 0; 1 where the demo's forms or parity's runtimes differ; 2 after an error, which is on stderr;
+        130 if interrupted.
     """
     if _MISSING is not None:
         return _fail(f"{str(_MISSING.name).partition('.')[0]} is not installed: {_EXTRAS}")
@@ -115,6 +118,7 @@ def _app() -> typer.Typer:
     app.command("fuse")(_fuse)
     app.command("lower")(_lower)
     app.command("quantize")(_quantize)
+    app.command("parity")(_parity)
     return app
 
 
@@ -474,6 +478,176 @@ def _check_report(report: Path | None, output: Path) -> None:
 def _write_report(path: Path, report: FuseReport | QuantizeReport) -> None:
     with _writing(path), Replacing(path) as files:
         files.open(path.name).write(json.dumps(_finite(report.as_dict()), indent=2, allow_nan=False).encode())
+
+
+def _parity(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="An .onnx file; without one, the conformance suite.")
+    ] = None,
+    runtimes: Annotated[
+        str, typer.Option(metavar="NAME,NAME", help="Which runtimes; --list shows their names.")
+    ] = "all",
+    cases: Annotated[
+        str, typer.Option(metavar="PATTERN", help="Of the suite, the cases with such names: 'max_*'.")
+    ] = "*",
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input", "-i", metavar="NAME=FILE.npy", help="An input of MODEL; others are made up. Repeatable."
+        ),
+    ] = None,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            parser=_real,
+            metavar="NUMBER",
+            help="Of MODEL's outputs, as a part of the largest magnitude; by default 2e-5.",
+        ),
+    ] = None,
+    bad_input: Annotated[bool, typer.Option("--bad-input/--no-bad-input", help="Try bad input as well.")] = True,
+    strict: Annotated[bool, typer.Option("--strict", help="Known differences fail as well.")] = False,
+    runs: Annotated[
+        int, typer.Option(parser=_integer, metavar="INTEGER", help="Of each case; bits must be equal.")
+    ] = 20,
+    budget: Annotated[
+        float, typer.Option(parser=_real, metavar="SECONDS", help="For each runtime; what is left is not run.")
+    ] = 240.0,
+    at_once: Annotated[
+        int, typer.Option("--at-once", parser=_integer, metavar="INTEGER", help="Runtimes beside each other.")
+    ] = 2,
+    html: Annotated[Path | None, typer.Option("--html", help="Write the report as one HTML file.")] = None,
+    as_json: Annotated[Path | None, typer.Option("--json", help="Write everything that was found as JSON.")] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Write a small table of it.")] = None,
+    names: Annotated[bool, typer.Option("--list", help="Show the runtimes, and which are here, and stop.")] = False,
+) -> int:
+    """Compare runtimes: where the numbers are the same, where they differ and by how much.
+
+    Runs the conformance suite, cases of a larger size and some standard operators, or MODEL in all of its forms, on
+    every runtime that is here, each in a process of its own. A runtime that crashes or hangs is a result. The exit
+    code is 1 if a runtime that runs something gives numbers beyond the tolerance, other bits in some run, or no
+    answer, and it is not known why.
+
+    Example: `lucid-onnx parity ranker.onnx --runtimes onnxruntime,web-webgpu --html report.html`
+    """
+    from .parity import html as as_html
+    from .parity import markdown as as_markdown
+    from .parity import matrix, work
+
+    chosen = _chosen_runtimes(runtimes)
+    if names:
+        return _show_runtimes(chosen)
+    for option, path in (("--html", html), ("--json", as_json), ("--markdown", markdown)):
+        if path is not None:
+            _check_output(path, option)
+    for option, value in (("--runs", runs), ("--budget", budget), ("--at-once", at_once)):
+        if not value >= 1:
+            raise UserError(f"{option} {value}: must be at least 1")
+    if model is None:
+        if inputs or tolerance is not None:
+            raise UserError("--input and --tolerance are MODEL's, and no MODEL is given")
+        jobs = [*work.conformance(cases), *work.scale(cases), *work.operators(cases)]
+        if not jobs:
+            raise UserError(f"--cases {cases}: no case has such a name")
+    else:
+        if cases != "*":
+            raise UserError(f"--cases {cases}: is the suite's, and MODEL {model} is given")
+        _check_file(model)
+        given = {name: _read_npy(path) for name, path in _named_files(inputs or []).items()}
+        limit = work.MODEL_TOLERANCE if tolerance is None else tolerance
+        with _refused(work.CannotRunError), _reading(model):
+            jobs = work.model(Path(model), given, tolerance=limit)
+    limits = matrix.Limits(runs=runs, budget=budget, at_once=at_once)
+    with _bars() as progress:
+        report = matrix.run(chosen, jobs, bad_input=bad_input, limits=limits, progress=progress)
+    texts = {
+        html: lambda: as_html.page(report),
+        as_json: lambda: json.dumps(report.as_dict(), indent=1, allow_nan=False),
+        markdown: lambda: as_markdown.page(report),
+    }
+    for path, text in texts.items():
+        if path is not None:
+            with _writing(path), Replacing(path) as files:
+                files.open(path.name).write(text().encode())
+    console = _console()
+    failures = _show_parity(console, report, strict)
+    for path in texts:
+        if path is not None:
+            _say(console, f"wrote {path} ({_bytes(path.stat().st_size)})")
+    return EXIT_DIFFERS if failures else 0
+
+
+def _chosen_runtimes(text: str) -> list[Any]:
+    from .parity.adapters import ENTRIES
+
+    if text == "all":
+        return list(ENTRIES.values())
+    chosen = []
+    for name in dict.fromkeys(part.strip() for part in text.split(",")):
+        if name not in ENTRIES:
+            raise UserError(f"--runtimes {name}: is not one of {', '.join(ENTRIES)}")
+        chosen.append(ENTRIES[name])
+    return chosen
+
+
+def _show_runtimes(chosen: Sequence[Any]) -> int:
+    from .parity import matrix
+
+    table = _table("name", "runtime", "here")
+    for column in matrix.run(chosen, [], bad_input=False).columns:
+        table.add_row(column.runtime, column.title, Text(column.version or f"no: {column.missing}"))
+    _console().print(table)
+    return 0
+
+
+@contextlib.contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each runtime on the terminal, to be told its name, the pieces done and the pieces to do."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda runtime, done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f}"))
+    with Progress(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def progress(runtime: str, done: int, total: int) -> None:
+            if runtime not in tasks:
+                tasks[runtime] = bars.add_task(runtime, total=total)
+            bars.update(tasks[runtime], completed=done, total=total)
+
+        yield progress
+
+
+def _show_parity(console: Console, report: Report, strict: bool) -> int:
+    """The table, the failures, and how many there are."""
+    from .parity import matrix
+
+    statuses = [s for s in matrix.STATUSES if any(c.status == s for c in report.cells) and s != matrix.ABSENT]
+    table = _table("runtime", "form", *statuses, "worst error")
+    for column in report.columns:
+        if column.missing is not None:
+            continue
+        for form in column.forms:
+            cells = [c for c in report.cells if (c.runtime, c.form) == (column.runtime, form)]
+            if not cells:
+                continue
+            margins = [c.difference.margin for c in cells if c.difference is not None]
+            worst = f"{max(margins):.3g} tolerances" if margins else "-"
+            counts = [str(sum(c.status == s for c in cells) or "-") for s in statuses]
+            table.add_row(column.runtime, form, *counts, worst)
+    console.print(table)
+    for column in report.columns:
+        if column.missing is not None:
+            _say(console, f"not here: {column.runtime}: {column.missing}")
+    known = [c for c in report.cells if c.status in matrix.FAILURES and c.why]
+    failures = report.failures + (known if strict else [])
+    if known and not strict:
+        _say(console, f"{len(known)} differences are known; the reports and --strict have them")
+    for cell in failures[:_SHOWN_FAILURES]:
+        _say(console, f"{cell.runtime}, {cell.form}, {cell.job}: {cell.status}: {cell.note}")
+    if len(failures) > _SHOWN_FAILURES:
+        _say(console, f"and {len(failures) - _SHOWN_FAILURES} more")
+    return len(failures)
 
 
 def _rewriting(name: str) -> Any:

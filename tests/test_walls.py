@@ -140,7 +140,8 @@ def test_no_operator_knows_another() -> None:
 
 #: What the tools may import of each other. What is not listed may import nothing but the meaning.
 TOOLS: dict[str, set[str]] = {
-    "__init__": {"reference", "builder", "library", "functional", "session", "rewrite"},
+    "__init__": {"reference", "builder", "library", "functional", "session", "rewrite", "parity"},
+    "pytest_plugin": {"parity"},
     "builder": set(),
     "conformance": {"builder"},
     "library": set(),
@@ -154,11 +155,19 @@ TOOLS: dict[str, set[str]] = {
     "lucid": {"builder", "checkpoint"},
     "cli": {
         *("builder", "checkpoint", "info", "demo", "session", "library", "reference", "functional"),
-        *("InferenceSession", "rewrite"),
+        *("InferenceSession", "rewrite", "parity"),
     },
-    **{
-        name: {"builder", "rewrite"} for name in ("files", "fusion", "lowering", "patterns", "quantization")
-    },  # in rewrite/
+    # in rewrite/
+    **{name: {"builder", "rewrite"} for name in ("files", "fusion", "lowering", "patterns", "quantization")},
+    # in parity/
+    **{name: {"parity"} for name in ("explain", "html", "markdown", "process", "worker", "probes", "suite")},
+    "matrix": {"parity", "__version__"},
+    "oracle": {"builder"},
+    "work": {"parity", "builder", "conformance", "rewrite"},
+    # in parity/adapters/
+    **{name: {"parity"} for name in ("onnx_reference", "torch_eager", "openvino", "tinygrad", "iree")},
+    "numpy_reference": {"parity", "__version__"},
+    "ort": {"parity", "info", "library", "session"},
 }
 #: Who may import what, beyond the standard library, NumPy, onnx and ml_dtypes; the others only lazily.
 EAGER = {
@@ -167,12 +176,16 @@ EAGER = {
     "info": {"google"},
     "torch": {"torch", "onnxscript", "onnx_ir"},
 }
+EAGER["pytest_plugin"] = {"pytest"}
 EAGER |= {"files": {"google"}, **{name: {"onnx_ir"} for name in ("expressions", "patterns", "fusion")}}
 LAZY = {
     "functional": {"onnxruntime"},
     "info": {"onnxruntime"},
     "cli": {"onnxruntime", "safetensors", "typer", "rich"},
     "demo": {"onnxruntime", "rich", "pydoc_data"},
+    "ort": {"onnxruntime"},
+    "torch_eager": {"torch"},
+    **{name: {name} for name in ("openvino", "tinygrad", "iree")},
 }
 
 
@@ -193,6 +206,17 @@ def test_what_the_tools_import_from_outside() -> None:
             assert top in (eager | LAZY.get(path.stem, set()) if found.lazy else eager), str(found)
 
 
+def test_an_adapter_knows_no_other() -> None:
+    """Of the comparison, it knows what a runtime is, and nothing else."""
+    adapters = files("lucid_onnx/parity/adapters", ".py")
+    assert len(adapters) >= 8
+    for path in adapters:
+        allowed = {"runtime", "adapters"} if path.stem == "__init__" else {"runtime"}
+        for found in imports(path):
+            if within(found.module, "lucid_onnx.parity"):
+                assert found.module.split(".")[2] in allowed, str(found)
+
+
 def test_nobody_imports_a_top_level_ops() -> None:
     for folder in ("ops", "lucid_onnx", "tests", "models", "benchmarks"):
         for path in (ROOT / folder).rglob("*.py"):
@@ -205,7 +229,9 @@ def test_importing_the_package_needs_no_runtime(tmp_path: Path) -> None:
     import sys
 
     script = (
-        "import sys, lucid_onnx\n"
+        "import sys, lucid_onnx, lucid_onnx.pytest_plugin\n"
+        "early = sorted({'numpy', 'onnx', 'ml_dtypes'} & set(sys.modules))\n"
+        "assert not early, early\n"
         "model = lucid_onnx.build_model([[1.0]])\n"
         "lucid_onnx.reference.embedding_bag([0], __import__('numpy').ones((1, 1)), [0])\n"
         "late = {'onnxruntime', 'torch', 'typer', 'rich', 'safetensors', 'onnxscript', 'onnx_ir'}\n"

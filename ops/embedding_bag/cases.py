@@ -54,7 +54,8 @@ class Case:
         )
 
     @functools.cached_property
-    def _exact(self) -> np.ndarray:
+    def exact(self) -> np.ndarray:
+        """The result before it is rounded to the table's dtype, [B, D] float64."""
         weights = self.per_sample_weights
         with np.errstate(invalid="ignore"):
             return reference.embedding_bag(
@@ -83,7 +84,7 @@ class Case:
             import ml_dtypes
 
             info = ml_dtypes.finfo(dtype)
-            half = 0.5 * float(info.eps) * np.abs(self._exact)
+            half = 0.5 * float(info.eps) * np.abs(self.exact)
             allowed = allowed + half + 0.5 * float(info.smallest_subnormal)
         return np.where(np.isfinite(allowed), allowed, np.inf)
 
@@ -93,7 +94,7 @@ class Case:
         Args:
             slack: how many tolerances the values may be off, for a backend that is known to sum less exactly.
         """
-        exact = self._exact
+        exact = self.exact
         if got.dtype != self.weight.dtype or got.shape != exact.shape:
             raise AssertionError(
                 f"{self.name}: got {got.dtype} {list(got.shape)}, expected {self.weight.dtype} {list(exact.shape)}"

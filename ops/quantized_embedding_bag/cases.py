@@ -71,25 +71,39 @@ class Case:
     def _pooled(self, table: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         return pooling.embedding_bag(self.indices, table, self.offsets, per_sample_weights=weights, **self.keywords)
 
+    @functools.cached_property
+    def _rows(self) -> np.ndarray:
+        return reference.dequantize(self.table, self.scale, self.zero_point, self.bias)
+
+    @functools.cached_property
+    def exact(self) -> np.ndarray:
+        """The result before it is rounded to the dtype of scale, [B, D] float64."""
+        weights = None if self.per_sample_weights is None else self.per_sample_weights.astype(np.float64)
+        return self._pooled(self._rows, weights)
+
+    @functools.cached_property
+    def tolerance(self) -> np.ndarray:
+        """The largest error that each element may have, [B, D] float64."""
+        size = np.abs(self._rows)
+        if self.bias is not None:
+            size = np.abs(self._rows - self.bias[:, None]) + np.abs(self.bias[:, None])
+        weights = None if self.per_sample_weights is None else np.abs(self.per_sample_weights.astype(np.float64))
+        allowed = _RELATIVE * self._pooled(size, weights)
+        if self.scale.dtype == np.float16:  # the one rounding at the end
+            allowed = allowed + 2.0**-11 * np.abs(self.exact) + 2.0**-25
+        return allowed
+
     def check(self, got: np.ndarray, *, slack: float = 1.0) -> None:
         """Raise AssertionError if ``got`` is not this case's result.
 
         Args:
             slack: how many tolerances the values may be off, for a backend that is known to sum less exactly.
         """
-        weights = None if self.per_sample_weights is None else self.per_sample_weights.astype(np.float64)
-        rows = reference.dequantize(self.table, self.scale, self.zero_point, self.bias)
-        exact = self._pooled(rows, weights)
+        exact, allowed = self.exact, self.tolerance
         if got.dtype != self.scale.dtype or got.shape != exact.shape:
             raise AssertionError(
                 f"{self.name}: got {got.dtype} {list(got.shape)}, expected {self.scale.dtype} {list(exact.shape)}"
             )
-        size = np.abs(rows)
-        if self.bias is not None:
-            size = np.abs(rows - self.bias[:, None]) + np.abs(self.bias[:, None])
-        allowed = _RELATIVE * self._pooled(size, None if weights is None else np.abs(weights))
-        if got.dtype == np.float16:  # the one rounding at the end
-            allowed = allowed + 2.0**-11 * np.abs(exact) + 2.0**-25
         wrong = np.argwhere(~(np.abs(got.astype(np.float64) - exact) <= slack * allowed))
         if len(wrong):
             i, d = (int(k) for k in wrong[0])

@@ -1,0 +1,139 @@
+"""What is known about cells that are not equal: one sentence each, checked by hand against the runtime."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .matrix import Cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """A sentence and the cells that it explains.
+
+    Attributes:
+        runtimes, jobs: patterns of `fnmatch`.
+        status: of the cell.
+        kinds: of its difference; empty for any.
+        note: what its note contains.
+        forms: empty for any.
+    """
+
+    runtimes: str
+    jobs: str
+    status: str
+    sentence: str
+    kinds: tuple[str, ...] = ()
+    note: str = ""
+    forms: tuple[str, ...] = ()
+
+
+KNOWN: tuple[Known, ...] = (
+    # PyTorch.
+    Known(
+        "torch",
+        "max_nan_inf",
+        "differs",
+        "torch's maximum keeps a NaN only in a bag's first row: one further on loses against every number.",
+        ("NaN",),
+    ),
+    Known(
+        "torch",
+        "*mean*16",
+        "differs",
+        "torch rounds the sum to 16 bits, divides, and rounds again.",
+        ("value",),
+    ),
+    Known(
+        "torch",
+        "max_norm_*16",
+        "differs",
+        "torch writes the clipped rows back into the 16-bit table before it pools them.",
+        ("value",),
+    ),
+    Known(
+        "torch",
+        "everything_*16",
+        "differs",
+        "torch writes the clipped rows back into the 16-bit table before it pools them.",
+        ("value",),
+    ),
+    Known(
+        "torch",
+        "*_slack_after_last_offset",
+        "differs",
+        "torch counts the positions after the last offset when it divides the last bag (pytorch#191965).",
+        ("value",),
+    ),
+    Known(
+        "torch",
+        "*_slack_after_last_offset",
+        "refused",
+        "torch's maximum reads the positions after the last offset (pytorch#191965).",
+    ),
+    Known(
+        "torch",
+        "*_one_bag_of_*",
+        "differs",
+        "torch adds one row after another in float32: the error grows with the length of the bag.",
+        ("value",),
+    ),
+    Known(
+        "torch",
+        "*_long_among_short",
+        "differs",
+        "torch adds one row after another in float32: the error grows with the length of the bag.",
+        ("value",),
+    ),
+    Known(
+        "torch",
+        "*",
+        "refused",
+        "torch cannot make the offsets of bags [B, 0]: it asks arange for steps of 0.",
+        note="step must be nonzero",
+    ),
+    Known("torch", "*no_columns", "refused", "torch has no largest magnitude of a row without columns."),
+    # ONNX Runtime.
+    Known(
+        "onnxruntime*",
+        "operator_scatter_nd_add",
+        "unsteady",
+        "ONNX Runtime's ScatterND adds to one target from several threads without a lock (onnxruntime#18048).",
+    ),
+    Known(
+        "onnxruntime*",
+        "operator_scatter_nd_add",
+        "differs",
+        "ONNX Runtime's ScatterND adds to one target from several threads without a lock (onnxruntime#18048).",
+    ),
+    Known(
+        "web-wasm-4",
+        "operator_scatter_nd_add",
+        "unsteady",
+        "ONNX Runtime's ScatterND adds to one target from several threads without a lock (onnxruntime#18048).",
+    ),
+    Known(
+        "web-wasm-4",
+        "operator_scatter_nd_add",
+        "differs",
+        "ONNX Runtime's ScatterND adds to one target from several threads without a lock (onnxruntime#18048).",
+    ),
+)
+
+
+def why(cell: Cell) -> str:
+    """The sentence that explains a cell; empty if there is none, or nothing to explain."""
+    for known in KNOWN:
+        if (
+            cell.status == known.status
+            and fnmatch.fnmatchcase(cell.runtime, known.runtimes)
+            and fnmatch.fnmatchcase(cell.job, known.jobs)
+            and (not known.forms or cell.form in known.forms)
+            and (not known.kinds or (cell.difference is not None and cell.difference.kind in known.kinds))
+            and known.note in cell.note
+        ):
+            return known.sentence
+    return ""

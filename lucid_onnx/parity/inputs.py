@@ -1,0 +1,186 @@
+"""Inputs for a model that came without any: indices in range, legal offsets, bags of very different lengths."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from lucid_onnx.ops import OPERATOR_OF
+from lucid_onnx.ops.embedding_bag import spec
+
+#: Nodes that hand their first input on, as far as the values of indices and offsets go.
+_PASSING = {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"}
+_NUM_BAGS, _BAG_LENGTH, _NUM_INDICES, _OTHER = 9, 5, 40, 4
+_ROWS = 50
+
+
+class NoInputsError(ValueError):
+    """An input that nothing is known of; the message names it."""
+
+
+@dataclasses.dataclass
+class _Role:
+    """What a bag asks of an input of the graph."""
+
+    kind: str  # "indices", "offsets", "table"
+    rows: int | None = None  # of the table, for indices
+    padding: int | None = None
+    last: bool = False  # include_last_offset, for offsets
+    partner: str = ""  # the indices, for offsets
+    two_d: bool = False
+
+
+def random_inputs(model: onnx.ModelProto, given: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
+    """Arrays for every input of the graph that ``given`` has not; those in it are taken as they are.
+
+    Where ``ai.lucid`` nodes read an input, it is made for them. Other integers are in range of the table that a
+    Gather looks them up in, or 0 and 1; other floats are normal.
+
+    Raises:
+        NoInputsError: an input of unknown rank or of a dtype without an array, or offsets whose indices are computed.
+    """
+    random = np.random.RandomState(seed)
+    initializers = {t.name: t for t in model.graph.initializer}
+    values = {v.name: v for v in model.graph.input if v.name not in initializers}
+    roles = _roles(model.graph, initializers, values)
+    sizes: dict[str, int] = {}
+    for name, array in given.items():
+        if name not in values:
+            raise NoInputsError(f"input {name}: the model has no such input; it has: {', '.join(values) or 'none'}")
+        for dim, size in zip(values[name].type.tensor_type.shape.dim, array.shape, strict=False):
+            if dim.dim_param:
+                sizes[dim.dim_param] = size
+    result = dict(given)
+    # Indices before the offsets that cut them; tables before both, for their rows.
+    order = {"table": 0, "indices": 1, "other": 2, "offsets": 3}
+    for name in sorted(values, key=lambda n: order[roles[n].kind if n in roles else "other"]):
+        if name not in result:
+            result[name] = _array(values[name], roles.get(name), sizes, result, random)
+    return {name: result[name] for name in values}
+
+
+def _roles(
+    graph: onnx.GraphProto, initializers: Mapping[str, onnx.TensorProto], inputs: Iterable[str]
+) -> dict[str, _Role]:
+    producers = {output: node for node in graph.node for output in node.output}
+    known = set(inputs)
+
+    def origin(name: str) -> str | None:
+        """The graph's input that a value is made from."""
+        while name not in known:
+            node = producers.get(name)
+            if node is None or node.op_type not in _PASSING:
+                return None
+            name = node.input[0]
+        return name
+
+    roles: dict[str, _Role] = {}
+    for node in graph.node:
+        if node.domain == spec.DOMAIN and node.op_type in OPERATOR_OF:
+            op = OPERATOR_OF[node.op_type].spec.VARIANTS[node.op_type]
+            named = {n: origin(v) for n, v in zip(op.inputs, node.input, strict=True)}
+            attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            table = initializers.get(node.input[0])
+            rows = table.dims[0] if table is not None else None
+            padding = attributes.get("padding_idx", spec.NO_PADDING)
+            if named[op.inputs[0]] is not None:
+                roles[str(named[op.inputs[0]])] = _Role("table")
+            indices = named["indices"]
+            if indices is not None:
+                role = _Role("indices", rows, None if padding == spec.NO_PADDING else padding, two_d=op.two_d)
+                roles[indices] = _narrower(roles.get(indices), role)
+            offsets = named.get("offsets")
+            if offsets is not None:
+                last = bool(attributes.get("include_last_offset", 0))
+                roles[offsets] = _Role("offsets", last=last, partner=indices or "")
+        elif node.op_type == "Gather" and node.domain == "" and node.input[0] in initializers:
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+            name = origin(node.input[1])
+            if name is not None:
+                rows = initializers[node.input[0]].dims[axis]
+                roles[name] = _narrower(roles.get(name), _Role("indices", rows))
+    return roles
+
+
+def _narrower(old: _Role | None, new: _Role) -> _Role:
+    """Indices into several tables stay within the smallest."""
+    if old is None or old.kind != "indices":
+        return new
+    known = [r.rows for r in (old, new) if r.rows is not None]
+    return dataclasses.replace(new, rows=min(known, default=None), padding=None)
+
+
+def _array(
+    value: onnx.ValueInfoProto,
+    role: _Role | None,
+    sizes: dict[str, int],
+    made: Mapping[str, np.ndarray],
+    random: np.random.RandomState,
+) -> np.ndarray:
+    name, tensor = value.name, value.type.tensor_type
+    if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
+        raise NoInputsError(f"input {name} has no known rank: give it with --input {name}=FILE.npy")
+    try:
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    except KeyError:
+        dtype = np.dtype(object)
+    if dtype.kind not in "fiub" and dtype != spec.BFLOAT16:
+        kind = TensorProto.DataType.Name(tensor.elem_type)
+        raise NoInputsError(f"input {name} is of {kind}, for which nothing can be made up: give it with --input")
+    kind = role.kind if role is not None else "other"
+    shape = []
+    for axis, dim in enumerate(tensor.shape.dim):
+        default = _OTHER
+        if kind == "indices":
+            default = (_NUM_BAGS if axis == 0 else _BAG_LENGTH) if len(tensor.shape.dim) > 1 else _NUM_INDICES
+        elif kind == "table":
+            default = _ROWS if axis == 0 else 8
+        elif axis == 0:
+            default = _NUM_BAGS
+        if dim.HasField("dim_value"):
+            shape.append(dim.dim_value)
+        else:
+            shape.append(sizes.setdefault(dim.dim_param or f"{name}.{axis}", default))
+    if role is not None and kind == "offsets":
+        return _offsets(name, role, shape, dtype, made, random)
+    if role is not None and kind == "indices":
+        rows = role.rows if role.rows is not None else _rows_of_input(made)
+        indices = random.randint(0, max(rows, 1), shape).astype(dtype)
+        if role.padding is not None and indices.size:
+            indices[random.random_sample(shape) < 0.2] = role.padding % max(rows, 1)
+        return indices
+    if dtype.kind == "b":
+        return random.random_sample(shape) < 0.5
+    if dtype.kind in "iu":
+        return random.randint(0, 2, shape).astype(dtype)
+    return np.asarray(random.standard_normal(shape)).astype(dtype)
+
+
+def _rows_of_input(made: Mapping[str, np.ndarray]) -> int:
+    """The smallest table among the inputs that are there; `_ROWS` if there is none to look at."""
+    return min((len(a) for a in made.values() if a.ndim == 2), default=_ROWS)
+
+
+def _offsets(
+    name: str,
+    role: _Role,
+    shape: list[int],
+    dtype: np.dtype,
+    made: Mapping[str, np.ndarray],
+    random: np.random.RandomState,
+) -> np.ndarray:
+    """Bags whose lengths are as different as Zipf's words, some of them empty."""
+    if role.partner not in made:
+        raise NoInputsError(f"input {name} cuts indices that the model computes: give it with --input {name}=FILE.npy")
+    count = made[role.partner].size
+    bags = shape[0] - int(role.last)
+    if bags <= 0:
+        return np.zeros(shape, dtype)
+    shares = 1 / np.arange(1, bags + 1) ** 1.5
+    lengths = random.multinomial(count, random.permutation(shares / shares.sum()))
+    bounds = np.concatenate([[0], np.cumsum(lengths)])
+    return np.asarray(bounds if role.last else bounds[:-1], dtype)

@@ -1,0 +1,712 @@
+"""`lucid-onnx parity`: what it must find is planted, and what it says of the runtimes that are here is true."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import html.parser
+import importlib.resources
+import io
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import lucid_onnx
+import planted_runtimes
+from lucid_onnx.cli import main
+from lucid_onnx.ops.embedding_bag import cases as bag_cases
+from lucid_onnx.parity import html as as_html
+from lucid_onnx.parity import inputs as made_inputs
+from lucid_onnx.parity import markdown, matrix, measure, oracle, probes, process, suite, wire, work
+from lucid_onnx.parity.adapters import ENTRIES, Entry, javascript, python
+from lucid_onnx.parity.explain import KNOWN
+
+TESTS = Path(__file__).resolve().parent
+CASES = ("sum_ragged_float32", "mean_ragged_float32", "max_ragged_float32", "sum_dim_1", "sum_dim_7")
+
+
+def entry(name: str, **changed: Any) -> Entry:
+    return dataclasses.replace(
+        Entry(name.lower(), name.title(), ("call",), python(f"{planted_runtimes.__name__}:{name}")), **changed
+    )
+
+
+def jobs(*names: str) -> list[work.Job]:
+    return [job for name in names for job in work.conformance(name)]
+
+
+@pytest.fixture(scope="module")
+def planted() -> matrix.Report:
+    """All planted runtimes over a few cases, in one run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(TESTS), prepend=":" if sys.platform != "win32" else ";")
+        names = ("GOOD", "WRONG", "RACE", "CRASHING", "TALKING", "WRAPPING", "REFUSING", "POISONED", "OTHER_DTYPE")
+        entries = [entry(name) for name in (*names, "ABSENT")]
+        entries += [entry("HANGING", run_timeout=5.0), entry("SPOILT", run_timeout=5.0)]
+        return matrix.run(entries, jobs(*CASES))
+
+
+def cell(report: matrix.Report, runtime: str, job: str) -> matrix.Cell:
+    (found,) = (c for c in report.cells if (c.runtime, c.job) == (runtime, job))
+    return found
+
+
+def outcomes(report: matrix.Report, runtime: str) -> dict[str, str]:
+    return {o.probe: o.outcome for o in report.outcomes if o.runtime == runtime}
+
+
+def test_a_good_runtime_is_equal_everywhere(planted: matrix.Report) -> None:
+    for name in CASES:
+        found = cell(planted, "good", name)
+        assert found.status == "equal"
+        assert found.runs == 20
+        assert found.difference is not None
+        assert found.difference.same_bits
+        assert found.difference.max_ulp == 0
+    assert set(outcomes(planted, "good").values()) == {"refuses"}
+    assert len(outcomes(planted, "good")) == len(probes.all_probes())
+
+
+def test_a_wrong_number_is_found(planted: matrix.Report) -> None:
+    found = cell(planted, "wrong", "sum_dim_7")
+    assert found.status == "differs"
+    assert found.failed
+    assert found.difference is not None
+    assert found.difference.wrong == 1
+    assert re.match(r"output\[2, 6\] = \S+, expected \S+ within \S+", found.note)
+
+
+def test_a_race_within_the_tolerance_is_found(planted: matrix.Report) -> None:
+    found = cell(planted, "race", "sum_dim_7")
+    assert found.status == "unsteady"
+    assert found.failed
+    assert found.differing == 2  # every seventh of 20
+    assert found.difference is not None
+    assert found.difference.kind == "equal"
+    assert found.difference.max_ulp is not None
+    assert found.difference.max_ulp >= 1
+
+
+def test_a_crash_is_a_result_and_not_an_end(planted: matrix.Report) -> None:
+    found = cell(planted, "crashing", "sum_dim_1")
+    assert found.status == "crashed"
+    assert found.failed
+    assert "about to write where I must not" in found.note
+    assert "SIGABRT" in found.note or sys.platform == "win32"
+    assert cell(planted, "crashing", "sum_dim_7").status == "equal"
+    assert outcomes(planted, "crashing")["index_V"] == "crash"
+    assert outcomes(planted, "crashing")["offsets_start"] == "refuses"
+    (column,) = (c for c in planted.columns if c.runtime == "crashing")
+    assert column.restarts >= 5
+
+
+def test_a_hang_is_a_result_and_not_an_end(planted: matrix.Report) -> None:
+    found = cell(planted, "hanging", "sum_dim_1")
+    assert found.status == "hung"
+    assert found.failed
+    assert found.note == "no answer within 5 s"
+    assert cell(planted, "hanging", "sum_dim_7").status == "equal"
+
+
+def test_a_refusal_that_spoils_the_process_is_told_from_a_hang(planted: matrix.Report) -> None:
+    found = {name: cell(planted, "spoilt", name) for name in CASES}
+    assert found["sum_dim_1"].status == "refused"
+    assert found["sum_dim_1"].note == "RuntimeError: one column After this error the next call did not return."
+    assert {found[name].status for name in CASES if name != "sum_dim_1"} == {"equal"}
+
+
+def test_what_a_runtime_prints_is_no_answer(planted: matrix.Report) -> None:
+    assert {cell(planted, "talking", name).status for name in CASES} == {"equal"}
+
+
+def test_bad_input_is_named_by_what_becomes_of_it(planted: matrix.Report) -> None:
+    found = outcomes(planted, "wrapping")
+    assert {found[n] for n in ("index_minus_1", "index_minus_V_1", "index_V")} == {"wraps"}
+    assert found["index_far"] == "wraps"
+    assert found["index_2_32"] == "garbage"  # (2^32 + 1) % 10 = 7: neither the low bits nor a neighbour
+    assert found["offsets_decrease"] == "refuses"
+    # What breaks over its first bad call says so once; after it, not even the good call runs.
+    assert list(outcomes(planted, "poisoned").values()) == ["refuses, then fails"] + ["not run"] * 11
+
+
+def test_refusals_are_no_failures(planted: matrix.Report) -> None:
+    maximum, mean = (cell(planted, "refusing", f"{m}_ragged_float32") for m in ("max", "mean"))
+    assert (maximum.status, maximum.note) == ("unsupported", "no maxima")
+    assert (mean.status, mean.note) == ("refused", "RuntimeError: means are beyond me")
+    assert not maximum.failed
+    assert not mean.failed
+    assert cell(planted, "refusing", "sum_dim_7").status == "equal"
+
+
+def test_another_dtype_is_a_difference(planted: matrix.Report) -> None:
+    found = cell(planted, "other_dtype", "sum_dim_7")
+    assert (found.status, found.note) == ("differs", "output has dtype float64, expected float32")
+
+
+def test_who_is_not_here_says_why(planted: matrix.Report) -> None:
+    assert cell(planted, "absent", "sum_dim_7").status == "absent"
+    (column,) = (c for c in planted.columns if c.runtime == "absent")
+    assert (column.missing, column.version) == ("nobody installed it", None)
+
+
+def test_a_worker_that_cannot_start_is_absent() -> None:
+    broken = Entry("broken", "Broken", ("call",), python("no_such_module:RUNTIME"))
+    report = matrix.run([broken], jobs("sum_dim_7"), bad_input=False)
+    assert [c.status for c in report.cells] == ["absent"]
+    assert "No module named 'no_such_module'" in str(report.columns[0].missing)
+
+
+def test_time_that_is_up_is_said() -> None:
+    limits = matrix.Limits(budget=0)
+    report = matrix.run([ENTRIES["numpy"]], jobs("sum_dim_7"), limits=limits)
+    assert [(c.status, c.note) for c in report.cells] == [("not run", "its 0 s were up")]
+    assert {o.outcome for o in report.outcomes} == {"not run"}
+
+
+# ---- Tolerances and distances.
+
+
+@pytest.mark.parametrize(
+    "name", ["sum_ragged_float32", "mean_ragged_float16", "everything_ends_bfloat16", "max_dim_33"]
+)
+def test_the_tolerance_is_the_cases_own(name: str) -> None:
+    """A job with another tolerance than the operator's case would be caught at its edge, on either side."""
+    case = bag_cases.all_cases()[name]
+    (job,) = work.conformance(name)
+    (expected,) = job.expected
+    np.testing.assert_array_equal(expected.tolerance, case.tolerance)
+    # In float64, so that no rounding decides.
+    wide = dataclasses.replace(expected, rounded=expected.exact)
+    for factor, kind in ((0.99, "equal"), (1.01, "value")):
+        got = expected.exact + factor * case.tolerance
+        assert measure.compare([got], [wide]).kind == kind
+    planted_tolerance = dataclasses.replace(wide, tolerance=1000 * case.tolerance)
+    assert measure.compare([expected.exact + 1.01 * case.tolerance], [planted_tolerance]).kind == "equal"
+
+
+def expect(values: list[float], dtype: Any = np.float32, tolerance: float = 0.0) -> measure.Expected:
+    exact = np.array(values, np.float64)
+    return measure.Expected(exact.astype(dtype), exact, np.full(exact.shape, tolerance))
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "kind", "where"),
+    [
+        ([math.nan, 1], [math.nan, 1], "equal", ""),
+        ([1, 1], [math.nan, 1], "NaN", "output[0] = 1, expected nan within 0.1"),
+        ([math.nan, 1], [1, 1], "NaN", "output[0] = nan, expected 1 within 0.1"),
+        ([1, math.inf], [1, -math.inf], "infinity", "output[1] = inf, expected -inf within 0.1"),
+        ([1, 3e38], [1, math.inf], "infinity", "output[1] = 3.00000001e+38, expected inf"),
+        ([1, 1.2], [1, 1], "value", "output[1] = 1.2"),
+        ([1.05, 0.95], [1, 1], "equal", ""),
+    ],
+)
+def test_kinds_of_differences(got: list[float], expected: list[float], kind: str, where: str) -> None:
+    found = measure.compare([np.array(got, np.float32)], [expect(expected, tolerance=0.1)])
+    assert found.kind == kind
+    assert found.where.startswith(where)
+
+
+def test_numbers_of_a_difference() -> None:
+    one = np.float32(1)
+    got = np.array([np.nextafter(one, one * 2), 2, -0.0, 5], np.float32)
+    found = measure.compare([got], [expect([1, 2, 0, 4], tolerance=0.5)])
+    assert found.max_abs == 1
+    assert found.max_rel == 0.25
+    assert found.margin == 2
+    assert (found.wrong, found.size) == (1, 4)
+    assert found.max_ulp == 2**21  # 5 - 4, in steps of 2^-21
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
+def test_ulps(dtype: Any) -> None:
+    def array(*values: float) -> np.ndarray:
+        return np.array(values, dtype)
+
+    info = ml_dtypes.finfo(dtype)
+    tiny, largest = info.smallest_subnormal, info.max
+    assert measure.ulps(array(0.0), array(-0.0)) == 0
+    assert measure.ulps(array(1.0), array(1 + float(info.eps))) == 1
+    assert measure.ulps(np.array([tiny], dtype), np.array([-tiny], dtype)) == 2
+    steps = int(np.array([largest], dtype).view(f"u{np.dtype(dtype).itemsize}")[0])
+    assert measure.ulps(np.array([largest], dtype), np.array([-largest], dtype)) == 2 * steps
+
+
+def test_outputs_of_another_number_or_shape() -> None:
+    assert measure.compare([], [expect([1])]).where == "0 outputs, expected 1"
+    found = measure.compare([np.ones((1, 1), np.float32)], [expect([1])])
+    assert (found.kind, found.where) == ("shape", "output has shape [1, 1], expected [1]")
+    integers = measure.Expected(np.array([1, 2]), np.array([1, 2]), np.zeros(2))
+    assert measure.compare([np.array([1, 3])], [integers]).where == "output[1] = 3, expected 2"
+
+
+# ---- Frames.
+
+
+def test_frames_come_back() -> None:
+    arrays = {
+        "a": np.arange(6, dtype=np.int32).reshape(2, 3),
+        "b": np.ones((0, 4), ml_dtypes.bfloat16),
+        "c": np.array(True),
+    }
+    described, blobs = wire.describe(arrays)
+    stream = io.BytesIO()
+    wire.send(stream, {"inputs": described}, blobs)
+    stream.seek(0)
+    message = wire.receive(stream)
+    assert message is not None
+    assert wire.receive(stream) is None
+    back = wire.arrays(message[0]["inputs"], message[1])
+    for name, array in arrays.items():
+        assert back[name].dtype == array.dtype
+        np.testing.assert_array_equal(back[name], array)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"hello, world",
+        b"LXP1",
+        b"LXP1\xff\xff\xff\xff{}",
+        b"LXP1\x02\x00\x00\x00[]",
+        b'LXP1\x0d\x00\x00\x00{"sizes":[9]}x',
+        b'LXP1\x0e\x00\x00\x00{"sizes":[-1]}',
+        b'LXP1\x0f\x00\x00\x00{"sizes":["1"]}x',
+    ],
+)
+def test_what_is_no_frame_is_refused(data: bytes) -> None:
+    with pytest.raises(wire.BrokenFrameError):
+        wire.receive(io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"name": "a", "dtype": "object", "shape": [1]},
+        {"name": "a", "dtype": "float32", "shape": [2]},
+        {"name": "a", "dtype": "float32", "shape": ["x"]},
+        {"dtype": "float32", "shape": [1]},
+        None,
+    ],
+)
+def test_what_is_no_array_is_refused(entry: Any) -> None:
+    with pytest.raises(wire.BrokenFrameError):
+        wire.arrays([entry], [b"1234"])
+
+
+def test_a_process_that_talks_nonsense_has_crashed() -> None:
+    command = [sys.executable, "-c", "print('no frame at all')"]
+    with process.Worker(command) as worker, pytest.raises(process.CrashError, match="expected a frame"):
+        worker.hello(60)
+
+
+# ---- The runtimes that are here.
+
+
+@pytest.fixture(scope="module")
+def here(native: None) -> matrix.Report:
+    """Those that a few seconds are enough for, over what they are known to differ in."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    names = ("numpy", "onnxruntime-native", "onnxruntime", "onnxruntime-cuda", "onnx-reference", "torch")
+    found = jobs("*nan_inf", "mean_ragged_float16", "*slack_after*", "max_ragged_*", "int4_bias*", "sum_one_bag*")
+    found += work.scale("scale_sum_one_bag*")
+    return matrix.run([ENTRIES[n] for n in names], found, limits=matrix.Limits(runs=20, seconds=0.05))
+
+
+@pytest.mark.parametrize("runtime", ["numpy", "onnxruntime-native", "onnxruntime", "onnx-reference"])
+def test_what_we_promise_is_equal(here: matrix.Report, runtime: str) -> None:
+    cells = [c for c in here.cells if c.runtime == runtime]
+    assert len(cells) >= 14
+    assert [c for c in cells if c.status != "equal"] == []
+
+
+def test_native_kernels_refuse_all_bad_input(here: matrix.Report) -> None:
+    found = [o for o in here.outcomes if o.runtime == "onnxruntime-native"]
+    assert {(o.form, o.outcome) for o in found} == {("native", "refuses"), ("portable", "refuses")}
+
+
+def test_standard_operators_refuse_what_the_readme_says(here: matrix.Report) -> None:
+    for form in ("portable", "standard"):
+        found = {o.probe: o.outcome for o in here.outcomes if (o.runtime, o.form) == ("onnxruntime", form)}
+        assert {p for p, outcome in found.items() if outcome != "refuses"} == {"no_rows", "padding_outside"}
+        assert (found["no_rows"], found["padding_outside"]) == ("zeros", "ignores")
+
+
+def test_torchs_differences_are_found(here: matrix.Report) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    found = {c.job: c for c in here.cells if c.runtime == "torch"}
+    assert found["max_ragged_float32"].status == "equal"
+    maximum, mean = found["max_nan_inf"], found["mean_ragged_float16"]
+    assert maximum.difference is not None
+    assert (maximum.status, maximum.difference.kind) == ("differs", "NaN")
+    assert mean.difference is not None
+    assert mean.status == "differs"
+    assert 1 < mean.difference.margin < 4  # a second rounding, and no more
+    assert found["mean_slack_after_last_offset"].status == "differs"
+    for status in ("differs", "refused"):
+        assert all(c.why for c in found.values() if c.status == status)
+
+
+def test_every_known_difference_names_somebody() -> None:
+    for known in KNOWN:
+        assert known.status in matrix.STATUSES
+        assert any(fnmatch.fnmatchcase(name, known.runtimes) for name in ENTRIES)
+        assert known.sentence.endswith(".")
+
+
+# ---- A user's model.
+
+
+def two_bags() -> onnx.ModelProto:
+    """Two bags of one model, a dense input, and a matrix behind them."""
+    random = np.random.RandomState(3)
+    tables = {
+        "users": random.standard_normal((30, 4)).astype(np.float32),
+        "items": random.standard_normal((7, 4)).astype(np.float32),
+        "w": random.standard_normal((12, 2)).astype(np.float32),
+    }
+    nodes = [
+        lucid_onnx.make_node("users", "ids", "starts", "user", mode="mean", padding_idx=3),
+        helper.make_node("Cast", ["bought"], ["bought64"], to=TensorProto.INT64),
+        lucid_onnx.make_node("items", "bought64", None, "item", mode="max"),
+        helper.make_node("Concat", ["user", "item", "dense"], ["all"], axis=1),
+        helper.make_node("MatMul", ["all", "w"], ["score"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "two",
+        [
+            helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"]),
+            helper.make_tensor_value_info("starts", TensorProto.INT64, ["batch"]),
+            helper.make_tensor_value_info("bought", TensorProto.INT32, ["batch", "length"]),
+            helper.make_tensor_value_info("dense", TensorProto.FLOAT, ["batch", 4]),
+        ],
+        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch", 2])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in tables.items()],
+    )
+    return lucid_onnx.to_form(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), "portable")
+
+
+def test_inputs_are_made_for_what_reads_them() -> None:
+    for seed in range(5):
+        arrays = made_inputs.random_inputs(two_bags(), {}, seed)
+        assert list(arrays) == ["ids", "starts", "bought", "dense"]
+        assert {a.shape[0] for name, a in arrays.items() if name != "ids"} == {len(arrays["starts"])}
+        assert arrays["ids"].min() >= 0
+        assert arrays["ids"].max() < 30
+        assert (arrays["ids"] == 3).any()  # padded positions too
+        assert arrays["bought"].dtype == np.int32
+        assert arrays["bought"].max() < 7
+        lengths = np.diff(arrays["starts"], append=len(arrays["ids"]))
+        assert arrays["starts"][0] == 0
+        assert (lengths >= 0).all()
+        assert lengths.max() >= 3 * np.median(lengths)
+
+
+def test_given_inputs_are_kept_and_their_sizes_hold() -> None:
+    given = {"starts": np.array([0, 1, 1]), "ids": np.array([5, 6])}
+    arrays = made_inputs.random_inputs(two_bags(), given)
+    assert arrays["starts"] is given["starts"]
+    assert len(arrays["dense"]) == len(arrays["bought"]) == 3
+    with pytest.raises(made_inputs.NoInputsError, match="input word: the model has no such input"):
+        made_inputs.random_inputs(two_bags(), {"word": np.zeros(1)})
+
+
+def test_the_oracle_is_the_reference() -> None:
+    model = two_bags()
+    arrays = made_inputs.random_inputs(model, {})
+    tables = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    user = lucid_onnx.reference.embedding_bag(arrays["ids"], tables["users"], arrays["starts"], padding_idx=3)
+    item = lucid_onnx.reference.embedding_bag(arrays["bought"], tables["items"], mode="max")
+    expected = np.concatenate([user, item, arrays["dense"]], 1) @ tables["w"]
+    np.testing.assert_allclose(oracle.outputs(model, arrays)[0], expected, rtol=1e-6)
+
+
+def run(*arguments: object) -> int:
+    return main(["parity", *map(str, arguments)])
+
+
+def test_the_command_over_a_model(native: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    onnx.save(two_bags(), tmp_path / "two.onnx")
+    report, page = tmp_path / "report.json", tmp_path / "report.html"
+    runtimes = "onnxruntime-native,onnxruntime"
+    code = run(tmp_path / "two.onnx", "--runtimes", runtimes, "--json", report, "--html", page)
+    assert code == 0, capsys.readouterr()
+    found = json.loads(report.read_text())
+    assert {(c["runtime"], c["form"]) for c in found["cells"]} == {
+        ("onnxruntime-native", "native"),
+        ("onnxruntime-native", "portable"),
+        ("onnxruntime", "portable"),
+        ("onnxruntime", "standard"),
+    }
+    assert {c["status"] for c in found["cells"]} == {"equal"}
+    assert len(found["rows"]) == suite.SETS
+    assert "two, inputs 2" in page.read_text()
+
+
+def test_the_command_fails_where_a_runtime_differs(
+    native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=":" if sys.platform != "win32" else ";")
+    for name in ("WRONG", "GOOD", "CRASHING"):
+        monkeypatch.setitem(ENTRIES, name.lower(), entry(name))  # type: ignore[arg-type]
+    common = ("--no-bad-input", "--cases", "sum_dim_*", "--runtimes")
+    assert run(*common, "good") == 0
+    assert run(*common, "good,wrong") == 1
+    assert "wrong, call, sum_dim_7: differs: output[2, 6]" in capsys.readouterr().out
+    assert run(*common, "crashing") == 1
+    assert "crashing, call, sum_dim_1: crashed: SIGABRT" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--runtimes", "numpi"), "--runtimes numpi: is not one of numpy, "),
+        (("--cases", "no_such"), "--cases no_such: no case has such a name"),
+        (("--tolerance", "1"), "--input and --tolerance are MODEL's, and no MODEL is given"),
+        (("--runs", "0"), "--runs 0: must be at least 1"),
+        (("--html", "no/such/folder.html"), "--html no/such/folder.html: there is no directory no/such"),
+        (("no.onnx",), "no.onnx: no such file"),
+        (("text.onnx",), "text.onnx: no ONNX model"),
+        (("bag.onnx", "--cases", "sum*"), "--cases sum*: is the suite's, and MODEL bag.onnx is given"),
+        (("bag.onnx", "--input", "word=one.npy"), "bag.onnx: input word: the model has no such input"),
+    ],
+)
+def test_what_the_command_refuses(
+    arguments: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.onnx").write_text("hello")
+    onnx.save(lucid_onnx.build_model(np.eye(3, dtype=np.float32)), "bag.onnx")
+    np.save("one.npy", np.zeros(1))
+    assert run(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+# ---- The report.
+
+
+class Page(html.parser.HTMLParser):
+    """Tags that are left open, what is loaded from elsewhere, and the text."""
+
+    VOID = ("meta", "input", "br", "line", "circle", "path")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [str(v) for k, v in attrs if k in ("src", "href", "srcset", "action")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_is_one_whole_file(planted: matrix.Report) -> None:
+    text = as_html.page(planted)
+    page = Page(text)
+    assert page.open == []
+    assert page.links == []
+    assert not re.search(r"https?://|@import|url\(", text)
+    for title in ("Good", "Crashing", "nobody installed it", "an index of -V - 1", "refuses, then fails"):
+        assert title in page.text
+    assert f"{len(planted.failures)} of these have no explanation" in page.text
+    numbers = json.loads(re.findall(r"<script type=application/json id=data>(.*?)</script>", text, re.DOTALL)[0])
+    assert len(numbers["cells"]) == len(planted.cells)
+
+
+def test_the_page_shows_text_as_text(planted: matrix.Report) -> None:
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+    cells = tuple(dataclasses.replace(c, note=evil, why=evil if c.failed else "") for c in planted.cells)
+    columns = tuple(dataclasses.replace(c, title=evil) for c in planted.columns)
+    page = Page(as_html.page(dataclasses.replace(planted, cells=cells, columns=columns)))
+    assert page.links == []
+    assert page.open == []
+
+
+def test_json_and_markdown_say_the_same(planted: matrix.Report) -> None:
+    text = json.dumps(planted.as_dict(), allow_nan=False)
+    assert len(json.loads(text)["cells"]) == len(planted.cells)
+    lines = markdown.page(planted).splitlines()
+    (crashing,) = (line for line in lines if line.startswith("| Crashing | 1 |"))
+    assert [c.strip() for c in crashing.split("|")[4:12]] == ["4", "", "", "", "", "1", "", ""]
+    (bad,) = (line for line in lines if line.startswith("| an index of V |"))
+    assert "Good (call)" in bad
+    assert "Crashing (call): crash" in bad
+
+
+# ---- For authors of runtimes.
+
+
+def test_a_case_of_the_suite_checks() -> None:
+    case = suite.case("sum_ragged_float32")
+    assert all(o.domain == "" for o in case.model.opset_import)
+    assert case.dtypes == {"float32", "int64"}
+    case.check(case.expected)
+    case.check(case.expected[0])
+    case.check({"output": case.expected[0]})
+    with pytest.raises(AssertionError, match=r"sum_ragged_float32 \(standard\): output\[0, 0\] = \S+, expected"):
+        case.check(case.expected[0] + 1)
+    with pytest.raises(AssertionError, match="output has dtype float64, expected float32"):
+        case.check(case.expected[0].astype(np.float64))
+    assert len(suite.suite("*")) == len(suite.names())
+    with pytest.raises(ValueError, match="has no form 'given'"):
+        suite.case("sum_ragged_float32", "given")
+
+
+EXAMPLE = """
+import onnxruntime
+
+def test_my_runtime(parity):
+    session = onnxruntime.InferenceSession(parity.model_bytes)
+    parity.check(session.run(None, parity.inputs))
+"""
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Mapping[str, str]]:
+    """A virtual environment with this package in it as it is installed, and a project of a runtime's author."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    folder = tmp_path_factory.mktemp("author")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True, timeout=120)
+    interpreter = folder / "venv" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+    query = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    site = Path(subprocess.run([interpreter, "-c", query], capture_output=True, text=True, check=True).stdout.strip())
+    source = importlib.resources.files("lucid_onnx")
+    shutil.copytree(str(source), site / "lucid_onnx", ignore=shutil.ignore_patterns("__pycache__"))
+    toml = (TESTS.parent / "pyproject.toml").read_text()
+    points = re.search(r"\[project.entry-points.pytest11\]\n((?:.+\n)+)", toml)
+    assert points
+    info = site / "lucid_onnx-0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lucid-onnx\nVersion: 0\n")
+    (info / "entry_points.txt").write_text("[pytest11]\n" + points[1].replace('"', ""))
+    # What it depends on is where it is for these tests.
+    paths = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    (site / "dependencies.pth").write_text("".join(f"{path}\n" for path in paths))
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTEST_ADDOPTS")}
+    environment["PYTHON"] = str(interpreter)
+    project = folder / "project"
+    project.mkdir()
+    (project / "test_mine.py").write_text(EXAMPLE)
+    return project, environment
+
+
+def author(installed: tuple[Path, Mapping[str, str]], *arguments: str) -> str:
+    project, environment = installed
+    done = subprocess.run(
+        [environment["PYTHON"], "-m", "pytest", "-p", "no:cacheprovider", *arguments],
+        cwd=project,
+        env=dict(environment),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    return done.stdout + done.stderr
+
+
+def test_three_lines_of_an_author_run(installed: tuple[Path, Mapping[str, str]]) -> None:
+    output = author(installed, "-q", "--lucid-parity-cases", "max_ragged_float*")
+    assert "3 passed" in output, output
+    forms = ("--lucid-parity-form", "portable", "--lucid-parity-form", "standard")
+    output = author(installed, "-v", "--lucid-parity-cases", "sum_dim_?", *forms)
+    assert "test_mine.py::test_my_runtime[sum_dim_7-portable] PASSED" in output, output
+    assert "test_mine.py::test_my_runtime[sum_dim_7-standard] PASSED" in output
+
+
+def test_an_authors_model_runs(installed: tuple[Path, Mapping[str, str]]) -> None:
+    onnx.save(two_bags(), installed[0] / "two.onnx")
+    output = author(installed, "-v", "--lucid-parity", "two.onnx")
+    assert "test_my_runtime[two-inputs2-standard] PASSED" in output, output
+    assert "3 passed" in output
+    output = author(installed, "--lucid-parity", "none.onnx")
+    assert "--lucid-parity none.onnx: no such file" in output, output
+
+
+def test_a_wrong_runtime_fails_there(installed: tuple[Path, Mapping[str, str]]) -> None:
+    (installed[0] / "test_wrong.py").write_text(
+        "def test_wrong(parity):\n    parity.check([e * 1.5 for e in parity.expected])\n"
+    )
+    output = author(installed, "-q", "test_wrong.py", "--lucid-parity-cases", "sum_dim_1")
+    assert "1 failed" in output, output
+    assert "sum_dim_1 (standard): output[0, 0] = " in output
+
+
+def test_who_does_not_use_it_pays_nothing(installed: tuple[Path, Mapping[str, str]]) -> None:
+    (installed[0] / "test_other.py").write_text(
+        "import sys\nimport pytest\n\n"
+        "@pytest.fixture(params=[1, 2])\ndef parity(request):\n    return request.param\n\n"
+        "def test_own_fixture(parity):\n    assert parity in (1, 2)\n"
+        "    assert not {'numpy', 'onnx', 'lucid_onnx.parity'} & set(sys.modules)\n"
+    )
+    output = author(installed, "-q", "test_other.py")
+    assert "2 passed" in output, output
+
+
+# ---- JavaScript.
+
+
+def test_who_lacks_javascript_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(javascript.FOLDER, str(tmp_path))
+    monkeypatch.setattr(javascript.shutil, "which", lambda name: "/bin/" + name)
+    with pytest.raises(javascript.NotHereError, match="no folder javascript/ of lucid-onnx's sources here"):
+        javascript.command("node")
+    (tmp_path / "package.json").write_text('{"name": "lucid-onnx-javascript"}')
+    with pytest.raises(javascript.NotHereError, match="npm ci --ignore-scripts"):
+        javascript.command("node")
+    (tmp_path / "node_modules" / "onnxruntime-web").mkdir(parents=True)
+    assert javascript.command("node")[-1] == "node"
+    monkeypatch.setenv(javascript.BROWSER, str(tmp_path / "none"))
+    with pytest.raises(javascript.NotHereError, match="cannot be run"):
+        javascript.command("wasm-1")
+    monkeypatch.setattr(javascript.shutil, "which", lambda name: None)
+    with pytest.raises(javascript.NotHereError, match="node is not installed"):
+        javascript.command("node")
+
+
+@pytest.mark.parametrize(("runtime", "form"), [("onnxruntime-node", "portable"), ("web-wasm-4", "standard")])
+def test_javascript_gives_the_same_numbers(runtime: str, form: str) -> None:
+    try:
+        ENTRIES[runtime].command()
+    except javascript.NotHereError as error:
+        pytest.skip(str(error))
+    one = dataclasses.replace(ENTRIES[runtime], forms=(form,))
+    found = [*jobs("sum_ragged_float*", "max_nan_inf", "int4_bias*", "mean_rows_bfloat16"), *work.scale("*one_bag*")]
+    report = matrix.run([one], found)
+    if report.columns[0].missing:
+        pytest.skip(f"{runtime}: {report.columns[0].missing}")
+    statuses = {c.job: c.status for c in report.cells}
+    assert statuses.pop("mean_rows_bfloat16") in ("refused", "unsupported")
+    assert set(statuses.values()) == {"equal"}
+    outcome = {o.probe: o.outcome for o in report.outcomes}
+    assert (outcome["index_V"], outcome["offsets_past"]) == ("refuses", "refuses")
