@@ -76,7 +76,8 @@ def imports(path: Path) -> Iterator[Import]:
             base = package[: len(package) - node.level + 1] if node.level else []
             stem = ".".join([*base, *([node.module] if node.module else [])])
             # `from . import spec` imports a module as much as `from .spec import X` does.
-            modules = [f"{stem}.{alias.name}" for alias in node.names] if base else [stem]
+            inside = bool(base) or stem == "lucid_onnx"
+            modules = [f"{stem}.{alias.name}" for alias in node.names] if inside else [stem]
         else:
             continue
         for module in modules:
