@@ -6,7 +6,7 @@
 
 using lucid::Status;
 
-static_assert(sizeof(LucidBoundsError) == 40 && sizeof(LucidCudaPlan) == 160,
+static_assert(sizeof(LucidBoundsError) == 56 && sizeof(LucidCudaPlan) == 160,
               "the mirrors of other languages");
 
 namespace {
@@ -56,9 +56,8 @@ int lucid_cuda_embedding_bag(const EmbeddingBagArgs* args, void* scratch, int64_
   return Answer(Run(*args, scratch, scratch_bytes, error, stream), message, message_size);
 }
 
-int lucid_cuda_refusal(const EmbeddingBagArgs* args, const LucidBoundsError* error, char* message,
-                       size_t message_size) {
-  return Answer(lucid::RefuseBounds(*args, *error), message, message_size);
+int lucid_cuda_refusal(const LucidBoundsError* error, char* message, size_t message_size) {
+  return Answer(lucid::RefuseBounds(*error), message, message_size);
 }
 
 }  // extern "C"

@@ -30,8 +30,8 @@ LUCID_EXPORT int lucid_cuda_embedding_bag(const EmbeddingBagArgs* args, void* sc
                                           void* stream, char* message, size_t message_size);
 
 /* error: on the host. */
-LUCID_EXPORT int lucid_cuda_refusal(const EmbeddingBagArgs* args, const LucidBoundsError* error,
-                                    char* message, size_t message_size);
+LUCID_EXPORT int lucid_cuda_refusal(const LucidBoundsError* error, char* message,
+                                    size_t message_size);
 
 #ifdef __cplusplus
 }

@@ -132,7 +132,8 @@ __device__ __forceinline__ float Widen(Float16 x) {
 #endif
 }
 
-__device__ __forceinline__ float LoadFloat(const char* base, uint32_t stride, bool half, int64_t i) {
+__device__ __forceinline__ float LoadFloat(const char* base, uint32_t stride, bool half,
+                                           int64_t i) {
   const char* p = base + i * stride;
   return half ? Widen(Float16{Load<uint16_t>(p)}) : Load<float>(p);
 }
@@ -197,8 +198,9 @@ __device__ __forceinline__ int64_t IndexAt(const char* base, bool wide, int64_t 
 constexpr uint64_t kIndexPlace = uint64_t{1} << 62;
 
 // Notes a refusal if it is the lowest so far. Rare: only a place below all others takes the lock.
-__device__ __noinline__ void Report(LucidBoundsError* error, uint64_t place, int64_t value,
+__device__ __noinline__ void Report(const CudaJob& job, uint64_t place, int64_t value,
                                     int64_t previous) {
+  LucidBoundsError* const error = job.error;
   const unsigned long long inverse = ~place;
   if (atomicMax(reinterpret_cast<unsigned long long*>(&error->inverse), inverse) >= inverse) return;
   while (atomicCAS(&error->lock, 0u, 1u) != 0u) {
@@ -209,6 +211,8 @@ __device__ __noinline__ void Report(LucidBoundsError* error, uint64_t place, int
     e->recorded = inverse;
     e->value = value;
     e->previous = previous;
+    e->limit = place < kIndexPlace ? job.num_positions : job.rows;
+    e->length = job.offsets ? -1 : job.bag_length;
   }
   __threadfence();
   atomicExch(&error->lock, 0u);
@@ -223,7 +227,7 @@ __device__ __forceinline__ void CheckOffsets(const CudaJob& job) {
     const int64_t offset = IndexAt(job.offsets, job.wide_offsets, i);
     const int64_t previous = i ? IndexAt(job.offsets, job.wide_offsets, i - 1) : 0;
     if (i == 0 ? offset != 0 : offset < previous || offset > job.num_positions) {
-      Report(job.error, static_cast<uint64_t>(i), offset, previous);
+      Report(job, static_cast<uint64_t>(i), offset, previous);
     }
   }
 }
@@ -346,7 +350,7 @@ __device__ __noinline__ void ReportIndex(const CudaJob& job, int64_t begin, int 
   for (int64_t p = begin; p < begin + size; ++p) {
     const int64_t index = IndexAt(job.indices, job.wide_indices, p);
     if (static_cast<uint64_t>(index) >= static_cast<uint64_t>(job.rows)) {
-      Report(job.error, kIndexPlace + static_cast<uint64_t>(p), index, 0);
+      Report(job, kIndexPlace + static_cast<uint64_t>(p), index, 0);
       return;
     }
   }
@@ -454,7 +458,8 @@ __device__ __forceinline__ void Store(const CudaJob& job, int64_t bag, int64_t v
   Array<Out, n> out;
 #pragma unroll
   for (int i = 0; i < n; ++i) FromAccumulator(CanonicalNan(value[i]), &out.at[i]);
-  char* const p = job.output + bag * job.output_row_bytes + vector * static_cast<int64_t>(sizeof(out));
+  char* const p =
+      job.output + bag * job.output_row_bytes + vector * static_cast<int64_t>(sizeof(out));
   constexpr int kWidth = sizeof(out) < 16 ? sizeof(out) : 16;
   if (job.vector_output) {
     constexpr int kWords = sizeof(out) / kWidth;
@@ -634,7 +639,7 @@ __global__ void __launch_bounds__(256) CheckBounds(const __grid_constant__ CudaJ
   for (; i < end; i += threads) {
     const int64_t index = IndexAt(job.indices, job.wide_indices, i);
     if (static_cast<uint64_t>(index) >= static_cast<uint64_t>(job.rows)) {
-      Report(job.error, kIndexPlace + static_cast<uint64_t>(i), index, 0);
+      Report(job, kIndexPlace + static_cast<uint64_t>(i), index, 0);
     }
   }
 }
@@ -649,19 +654,22 @@ __device__ __forceinline__ double SquareRoot(double x) { return sqrt(x); }
 // The factors that clip the row of every position, 1 for what is padded or refused. 64 bytes of
 // accumulators are lanes beside each other, folded in the order of the CPU's kernel.
 template <class T>
-__global__ void __launch_bounds__(256) ComputeClips(const __grid_constant__ CudaJob job, char* clips) {
+__global__ void __launch_bounds__(256)
+    ComputeClips(const __grid_constant__ CudaJob job, char* clips) {
   using A = Accumulator<T>;
   constexpr int kLanes = 64 / static_cast<int>(sizeof(A));
   const int lane = static_cast<int>(threadIdx.x % kLanes);
-  const int64_t position =
-      static_cast<int64_t>(blockIdx.x) * (256 / kLanes) + threadIdx.x / kLanes;
+  const int64_t position = static_cast<int64_t>(blockIdx.x) * (256 / kLanes) + threadIdx.x / kLanes;
   const bool inside = position < job.num_positions;
   int64_t index = inside ? IndexAt(job.indices, job.wide_indices, position) : -1;
   const bool used =
       static_cast<uint64_t>(index) < static_cast<uint64_t>(job.rows) && index != job.padding;
   A norm = 0;
   const A p = static_cast<A>(job.norm_type);
-  const int kind = job.norm_type == 2 ? 2 : job.norm_type == 1 ? 1 : job.norm_type > DBL_MAX ? 0 : 3;
+  const int kind = job.norm_type == 2        ? 2
+                   : job.norm_type == 1      ? 1
+                   : job.norm_type > DBL_MAX ? 0
+                                             : 3;
   if (used) {
     const char* row = job.weight + index * job.row_bytes;
     float scale = 1, zero = 0, shift = 0;
@@ -763,6 +771,54 @@ Status CountCudaDevices(int* count) {
   return status;
 }
 
+Status CudaBounds::Allocate() {
+  void* memory = nullptr;
+  Status status = CudaStatus("allocating on the device", cudaMalloc(&memory, sizeof(*device)));
+  if (!status.ok()) return status;
+  device = static_cast<LucidBoundsError*>(memory);
+  status = CudaStatus("clearing", cudaMemset(device, 0, sizeof(*device)));
+  if (status.ok()) {
+    status = CudaStatus("allocating on the host", cudaMallocHost(&memory, sizeof(*host)));
+  }
+  if (status.ok()) {
+    host = static_cast<LucidBoundsError*>(memory);
+    *host = LucidBoundsError();
+  } else {
+    Free();
+  }
+  return status;
+}
+
+void CudaBounds::Free() {
+  // Nobody could do anything about an error, and at the end of a process there is one.
+  if (device) static_cast<void>(cudaFree(device));
+  if (host) static_cast<void>(cudaFreeHost(host));
+  device = host = nullptr;
+}
+
+Status CudaBounds::CopyToHost(void* stream) const {
+  return CudaStatus("copying what was refused",
+                    cudaMemcpyAsync(host, device, sizeof(*host), cudaMemcpyDeviceToHost,
+                                    static_cast<cudaStream_t>(stream)));
+}
+
+Status CudaBounds::Clear(void* stream) const {
+  return CudaStatus("clearing",
+                    cudaMemsetAsync(device, 0, sizeof(*device), static_cast<cudaStream_t>(stream)));
+}
+
+Status WaitForCudaStream(void* stream) {
+  return CudaStatus("pooling", cudaStreamSynchronize(static_cast<cudaStream_t>(stream)));
+}
+
+Status IsCudaCapturing(void* stream, bool* capturing) {
+  cudaStreamCaptureStatus found = cudaStreamCaptureStatusNone;
+  const Status status = CudaStatus(
+      "asking a stream", cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &found));
+  *capturing = found != cudaStreamCaptureStatusNone;
+  return status;
+}
+
 Status LaunchCudaEmbeddingBag(const EmbeddingBagArgs& a, const LucidCudaPlan& plan, void* scratch,
                               LucidBoundsError* error, void* stream_handle) {
   if (plan.blocks == 0 && plan.check_blocks == 0) return Status();
@@ -831,9 +887,9 @@ Status LaunchCudaEmbeddingBag(const EmbeddingBagArgs& a, const LucidCudaPlan& pl
     job.counts = reinterpret_cast<int32_t*>(base + plan.counts_at);
     job.piece_counts = reinterpret_cast<int32_t*>(base + plan.piece_counts_at);
     job.partials = base + plan.partials_at;
-    const Status status = CudaStatus(
-        "clearing counters",
-        cudaMemsetAsync(base, 0, static_cast<size_t>(plan.zeroed_bytes), stream));
+    const Status status =
+        CudaStatus("clearing counters",
+                   cudaMemsetAsync(base, 0, static_cast<size_t>(plan.zeroed_bytes), stream));
     if (!status.ok()) return status;
   }
   LUCID_LAUNCH(pool, static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.block_threads),

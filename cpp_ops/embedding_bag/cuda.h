@@ -20,6 +20,8 @@ typedef struct LucidBoundsError {
   uint64_t recorded;  // the inverse that the next two belong to
   int64_t value;      // of the offset or the index
   int64_t previous;   // offsets[i - 1]
+  int64_t limit;      // N or V
+  int64_t length;     // L, or -1
   uint32_t lock;
   uint32_t reserved;
 } LucidBoundsError;
@@ -62,11 +64,27 @@ Status PlanCudaEmbeddingBag(const EmbeddingBagArgs& args, LucidCudaPlan* plan);
 Status LaunchCudaEmbeddingBag(const EmbeddingBagArgs& args, const LucidCudaPlan& plan,
                               void* scratch, LucidBoundsError* error, void* stream);
 
+// What a BoundsError, copied to the host, says.
+Status RefuseBounds(const LucidBoundsError& error);
+
 // How many devices there are; 0 with an error that says why where CUDA cannot start.
 Status CountCudaDevices(int* count);
 
-// What a BoundsError, copied to the host, says about the call of these arguments.
-Status RefuseBounds(const EmbeddingBagArgs& args, const LucidBoundsError& error);
+// A BoundsError on the device, cleared, and memory that it can be copied to without waiting.
+struct CudaBounds {
+  LucidBoundsError* device = nullptr;
+  LucidBoundsError* host = nullptr;
+
+  Status Allocate();
+  void Free();
+  Status CopyToHost(void* stream) const;  // enqueued
+  Status Clear(void* stream) const;       // enqueued
+};
+
+Status WaitForCudaStream(void* stream);
+
+// Whether a CUDA graph is being recorded from a stream, when nothing may wait for it.
+Status IsCudaCapturing(void* stream, bool* capturing);
 
 }  // namespace lucid
 

@@ -93,10 +93,9 @@ Status PlanCudaEmbeddingBag(const EmbeddingBagArgs& a, LucidCudaPlan* plan) {
   p.vector_elements = nibbles ? 2 * p.vector_bytes : p.vector_bytes / kElementBytes[a.dtype];
   const int64_t store =
       std::min<int64_t>(16, int64_t{p.vector_elements} * kElementBytes[a.output_type]);
-  p.vector_output =
-      columns % p.vector_elements == 0 &&
-      reinterpret_cast<uintptr_t>(a.output) % static_cast<uintptr_t>(store) == 0 &&
-      columns * kElementBytes[a.output_type] % store == 0;
+  p.vector_output = columns % p.vector_elements == 0 &&
+                    reinterpret_cast<uintptr_t>(a.output) % static_cast<uintptr_t>(store) == 0 &&
+                    columns * kElementBytes[a.output_type] % store == 0;
 
   // Chunk c of ragged bags is looked for by bisection: bag i has the numbers from offsets[i] /
   // kChunk + i on, of which the last may be of no positions.
@@ -141,13 +140,18 @@ Status PlanCudaEmbeddingBag(const EmbeddingBagArgs& a, LucidCudaPlan* plan) {
   return status;
 }
 
-Status RefuseBounds(const EmbeddingBagArgs& args, const LucidBoundsError& error) {
+Status RefuseBounds(const LucidBoundsError& error) {
   if (error.inverse == 0) return Status();
-  constexpr uint64_t kIndices = uint64_t{1} << 62;
-  const uint64_t place = ~error.inverse;
   if (error.recorded != error.inverse) {
     return Error(Code::kInternal, "the kernel was cut off while it noted what it refuses");
   }
+  constexpr uint64_t kIndices = uint64_t{1} << 62;
+  const uint64_t place = ~error.inverse;
+  EmbeddingBagArgs args = {};
+  args.indices_rank = error.length < 0 ? 1 : 2;
+  args.indices_shape[0] = error.limit;
+  args.indices_shape[1] = error.length;
+  args.weight_shape[0] = error.limit;
   if (place < kIndices) {
     return RefuseOffset(args, static_cast<int64_t>(place), error.value, error.previous);
   }

@@ -94,8 +94,8 @@ Status SetEmbeddingBagShapes(TensorShape weight, TensorShape indices, const Tens
 // B, the number of bags and of output rows. Refuses an empty offsets that needs an entry.
 Status CountBags(const EmbeddingBagArgs& args, int64_t* num_bags);
 
-// Checks everything but the values of offsets and indices. *num_bags is B, *padding the padded row in
-// [0, V), or -1.
+// Checks everything but the values of offsets and indices. *num_bags is B, *padding the padded row
+// in [0, V), or -1.
 Status CheckEmbeddingBag(const EmbeddingBagArgs& args, int64_t* num_bags, int64_t* padding);
 
 // The refusals of a value: offsets[i], which stands behind `previous`, and the index at a position.

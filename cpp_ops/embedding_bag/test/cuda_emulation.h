@@ -27,7 +27,7 @@
 #define __global__ static
 #define __device__
 #define __forceinline__ inline
-#define __noinline__ __attribute__((noinline))
+#define __noinline__    __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __grid_constant__
 
@@ -119,6 +119,14 @@ struct Warp {
     FinishSwitch(lane.fake_stack, &scheduler_stack, &scheduler_stack_size);
   }
 
+  static void Prepare(Lane* lane) {
+    getcontext(&lane->context);
+    lane->context.uc_stack.ss_sp = lane->stack.get();
+    lane->context.uc_stack.ss_size = kStack;
+    lane->context.uc_link = nullptr;
+    makecontext(&lane->context, Entry, 0);
+  }
+
   void Run(unsigned first, unsigned count, const std::function<void()>& thread_body) {
     first_thread = first;
     body = &thread_body;
@@ -127,11 +135,7 @@ struct Warp {
       lane.alive = i < count;
       lane.exchanges = 0;
       if (!lane.alive) continue;
-      getcontext(&lane.context);
-      lane.context.uc_stack.ss_sp = lane.stack.get();
-      lane.context.uc_stack.ss_size = kStack;
-      lane.context.uc_link = nullptr;
-      makecontext(&lane.context, Entry, 0);
+      Prepare(&lane);
     }
     for (bool any = true; any;) {
       any = false;
@@ -265,5 +269,30 @@ inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
 inline cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;
+  return cudaSuccess;
+}
+inline cudaError_t cudaMalloc(void** p, size_t bytes) {
+  *p = malloc(bytes);
+  return *p ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+inline cudaError_t cudaMallocHost(void** p, size_t bytes) { return cudaMalloc(p, bytes); }
+inline cudaError_t cudaFree(void* p) {
+  free(p);
+  return cudaSuccess;
+}
+inline cudaError_t cudaFreeHost(void* p) { return cudaFree(p); }
+inline cudaError_t cudaMemset(void* p, int value, size_t bytes) {
+  return cudaMemsetAsync(p, value, bytes, nullptr);
+}
+enum cudaMemcpyKind { cudaMemcpyDeviceToHost };
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
+                                   cudaStream_t) {
+  memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone };
+inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
+  *status = cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }
