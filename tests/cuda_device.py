@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +53,7 @@ class Plan(ctypes.Structure):
         ),
         *(
             (name, ctypes.c_int32)
-            for name in (
-                "vector_bytes vector_elements block_threads block_vectors block_chunks vector_output"
-            ).split()
+            for name in ("vector_bytes vector_elements block_threads block_vectors block_chunks vector_output").split()
         ),
     )
 
@@ -64,7 +63,13 @@ ERROR_BYTES = 56  # sizeof(LucidBoundsError)
 
 @functools.cache
 def emulated_library() -> str | None:
-    """The path of the emulated library, made now; None without a C++ compiler."""
+    """The path of the emulated library; None without a C++ compiler.
+
+    LUCID_EMULATED_LIBRARY names one that was made before; otherwise it is made now, with the compiler's flags in
+    LUCID_EMULATION_FLAGS added.
+    """
+    if made := os.environ.get("LUCID_EMULATED_LIBRARY"):
+        return made
     compiler = shutil.which("c++") or shutil.which("g++")
     if compiler is None:
         return None
@@ -73,7 +78,9 @@ def emulated_library() -> str | None:
     command = [compiler, "-std=c++17", "-O1", "-g0", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden"]
     command += ["-Wno-unknown-pragmas", "-DLUCID_EMULATE_CUDA", "-DLUCID_WITH_CUDA", "-DLUCID_CUDA_PROVIDER=nullptr"]
     command += [f"-I{ROOT / 'cpp_ops'}", "-x", "c++", *(str(ROOT / "cpp_ops" / s) for s in _EMULATED_SOURCES)]
-    done = subprocess.run([*command, "-o", str(path), "-pthread"], capture_output=True, text=True, timeout=280)
+    command += ["-o", str(path), "-pthread", *os.environ.get("LUCID_EMULATION_FLAGS", "").split()]
+    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}  # of a sanitizer, for us alone
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     return str(path)
 
@@ -104,12 +111,16 @@ class Emulated:
 
     def __init__(self, path: str) -> None:
         self.native = load(path)
+        self._libc = ctypes.CDLL(None)
+        self._libc.posix_memalign.argtypes = (ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, ctypes.c_size_t)
 
     def allocate(self, size: int, shift: int = 0) -> Any:
-        """Memory at a multiple of 256, and `shift` bytes on."""
-        memory = np.empty(size + shift + 256, np.uint8)
-        begin = -memory.ctypes.data % 256 + shift
-        return memory[begin : begin + size]
+        """Memory at a multiple of 256, and `shift` bytes on. It ends where it ends, for AddressSanitizer to see."""
+        where = ctypes.c_void_p()
+        assert self._libc.posix_memalign(ctypes.byref(where), 256, max(size + shift, 1)) == 0
+        memory = np.frombuffer((ctypes.c_uint8 * max(size + shift, 1)).from_address(where.value or 0), np.uint8)
+        weakref.finalize(memory, self._libc.free, where)
+        return memory[shift : shift + size]
 
     def address(self, memory: Any) -> int:
         return int(memory.ctypes.data)
@@ -166,13 +177,13 @@ def why_no_gpu() -> str | None:
     path = gpu_library()
     if path is None:
         return "lucid_onnx was built without its CUDA library"
+    message = ctypes.create_string_buffer(256)
+    if load(path).lucid_cuda_device_count(message, len(message)) == 0:
+        return f"no GPU: {message.value.decode()}"
     try:
         import torch
     except ImportError:
         return "torch, which brings memory of the GPU to these tests, is not installed"
-    message = ctypes.create_string_buffer(256)
-    if load(path).lucid_cuda_device_count(message, len(message)) == 0:
-        return f"no GPU: {message.value.decode()}"
     return None if torch.cuda.is_available() else "this torch knows no CUDA"
 
 
@@ -237,7 +248,9 @@ def run(
     memory = device.allocate(size + 512, shift.get("output", 0))
     device.write(memory, fill)
     addresses["output"] = device.address(memory) + 256
-    args = host_arguments(case, **{**addresses, **overrides})
+    args = host_arguments(case)
+    for name, value in {**dict.fromkeys(_POINTERS), **addresses, **overrides}.items():
+        setattr(args, name, value)
     message = ctypes.create_string_buffer(256)
     plan = Plan()
     code = device.native.lucid_cuda_plan(ctypes.byref(args), ctypes.byref(plan), message, len(message))
