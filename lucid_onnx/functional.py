@@ -12,6 +12,7 @@ from .builder import FORMS, Form, bag_model, quantized_bag_model
 from .ops import quantized_embedding_bag as quantized
 from .ops.embedding_bag import spec
 from .ops.quantized_embedding_bag.table import QuantizedTable
+from .library import why_no_cuda
 from .session import InferenceSession
 
 _PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
@@ -193,6 +194,9 @@ def _session(
             raise RuntimeError(
                 "provider = 'cuda', but this onnxruntime has no CUDAExecutionProvider: pip install 'lucid-onnx[gpu]'"
             )
+        why = why_no_cuda() if native else None
+        if why is not None:
+            raise RuntimeError(f"provider = 'cuda', but {why}")
     dtype = spec.BFLOAT16 if table_dtype == "bfloat16" else np.dtype(table_dtype)
     common: dict[str, Any] = {
         "index_dtype": np.dtype(index_dtype),
@@ -205,4 +209,7 @@ def _session(
         model = quantized_bag_model(variant, attributes, table={}, scale_dtype=dtype, **common)
     else:
         model = bag_model(spec.VARIANTS[op], attributes, table=None, table_dtype=dtype, **common)
-    return InferenceSession(model, native=native, providers=_PROVIDERS[provider])
+    session = InferenceSession(model, native=native, providers=_PROVIDERS[provider])
+    if _PROVIDERS[provider][0] not in session.get_providers():
+        raise RuntimeError(f"provider = {provider!r}, but {_PROVIDERS[provider][0]} did not start here")
+    return session

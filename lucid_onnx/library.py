@@ -1,7 +1,9 @@
-"""Where the native library is."""
+"""Where the native libraries are."""
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import importlib.resources
 import sys
 
@@ -19,3 +21,29 @@ def get_library_path() -> str:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: lucid_onnx was installed without its native library")
     return str(path)
+
+
+def find_cuda_library() -> str | None:
+    """The path of the library that has the CUDA kernels beside those of the CPU, or None where there is none.
+
+    It is built where the installation finds a CUDA compiler. It takes the place of the other library: a
+    SessionOptions takes one of the two.
+    """
+    path = importlib.resources.files("lucid_onnx") / "lib" / "liblucid_onnx_ops_cuda.so"
+    return str(path) if path.is_file() else None
+
+
+@functools.cache
+def why_no_cuda() -> str | None:
+    """What keeps the CUDA kernels from running here, in words; None if they can."""
+    path = find_cuda_library()
+    if path is None:
+        return "lucid_onnx was installed without its CUDA kernels: install it where nvcc is, with LUCID_CUDA=ON"
+    try:
+        count_devices = ctypes.CDLL(path).lucid_cuda_device_count
+    except (OSError, AttributeError) as error:
+        return f"{path}: {error}"
+    message = ctypes.create_string_buffer(256)
+    if count_devices(message, ctypes.c_size_t(len(message))) > 0:
+        return None
+    return message.value.decode() or "the CUDA driver lists no device"

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from .builder import save
-from .library import get_library_path
+from .library import find_cuda_library, get_library_path, why_no_cuda
 from .ops.embedding_bag.spec import BFLOAT16
 
 try:
@@ -25,22 +26,48 @@ except ImportError as error:  # pragma: no cover  # the extras bring it
         "pip install 'lucid-onnx[cpu]' (or 'lucid-onnx[gpu]')"
     ) from error
 
+_CUDA = "CUDAExecutionProvider"
 _BFLOAT16_TYPE = "tensor(bfloat16)"
 _FLOAT32_SUFFIX = "__float32"
 
 
-def register(session_options: ort.SessionOptions) -> None:
+def register(session_options: ort.SessionOptions, *, provider: str = "cpu") -> None:
     """Register the native kernels on ``session_options``, once per object.
+
+    Args:
+        session_options: with the session configuration ``lucid.bounds_check``, if any, set before this.
+        provider: "cpu", or "cuda" for the kernels of CUDAExecutionProvider and those of the CPU.
 
     Raises:
         FileNotFoundError: there is no native library.
-        RuntimeError: the library refuses, for instance because LUCID_FORCE_ISA names an ISA this machine lacks.
+        RuntimeError: the library refuses, for instance because LUCID_FORCE_ISA names an ISA this machine lacks; or
+            the CUDA kernels cannot run here.
+        ValueError: another provider.
     """
+    if provider not in ("cpu", "cuda"):
+        raise ValueError(f"provider = {provider!r} is not one of 'cpu', 'cuda'")
     path = get_library_path()
+    if provider == "cuda":
+        why = why_no_cuda()
+        if why is not None:
+            raise RuntimeError(f"provider = 'cuda', but {why}")
+        path = find_cuda_library() or path
     try:
         session_options.register_custom_ops_library(path)
     except Exception as error:  # onnxruntime has an exception class per status code
         raise RuntimeError(f"{path}: {error}") from error
+
+
+def _provider(providers: Sequence[Any]) -> str:
+    """Whose kernels a session of these providers gets."""
+    names = [p if isinstance(p, str) else p[0] for p in providers]
+    if _CUDA not in names or _CUDA not in ort.get_available_providers():
+        return "cpu"
+    why = why_no_cuda()
+    if why is None:
+        return "cuda"
+    warnings.warn(f"the bags of this session run on the CPU: {why}", RuntimeWarning, stacklevel=3)
+    return "cpu"
 
 
 class InferenceSession(ort.InferenceSession):
@@ -49,7 +76,8 @@ class InferenceSession(ort.InferenceSession):
     Args:
         model: a path, the bytes of a model, or an onnx.ModelProto (also one over 2 GiB).
         native: register the library; False runs the function bodies of the model instead.
-        providers: execution providers, by default ``["CPUExecutionProvider"]``.
+        providers: execution providers, by default ``["CPUExecutionProvider"]``. With CUDAExecutionProvider among them
+            the CUDA kernels are registered too; where they cannot run, a RuntimeWarning says why.
         session_options: used as they are, apart from the registration; they must not have it already.
         **kwargs: go on to onnxruntime.InferenceSession.
 
@@ -66,11 +94,12 @@ class InferenceSession(ort.InferenceSession):
         **kwargs: Any,
     ) -> None:
         options = ort.SessionOptions() if session_options is None else session_options
+        providers = list(providers or ["CPUExecutionProvider"])
         if native:
-            register(options)
+            register(options, provider=_provider(providers))
         with contextlib.ExitStack() as stack:
             source = _source(model, stack)
-            super().__init__(source, options, providers=list(providers or ["CPUExecutionProvider"]), **kwargs)
+            super().__init__(source, options, providers=providers, **kwargs)
         self._bfloat16 = any(v.type == _BFLOAT16_TYPE for v in (*self.get_inputs(), *self.get_outputs()))
 
     def get_inputs(self) -> list[Any]:
@@ -108,6 +137,41 @@ class InferenceSession(ort.InferenceSession):
             binding.bind_output(name, "cpu")
         self.run_with_iobinding(binding, run_options)
         return [_to_numpy(value) for value in binding.get_outputs()]
+
+    def run_dlpack(
+        self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any = None
+    ) -> list[ort.OrtValue]:
+        """Run on tensors where they are, without copies: of torch, cupy or NumPy, on the CPU or a GPU.
+
+        Args:
+            input_feed: contiguous tensors that have ``__dlpack__``, by input name.
+
+        Returns:
+            An onnxruntime.OrtValue per output, on the GPU if the session has CUDAExecutionProvider. It has
+            ``__dlpack__`` too: ``torch.from_dlpack(value)`` is its memory as a tensor.
+
+        Raises:
+            TypeError: an input without ``__dlpack__``, with its name.
+            RuntimeError: this onnxruntime knows no DLPack.
+        """
+        if not hasattr(ort.OrtValue, "from_dlpack"):
+            raise RuntimeError(f"onnxruntime {ort.__version__} knows no DLPack")
+        binding = self.io_binding()
+        kept = []
+        for name, tensor in input_feed.items():
+            if not hasattr(tensor, "__dlpack__"):
+                raise TypeError(f"input {name!r} is a {type(tensor).__name__}, which has no __dlpack__")
+            kept.append(ort.OrtValue.from_dlpack(tensor))
+            binding.bind_ortvalue_input(name, kept[-1])
+        gpu = _CUDA in self.get_providers()
+        device = int(self.get_provider_options()[_CUDA].get("device_id", 0)) if gpu else 0
+        for name in output_names or [o.name for o in self.get_outputs()]:
+            binding.bind_output(name, "cuda" if gpu else "cpu", device)
+        # onnxruntime computes on a stream of its own, and those who made the inputs and read the outputs on others.
+        binding.synchronize_inputs()
+        self.run_with_iobinding(binding, run_options)
+        binding.synchronize_outputs()
+        return list(binding.get_outputs())
 
 
 class _Input(NamedTuple):

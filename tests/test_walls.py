@@ -23,7 +23,7 @@ from lucid_onnx.ops.embedding_bag import spec
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = [ROOT / "cpp_ops" / "base", ROOT / "cpp_ops" / "embedding_bag"]
-ADAPTERS = ("ort_embedding_bag.cc",)
+ADAPTERS = ("ort_embedding_bag.cc", "ort_embedding_bag.h", "ort_embedding_bag_cuda.cc")
 
 
 def relative(path: Path) -> str:
@@ -148,7 +148,7 @@ TOOLS: dict[str, set[str]] = {
     "library": set(),
     "reference": set(),
     "session": {"builder", "library"},
-    "functional": {"builder", "session"},
+    "functional": {"builder", "library", "session"},
     "torch": {"builder"},
     "info": {"session", "library", "__version__"},
     "demo": {"builder", "info", "reference", "session", "InferenceSession"},

@@ -9,6 +9,12 @@
 #include <stdint.h>
 #include <string.h>
 
+#if defined(__CUDACC__)
+#define LUCID_HOST_DEVICE __host__ __device__
+#else
+#define LUCID_HOST_DEVICE
+#endif
+
 namespace lucid {
 
 enum DType : int32_t {
@@ -87,7 +93,7 @@ template <class T>
 using Accumulator = typename AccumulatorOf<T>::type;
 
 template <class To, class From>
-static inline To BitCast(const From& from) {
+LUCID_HOST_DEVICE static inline To BitCast(const From& from) {
   static_assert(sizeof(To) == sizeof(From), "BitCast keeps the size");
   To to;
   memcpy(&to, &from, sizeof(to));
@@ -102,14 +108,14 @@ static inline T LoadUnaligned(const void* base, int64_t i) {
   return value;
 }
 
-static inline float ToAccumulator(float x) { return x; }
-static inline double ToAccumulator(double x) { return x; }
-static inline float ToAccumulator(Int8 x) { return x.value; }
-static inline float ToAccumulator(Uint8 x) { return x.value; }
-static inline float ToAccumulator(BFloat16 x) {
+LUCID_HOST_DEVICE static inline float ToAccumulator(float x) { return x; }
+LUCID_HOST_DEVICE static inline double ToAccumulator(double x) { return x; }
+LUCID_HOST_DEVICE static inline float ToAccumulator(Int8 x) { return x.value; }
+LUCID_HOST_DEVICE static inline float ToAccumulator(Uint8 x) { return x.value; }
+LUCID_HOST_DEVICE static inline float ToAccumulator(BFloat16 x) {
   return BitCast<float>(static_cast<uint32_t>(x.bits) << 16);
 }
-static inline float ToAccumulator(Float16 x) {
+LUCID_HOST_DEVICE static inline float ToAccumulator(Float16 x) {
   // Rebias the exponent by integer addition. Subnormals get the smallest normal exponent and lose
   // its implicit bit by a subtraction of normal floats, which a flush-to-zero mode cannot spoil.
   const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
@@ -136,14 +142,14 @@ static inline Accumulator<T> ElementAt(const char* row, int64_t i) {
 }
 
 // The way back rounds to nearest even. NaN must have been made the canonical one before.
-static inline void FromAccumulator(float x, float* out) { *out = x; }
-static inline void FromAccumulator(double x, double* out) { *out = x; }
-static inline void FromAccumulator(float x, BFloat16* out) {
+LUCID_HOST_DEVICE static inline void FromAccumulator(float x, float* out) { *out = x; }
+LUCID_HOST_DEVICE static inline void FromAccumulator(double x, double* out) { *out = x; }
+LUCID_HOST_DEVICE static inline void FromAccumulator(float x, BFloat16* out) {
   const uint32_t bits = BitCast<uint32_t>(x);
   out->bits = x != x ? static_cast<uint16_t>(bits >> 16 | 0x40u)
                      : static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
-static inline void FromAccumulator(float x, Float16* out) {
+LUCID_HOST_DEVICE static inline void FromAccumulator(float x, Float16* out) {
   const uint32_t bits = BitCast<uint32_t>(x);
   const uint32_t sign = bits >> 16 & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
@@ -171,8 +177,8 @@ static inline void FromAccumulator(float x, Float16* out) {
 
 // One bit pattern for all NaNs. Which payload survives an addition is the compiler's and the CPU's
 // choice, and results must be the same bits on every instruction set.
-static inline float CanonicalNan(float x) { return x != x ? BitCast<float>(0x7fc00000u) : x; }
-static inline double CanonicalNan(double x) {
+LUCID_HOST_DEVICE static inline float CanonicalNan(float x) { return x != x ? BitCast<float>(0x7fc00000u) : x; }
+LUCID_HOST_DEVICE static inline double CanonicalNan(double x) {
   return x != x ? BitCast<double>(uint64_t{0x7ff8000000000000u}) : x;
 }
 

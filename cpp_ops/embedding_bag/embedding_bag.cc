@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -41,26 +40,8 @@ constexpr double kInlineBytes = 128 << 10;
 constexpr double kTaskBytes = 64 << 10;
 constexpr int64_t kMostTasks = 128;
 
-constexpr const char* kModeNames[] = {"sum", "mean", "max"};
-
-struct ShapeText {
-  char text[80];
-
-  explicit ShapeText(TensorShape shape) {
-    size_t used = static_cast<size_t>(std::snprintf(text, sizeof(text), "["));
-    for (size_t i = 0; i < shape.rank && used + 28 < sizeof(text); ++i) {
-      used +=
-          static_cast<size_t>(std::snprintf(text + used, sizeof(text) - used, "%s%lld",
-                                            i ? ", " : "", static_cast<long long>(shape.dims[i])));
-    }
-    std::snprintf(text + used, sizeof(text) - used, "]");
-  }
-};
-
 // For %lld: int64_t is long on some platforms and long long on others.
 long long Wide(int64_t x) { return x; }
-
-bool IsQuantized(int32_t dtype) { return dtype >= kInt8; }
 
 int64_t RowBytes(int32_t dtype, int64_t columns) {
   LUCID_FOR_DTYPE(dtype, return static_cast<int64_t>(BytesOf<T>(columns)));
@@ -68,46 +49,6 @@ int64_t RowBytes(int32_t dtype, int64_t columns) {
 
 int64_t IndexAt(const void* base, int32_t type, int64_t i) {
   return type == kInt64 ? LoadUnaligned<int64_t>(base, i) : LoadUnaligned<int32_t>(base, i);
-}
-
-// What a C caller may get wrong that the adapter cannot.
-Status CheckStruct(const EmbeddingBagArgs& a) {
-  if (a.size_bytes != static_cast<int64_t>(sizeof(EmbeddingBagArgs))) {
-    return Refuse("size_bytes = %lld is not %lld", Wide(a.size_bytes),
-                  Wide(sizeof(EmbeddingBagArgs)));
-  }
-  if (a.dtype < kFloat32 || a.dtype > kUint4) return Refuse("dtype = %d is unknown", a.dtype);
-  if (a.reserved != 0) return Refuse("reserved = %d must be 0", a.reserved);
-  if (IsQuantized(a.dtype)) {
-    if (a.output_type != kFloat32 && a.output_type != kFloat16) {
-      return Refuse("output_type = %d is not 0 or 1", a.output_type);
-    }
-    if (a.scale_type != kFloat32 && a.scale_type != kFloat16) {
-      return Refuse("scale_type = %d is not 0 or 1", a.scale_type);
-    }
-    if (a.scale_stride < (a.scale_type == kFloat16 ? 2 : 4)) {
-      return Refuse("scale_stride = %d is less than a scale has", a.scale_stride);
-    }
-    if (!a.scale && a.weight_shape[0] > 0) return Refuse("scale is missing");
-    if (a.zero_point && a.bias) return Refuse("zero_point and bias exclude one another");
-  } else if (a.output_type != a.dtype) {
-    return Refuse("output_type = %d must be the dtype, %d", a.output_type, a.dtype);
-  }
-  if (a.index_type != kInt32 && a.index_type != kInt64) {
-    return Refuse("index_type = %d is unknown", a.index_type);
-  }
-  if (a.indices_rank != 1 && a.indices_rank != 2) {
-    return Refuse("indices_rank = %d is not 1 or 2", a.indices_rank);
-  }
-  if (a.indices_rank == 1 && a.offset_type != kInt32 && a.offset_type != kInt64) {
-    return Refuse("offset_type = %d is unknown", a.offset_type);
-  }
-  if (a.weight_shape[0] < 0 || a.weight_shape[1] < 0 || a.indices_shape[0] < 0 ||
-      (a.indices_rank == 2 && a.indices_shape[1] < 0) ||
-      (a.indices_rank == 1 && a.num_offsets < 0)) {
-    return Refuse("a size is negative");
-  }
-  return Status();
 }
 
 template <class I>
@@ -130,17 +71,11 @@ Status CheckOffsets(const EmbeddingBagArgs& a, int64_t* longest) {
     *longest = a.include_last_offset ? most : std::max(most, n - previous);
     return Status();
   }
-  previous = LoadUnaligned<I>(a.offsets, 0);
-  if (previous != 0) return Refuse("offsets[0] = %lld must be 0", Wide(previous));
-  for (int64_t i = 1; i < count; ++i) {
+  previous = 0;
+  for (int64_t i = 0; i < count; ++i) {
     const int64_t offset = LoadUnaligned<I>(a.offsets, i);
-    if (offset < previous) {
-      return Refuse("offsets[%lld] = %lld is below offsets[%lld] = %lld: offsets must not decrease",
-                    Wide(i), Wide(offset), Wide(i - 1), Wide(previous));
-    }
-    if (offset > n) {
-      return Refuse("offsets[%lld] = %lld is past the number of indices, %lld", Wide(i),
-                    Wide(offset), Wide(n));
+    if (i == 0 ? offset != 0 : offset < previous || offset > n) {
+      return RefuseOffset(a, i, offset, previous);
     }
     previous = offset;
   }
@@ -336,95 +271,15 @@ void Run::CombinePieces() {
   }
 }
 
-Status RefuseIndex(const EmbeddingBagArgs& a, int64_t position) {
-  const long long value = Wide(IndexAt(a.indices, a.index_type, position));
-  const long long rows = Wide(a.weight_shape[0]);
-  if (a.indices_rank == 1) {
-    return Refuse("indices[%lld] = %lld is outside [0, %lld)", Wide(position), value, rows);
-  }
-  const int64_t length = a.indices_shape[1];
-  return Refuse("indices[%lld, %lld] = %lld is outside [0, %lld)", Wide(position / length),
-                Wide(position % length), value, rows);
-}
-
 }  // namespace
 
-Status CheckEmbeddingBagAttributes(const EmbeddingBagArgs& a, bool has_per_sample_weights) {
-  if (a.mode < kSum || a.mode > kMax) {
-    return Refuse("mode = %d is not 0 (sum), 1 (mean) or 2 (max)", a.mode);
-  }
-  if (has_per_sample_weights && a.mode != kSum) {
-    return Refuse("per_sample_weights needs mode 'sum', got mode = '%s'", kModeNames[a.mode]);
-  }
-  // The negated comparisons refuse NaN too.
-  if (!(a.max_norm >= 0)) return Refuse("max_norm = %g must be >= 0", a.max_norm);
-  if (!(a.norm_type > 0)) return Refuse("norm_type = %g must be > 0", a.norm_type);
-  return Status();
-}
-
-Status SetEmbeddingBagShapes(TensorShape weight, TensorShape indices, const TensorShape* offsets,
-                             const TensorShape* per_sample_weights, EmbeddingBagArgs* args) {
-  const bool flat = args->indices_rank == 1;
-  if (weight.rank != 2) {
-    return Refuse("weight has shape %s, expected [V, D]", ShapeText(weight).text);
-  }
-  if (indices.rank != static_cast<size_t>(args->indices_rank)) {
-    return Refuse("indices has shape %s, expected %s", ShapeText(indices).text,
-                  flat ? "[N]" : "[B, L]");
-  }
-  if (offsets && offsets->rank != 1) {
-    return Refuse("offsets has shape %s, expected one dimension", ShapeText(*offsets).text);
-  }
-  if (per_sample_weights &&
-      (per_sample_weights->rank != indices.rank ||
-       !std::equal(indices.dims, indices.dims + indices.rank, per_sample_weights->dims))) {
-    return Refuse("per_sample_weights has shape %s, indices has shape %s: they must be equal",
-                  ShapeText(*per_sample_weights).text, ShapeText(indices).text);
-  }
-  args->weight_shape[0] = weight.dims[0];
-  args->weight_shape[1] = weight.dims[1];
-  args->indices_shape[0] = indices.dims[0];
-  args->indices_shape[1] = flat ? 0 : indices.dims[1];
-  args->num_offsets = offsets ? offsets->dims[0] : 0;
-  return Status();
-}
-
-Status CountBags(const EmbeddingBagArgs& a, int64_t* num_bags) {
-  if (a.indices_rank == 2) {
-    *num_bags = a.indices_shape[0];
-    return Status();
-  }
-  if (a.num_offsets == 0 && a.include_last_offset) {
-    return Refuse("offsets is empty, shape [0]: include_last_offset needs at least one entry");
-  }
-  if (a.num_offsets == 0 && a.indices_shape[0] > 0) {
-    return Refuse("offsets is empty, shape [0], but indices has %lld entries",
-                  Wide(a.indices_shape[0]));
-  }
-  *num_bags = a.num_offsets - (a.include_last_offset ? 1 : 0);
-  return Status();
-}
-
 Status RunEmbeddingBag(const EmbeddingBagArgs& a, Isa isa, const ParallelFor& parallel_for) {
-  Status status = CheckStruct(a);
-  if (!status.ok()) return status;
-  status = CheckEmbeddingBagAttributes(a, a.per_sample_weights != nullptr);
-  if (!status.ok()) return status;
-
   Run run;
   PoolJob& job = run.job;
+  Status status = CheckEmbeddingBag(a, &run.num_bags, &job.padding);
+  if (!status.ok()) return status;
   job.rows = a.weight_shape[0];
   job.columns = a.weight_shape[1];
-  job.padding = -1;
-  if (a.padding_idx != kNoPadding) {
-    if (a.padding_idx < -job.rows || a.padding_idx >= job.rows) {
-      return Refuse("padding_idx = %lld is outside [-%lld, %lld), the rows of weight",
-                    Wide(a.padding_idx), Wide(job.rows), Wide(job.rows));
-    }
-    job.padding = a.padding_idx < 0 ? a.padding_idx + job.rows : a.padding_idx;
-  }
-  status = CountBags(a, &run.num_bags);
-  if (!status.ok()) return status;
 
   const bool flat = a.indices_rank == 1;
   int64_t longest = a.indices_shape[1];
@@ -487,7 +342,7 @@ Status RunEmbeddingBag(const EmbeddingBagArgs& a, Isa isa, const ParallelFor& pa
   }
 
   const int64_t bad = run.bad_position.load();
-  if (bad != kNoBadPosition) return RefuseIndex(a, bad);
+  if (bad != kNoBadPosition) return RefuseIndex(a, bad, IndexAt(a.indices, a.index_type, bad));
   if (!run.failed.load()) run.CombinePieces();
   if (run.failed.load()) return Error(Code::kInternal, "a task failed");
   return status;

@@ -94,6 +94,14 @@ Status SetEmbeddingBagShapes(TensorShape weight, TensorShape indices, const Tens
 // B, the number of bags and of output rows. Refuses an empty offsets that needs an entry.
 Status CountBags(const EmbeddingBagArgs& args, int64_t* num_bags);
 
+// Checks everything but the values of offsets and indices. *num_bags is B, *padding the padded row
+// in [0, V), or -1.
+Status CheckEmbeddingBag(const EmbeddingBagArgs& args, int64_t* num_bags, int64_t* padding);
+
+// The refusals of a value: offsets[i], which stands behind `previous`, and the index at a position.
+Status RefuseOffset(const EmbeddingBagArgs& args, int64_t i, int64_t offset, int64_t previous);
+Status RefuseIndex(const EmbeddingBagArgs& args, int64_t position, int64_t index);
+
 // Checks everything and computes.
 Status RunEmbeddingBag(const EmbeddingBagArgs& args, Isa isa, const ParallelFor& parallel_for);
 

@@ -11,6 +11,8 @@
 //
 // Optional inputs would be one name instead, but shape inference over an absent one crashes
 // runtimes before 1.24, and a model-local function of the same name could not express them.
+#include "embedding_bag/ort_embedding_bag.h"
+
 #include <cmath>
 #include <cstdio>
 #include <initializer_list>
@@ -25,24 +27,21 @@
 
 namespace lucid {
 namespace ort {
+
+bool Failed(const Api* api, Status* status) {
+  if (status) Call<ReleaseStatus>(api, status);
+  return status != nullptr;
+}
+
+Status* ToOrt(const Api* api, const Op& op, const lucid::Status& status) {
+  if (status.ok()) return nullptr;
+  char text[sizeof(status.message) + 32];
+  std::snprintf(text, sizeof(text), "%s: %s", op.form->name, status.message);
+  return Call<CreateStatus>(api, status.code == Code::kInvalidArgument ? kInvalidArgument : kFail,
+                            text);
+}
+
 namespace {
-
-// What a table is given as: its rows, or codes with one or two numbers a row.
-enum class Table { kRows, kScale, kZeroPoint, kBias };
-
-struct Form {
-  const char* name;
-  Table table;
-  bool flat;  // indices [N] with offsets
-  bool weighted;
-
-  bool Quantized() const { return table != Table::kRows; }
-  bool TwoNumbers() const { return table == Table::kZeroPoint || table == Table::kBias; }
-  size_t IndicesInput() const { return 1u + Quantized() + TwoNumbers(); }
-  size_t OffsetsInput() const { return IndicesInput() + 1; }
-  size_t WeightsInput() const { return IndicesInput() + 1 + flat; }
-  size_t Inputs() const { return WeightsInput() + weighted; }
-};
 
 constexpr Form kForms[] = {
     {"EmbeddingBag", Table::kRows, true, false},
@@ -72,36 +71,7 @@ constexpr ElementType kElementOfIndex[] = {kElementInt32, kElementInt64};
 // TensorProto's numbers, which the attribute codes_type has.
 constexpr int64_t kProtoUint4 = 21, kProtoInt4 = 22;
 
-// One name with one combination of types.
-struct Op : CustomOp {
-  const Runtime* runtime;
-  const Form* form;
-  DType dtype;        // of the table, as it is stored
-  DType output_type;  // and of scale, zero_point, bias and per_sample_weights
-  IndexType index_type, offset_type;
-};
-
 const Op& Self(const CustomOp* op) { return *static_cast<const Op*>(op); }
-
-// Frees the status and tells whether it was an error.
-bool Failed(const Api* api, Status* status) {
-  if (status) Call<ReleaseStatus>(api, status);
-  return status != nullptr;
-}
-
-// A refusal by this library, under the name of the op.
-Status* ToOrt(const Api* api, const Op& op, const lucid::Status& status) {
-  if (status.ok()) return nullptr;
-  char text[sizeof(status.message) + 32];
-  std::snprintf(text, sizeof(text), "%s: %s", op.form->name, status.message);
-  return Call<CreateStatus>(api, status.code == Code::kInvalidArgument ? kInvalidArgument : kFail,
-                            text);
-}
-
-#define LUCID_RETURN_IF_ERROR(expression)                   \
-  do {                                                      \
-    if (Status* const error_ = (expression)) return error_; \
-  } while (false)
 
 // ---- Attributes. The graph always writes all of them; what is missing has PyTorch's default.
 
@@ -192,14 +162,6 @@ lucid::Status ReadAttributes(const Op& op, const Api* api, const KernelInfo* inf
 
 // ---- Tensors.
 
-constexpr size_t kMostDims = 8;
-
-// A shape, with room for it where the runtime cannot lend its own.
-struct Shape {
-  TensorShape shape = {nullptr, 0};
-  int64_t dims[kMostDims];
-};
-
 Status* GetShape(const Runtime& runtime, const Value* value, Shape* out) {
   const Api* api = runtime.api;
   if (runtime.has_data_reference) {
@@ -241,20 +203,10 @@ Status* GetInput(const Runtime& runtime, const KernelContext* context, size_t in
 // A smaller table is in the caches, and in the reach of their own page tables, before long.
 constexpr size_t kHugePagesFrom = size_t{8} << 20;
 
-struct Kernel {
-  const Op* op;
+struct Kernel : BagKernel {
   Isa isa;
-  EmbeddingBagArgs args = {};  // the attributes and types; a run adds its tensors to a copy
-  bool weight_is_constant = false;
-  Shape weight;
-  int64_t embedding_dim = -1;  // of a quantised table
-  // {scale, zero_point or bias} of every row, where both are constant: one cache line in place of
-  // two.
-  std::unique_ptr<float[]> pairs;
-  int64_t num_pairs = 0;
 
   Status* Compute(KernelContext* context) const;
-  lucid::Status SetTableShape(TensorShape given, int64_t dims[2], TensorShape* shape) const;
   Status* PackPairs(const Value* scale, const Value* second);
 };
 
@@ -272,8 +224,11 @@ lucid::Status CheckRowNumbers(const char* name, TensorShape shape, int64_t rows)
                 static_cast<long long>(shape.dims[0]), static_cast<long long>(rows));
 }
 
+}  // namespace
+
 // [V, D] of a table that may be packed.
-lucid::Status Kernel::SetTableShape(TensorShape given, int64_t dims[2], TensorShape* shape) const {
+lucid::Status BagKernel::SetTableShape(TensorShape given, int64_t dims[2],
+                                       TensorShape* shape) const {
   *shape = given;
   if (!op->form->Quantized() || given.rank != 2) return lucid::Status();
   const bool nibbles = args.dtype == kInt4 || args.dtype == kUint4;
@@ -289,24 +244,13 @@ lucid::Status Kernel::SetTableShape(TensorShape given, int64_t dims[2], TensorSh
   return lucid::Status();
 }
 
-struct Host {
-  const Api* api;
-  const KernelContext* context;
-};
-
-bool RunTasks(void* host, void (*task)(void*, size_t), size_t count, void* argument) {
-  const Host& h = *static_cast<const Host*>(host);
-  // A batch per task: the pool deals them out as threads become free.
-  return !Failed(h.api,
-                 Call<KernelContext_ParallelFor>(h.api, h.context, task, count, count, argument));
-}
-
-Status* Kernel::Compute(KernelContext* context) const {
+Status* BagKernel::Bind(KernelContext* context, EmbeddingBagArgs* bound, Value** output) const {
   const Runtime& runtime = *op->runtime;
   const Api* api = runtime.api;
   const Form& form = *op->form;
 
-  EmbeddingBagArgs a = args;
+  EmbeddingBagArgs& a = *bound;
+  a = args;
   Shape table, indices, offsets, weights, scale, second;
   if (!weight_is_constant) {
     LUCID_RETURN_IF_ERROR(GetInput(runtime, context, 0, &table, &a.weight));
@@ -347,9 +291,42 @@ Status* Kernel::Compute(KernelContext* context) const {
   status = CountBags(a, &dims[0]);
   if (!status.ok()) return ToOrt(api, *op, status);
 
+  LUCID_RETURN_IF_ERROR(Call<KernelContext_GetOutput>(api, context, 0, dims, 2, output));
+  return Call<GetTensorMutableData>(api, *output, &a.output);
+}
+
+Status* BagKernel::Init(const Op& node_op, const Api* api, const KernelInfo* info) {
+  op = &node_op;
+  args.size_bytes = sizeof(args);
+  args.dtype = op->dtype;
+  args.index_type = op->index_type;
+  args.offset_type = op->offset_type;
+  args.indices_rank = op->form->flat ? 1 : 2;
+  args.output_type = op->output_type;
+  args.scale_type = op->output_type;
+  args.scale_stride = op->output_type == kFloat16 ? 2 : 4;
+  return ToOrt(api, *op, ReadAttributes(*op, api, info, &args, &embedding_dim));
+}
+
+namespace {
+
+struct Host {
+  const Api* api;
+  const KernelContext* context;
+};
+
+bool RunTasks(void* host, void (*task)(void*, size_t), size_t count, void* argument) {
+  const Host& h = *static_cast<const Host*>(host);
+  // A batch per task: the pool deals them out as threads become free.
+  return !Failed(h.api,
+                 Call<KernelContext_ParallelFor>(h.api, h.context, task, count, count, argument));
+}
+
+Status* Kernel::Compute(KernelContext* context) const {
+  const Api* api = op->runtime->api;
+  EmbeddingBagArgs a;
   Value* output = nullptr;
-  LUCID_RETURN_IF_ERROR(Call<KernelContext_GetOutput>(api, context, 0, dims, 2, &output));
-  LUCID_RETURN_IF_ERROR(Call<GetTensorMutableData>(api, output, &a.output));
+  LUCID_RETURN_IF_ERROR(Bind(context, &a, &output));
   Host host = {api, context};
   return ToOrt(api, *op, RunEmbeddingBag(a, isa, {RunTasks, &host}));
 }
@@ -395,19 +372,9 @@ Status* ConstantInput(const Api* api, const KernelInfo* info, size_t index, cons
 
 Status* CreateKernel(const Op& op, const Api* api, const KernelInfo* info, void** out) {
   auto kernel = std::make_unique<Kernel>();
-  kernel->op = &op;
+  LUCID_RETURN_IF_ERROR(ToOrt(api, op, ActiveIsa(&kernel->isa)));
+  LUCID_RETURN_IF_ERROR(kernel->Init(op, api, info));
   EmbeddingBagArgs& args = kernel->args;
-  args.size_bytes = sizeof(args);
-  args.dtype = op.dtype;
-  args.index_type = op.index_type;
-  args.offset_type = op.offset_type;
-  args.indices_rank = op.form->flat ? 1 : 2;
-  args.output_type = op.output_type;
-  args.scale_type = op.output_type;
-  args.scale_stride = op.output_type == kFloat16 ? 2 : 4;
-  lucid::Status status = ActiveIsa(&kernel->isa);
-  if (status.ok()) status = ReadAttributes(op, api, info, &args, &kernel->embedding_dim);
-  if (!status.ok()) return ToOrt(api, op, status);
 
   // A constant table stays where it is for the life of the session.
   const Value* weight = nullptr;
@@ -560,17 +527,19 @@ int LUCID_ORT_CALL GetZeroAt(const CustomOp*, size_t) { return 0; }
 int LUCID_ORT_CALL GetFirstVersion(const CustomOp*) { return 1; }
 int LUCID_ORT_CALL GetLastVersion(const CustomOp*) { return std::numeric_limits<int>::max(); }
 
-Op MakeOp(const Runtime& runtime, const Form& form, DType dtype, DType output_type,
-          IndexType index_type, IndexType offset_type) {
+Op MakeOp(const Runtime& runtime, const CustomOp& kernel, const Form& form, DType dtype,
+          DType output_type, IndexType index_type, IndexType offset_type) {
   Op op = {};
   op.version = kApiVersion;
   op.GetName = GetName;
-  op.GetExecutionProviderType = GetProvider;
+  op.GetExecutionProviderType = kernel.GetExecutionProviderType;
+  op.KernelDestroy = kernel.KernelDestroy;
+  op.CreateKernelV2 = kernel.CreateKernelV2;
+  op.KernelComputeV2 = kernel.KernelComputeV2;
   op.GetInputType = GetInputType;
   op.GetInputTypeCount = GetInputCount;
   op.GetOutputType = GetOutputType;
   op.GetOutputTypeCount = GetOutputCount;
-  op.KernelDestroy = KernelDestroy;
   op.GetInputCharacteristic = GetZeroAt;
   op.GetOutputCharacteristic = GetZeroAt;
   op.GetInputMemoryType = GetZeroAt;
@@ -578,8 +547,6 @@ Op MakeOp(const Runtime& runtime, const Form& form, DType dtype, DType output_ty
   op.GetVariadicInputHomogeneity = GetZero;
   op.GetVariadicOutputMinArity = GetZero;
   op.GetVariadicOutputHomogeneity = GetZero;
-  op.CreateKernelV2 = CreateKernelV2;
-  op.KernelComputeV2 = KernelComputeV2;
   op.InferOutputShapeFn = runtime.has_data_reference ? InferOutputShape : nullptr;
   op.GetStartVersion = GetFirstVersion;
   op.GetEndVersion = GetLastVersion;
@@ -594,7 +561,7 @@ Op MakeOp(const Runtime& runtime, const Form& form, DType dtype, DType output_ty
 
 }  // namespace
 
-Status* AddEmbeddingBagOps(const Runtime& runtime, CustomOpDomain* domain) {
+Status* AddBagOps(const Runtime& runtime, CustomOpDomain* domain, const CustomOp& kernel) {
   struct Types {
     DType dtype, output_type;
   };
@@ -607,8 +574,8 @@ Status* AddEmbeddingBagOps(const Runtime& runtime, CustomOpDomain* domain) {
       for (const IndexType index_type : {kInt32, kInt64}) {
         for (const IndexType offset_type : {kInt32, kInt64}) {
           if (!form.flat && offset_type != kInt32) continue;  // there is no offsets to have a type
-          const Op* op = new Op(
-              MakeOp(runtime, form, types.dtype, types.output_type, index_type, offset_type));
+          const Op* op = new Op(MakeOp(runtime, kernel, form, types.dtype, types.output_type,
+                                       index_type, offset_type));
           Status* status = Call<CustomOpDomain_Add>(runtime.api, domain, op);
           if (status) return status;
         }
@@ -616,6 +583,15 @@ Status* AddEmbeddingBagOps(const Runtime& runtime, CustomOpDomain* domain) {
     }
   }
   return nullptr;
+}
+
+Status* AddEmbeddingBagOps(const Runtime& runtime, CustomOpDomain* domain) {
+  CustomOp kernel = {};
+  kernel.GetExecutionProviderType = GetProvider;
+  kernel.CreateKernelV2 = CreateKernelV2;
+  kernel.KernelComputeV2 = KernelComputeV2;
+  kernel.KernelDestroy = KernelDestroy;
+  return AddBagOps(runtime, domain, kernel);
 }
 
 }  // namespace ort

@@ -29,6 +29,14 @@ struct OpAttr;
 struct CustomOpDomain;
 struct SessionOptions;
 struct CustomOp;
+struct MemoryInfo;
+
+// OrtAllocator, as far as it is called.
+struct Allocator {
+  uint32_t version;
+  void*(LUCID_ORT_CALL* Alloc)(Allocator*, size_t);
+  void(LUCID_ORT_CALL* Free)(Allocator*, void*);
+};
 
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 
@@ -80,8 +88,16 @@ struct Slot {
   LUCID_ORT_SLOT(ReleaseStatus, 93, void, Status*)                                                 \
   LUCID_ORT_SLOT(ReleaseTensorTypeAndShapeInfo, 99, void, TypeAndShape*)                           \
   LUCID_ORT_SLOT(ReleaseCustomOpDomain, 101, void, CustomOpDomain*)                                \
+  LUCID_ORT_SLOT(ReleaseAllocator, 132, void, Allocator*)                                          \
+  LUCID_ORT_SLOT(KernelContext_GetGPUComputeStream, 193, Status*, const KernelContext*, void**)    \
+  LUCID_ORT_SLOT(GetTensorMemoryInfo, 194, Status*, const Value*, const MemoryInfo**)              \
+  LUCID_ORT_SLOT(HasSessionConfigEntry, 237, Status*, const SessionOptions*, const char*, int*)    \
+  LUCID_ORT_SLOT(GetSessionConfigEntry, 238, Status*, const SessionOptions*, const char*, char*,   \
+                 size_t*)                                                                          \
   LUCID_ORT_SLOT(KernelInfoGetConstantInput_tensor, 249, Status*, const KernelInfo*, size_t, int*, \
                  const Value**)                                                                    \
+  LUCID_ORT_SLOT(KernelContext_GetAllocator, 253, Status*, const KernelContext*,                   \
+                 const MemoryInfo*, Allocator**)                                                   \
   LUCID_ORT_SLOT(ShapeInferContext_GetInputTypeShape, 268, Status*, const ShapeInferContext*,      \
                  size_t, TypeAndShape**)                                                           \
   LUCID_ORT_SLOT(ShapeInferContext_GetAttribute, 269, Status*, const ShapeInferContext*,           \

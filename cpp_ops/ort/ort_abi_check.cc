@@ -41,6 +41,10 @@ LUCID_FIELD(GetStartVersion)
 LUCID_FIELD(GetEndVersion)
 #undef LUCID_FIELD
 
+static_assert(offsetof(OrtAllocator, version) == offsetof(Allocator, version), "");
+static_assert(offsetof(OrtAllocator, Alloc) == offsetof(Allocator, Alloc), "");
+static_assert(offsetof(OrtAllocator, Free) == offsetof(Allocator, Free), "");
+
 #define LUCID_VALUE(ours, official) \
   static_assert(static_cast<int>(ours) == static_cast<int>(official), #ours);
 LUCID_VALUE(kFail, ORT_FAIL)

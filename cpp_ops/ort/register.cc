@@ -2,8 +2,10 @@
 #include "ort/register.h"
 
 #include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <new>
+#include <string>
 
 #include "base/isa.h"
 
@@ -29,11 +31,42 @@ int MinorVersion(const char* version) {
   return *end == '.' ? static_cast<int>(std::strtol(end + 1, nullptr, 10)) : 0;
 }
 
-// One domain per runtime, for all SessionOptions.
-Status* FindDomain(const ApiBase* base, const Api* api, CustomOpDomain** domain) {
+Status* AddOps(const Runtime& runtime, CustomOpDomain* domain) {
+  Status* status = nullptr;
+#if !defined(LUCID_EMULATE_CUDA)  // there both would be the CPU's
+  status = AddEmbeddingBagOps(runtime, domain);
+#endif
+#if defined(LUCID_WITH_CUDA)
+  if (!status) status = AddCudaEmbeddingBagOps(runtime, domain);
+#endif
+  return status;
+}
+
+// What the session configuration lucid.bounds_check says.
+Status* ReadBoundsCheck(const Api* api, const SessionOptions* options, bool* deferred) {
+  constexpr char kKey[] = "lucid.bounds_check";
+  *deferred = false;
+  int there = 0;
+  Status* status = Call<HasSessionConfigEntry>(api, options, kKey, &there);
+  if (status || !there) return status;
+  size_t size = 0;
+  status = Call<GetSessionConfigEntry>(api, options, kKey, static_cast<char*>(nullptr), &size);
+  if (status) return status;
+  std::string value(size, '\0');  // with the final zero
+  status = Call<GetSessionConfigEntry>(api, options, kKey, &value[0], &size);
+  if (status) return status;
+  value.resize(std::strlen(value.c_str()));
+  *deferred = value == "deferred";
+  if (*deferred || value == "report") return nullptr;
+  return Call<CreateStatus>(api, kInvalidArgument,
+                            (kKey + (" = " + value) + " is not report or deferred").c_str());
+}
+
+// One domain per runtime and way to check, for all SessionOptions.
+Status* FindDomain(const ApiBase* base, const Api* api, bool deferred, CustomOpDomain** domain) {
   const std::lock_guard<std::mutex> lock(g_mutex);
   for (const Registration* r = g_registrations; r; r = r->next) {
-    if (r->runtime.api == api) {
+    if (r->runtime.api == api && r->runtime.deferred_bounds == deferred) {
       *domain = r->domain;
       return nullptr;
     }
@@ -41,13 +74,14 @@ Status* FindDomain(const ApiBase* base, const Api* api, CustomOpDomain** domain)
   Registration* r = new Registration;
   r->runtime.api = api;
   r->runtime.has_data_reference = MinorVersion(base->GetVersionString()) >= kDataReferenceMinor;
+  r->runtime.deferred_bounds = deferred;
   r->next = g_registrations;
   Status* status = Call<CreateCustomOpDomain>(api, "ai.lucid", &r->domain);
   if (status) {
     delete r;
     return status;
   }
-  status = AddEmbeddingBagOps(r->runtime, r->domain);
+  status = AddOps(r->runtime, r->domain);
   if (status) {
     Call<ReleaseCustomOpDomain>(api, r->domain);
     delete r;
@@ -62,8 +96,11 @@ Status* Register(SessionOptions* options, const ApiBase* base, const Api* api) {
   Isa isa;
   const lucid::Status found = ActiveIsa(&isa);
   if (!found.ok()) return Call<CreateStatus>(api, kInvalidArgument, found.message);
+  bool deferred = false;
+  Status* status = ReadBoundsCheck(api, options, &deferred);
+  if (status) return status;
   CustomOpDomain* domain = nullptr;
-  Status* status = FindDomain(base, api, &domain);
+  status = FindDomain(base, api, deferred, &domain);
   return status ? status : Call<AddCustomOpDomain>(api, options, domain);
 }
 

@@ -10,12 +10,16 @@ namespace ort {
 struct Runtime {
   const Api* api;
   bool has_data_reference;  // slot 414 may be called, and shape inference is safe
+  bool deferred_bounds;     // a refused value is reported by the next run of the node (CUDA only)
 };
 
 using AddOp = Status* (*)(const Runtime& runtime, CustomOpDomain* domain, const CustomOp* op);
 
 // Adds every name and combination of types to the domain. The structs live as long as the process.
 Status* AddEmbeddingBagOps(const Runtime& runtime, CustomOpDomain* domain);
+
+// The same for the CUDA provider; in liblucid_onnx_ops_cuda alone.
+Status* AddCudaEmbeddingBagOps(const Runtime& runtime, CustomOpDomain* domain);
 
 }  // namespace ort
 }  // namespace lucid

@@ -1,0 +1,91 @@
+// EmbeddingBag on CUDA: the contract of embedding_bag.h over device memory, in the same order of
+// additions, and so with the same bits as the CPU's kernel. (Two exceptions: the p of norms without
+// a loop of their own, whose powers differ in the last bits, and the sums of bags of more than 64
+// positions some of which are padded: here padded positions count when a bag is cut.)
+//
+// Every pointer of EmbeddingBagArgs is one that the device can read, and a multiple of the size of
+// its elements. Nothing waits for the device, and nothing is allocated.
+//
+// No value in offsets or indices leads to an access outside the arrays. What is refused is noted in
+// a BoundsError in device memory, which the caller keeps, clears by zeros and reads when it wants.
+#pragma once
+
+#include <stdint.h>
+
+#include "embedding_bag/embedding_bag.h"
+
+// All zero: nothing was refused. Offsets come before indices, and the lowest place before others.
+typedef struct LucidBoundsError {
+  uint64_t inverse;   // ~place, where place is i of offsets[i], or 2^62 + the position of an index
+  uint64_t recorded;  // the inverse that the next two belong to
+  int64_t value;      // of the offset or the index
+  int64_t previous;   // offsets[i - 1]
+  int64_t limit;      // N or V
+  int64_t length;     // L, or -1
+  uint32_t lock;
+  uint32_t reserved;
+} LucidBoundsError;
+
+// How a call is cut. Plain numbers that depend on the arguments alone, for tests to look at.
+typedef struct LucidCudaPlan {
+  int64_t size_bytes;     // sizeof(LucidCudaPlan)
+  int64_t num_bags;       // B
+  int64_t padding;        // in [0, V), or -1
+  int64_t num_positions;  // N, or B * L
+  int64_t vectors;        // that a row is read in, a thread each
+  int64_t chunks;         // that are looked for; every one but for those of no positions is there
+  int64_t bag_chunks;     // of each bag of two-dimensional indices, else 0
+  int64_t blocks;         // of threads; 0: there is nothing to pool
+  int64_t column_blocks;  // blocks beside each other that share their chunks
+  int64_t norm_blocks;    // of the kernel before it that computes the clips; 0: none
+  int64_t check_blocks;   // of the kernel that only checks, in the place of all others; 0: none
+  int64_t zeroed_bytes;   // of scratch, from its start: counters
+  int64_t counts_at, piece_counts_at, partials_at, clips_at;  // bytes from the start of scratch
+  int64_t scratch_bytes;
+  int32_t vector_bytes, vector_elements;
+  int32_t block_threads, block_vectors, block_chunks;
+  int32_t vector_output;  // 1: results are stored as vectors
+} LucidCudaPlan;
+
+#ifdef __cplusplus
+
+namespace lucid {
+
+// Positions that one thread adds up, one after the other. A longer bag is cut into chunks of this
+// many; what they give joins chunk by chunk and piece by piece, as the CPU's groups do.
+constexpr int64_t kChunk = 64;
+constexpr int64_t kChunksOfPiece = 16;
+
+// Checks everything that can be checked without looking at the device, and plans.
+Status PlanCudaEmbeddingBag(const EmbeddingBagArgs& args, LucidCudaPlan* plan);
+
+// Enqueues the work on a stream (a cudaStream_t). scratch: plan.scratch_bytes of device memory, a
+// multiple of 256, that nobody else touches before the work is done.
+Status LaunchCudaEmbeddingBag(const EmbeddingBagArgs& args, const LucidCudaPlan& plan,
+                              void* scratch, LucidBoundsError* error, void* stream);
+
+// What a BoundsError, copied to the host, says.
+Status RefuseBounds(const LucidBoundsError& error);
+
+// How many devices there are; 0 with an error that says why where CUDA cannot start.
+Status CountCudaDevices(int* count);
+
+// A BoundsError on the device, cleared, and memory that it can be copied to without waiting.
+struct CudaBounds {
+  LucidBoundsError* device = nullptr;
+  LucidBoundsError* host = nullptr;
+
+  Status Allocate();
+  void Free();
+  Status CopyToHost(void* stream) const;  // enqueued
+  Status Clear(void* stream) const;       // enqueued
+};
+
+Status WaitForCudaStream(void* stream);
+
+// Whether a CUDA graph is being recorded from a stream, when nothing may wait for it.
+Status IsCudaCapturing(void* stream, bool* capturing);
+
+}  // namespace lucid
+
+#endif  // __cplusplus

@@ -1,0 +1,161 @@
+// How a call of EmbeddingBag is cut into threads and where its scratch memory lies. Knows no CUDA.
+#include <algorithm>
+#include <climits>
+
+#include "base/types.h"
+#include "embedding_bag/cuda.h"
+
+namespace lucid {
+namespace {
+
+// What a table can be read in, the widest first: 16 bytes where rows and table allow it, then what
+// most tables allow, then an element (of 4 bits: a byte of two). Wide codes would need too many
+// registers.
+constexpr int32_t kWidths[][3] = {{16, 4, 4}, {16, 4, 2}, {16, 4, 2}, {16, 8, 8},
+                                  {16, 4, 1}, {16, 4, 1}, {8, 2, 1},  {8, 2, 1}};
+constexpr int32_t kElementBytes[] = {4, 2, 2, 8, 1, 1, 1, 1};
+
+// Fewer threads to a block spread a small call over more multiprocessors.
+constexpr int64_t kLargeCall = 132 * 2048;
+constexpr int32_t kMostThreads = 256, kFewThreads = 64;
+
+constexpr int64_t kNormThreads = 256, kCheckThreads = 256;
+// Far from where the arithmetic below would overflow, and past any device.
+constexpr int64_t kMostPositions = int64_t{1} << 48;
+
+int64_t CeilDiv(int64_t a, int64_t b) { return a / b + (a % b != 0); }
+int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
+
+Status CheckAddress(const char* name, const void* p, int64_t bytes) {
+  if (reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(bytes) == 0) return Status();
+  return Refuse("%s lies at %p, which is no multiple of its elements' %lld bytes", name, p,
+                static_cast<long long>(bytes));
+}
+
+Status CheckAddresses(const EmbeddingBagArgs& a) {
+  const int64_t element = kElementBytes[a.dtype], result = kElementBytes[a.output_type];
+  Status status = CheckAddress("weight", a.weight, element);
+  if (status.ok()) status = CheckAddress("indices", a.indices, a.index_type == kInt64 ? 8 : 4);
+  if (status.ok() && a.indices_rank == 1) {
+    status = CheckAddress("offsets", a.offsets, a.offset_type == kInt64 ? 8 : 4);
+  }
+  if (status.ok()) status = CheckAddress("per_sample_weights", a.per_sample_weights, result);
+  if (status.ok()) status = CheckAddress("output", a.output, result);
+  if (!status.ok() || a.dtype < kInt8) return status;
+  const int32_t scale = a.scale_type == kFloat16 ? 2 : 4;
+  if (a.scale_stride % scale) {
+    return Refuse("scale_stride = %d is no multiple of a scale's %d bytes", a.scale_stride, scale);
+  }
+  status = CheckAddress("scale", a.scale, scale);
+  if (status.ok()) status = CheckAddress("zero_point", a.zero_point, scale);
+  if (status.ok()) status = CheckAddress("bias", a.bias, scale);
+  return status;
+}
+
+Status TooLarge() { return Refuse("the call is too large for one launch on a GPU"); }
+
+}  // namespace
+
+Status PlanCudaEmbeddingBag(const EmbeddingBagArgs& a, LucidCudaPlan* plan) {
+  LucidCudaPlan p = {};
+  p.size_bytes = sizeof(p);
+  Status status = CheckEmbeddingBag(a, &p.num_bags, &p.padding);
+  if (status.ok()) status = CheckAddresses(a);
+  if (!status.ok()) return status;
+
+  const bool flat = a.indices_rank == 1;
+  const int64_t columns = a.weight_shape[1], length = flat ? 0 : a.indices_shape[1];
+  if (length > 0 && a.indices_shape[0] > kMostPositions / length) return TooLarge();
+  p.num_positions = flat ? a.indices_shape[0] : a.indices_shape[0] * length;
+  if (p.num_positions > kMostPositions || columns > kMostPositions) return TooLarge();
+
+  if (columns == 0 || p.num_bags == 0) {
+    // No row is read. What there is of offsets and, for bags, of indices is still checked.
+    const int64_t checked = std::max(flat ? a.num_offsets : 0, p.num_bags ? p.num_positions : 0);
+    p.check_blocks = CeilDiv(checked, kCheckThreads);
+    if (p.check_blocks > INT32_MAX) return TooLarge();
+    *plan = p;
+    return status;
+  }
+  if (p.num_bags > kMostPositions) return TooLarge();
+
+  const bool nibbles = a.dtype == kInt4 || a.dtype == kUint4;
+  const int64_t row_bytes =
+      nibbles ? columns / 2 + columns % 2 : columns * int64_t{kElementBytes[a.dtype]};
+  // The kernel numbers rows, and the bytes of one, in 32 bits.
+  if (a.weight_shape[0] >= UINT32_MAX || row_bytes > UINT32_MAX) return TooLarge();
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(a.weight);
+  for (const int32_t width : kWidths[a.dtype]) {
+    p.vector_bytes = width;
+    if (row_bytes % width == 0 && begin % static_cast<uintptr_t>(width) == 0) break;
+  }
+  p.vectors = row_bytes / p.vector_bytes;
+  p.vector_elements = nibbles ? 2 * p.vector_bytes : p.vector_bytes / kElementBytes[a.dtype];
+  const int64_t store =
+      std::min<int64_t>(16, int64_t{p.vector_elements} * kElementBytes[a.output_type]);
+  p.vector_output = columns % p.vector_elements == 0 &&
+                    reinterpret_cast<uintptr_t>(a.output) % static_cast<uintptr_t>(store) == 0 &&
+                    columns * kElementBytes[a.output_type] % store == 0;
+
+  // Chunk c of ragged bags is looked for by bisection: bag i has the numbers from offsets[i] /
+  // kChunk + i on, of which the last may be of no positions.
+  p.bag_chunks = flat ? 0 : std::max<int64_t>(1, CeilDiv(length, kChunk));
+  p.chunks = flat ? p.num_positions / kChunk + p.num_bags : p.num_bags * p.bag_chunks;
+  if (p.chunks > kMostPositions) return TooLarge();
+  const double threads = static_cast<double>(p.chunks) * static_cast<double>(p.vectors);
+  const int32_t target = threads < static_cast<double>(kLargeCall) ? kFewThreads : kMostThreads;
+  p.block_vectors = static_cast<int32_t>(std::min<int64_t>(p.vectors, target));
+  p.block_chunks = target / p.block_vectors;
+  p.block_threads = static_cast<int32_t>(RoundUp(p.block_vectors * p.block_chunks, 32));
+  p.column_blocks = CeilDiv(p.vectors, p.block_vectors);
+  const int64_t chunk_blocks = CeilDiv(p.chunks, p.block_chunks);
+  if (p.column_blocks > INT32_MAX || chunk_blocks > INT32_MAX / p.column_blocks) return TooLarge();
+  p.blocks = chunk_blocks * p.column_blocks;
+
+  const int64_t accumulator = a.dtype == kFloat64 ? 8 : 4;
+  const int64_t longest = flat ? p.num_positions : length;
+  const int64_t row = p.vectors * p.vector_elements * accumulator;
+  int64_t end = 0;
+  if (longest > kChunk) {
+    // A bag of more than one chunk has, of these, the rows from begin / (kChunk / 2) on for its
+    // chunks, and from begin / kChunk on for its pieces and one more: bags of more than kChunk
+    // positions never meet there.
+    const int64_t chunk_rows = p.num_positions / (kChunk / 2) + 2;
+    const int64_t piece_rows = p.num_positions / kChunk + 2;
+    if (static_cast<double>(chunk_rows) * static_cast<double>(row) > 9e18 / 4) return TooLarge();
+    p.zeroed_bytes = piece_rows * p.vectors * 4;
+    p.counts_at = RoundUp(p.zeroed_bytes, 256);
+    p.piece_counts_at = RoundUp(p.counts_at + chunk_rows * 4, 256);
+    p.partials_at = RoundUp(p.piece_counts_at + piece_rows * 4, 256);
+    end = RoundUp(p.partials_at + chunk_rows * row, 256);
+  }
+  if (a.max_norm <= 1.7976931348623157e308) {  // not infinity
+    p.clips_at = end;
+    end += RoundUp(p.num_positions * accumulator, 256);
+    p.norm_blocks = CeilDiv(p.num_positions, kNormThreads / (64 / accumulator));
+    if (p.norm_blocks > INT32_MAX) return TooLarge();
+  }
+  p.scratch_bytes = end;
+  *plan = p;
+  return status;
+}
+
+Status RefuseBounds(const LucidBoundsError& error) {
+  if (error.inverse == 0) return Status();
+  if (error.recorded != error.inverse) {
+    return Error(Code::kInternal, "the kernel was cut off while it noted what it refuses");
+  }
+  constexpr uint64_t kIndices = uint64_t{1} << 62;
+  const uint64_t place = ~error.inverse;
+  EmbeddingBagArgs args = {};
+  args.indices_rank = error.length < 0 ? 1 : 2;
+  args.indices_shape[0] = error.limit;
+  args.indices_shape[1] = error.length;
+  args.weight_shape[0] = error.limit;
+  if (place < kIndices) {
+    return RefuseOffset(args, static_cast<int64_t>(place), error.value, error.previous);
+  }
+  return RefuseIndex(args, static_cast<int64_t>(place - kIndices), error.value);
+}
+
+}  // namespace lucid

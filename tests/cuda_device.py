@@ -1,0 +1,275 @@
+"""Where the CUDA kernels run in tests: on a GPU, through torch's memory, or emulated on the CPU.
+
+The emulation is cuda.cu compiled as plain C++ (cpp_ops/embedding_bag/test/cuda_emulation.h says how), so every test
+of the kernels runs where there is no GPU too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from test_isa import Args, arguments
+
+from lucid_onnx.ops.embedding_bag import cases, spec
+from lucid_onnx.ops.quantized_embedding_bag import cases as quantized
+
+ROOT = Path(__file__).resolve().parent.parent
+CASES: dict[str, Any] = {**cases.all_cases(), **quantized.all_cases()}
+
+_EMULATED_SOURCES = (
+    "base/isa.cc",
+    "base/pages.cc",
+    "base/status.cc",
+    "c_api_cuda.cc",
+    "embedding_bag/check.cc",
+    "embedding_bag/cuda_plan.cc",
+    "embedding_bag/ort_embedding_bag.cc",
+    "embedding_bag/ort_embedding_bag_cuda.cc",
+    "embedding_bag/test/no_cpu_kernels.cc",
+    "ort/register.cc",
+    "embedding_bag/cuda.cu",
+)
+
+
+class Plan(ctypes.Structure):
+    """LucidCudaPlan of cpp_ops/embedding_bag/cuda.h."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "size_bytes num_bags padding num_positions vectors chunks bag_chunks blocks column_blocks norm_blocks "
+                "check_blocks zeroed_bytes counts_at piece_counts_at partials_at clips_at scratch_bytes"
+            ).split()
+        ),
+        *(
+            (name, ctypes.c_int32)
+            for name in ("vector_bytes vector_elements block_threads block_vectors block_chunks vector_output").split()
+        ),
+    )
+
+
+ERROR_BYTES = 56  # sizeof(LucidBoundsError)
+
+
+@functools.cache
+def emulated_library() -> str | None:
+    """The path of the emulated library; None without a C++ compiler.
+
+    LUCID_EMULATED_LIBRARY names one that was made before; otherwise it is made now, with the compiler's flags in
+    LUCID_EMULATION_FLAGS added.
+    """
+    if made := os.environ.get("LUCID_EMULATED_LIBRARY"):
+        return made
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        return None
+    folder = Path(_folder().name)
+    path = folder / "liblucid_onnx_ops_cuda_emulated.so"
+    command = [compiler, "-std=c++17", "-O1", "-g0", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden"]
+    command += ["-Wno-unknown-pragmas", "-DLUCID_EMULATE_CUDA", "-DLUCID_WITH_CUDA", "-DLUCID_CUDA_PROVIDER=nullptr"]
+    command += [f"-I{ROOT / 'cpp_ops'}", "-x", "c++", *(str(ROOT / "cpp_ops" / s) for s in _EMULATED_SOURCES)]
+    command += ["-o", str(path), "-pthread", *os.environ.get("LUCID_EMULATION_FLAGS", "").split()]
+    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}  # of a sanitizer, for us alone
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    return str(path)
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="lucid-onnx-cuda")
+
+
+def load(path: str) -> ctypes.CDLL:
+    """A library that has the entry points of c_api_cuda.h."""
+    native = ctypes.CDLL(path)
+    text = (ctypes.c_char_p, ctypes.c_size_t)
+    native.lucid_cuda_device_count.argtypes = text
+    native.lucid_cuda_plan.argtypes = (ctypes.POINTER(Args), ctypes.POINTER(Plan), *text)
+    pointer = ctypes.c_void_p
+    native.lucid_cuda_embedding_bag.argtypes = (
+        ctypes.POINTER(Args), pointer, ctypes.c_int64, pointer, pointer, *text
+    )  # fmt: skip
+    native.lucid_cuda_refusal.argtypes = (pointer, *text)
+    return native
+
+
+class Emulated:
+    """The kernels on the host."""
+
+    name = "emulated"
+
+    def __init__(self, path: str) -> None:
+        self.native = load(path)
+        self._libc = ctypes.CDLL(None)
+        self._libc.posix_memalign.argtypes = (ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, ctypes.c_size_t)
+
+    def allocate(self, size: int, shift: int = 0) -> Any:
+        """Memory at a multiple of 256, and `shift` bytes on. It ends where it ends, for AddressSanitizer to see."""
+        where = ctypes.c_void_p()
+        assert self._libc.posix_memalign(ctypes.byref(where), 256, max(size + shift, 1)) == 0
+        memory = np.frombuffer((ctypes.c_uint8 * max(size + shift, 1)).from_address(where.value or 0), np.uint8)
+        weakref.finalize(memory, self._libc.free, where)
+        return memory[shift : shift + size]
+
+    def address(self, memory: Any) -> int:
+        return int(memory.ctypes.data)
+
+    def write(self, memory: Any, data: np.ndarray | int) -> None:
+        memory[:] = data
+
+    def read(self, memory: Any) -> np.ndarray:
+        return np.array(memory)
+
+    stream = None
+
+
+class Gpu:
+    """The kernels on a GPU, in torch's memory and on its stream."""
+
+    name = "gpu"
+
+    def __init__(self, path: str) -> None:
+        import torch
+
+        self.torch = torch
+        self.native = load(path)
+
+    def allocate(self, size: int, shift: int = 0) -> Any:
+        return self.torch.empty(size + shift, dtype=self.torch.uint8, device="cuda")[shift:]
+
+    def address(self, memory: Any) -> int:
+        return int(memory.data_ptr())
+
+    def write(self, memory: Any, data: np.ndarray | int) -> None:
+        if isinstance(data, int):
+            memory.fill_(data)
+        else:
+            memory.copy_(self.torch.from_numpy(np.array(data)))
+
+    def read(self, memory: Any) -> np.ndarray:
+        return np.array(memory.cpu().numpy())  # waits for the stream
+
+    @property
+    def stream(self) -> int:
+        return int(self.torch.cuda.current_stream().cuda_stream)
+
+
+def gpu_library() -> str | None:
+    """The CUDA library: LUCID_CUDA_LIBRARY's, or the installed one."""
+    from lucid_onnx.library import find_cuda_library
+
+    return os.environ.get("LUCID_CUDA_LIBRARY") or find_cuda_library()
+
+
+def why_no_gpu() -> str | None:
+    """What is missing here to run on a GPU, or None."""
+    path = gpu_library()
+    if path is None:
+        return "lucid_onnx was built without its CUDA library"
+    message = ctypes.create_string_buffer(256)
+    if load(path).lucid_cuda_device_count(message, len(message)) == 0:
+        return f"no GPU: {message.value.decode()}"
+    try:
+        import torch
+    except ImportError:
+        return "torch, which brings memory of the GPU to these tests, is not installed"
+    return None if torch.cuda.is_available() else "this torch knows no CUDA"
+
+
+def host_arguments(case: Any, output: np.ndarray | None = None, **overrides: Any) -> Args:
+    """The struct of a case, quantised or not, pointing into the case's arrays."""
+    if isinstance(case, cases.Case):
+        return arguments(case, output, **overrides)
+    second = case.bias if case.bias is not None else case.zero_point
+    view = cases.Case(
+        case.name,
+        np.zeros(case.table.shape, case.scale.dtype),
+        case.indices,
+        case.offsets,
+        case.per_sample_weights,
+        spec.Attributes(**case.keywords),
+    )
+    dtypes = {"int8": 4, "uint8": 5, "int4": 6, "uint4": 7}
+    fields = {
+        "weight": case.codes.ctypes.data,
+        "scale": case.scale.ctypes.data,
+        "zero_point": None if case.zero_point is None else second.ctypes.data,
+        "bias": None if case.bias is None else second.ctypes.data,
+        "dtype": dtypes[case.table.dtype.name],
+        "scale_type": int(case.scale.dtype == np.float16),
+        "scale_stride": case.scale.itemsize,
+    }
+    return arguments(view, output, **{**fields, **overrides})
+
+
+def result_dtype(case: Any) -> np.dtype:
+    return case.weight.dtype if isinstance(case, cases.Case) else case.scale.dtype
+
+
+#: Fields of the struct that point to arrays, and the arrays' names in a case.
+_POINTERS = ("weight", "indices", "offsets", "per_sample_weights", "scale", "zero_point", "bias")
+
+
+def run(
+    device: Any, case: Any, *, fill: int = 0xA5, shift: dict[str, int] | None = None, **overrides: Any
+) -> tuple[int, str, np.ndarray]:
+    """Launch a case: the code and text of the launch or of what the kernel refused, and the output.
+
+    Asserts that nothing beside the output was written.
+
+    Args:
+        shift: bytes that an array (or "output") lies past a multiple of 256.
+    """
+    shift = shift or {}
+    given = dict(case.inputs)
+    if "codes" in given:
+        given["weight"] = given.pop("codes")
+    kept, addresses = [], {}
+    for name, array in given.items():
+        memory = device.allocate(array.nbytes, shift.get(name, 0))
+        device.write(memory, np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8))
+        kept.append(memory)
+        addresses[name] = device.address(memory) if array.nbytes else None
+    bags = len(case.indices) if case.offsets is None else len(case.offsets) - case.attributes.include_last_offset
+    dim = case.weight.shape[1] if isinstance(case, cases.Case) else case.table.shape[1]
+    dtype = result_dtype(case)
+    size = max(bags, 0) * dim * dtype.itemsize
+    memory = device.allocate(size + 512, shift.get("output", 0))
+    device.write(memory, fill)
+    addresses["output"] = device.address(memory) + 256
+    args = host_arguments(case)
+    for name, value in {**dict.fromkeys(_POINTERS), **addresses, **overrides}.items():
+        setattr(args, name, value)
+    message = ctypes.create_string_buffer(256)
+    plan = Plan()
+    code = device.native.lucid_cuda_plan(ctypes.byref(args), ctypes.byref(plan), message, len(message))
+    nothing = np.empty((0, dim), dtype)
+    if code:
+        return code, message.value.decode(), nothing
+    scratch = device.allocate(plan.scratch_bytes)
+    device.write(scratch, fill)
+    error = device.allocate(ERROR_BYTES)
+    device.write(error, 0)
+    code = device.native.lucid_cuda_embedding_bag(
+        ctypes.byref(args), device.address(scratch), plan.scratch_bytes, device.address(error), device.stream,
+        message, len(message),
+    )  # fmt: skip
+    if code:
+        return code, message.value.decode(), nothing
+    found = device.read(error).tobytes()
+    written = device.read(memory)
+    assert (written[:256] == fill).all(), f"{case.name}: written before the output"
+    assert (written[256 + size :] == fill).all(), f"{case.name}: written behind the output"
+    code = device.native.lucid_cuda_refusal(found, message, len(message))
+    return code, message.value.decode(), written[256 : 256 + size].view(dtype).reshape(max(bags, 0), dim)
