@@ -18,7 +18,7 @@ static_assert(sizeof(void*) != 8 ||
                    offsetof(EmbeddingBagArgs, padding_idx) == 128 &&
                    offsetof(EmbeddingBagArgs, dtype) == 136 &&
                    offsetof(EmbeddingBagArgs, include_last_offset) == 156 &&
-                   offsetof(EmbeddingBagArgs, reserved) == 172),
+                   offsetof(EmbeddingBagArgs, row_stride) == 172),
               "the table in c_api.h");
 
 namespace {

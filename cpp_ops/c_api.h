@@ -16,7 +16,7 @@
  *       88  int64_t[2]  indices_shape        160  int32_t   scale_type
  *                                            164  int32_t   scale_stride
  *                                            168  int32_t   output_type
- *                                            172  int32_t   reserved
+ *                                            172  int32_t   row_stride
  *
  * and c_api.cc asserts it.
  */

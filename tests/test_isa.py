@@ -65,7 +65,7 @@ class Args(ctypes.Structure):
         ("scale_type", ctypes.c_int32),
         ("scale_stride", ctypes.c_int32),
         ("output_type", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
+        ("row_stride", ctypes.c_int32),
     )
 
 

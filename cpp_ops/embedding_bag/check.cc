@@ -36,7 +36,6 @@ Status CheckStruct(const EmbeddingBagArgs& a) {
                   Wide(sizeof(EmbeddingBagArgs)));
   }
   if (a.dtype < kFloat32 || a.dtype > kUint4) return Refuse("dtype = %d is unknown", a.dtype);
-  if (a.reserved != 0) return Refuse("reserved = %d must be 0", a.reserved);
   if (IsQuantized(a.dtype)) {
     if (a.output_type != kFloat32 && a.output_type != kFloat16) {
       return Refuse("output_type = %d is not 0 or 1", a.output_type);
@@ -66,10 +65,18 @@ Status CheckStruct(const EmbeddingBagArgs& a) {
       (a.indices_rank == 1 && a.num_offsets < 0)) {
     return Refuse("a size is negative");
   }
+  if (a.row_stride != 0 && (a.weight_shape[1] > 2 * int64_t{a.row_stride} ||
+                            a.row_stride < RowBytes(a.dtype, a.weight_shape[1]))) {
+    return Refuse("row_stride = %d is less than a row has", a.row_stride);
+  }
   return Status();
 }
 
 }  // namespace
+
+int64_t RowBytes(int32_t dtype, int64_t columns) {
+  LUCID_FOR_DTYPE(dtype, return static_cast<int64_t>(BytesOf<T>(columns)));
+}
 
 Status CheckEmbeddingBagAttributes(const EmbeddingBagArgs& a, bool has_per_sample_weights) {
   if (a.mode < kSum || a.mode > kMax) {

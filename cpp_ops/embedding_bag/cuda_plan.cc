@@ -62,6 +62,7 @@ Status PlanCudaEmbeddingBag(const EmbeddingBagArgs& a, LucidCudaPlan* plan) {
   Status status = CheckEmbeddingBag(a, &p.num_bags, &p.padding);
   if (status.ok()) status = CheckAddresses(a);
   if (!status.ok()) return status;
+  if (a.row_stride != 0) return Refuse("row_stride = %d must be 0 on a GPU", a.row_stride);
 
   const bool flat = a.indices_rank == 1;
   const int64_t columns = a.weight_shape[1], length = flat ? 0 : a.indices_shape[1];

@@ -43,10 +43,6 @@ constexpr int64_t kMostTasks = 128;
 // For %lld: int64_t is long on some platforms and long long on others.
 long long Wide(int64_t x) { return x; }
 
-int64_t RowBytes(int32_t dtype, int64_t columns) {
-  LUCID_FOR_DTYPE(dtype, return static_cast<int64_t>(BytesOf<T>(columns)));
-}
-
 int64_t IndexAt(const void* base, int32_t type, int64_t i) {
   return type == kInt64 ? LoadUnaligned<int64_t>(base, i) : LoadUnaligned<int32_t>(base, i);
 }
@@ -303,7 +299,7 @@ Status RunEmbeddingBag(const EmbeddingBagArgs& a, Isa isa, const ParallelFor& pa
   job.zero_point = static_cast<const char*>(a.zero_point);
   job.bias = static_cast<const char*>(a.bias);
   job.output = static_cast<char*>(a.output);
-  job.row_bytes = RowBytes(a.dtype, job.columns);
+  job.row_bytes = a.row_stride != 0 ? a.row_stride : RowBytes(a.dtype, job.columns);
   job.output_row_bytes = RowBytes(a.output_type, job.columns);
   job.scale_stride = a.scale_stride;
   job.num_offsets = a.num_offsets;

@@ -61,7 +61,7 @@ typedef struct EmbeddingBagArgs {
   int32_t scale_type;              // of scale, zero_point and bias: 0 float32, 1 float16
   int32_t scale_stride;            // bytes from one scale (zero_point, bias) to the next
   int32_t output_type;             // dtype; 0 float32 or 1 float16 if dtype is one of codes
-  int32_t reserved;                // 0
+  int32_t row_stride;              // bytes from one row of weight to the next; 0: as many as it has
 } EmbeddingBagArgs;
 
 #ifdef __cplusplus
@@ -82,6 +82,9 @@ struct TensorShape {
   const int64_t* dims;
   size_t rank;
 };
+
+// What a row of so many elements of a DType takes.
+int64_t RowBytes(int32_t dtype, int64_t columns);
 
 // The checks that need no input: mode, max_norm, norm_type and whether weights fit the mode.
 Status CheckEmbeddingBagAttributes(const EmbeddingBagArgs& args, bool has_per_sample_weights);

@@ -140,10 +140,12 @@ struct Case {
   // Of a quantised table, whose weight and magnitude are made from the codes by Build.
   enum Second { kNothing, kZeroPoint, kBias } second = kNothing;
   int32_t scale_type = kFloat32, output_type = kFloat32;
-  bool pairs = false;             // scale and second beside each other
+  bool pairs = false;  // scale and second beside each other
+  // Bytes between one row of the table and the next. Scale and second are there if they fit.
+  int64_t gap = 0;
   std::vector<double> magnitude;  // of what was added up to a weight; empty: the weight's own
 
-  Bytes table, index_bytes, offset_bytes, weight_bytes, scale_bytes;
+  Bytes table, spread, index_bytes, offset_bytes, weight_bytes, scale_bytes;
   EmbeddingBagArgs args;
 
   bool Quantized() const { return dtype >= kInt8; }
@@ -228,6 +230,34 @@ struct Case {
     args.mode = mode;
     args.indices_rank = flat ? 1 : 2;
     args.include_last_offset = include_last_offset;
+    if (gap > 0) Spread();
+  }
+
+  // Moves the rows apart.
+  void Spread() {
+    const int64_t row_bytes = RowBytes(dtype, columns), stride = row_bytes + gap;
+    const int64_t number = scale_type == kFloat16 ? 2 : 4, numbers = second == kNothing ? 1 : 2;
+    const bool fused = Quantized() && gap >= numbers * number;
+    spread.Reset(static_cast<size_t>(rows * stride), shift);
+    for (int64_t r = 0; r < rows; ++r) {
+      char* const row = spread.data() + r * stride;
+      for (int64_t i = 0; i < stride; ++i) row[i] = static_cast<char>(Below(256));
+      std::memcpy(row, table.data() + r * row_bytes, static_cast<size_t>(row_bytes));
+      if (!fused) continue;
+      const char* const from = scale_bytes.data() + r * args.scale_stride;
+      std::memcpy(row + row_bytes, from, static_cast<size_t>(number));
+      if (second == kNothing) continue;
+      const void* const other = second == kBias ? args.bias : args.zero_point;
+      std::memcpy(row + row_bytes + number, static_cast<const char*>(other) + r * args.scale_stride,
+                  static_cast<size_t>(number));
+    }
+    args.weight = spread.data();
+    args.row_stride = static_cast<int32_t>(stride);
+    if (!fused) return;
+    args.scale = spread.data() + row_bytes;
+    args.scale_stride = args.row_stride;
+    if (args.zero_point) args.zero_point = spread.data() + row_bytes + number;
+    if (args.bias) args.bias = spread.data() + row_bytes + number;
   }
 
   void Integers(const std::vector<int64_t>& from, int32_t type, Bytes* to) {
@@ -411,6 +441,7 @@ void TestEverything() {
             c.index_type = turn % 3 == 0 ? kInt32 : kInt64;
             c.offset_type = turn % 5 < 2 ? kInt32 : kInt64;
             c.shift = static_cast<size_t>(turn % 7);
+            c.gap = turn % 17 < 3 ? turn % 17 : 0;
             FillTable(&c, 37, columns);
             c.max_norm = norm[0];
             c.norm_type = norm[1];
@@ -448,6 +479,7 @@ void TestQuantized() {
           c.output_type = turn % 7 < 3 ? kFloat16 : kFloat32;
           c.index_type = turn % 3 == 0 ? kInt32 : kInt64;
           c.shift = static_cast<size_t>(turn % 11);
+          c.gap = turn % 8 < 4 ? 2 * (turn % 8) + 3 : 0;
           FillTable(&c, 37, columns);
           c.max_norm = norms[turn % 13 % 6][0];
           c.norm_type = norms[turn % 13 % 6][1];
@@ -466,6 +498,7 @@ void TestQuantized() {
       c.mode = mode;
       c.second = Case::kBias;
       c.output_type = mode == 1 ? kFloat16 : kFloat32;
+      c.gap = mode == 2 ? 8 : 0;
       FillTable(&c, 20000, 131);
       FillBags(&c, {3, 5000, 0, kPiece, kPiece + 1}, false);
       CheckCase(&c, true);
@@ -785,8 +818,8 @@ void TestRefusals() {
   c.args.output_type = kFloat16;
   refuse(&c, "output_type = 1 must be the dtype, 0");
   c = SmallCase();
-  c.args.reserved = 1;
-  refuse(&c, "reserved = 1 must be 0");
+  c.args.row_stride = 1;
+  refuse(&c, "row_stride = 1 is less than a row has");
   const auto codes = [&](const char* refusal, void (*change)(EmbeddingBagArgs*)) {
     c = SmallCase();
     c.dtype = kInt4;
