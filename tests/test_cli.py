@@ -299,6 +299,7 @@ def test_info_json(run):
             "mode": "max",
             "table": {"name": "weight", "dtype": "float16", "shape": [6, 4]},
             "table_bytes": 48,
+            "table_external": False,
             "padding_idx": 2,
             "max_norm": pytest.approx(0.1, rel=1e-12),
             "norm_type": "inf",

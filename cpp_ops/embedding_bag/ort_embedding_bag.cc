@@ -18,9 +18,9 @@
 #include <memory>
 #include <new>
 
-#include "base/pages.h"
 #include "base/types.h"
 #include "embedding_bag/embedding_bag.h"
+#include "ort/constant_table.h"
 #include "ort/register.h"
 
 namespace lucid {
@@ -238,16 +238,14 @@ Status* GetInput(const Runtime& runtime, const KernelContext* context, size_t in
 
 // ---- The kernel of one node.
 
-// A smaller table is in the caches, and in the reach of their own page tables, before long.
-constexpr size_t kHugePagesFrom = size_t{8} << 20;
-
 struct Kernel {
   const Op* op;
   Isa isa;
   EmbeddingBagArgs args = {};  // the attributes and types; a run adds its tensors to a copy
   bool weight_is_constant = false;
   Shape weight;
-  int64_t embedding_dim = -1;  // of a quantised table
+  std::shared_ptr<const void> table_memory;  // where args.weight is not the runtime's own
+  int64_t embedding_dim = -1;                // of a quantised table
   // {scale, zero_point or bias} of every row, where both are constant: one cache line in place of
   // two.
   std::unique_ptr<float[]> pairs;
@@ -420,7 +418,8 @@ Status* CreateKernel(const Op& op, const Api* api, const KernelInfo* info, void*
     for (size_t i = 0; i < kernel->weight.shape.rank; ++i) {
       bytes *= static_cast<size_t>(kernel->weight.shape.dims[i]);
     }
-    if (bytes >= kHugePagesFrom) BackWithHugePages(args.weight, bytes);
+    LUCID_RETURN_IF_ERROR(
+        PlaceConstantTable(*op.runtime, info, bytes, &args.weight, &kernel->table_memory));
   }
   if (op.form->TwoNumbers()) {
     const Value *scale, *second;

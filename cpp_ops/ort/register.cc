@@ -4,8 +4,10 @@
 #include <cstdlib>
 #include <mutex>
 #include <new>
+#include <string>
 
 #include "base/isa.h"
+#include "ort/constant_table.h"
 
 namespace lucid {
 namespace ort {
@@ -29,17 +31,19 @@ int MinorVersion(const char* version) {
   return *end == '.' ? static_cast<int>(std::strtol(end + 1, nullptr, 10)) : 0;
 }
 
-// One domain per runtime, for all SessionOptions.
-Status* FindDomain(const ApiBase* base, const Api* api, CustomOpDomain** domain) {
+// One domain per runtime and choice of table memory, for all SessionOptions.
+Status* FindDomain(const ApiBase* base, const Api* api, TableMemory table_memory,
+                   CustomOpDomain** domain) {
   const std::lock_guard<std::mutex> lock(g_mutex);
   for (const Registration* r = g_registrations; r; r = r->next) {
-    if (r->runtime.api == api) {
+    if (r->runtime.api == api && r->runtime.table_memory == table_memory) {
       *domain = r->domain;
       return nullptr;
     }
   }
   Registration* r = new Registration;
   r->runtime.api = api;
+  r->runtime.table_memory = table_memory;
   r->runtime.has_data_reference = MinorVersion(base->GetVersionString()) >= kDataReferenceMinor;
   r->next = g_registrations;
   Status* status = Call<CreateCustomOpDomain>(api, "ai.lucid", &r->domain);
@@ -58,12 +62,33 @@ Status* FindDomain(const ApiBase* base, const Api* api, CustomOpDomain** domain)
   return nullptr;
 }
 
+// The session's choice. Kernels can ask for it from 1.24 on, and do: see constant_table.cc. Before,
+// nobody but the registration sees the session options, and only what was set before it. So the
+// choice is part of the domain, on every version, and a wrong one is refused here with its code.
+Status* ReadTableMemory(const Api* api, const SessionOptions* options, TableMemory* table_memory) {
+  *table_memory = TableMemory::kAuto;
+  int is_set = 0;
+  Status* status = Call<HasSessionConfigEntry>(api, options, kTableMemoryEntry, &is_set);
+  if (status || !is_set) return status;
+  size_t size = 0;  // with the terminating zero
+  status = Call<GetSessionConfigEntry>(api, options, kTableMemoryEntry, nullptr, &size);
+  if (status) return status;
+  std::string text(size, '\0');
+  status = Call<GetSessionConfigEntry>(api, options, kTableMemoryEntry, &text[0], &size);
+  if (status) return status;
+  const lucid::Status parsed = ParseTableMemory(text.c_str(), table_memory);
+  return parsed.ok() ? nullptr : Call<CreateStatus>(api, kInvalidArgument, parsed.message);
+}
+
 Status* Register(SessionOptions* options, const ApiBase* base, const Api* api) {
   Isa isa;
   const lucid::Status found = ActiveIsa(&isa);
   if (!found.ok()) return Call<CreateStatus>(api, kInvalidArgument, found.message);
+  TableMemory table_memory;
+  Status* status = ReadTableMemory(api, options, &table_memory);
+  if (status) return status;
   CustomOpDomain* domain = nullptr;
-  Status* status = FindDomain(base, api, &domain);
+  status = FindDomain(base, api, table_memory, &domain);
   return status ? status : Call<AddCustomOpDomain>(api, options, domain);
 }
 
