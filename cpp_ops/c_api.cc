@@ -7,6 +7,9 @@
 #include <thread>
 #include <vector>
 
+#include "base/pages.h"
+#include "base/table_memory.h"
+
 using lucid::Isa;
 using lucid::Status;
 
@@ -73,6 +76,21 @@ const char* lucid_isa_active(void) {
 int64_t lucid_isa_runs(int i) {
   return InList(i) ? lucid::EmbeddingBagRuns(static_cast<Isa>(i)) : 0;
 }
+
+int lucid_table_plan(const char* memory, int is_file, int64_t bytes, int64_t free_bytes) {
+  lucid::TableMemory chosen = lucid::TableMemory::kAuto;
+  if (bytes < 0 || (memory && !lucid::ParseTableMemory(memory, &chosen).ok())) return -1;
+  const lucid::TableSource source =
+      is_file ? lucid::TableSource::kPrivateFile : lucid::TableSource::kAnonymous;
+  return static_cast<int>(lucid::PlanTable(chosen, source, static_cast<size_t>(bytes), free_bytes,
+                                           lucid::HugePagesOffered()));
+}
+
+int64_t lucid_free_memory(void) { return lucid::FreeMemory(); }
+
+int64_t lucid_table_copies(void) { return lucid::CountTableCopies().living; }
+int64_t lucid_table_copy_bytes(void) { return lucid::CountTableCopies().bytes; }
+int64_t lucid_table_copies_made(void) { return lucid::CountTableCopies().made; }
 
 int lucid_embedding_bag(const EmbeddingBagArgs* args, const char* isa, int num_threads,
                         char* message, size_t message_size) {

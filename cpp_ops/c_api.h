@@ -53,6 +53,22 @@ LUCID_EXPORT const char* lucid_isa_active(void);
 /* Kernel runs by this instruction set in this process: the proof that a forced one was used. */
 LUCID_EXPORT int64_t lucid_isa_runs(int i);
 
+/* What a session would do with a constant table, by the session config entry lucid.table_memory
+ * (NULL: "auto"): 0 leave it, 1 put huge pages under it in place, 2 copy it, 3 refuse it because
+ * free_bytes are not enough; -1 if memory names no choice. is_file: it is the mapping of a file, as
+ * external data is. free_bytes: as lucid_free_memory gives it. */
+LUCID_EXPORT int lucid_table_plan(const char* memory, int is_file, int64_t bytes,
+                                  int64_t free_bytes);
+
+/* What the process may still take, limits of control groups included; -1: the system does not say.
+ */
+LUCID_EXPORT int64_t lucid_free_memory(void);
+
+/* Copies of tables that live now, their bytes, and how many were ever made. */
+LUCID_EXPORT int64_t lucid_table_copies(void);
+LUCID_EXPORT int64_t lucid_table_copy_bytes(void);
+LUCID_EXPORT int64_t lucid_table_copies_made(void);
+
 /* Computes args->output. isa: a name, or NULL for the active one. num_threads: 1 and up.
  * Gives 0 if done, else a code of base/status.h (1: refused, 2: no memory, 3: internal) and, if
  * message_size > 0, a text in message. */

@@ -321,9 +321,12 @@ def _run(
 
 def _info(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="An .onnx file to look into.")] = None,
+    table_memory: Annotated[
+        str, typer.Option(help="What to show of the model's tables: auto, inplace, hugepage_copy or mmap.")
+    ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
 ) -> None:
-    """Show versions, instruction sets and providers, and the bags of a model.
+    """Show versions, instruction sets and providers, the bags of a model, and where a session would keep its tables.
 
     Example: `lucid-onnx info users.onnx --json`
     """
@@ -334,16 +337,21 @@ def _info(
         _check_file(model)
         with _refused(ValueError), _reading(model):
             found = info.model(model)
+    with _refused(OSError, ValueError):
+        places = None if found is None else info.table_memory(found, table_memory)
     if as_json:
         data = dataclasses.asdict(installed)
         if found is not None:
             data["model"] = dataclasses.asdict(found)
+            data["table_memory"] = None if places is None else dataclasses.asdict(places)
         print(json.dumps(_finite(data), indent=2, allow_nan=False))
         return
     console = _console()
     _show_installation(console, installed)
     if found is not None:
         _show_model(console, found)
+    if places is not None and places.tables:
+        _show_table_memory(console, places)
 
 
 def _inspect(
@@ -1041,6 +1049,17 @@ def _show_model(console: Console, found: info.Model) -> None:
             "-" if node.padding_idx is None else str(node.padding_idx),
             "-" if node.max_norm is None else f"{node.max_norm:.9g} (p = {node.norm_type:.9g})",
         )
+    console.print(table)
+
+
+def _show_table_memory(console: Console, found: info.TableMemory) -> None:
+    free = "unknown" if found.free_bytes is None else _bytes(found.free_bytes)
+    _say(console, f"table memory {found.choice!r}, {free} free:")
+    table = _table("table", "lies in", "bytes", "at session start", "copied", "huge pages")
+    for t in found.tables:
+        where = "a file" if t.external else "the model"
+        copied = _bytes(t.copied_bytes) if t.copied_bytes else "-"
+        table.add_row(Text(t.name), where, _bytes(t.bytes), t.plan, copied, str(t.huge_pages or "-"))
     console.print(table)
 
 

@@ -65,7 +65,10 @@ class Value:
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """One bag of a model. ``table_bytes`` is None for a table that the model does not hold itself."""
+    """One bag of a model. ``table_bytes`` is None for a table that the model does not hold itself.
+
+    ``table_external``: it is held in a file of its own, as external data.
+    """
 
     name: str
     op: str
@@ -73,6 +76,7 @@ class Node:
     mode: str
     table: Value
     table_bytes: int | None
+    table_external: bool
     padding_idx: int | None
     max_norm: float | None
     norm_type: float
@@ -90,6 +94,35 @@ class Model:
     nodes: tuple[Node, ...]
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TablePlace:
+    """What starting a session would do with a constant table.
+
+    ``plan`` is "stays", "in place" (huge pages are put under it), "copied" (to huge pages, unless another session of
+    the process has copied it) or "refused" (there is no memory for the copy).
+    """
+
+    name: str
+    bytes: int
+    external: bool
+    plan: str
+    copied_bytes: int
+    huge_pages: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TableMemory:
+    """The tables of a model under one choice of table memory; ``free_bytes`` is None where the system does not say."""
+
+    choice: str
+    free_bytes: int | None
+    tables: tuple[TablePlace, ...]
+
+
+_PLANS = ("stays", "in place", "copied", "refused")
+_HUGE_PAGE = 2 << 20
 
 
 def installation() -> Installation:
@@ -150,6 +183,40 @@ def library() -> Library | None:
     return Library(path, library_version, isas, active.decode(), bool(forced))
 
 
+def table_memory(found: Model, choice: str = "auto") -> TableMemory | None:
+    """Where the tables of a model would lie, as the native library decides it; None without the library.
+
+    Memory is counted for each table by itself, as if the others were not there.
+
+    Raises:
+        OSError: as `library`.
+        ValueError: there is no such choice.
+    """
+    try:
+        path = get_library_path()
+    except FileNotFoundError:
+        return None
+    native = ctypes.CDLL(path)
+    try:
+        native.lucid_free_memory.restype = ctypes.c_int64
+        native.lucid_table_plan.argtypes = (ctypes.c_char_p, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    except AttributeError as error:
+        raise OSError(f"{path}: not the library of this lucid-onnx: {error}") from error
+    if native.lucid_table_plan(choice.encode(), 0, 0, 0) < 0:
+        raise ValueError(f"table memory {choice!r} is not one of 'auto', 'inplace', 'hugepage_copy', 'mmap'")
+    free = native.lucid_free_memory()
+    held = {n.table.name: n for n in found.nodes if n.table_bytes is not None}
+    places = []
+    for name, node in held.items():
+        size = node.table_bytes or 0
+        plan = _PLANS[native.lucid_table_plan(choice.encode(), node.table_external, size, free)]
+        # A copy is made of whole pages; in place, those count that lie wholly within the table.
+        pages = {"copied": -(-size // _HUGE_PAGE), "in place": size // _HUGE_PAGE}.get(plan, 0)
+        copied = pages * _HUGE_PAGE if plan == "copied" else 0
+        places.append(TablePlace(name, size, node.table_external, plan, copied, pages))
+    return TableMemory(choice, None if free < 0 else free, tuple(places))
+
+
 def model(path: str) -> Model:
     """The bags, inputs and outputs of a model file. External data is not read.
 
@@ -195,8 +262,8 @@ def opset(proto: onnx.ModelProto) -> int:
     return next((int(i.version) for i in proto.opset_import if i.domain in ("", "ai.onnx")), 0)
 
 
-#: By name: what is known of a value that may be a table, and its bytes where the model holds it.
-_Known = Mapping[str, tuple[Value, "int | None"]]
+#: By name: what is known of a value that may be a table, its bytes where the model holds it, and whether in a file.
+_Known = Mapping[str, tuple[Value, "int | None", bool]]
 
 
 def _bags(proto: onnx.ModelProto) -> Iterator[Node]:
@@ -218,7 +285,7 @@ def _bags(proto: onnx.ModelProto) -> Iterator[Node]:
             attributes = OPERATOR_OF[node.op_type].spec.Attributes.from_onnx(given)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from error
-        table, size = known.get(node.input[0], (Value(node.input[0], "?", None), None))
+        table, size, external = known.get(node.input[0], (Value(node.input[0], "?", None), None, False))
         if isinstance(attributes, quantized_embedding_bag.spec.Attributes):  # what the bytes are codes of
             rows = None if table.shape is None else (*table.shape[:1], attributes.embedding_dim)
             table = dataclasses.replace(table, dtype=attributes.codes_type, shape=rows)
@@ -229,6 +296,7 @@ def _bags(proto: onnx.ModelProto) -> Iterator[Node]:
             mode=attributes.mode,
             table=table,
             table_bytes=size,
+            table_external=external,
             padding_idx=attributes.padding_idx,
             max_norm=attributes.max_norm,
             norm_type=attributes.norm_type,
@@ -240,12 +308,13 @@ def _nodes(graph: onnx.GraphProto, outer: _Known) -> Iterator[tuple[onnx.NodePro
     """Every node of a graph and its subgraphs, with what is known where it stands."""
     known = dict(outer)
     for value in (*graph.value_info, *graph.input):
-        known[value.name] = (_value(value), None)
+        known[value.name] = (_value(value), None, False)
     for tensor in graph.initializer:
         shape = tuple(int(d) for d in tensor.dims)
         dtype = _dtype(tensor.data_type)
         itemsize = 0 if dtype is None else dtype.itemsize
-        known[tensor.name] = (Value(tensor.name, _dtype_name(dtype), shape), math.prod(shape) * itemsize)
+        external = tensor.data_location == TensorProto.EXTERNAL
+        known[tensor.name] = (Value(tensor.name, _dtype_name(dtype), shape), math.prod(shape) * itemsize, external)
     yield from _within(graph.node, known)
 
 

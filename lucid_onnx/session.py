@@ -27,31 +27,49 @@ except ImportError as error:  # pragma: no cover  # the extras bring it
     ) from error
 
 _CUDA = "CUDAExecutionProvider"
+#: Where a constant table of 8 MiB and more lies. The library's name for it is the session config entry.
+TABLE_MEMORY = ("auto", "inplace", "hugepage_copy", "mmap")
+_TABLE_MEMORY_ENTRY = "lucid.table_memory"
+
 _BFLOAT16_TYPE = "tensor(bfloat16)"
 _FLOAT32_SUFFIX = "__float32"
 
 
-def register(session_options: ort.SessionOptions, *, provider: str = "cpu") -> None:
+def register(session_options: ort.SessionOptions, *, provider: str = "cpu", table_memory: str | None = None) -> None:
     """Register the native kernels on ``session_options``, once per object.
 
     Args:
         session_options: with the session configuration ``lucid.bounds_check``, if any, set before this.
         provider: "cpu", or "cuda" for the kernels of CUDAExecutionProvider and those of the CPU.
+        table_memory: where constant tables of 8 MiB and more lie. It becomes the session config entry
+            ``lucid.table_memory``, which counts if this is None, and is "auto" if nobody sets it; onnxruntime before
+            1.24 sees only what was set before this call.
+
+            - "inplace": a table in memory gets huge pages where it is; external data, which onnxruntime maps from its
+              file, stays in the page cache.
+            - "hugepage_copy": external data is copied to huge pages, once for all sessions of the process that read
+              the same file; no session starts without memory for it. Linux only.
+            - "mmap": no table is touched.
+            - "auto": "inplace"; external data is copied too if a quarter of the free memory is left afterwards.
 
     Raises:
         FileNotFoundError: there is no native library.
         RuntimeError: the library refuses, for instance because LUCID_FORCE_ISA names an ISA this machine lacks; or
             the CUDA kernels cannot run here.
-        ValueError: another provider.
+        ValueError: another provider, or table_memory is none of these.
     """
     if provider not in ("cpu", "cuda"):
         raise ValueError(f"provider = {provider!r} is not one of 'cpu', 'cuda'")
+    if table_memory is not None and table_memory not in TABLE_MEMORY:
+        raise ValueError(f"table_memory = {table_memory!r} is not one of {', '.join(map(repr, TABLE_MEMORY))}")
     path = get_library_path()
     if provider == "cuda":
         why = why_no_cuda()
         if why is not None:
             raise RuntimeError(f"provider = 'cuda', but {why}")
         path = find_cuda_library() or path
+    if table_memory is not None:
+        session_options.add_session_config_entry(_TABLE_MEMORY_ENTRY, table_memory)
     try:
         session_options.register_custom_ops_library(path)
     except Exception as error:  # onnxruntime has an exception class per status code
@@ -79,6 +97,7 @@ class InferenceSession(ort.InferenceSession):
         providers: execution providers, by default ``["CPUExecutionProvider"]``. With CUDAExecutionProvider among them
             the CUDA kernels are registered too; where they cannot run, a RuntimeWarning says why.
         session_options: used as they are, apart from the registration; they must not have it already.
+        table_memory: where large constant tables lie; see `register`. It is the native kernels' alone.
         **kwargs: go on to onnxruntime.InferenceSession.
 
     bfloat16 arrays are those of ml_dtypes.bfloat16, in feeds and in what `run` returns.
@@ -91,12 +110,15 @@ class InferenceSession(ort.InferenceSession):
         native: bool = True,
         providers: Sequence[Any] | None = None,
         session_options: ort.SessionOptions | None = None,
+        table_memory: str | None = None,
         **kwargs: Any,
     ) -> None:
         options = ort.SessionOptions() if session_options is None else session_options
         providers = list(providers or ["CPUExecutionProvider"])
         if native:
-            register(options, provider=_provider(providers))
+            register(options, provider=_provider(providers), table_memory=table_memory)
+        elif table_memory is not None:
+            raise ValueError(f"table_memory = {table_memory!r}, but native = False: the graph forms move no table")
         with contextlib.ExitStack() as stack:
             source = _source(model, stack)
             super().__init__(source, options, providers=providers, **kwargs)

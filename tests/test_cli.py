@@ -299,6 +299,7 @@ def test_info_json(run):
             "mode": "max",
             "table": {"name": "weight", "dtype": "float16", "shape": [6, 4]},
             "table_bytes": 48,
+            "table_external": False,
             "padding_idx": 2,
             "max_norm": pytest.approx(0.1, rel=1e-12),
             "norm_type": "inf",
@@ -312,6 +313,26 @@ def test_info_of_a_model(run, bag):
     assert (code, err) == (0, "")
     assert "portable form" in out
     assert re.search(r"^output +EmbeddingBag +portable +sum +weight +float32 +\[5, 3\] +60 B +- +- *$", out, re.M)
+
+
+@pytest.mark.skipif(not _has_library() or sys.platform != "linux", reason="the native library moves tables on Linux")
+def test_info_tells_where_tables_would_lie(run, refused):
+    np.save("t.npy", np.ones((40_000, 64), np.float32))
+    assert run("build", "t.npy", "-o", "m.onnx", "--external-data")[0] == 0
+    code, out, err = run("info", "m.onnx", "--table-memory", "hugepage_copy")
+    assert (code, err) == (0, "")
+    assert re.search(r"^table memory 'hugepage_copy', \S+ [KMGT]?i?B free:$", out, re.M)
+    assert re.search(r"^weight +a file +\S+ MiB +copied +10\.0 MiB +5 *$", out, re.M)
+    (table,) = json.loads(run("info", "m.onnx", "--table-memory", "mmap", "--json")[1])["table_memory"]["tables"]
+    assert table == {
+        "name": "weight",
+        "bytes": 10_240_000,
+        "external": True,
+        "plan": "stays",
+        "copied_bytes": 0,
+        "huge_pages": 0,
+    }
+    assert refused("info", "m.onnx", "--table-memory", "swap").startswith("table memory 'swap' is not one of 'auto'")
 
 
 @pytest.mark.parametrize("form", ["standard", "native"])

@@ -20,9 +20,9 @@
 #include <memory>
 #include <new>
 
-#include "base/pages.h"
 #include "base/types.h"
 #include "embedding_bag/embedding_bag.h"
+#include "ort/constant_table.h"
 #include "ort/register.h"
 
 namespace lucid {
@@ -200,11 +200,9 @@ Status* GetInput(const Runtime& runtime, const KernelContext* context, size_t in
 
 // ---- The kernel of one node.
 
-// A smaller table is in the caches, and in the reach of their own page tables, before long.
-constexpr size_t kHugePagesFrom = size_t{8} << 20;
-
 struct Kernel : BagKernel {
   Isa isa;
+  std::shared_ptr<const void> table_memory;  // where args.weight is not the runtime's own
 
   Status* Compute(KernelContext* context) const;
   Status* PackPairs(const Value* scale, const Value* second);
@@ -387,7 +385,8 @@ Status* CreateKernel(const Op& op, const Api* api, const KernelInfo* info, void*
     for (size_t i = 0; i < kernel->weight.shape.rank; ++i) {
       bytes *= static_cast<size_t>(kernel->weight.shape.dims[i]);
     }
-    if (bytes >= kHugePagesFrom) BackWithHugePages(args.weight, bytes);
+    LUCID_RETURN_IF_ERROR(
+        PlaceConstantTable(*op.runtime, info, bytes, &args.weight, &kernel->table_memory));
   }
   if (op.form->TwoNumbers()) {
     const Value *scale, *second;

@@ -28,6 +28,8 @@ struct ShapeInferContext;
 struct OpAttr;
 struct CustomOpDomain;
 struct SessionOptions;
+struct KeyValuePairs;
+struct Logger;
 struct CustomOp;
 struct MemoryInfo;
 
@@ -52,6 +54,14 @@ enum ElementType : int {
 };
 
 enum OpAttrType : int { kAttrInt = 1 };
+
+enum LoggingLevel : int { kLogWarning = 2 };
+
+#if defined(_WIN32)
+using OrtChar = wchar_t;  // of paths
+#else
+using OrtChar = char;
+#endif
 
 // One function of the runtime: its slot in the table and its parameters (the first column is the
 // official name).
@@ -94,6 +104,9 @@ struct Slot {
   LUCID_ORT_SLOT(HasSessionConfigEntry, 237, Status*, const SessionOptions*, const char*, int*)    \
   LUCID_ORT_SLOT(GetSessionConfigEntry, 238, Status*, const SessionOptions*, const char*, char*,   \
                  size_t*)                                                                          \
+  LUCID_ORT_SLOT(KernelInfo_GetLogger, 245, Status*, const KernelInfo*, const Logger**)            \
+  LUCID_ORT_SLOT(Logger_LogMessage, 247, Status*, const Logger*, LoggingLevel, const char*,        \
+                 const OrtChar*, int, const char*)                                                 \
   LUCID_ORT_SLOT(KernelInfoGetConstantInput_tensor, 249, Status*, const KernelInfo*, size_t, int*, \
                  const Value**)                                                                    \
   LUCID_ORT_SLOT(KernelContext_GetAllocator, 253, Status*, const KernelContext*,                   \
@@ -108,7 +121,10 @@ struct Slot {
   LUCID_ORT_SLOT(ReadOpAttr, 272, Status*, const OpAttr*, OpAttrType, void*, size_t, size_t*)      \
   LUCID_ORT_SLOT(KernelContext_ParallelFor, 274, Status*, const KernelContext*,                    \
                  void (*)(void*, size_t), size_t, size_t, void*)                                   \
-  /* From 1.24 on: */                                                                              \
+  /* From 1.24 on (the first two are older, and only needed with the third): */                    \
+  LUCID_ORT_SLOT(GetKeyValue, 297, const char*, const KeyValuePairs*, const char*)                 \
+  LUCID_ORT_SLOT(ReleaseKeyValuePairs, 300, void, KeyValuePairs*)                                  \
+  LUCID_ORT_SLOT(KernelInfo_GetConfigEntries, 391, Status*, const KernelInfo*, KeyValuePairs**)    \
   LUCID_ORT_SLOT(GetTensorElementTypeAndShapeDataReference, 414, Status*, const Value*,            \
                  ElementType*, const int64_t**, size_t*)
 

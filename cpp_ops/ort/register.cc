@@ -8,6 +8,7 @@
 #include <string>
 
 #include "base/isa.h"
+#include "ort/constant_table.h"
 
 namespace lucid {
 namespace ort {
@@ -42,31 +43,23 @@ Status* AddOps(const Runtime& runtime, CustomOpDomain* domain) {
   return status;
 }
 
-// What the session configuration lucid.bounds_check says.
-Status* ReadBoundsCheck(const Api* api, const SessionOptions* options, bool* deferred) {
-  constexpr char kKey[] = "lucid.bounds_check";
-  *deferred = false;
-  int there = 0;
-  Status* status = Call<HasSessionConfigEntry>(api, options, kKey, &there);
-  if (status || !there) return status;
-  size_t size = 0;
-  status = Call<GetSessionConfigEntry>(api, options, kKey, static_cast<char*>(nullptr), &size);
-  if (status) return status;
-  std::string value(size, '\0');  // with the final zero
-  status = Call<GetSessionConfigEntry>(api, options, kKey, &value[0], &size);
-  if (status) return status;
-  value.resize(std::strlen(value.c_str()));
-  *deferred = value == "deferred";
-  if (*deferred || value == "report") return nullptr;
-  return Call<CreateStatus>(api, kInvalidArgument,
-                            (kKey + (" = " + value) + " is not report or deferred").c_str());
-}
+// What the session options say that the kernels cannot ask for on every version.
+struct Choices {
+  bool deferred_bounds = false;
+  TableMemory table_memory = TableMemory::kAuto;
 
-// One domain per runtime and way to check, for all SessionOptions.
-Status* FindDomain(const ApiBase* base, const Api* api, bool deferred, CustomOpDomain** domain) {
+  bool operator==(const Choices& other) const {
+    return deferred_bounds == other.deferred_bounds && table_memory == other.table_memory;
+  }
+};
+
+// One domain per runtime and choices, for all SessionOptions.
+Status* FindDomain(const ApiBase* base, const Api* api, const Choices& choices,
+                   CustomOpDomain** domain) {
   const std::lock_guard<std::mutex> lock(g_mutex);
   for (const Registration* r = g_registrations; r; r = r->next) {
-    if (r->runtime.api == api && r->runtime.deferred_bounds == deferred) {
+    if (r->runtime.api == api &&
+        Choices{r->runtime.deferred_bounds, r->runtime.table_memory} == choices) {
       *domain = r->domain;
       return nullptr;
     }
@@ -74,7 +67,8 @@ Status* FindDomain(const ApiBase* base, const Api* api, bool deferred, CustomOpD
   Registration* r = new Registration;
   r->runtime.api = api;
   r->runtime.has_data_reference = MinorVersion(base->GetVersionString()) >= kDataReferenceMinor;
-  r->runtime.deferred_bounds = deferred;
+  r->runtime.deferred_bounds = choices.deferred_bounds;
+  r->runtime.table_memory = choices.table_memory;
   r->next = g_registrations;
   Status* status = Call<CreateCustomOpDomain>(api, "ai.lucid", &r->domain);
   if (status) {
@@ -92,15 +86,54 @@ Status* FindDomain(const ApiBase* base, const Api* api, bool deferred, CustomOpD
   return nullptr;
 }
 
+// An entry of the session configuration, and whether it is there.
+Status* ReadEntry(const Api* api, const SessionOptions* options, const char* key, bool* is_set,
+                  std::string* value) {
+  int found = 0;
+  Status* status = Call<HasSessionConfigEntry>(api, options, key, &found);
+  *is_set = found != 0;
+  if (status || !found) return status;
+  size_t size = 0;  // with the terminating zero
+  status = Call<GetSessionConfigEntry>(api, options, key, static_cast<char*>(nullptr), &size);
+  if (status) return status;
+  value->assign(size, '\0');
+  status = Call<GetSessionConfigEntry>(api, options, key, &(*value)[0], &size);
+  value->resize(std::strlen(value->c_str()));
+  return status;
+}
+
+// The session's choices. Kernels can ask for them from 1.24 on, and do for table memory: see
+// constant_table.cc. Before, nobody but the registration sees the session options, and only what
+// was set before it. So the choices are part of the domain, on every version, and a wrong one is
+// refused here with its code.
+Status* ReadChoices(const Api* api, const SessionOptions* options, Choices* choices) {
+  bool is_set;
+  std::string value;
+  Status* status = ReadEntry(api, options, kTableMemoryEntry, &is_set, &value);
+  if (status) return status;
+  if (is_set) {
+    const lucid::Status parsed = ParseTableMemory(value.c_str(), &choices->table_memory);
+    if (!parsed.ok()) return Call<CreateStatus>(api, kInvalidArgument, parsed.message);
+  }
+  constexpr char kBoundsCheckEntry[] = "lucid.bounds_check";
+  status = ReadEntry(api, options, kBoundsCheckEntry, &is_set, &value);
+  if (status || !is_set) return status;
+  choices->deferred_bounds = value == "deferred";
+  if (choices->deferred_bounds || value == "report") return nullptr;
+  return Call<CreateStatus>(
+      api, kInvalidArgument,
+      (kBoundsCheckEntry + (" = " + value) + " is not report or deferred").c_str());
+}
+
 Status* Register(SessionOptions* options, const ApiBase* base, const Api* api) {
   Isa isa;
   const lucid::Status found = ActiveIsa(&isa);
   if (!found.ok()) return Call<CreateStatus>(api, kInvalidArgument, found.message);
-  bool deferred = false;
-  Status* status = ReadBoundsCheck(api, options, &deferred);
+  Choices choices;
+  Status* status = ReadChoices(api, options, &choices);
   if (status) return status;
   CustomOpDomain* domain = nullptr;
-  status = FindDomain(base, api, deferred, &domain);
+  status = FindDomain(base, api, choices, &domain);
   return status ? status : Call<AddCustomOpDomain>(api, options, domain);
 }
 

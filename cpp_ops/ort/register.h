@@ -1,16 +1,19 @@
 // What an op's adapter gives to the registration.
 #pragma once
 
+#include "base/table_memory.h"
 #include "ort/ort_abi.h"
 
 namespace lucid {
 namespace ort {
 
-// One runtime that this library was registered in. A process may hold several.
+// One runtime that this library was registered in, and one choice of its sessions. A process may
+// hold several.
 struct Runtime {
   const Api* api;
-  bool has_data_reference;  // slot 414 may be called, and shape inference is safe
-  bool deferred_bounds;     // a refused value is reported by the next run of the node (CUDA only)
+  bool has_data_reference;   // the slots of 1.24 may be called, and shape inference is safe
+  bool deferred_bounds;      // a refused value is reported by the node's next run (CUDA only)
+  TableMemory table_memory;  // what the session options said when the library was registered
 };
 
 using AddOp = Status* (*)(const Runtime& runtime, CustomOpDomain* domain, const CustomOp* op);

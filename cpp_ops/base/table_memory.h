@@ -1,0 +1,64 @@
+// Where a session keeps a constant table: where the runtime put it, on huge pages in place, or as a
+// copy on huge pages that the whole process shares.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <memory>
+
+#include "base/status.h"
+
+namespace lucid {
+
+// A smaller table is in the caches, and in the reach of their own page tables, before long: it
+// stays as it is, whatever was asked for.
+constexpr size_t kLargeTable = size_t{8} << 20;
+
+enum class TableMemory {
+  kAuto,          // kInplace for anonymous memory; a file's mapping is copied if there is room
+  kInplace,       // anonymous memory gets huge pages, a file's mapping stays as it is
+  kHugepageCopy,  // a file's mapping is copied, or the table refused; else as kInplace
+  kMmap,          // no table is touched
+};
+
+// "auto", "inplace", "hugepage_copy" or "mmap"; refuses everything else.
+Status ParseTableMemory(const char* text, TableMemory* memory);
+
+enum class TableSource {
+  kAnonymous,    // private and writable: what malloc gives
+  kPrivateFile,  // a private mapping of a file: what external data is
+  kOther,        // shared with others, or something else that is not the runtime's own
+};
+
+enum class TablePlan : int { kStay = 0, kInPlace = 1, kCopy = 2, kNoMemory = 3 };
+
+// What becomes of a table of so many bytes where no copy of it is there yet. kAuto copies a private
+// mapping if huge pages are to be had and a quarter of the free memory is left afterwards, so that
+// a row of sessions cannot take it all; what is copied still has the file's pages in the page
+// cache, which the system takes back when it must. free: FreeMemory().
+TablePlan PlanTable(TableMemory memory, TableSource source, size_t bytes, int64_t free,
+                    bool huge_pages);
+
+// How far a copy is, told from 2 s on, every 5 s.
+struct CopyProgress {
+  void (*tell)(void* host, size_t done, size_t total);
+  void* host;
+};
+
+// Moves *table, of so many bytes, where `memory` says. If that is elsewhere, *table is the copy,
+// which lives until *keep and those of everybody else with the same source are gone. The same
+// source: the same bytes of one file, by its device, inode, size and time of change; if the file
+// has lost its name or was changed just before, also the same content. Does nothing to a table
+// smaller than kLargeTable. Gives kOutOfMemory or kInternal (the file cannot be read or was changed
+// meanwhile) for kHugepageCopy alone, and kInvalidArgument for it on other systems than Linux.
+Status PlaceTable(TableMemory memory, size_t bytes, const CopyProgress& progress,
+                  const void** table, std::shared_ptr<const void>* keep);
+
+// The copies that there are now, their bytes, and how many were ever made.
+struct TableCopies {
+  int64_t living, bytes, made;
+};
+TableCopies CountTableCopies();
+
+}  // namespace lucid

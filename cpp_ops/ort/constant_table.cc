@@ -1,0 +1,66 @@
+#include "ort/constant_table.h"
+
+#include <cstdio>
+
+namespace lucid {
+namespace ort {
+namespace {
+
+// From 1.24 on a kernel sees its session's entries, also those that were set after the
+// registration.
+Status* SessionTableMemory(const Runtime& runtime, const KernelInfo* info, TableMemory* memory) {
+  const Api* api = runtime.api;
+  *memory = runtime.table_memory;
+  if (!runtime.has_data_reference) return nullptr;
+  KeyValuePairs* entries = nullptr;
+  Status* status = Call<KernelInfo_GetConfigEntries>(api, info, &entries);
+  if (status) return status;
+  const char* const text = Call<GetKeyValue>(api, entries, kTableMemoryEntry);
+  const lucid::Status parsed = text ? ParseTableMemory(text, memory) : lucid::Status();
+  Call<ReleaseKeyValuePairs>(api, entries);
+  return parsed.ok() ? nullptr : Call<CreateStatus>(api, kInvalidArgument, parsed.message);
+}
+
+struct Log {
+  const Api* api;
+  const KernelInfo* info;
+};
+
+void Tell(void* host, size_t done, size_t total) {
+  const Log& log = *static_cast<const Log*>(host);
+  const Logger* logger = nullptr;
+  Status* status = Call<KernelInfo_GetLogger>(log.api, log.info, &logger);
+  if (!status) {
+    char text[160];
+    std::snprintf(text, sizeof(text),
+                  "lucid_onnx: %zu of %zu MiB of a table are copied to huge pages "
+                  "(lucid.table_memory)",
+                  done >> 20, total >> 20);
+#if defined(_WIN32)
+    const OrtChar* const file = L"constant_table.cc";
+#else
+    const OrtChar* const file = "constant_table.cc";
+#endif
+    status = Call<Logger_LogMessage>(log.api, logger, kLogWarning, text, file, __LINE__, "Tell");
+  }
+  // A line that cannot be logged is no reason to stop.
+  if (status) Call<ReleaseStatus>(log.api, status);
+}
+
+}  // namespace
+
+Status* PlaceConstantTable(const Runtime& runtime, const KernelInfo* info, size_t bytes,
+                           const void** table, std::shared_ptr<const void>* keep) {
+  TableMemory memory;
+  Status* status = SessionTableMemory(runtime, info, &memory);
+  if (status) return status;
+  Log log = {runtime.api, info};
+  const lucid::Status placed = PlaceTable(memory, bytes, {Tell, &log}, table, keep);
+  if (placed.ok()) return nullptr;
+  return Call<CreateStatus>(runtime.api,
+                            placed.code == Code::kInvalidArgument ? kInvalidArgument : kFail,
+                            placed.message);
+}
+
+}  // namespace ort
+}  // namespace lucid
