@@ -202,6 +202,28 @@ def test_a_table_of_codes(table: np.ndarray, tmp_path: Path) -> None:
     assert session.run(None, FEED)[0].tobytes() == want.tobytes()
 
 
+@pytest.mark.parametrize("kind", ["int8", "uint8", "uint4"])
+@pytest.mark.parametrize("rows", [1000, ROWS * 4])
+def test_codes_and_their_numbers_lie_beside_each_other(kind: str, rows: int) -> None:
+    """Where a choice moves tables, and only there; the bits are the same."""
+    weight = np.random.RandomState(1).standard_normal((rows, 75)).astype(np.float32)
+    codes = lucid_onnx.QuantizedTable.quantize(weight, kind)
+    indices = np.random.RandomState(2).randint(0, rows, 500)
+    feed = {"indices": indices, "offsets": np.arange(0, 500, 20)}
+    model = lucid_onnx.build_quantized_model(codes, mode="sum").SerializeToString()
+    bits = set()
+    for choice in CHOICES:
+        session = lucid_onnx.InferenceSession(model, table_memory=choice)
+        bits.add(session.run(None, feed)[0].tobytes())
+        large = rows * codes.codes.shape[1] >= 8 << 20
+        assert count() <= (large and choice in ("auto", "hugepage_copy"))
+        del session
+        gc.collect()
+    assert len(bits) == 1
+    want = lucid_onnx.quantized_embedding_bag(indices, codes, feed["offsets"], mode="sum")
+    assert bits == {want.tobytes()}
+
+
 @needs_huge_pages
 def test_a_copy_lies_on_huge_pages(path: Path) -> None:
     before = huge_kib()

@@ -447,6 +447,41 @@ Status PlaceTable(TableMemory memory, size_t bytes, const CopyProgress& progress
   return Status();
 }
 
+JoinedRows JoinRows(TableMemory memory, const RowPart* parts, size_t num_parts, size_t rows,
+                    const CopyProgress& progress) {
+  JoinedRows joined;
+  if (memory == TableMemory::kInplace || memory == TableMemory::kMmap) return joined;
+  for (size_t i = 0; i < num_parts; ++i) joined.stride += parts[i].bytes;
+  const size_t bytes = joined.stride * rows;  // less than the arrays take, so it fits
+  if (bytes == 0) return joined;
+  char* to;
+  std::shared_ptr<Copy> copy;
+  if (bytes < kLargeTable) {
+    to = new (std::nothrow) char[bytes];
+    if (!to) return joined;
+    joined.memory = std::shared_ptr<const char>(to, std::default_delete<const char[]>());
+  } else {
+    const TablePlan plan = PlanTable(TableMemory::kAuto, TableSource::kPrivateFile, bytes,
+                                     FreeMemory(), HugePagesOffered());
+    copy = std::make_shared<Copy>();
+    if (plan != TablePlan::kCopy || !copy->Reserve(bytes)) return joined;
+    to = copy->data();
+    joined.memory = std::shared_ptr<const void>(copy, to);
+  }
+  joined.data = to;
+  Teller teller(progress, bytes);
+  constexpr size_t kRowsAtOnce = 1 << 16;
+  for (size_t row = 0; row < rows; ++row) {
+    for (size_t i = 0; i < num_parts; ++i) {
+      std::memcpy(to, parts[i].data + row * parts[i].bytes, parts[i].bytes);
+      to += parts[i].bytes;
+    }
+    if (row % kRowsAtOnce == 0) teller.Tell(row * joined.stride);
+  }
+  if (copy) copy->Finish(false);
+  return joined;
+}
+
 #else
 
 // Nothing is known of memory elsewhere, so that no table is moved.
@@ -454,6 +489,10 @@ Status PlaceTable(TableMemory memory, size_t bytes, const CopyProgress&, const v
                   std::shared_ptr<const void>*) {
   if (bytes < kLargeTable || memory != TableMemory::kHugepageCopy) return Status();
   return Refuse("lucid.table_memory = hugepage_copy needs Linux");
+}
+
+JoinedRows JoinRows(TableMemory, const RowPart*, size_t, size_t, const CopyProgress&) {
+  return JoinedRows();
 }
 
 #endif

@@ -55,6 +55,26 @@ struct CopyProgress {
 Status PlaceTable(TableMemory memory, size_t bytes, const CopyProgress& progress,
                   const void** table, std::shared_ptr<const void>* keep);
 
+// An array of so many bytes a row, to lie beside others.
+struct RowPart {
+  const char* data;
+  size_t bytes;
+};
+
+// Rows that lie apart, and begin at *stride * i of *table; the parts of a row follow one another.
+struct JoinedRows {
+  std::shared_ptr<const void> memory;  // null: none were made
+  const char* data = nullptr;
+  size_t stride = 0;
+};
+
+// Copies arrays of `rows` rows so that the parts of every row lie beside each other: what is read
+// together is a cache line or two then, and not one for each array. None are made where `memory`
+// leaves tables where they are, nor, from kLargeTable bytes on, where kAuto would not copy, and
+// on systems other than Linux: the caller does without.
+JoinedRows JoinRows(TableMemory memory, const RowPart* parts, size_t num_parts, size_t rows,
+                    const CopyProgress& progress);
+
 // The copies that there are now, their bytes, and how many were ever made.
 struct TableCopies {
   int64_t living, bytes, made;

@@ -200,12 +200,17 @@ Status* GetInput(const Runtime& runtime, const KernelContext* context, size_t in
 
 // ---- The kernel of one node.
 
+// A longer row of codes is not joined with its numbers: one line more or less is not felt.
+constexpr size_t kMostJoinedBytes = 1024;
+
 struct Kernel : BagKernel {
   Isa isa;
   std::shared_ptr<const void> table_memory;  // where args.weight is not the runtime's own
+  std::unique_ptr<float[]> pairs;            // where args.scale is not
 
   Status* Compute(KernelContext* context) const;
-  Status* PackPairs(const Value* scale, const Value* second);
+  Status* BindNumbers(const KernelInfo* info);
+  Status* JoinRows(const KernelInfo* info, const void* const* numbers);
 };
 
 // Where the zero_point or the bias belongs.
@@ -253,7 +258,7 @@ Status* BagKernel::Bind(KernelContext* context, EmbeddingBagArgs* bound, Value**
   if (!weight_is_constant) {
     LUCID_RETURN_IF_ERROR(GetInput(runtime, context, 0, &table, &a.weight));
   }
-  if (form.Quantized() && !pairs) {
+  if (form.Quantized() && bound_numbers < 0) {
     LUCID_RETURN_IF_ERROR(GetInput(runtime, context, 1, &scale, &a.scale));
     if (form.TwoNumbers()) {
       LUCID_RETURN_IF_ERROR(GetInput(runtime, context, 2, &second, SecondNumber(form, &a)));
@@ -277,9 +282,10 @@ Status* BagKernel::Bind(KernelContext* context, EmbeddingBagArgs* bound, Value**
                                    form.weighted ? &weights.shape : nullptr, &a);
   }
   if (status.ok() && form.Quantized()) {
-    const TensorShape packed = {&num_pairs, 1};
-    status = CheckRowNumbers("scale", pairs ? packed : scale.shape, a.weight_shape[0]);
-    if (status.ok() && form.TwoNumbers() && !pairs) {
+    const bool bound = bound_numbers >= 0;
+    const TensorShape numbers = {&bound_numbers, 1};
+    status = CheckRowNumbers("scale", bound ? numbers : scale.shape, a.weight_shape[0]);
+    if (status.ok() && form.TwoNumbers() && !bound) {
       status = CheckRowNumbers(form.table == Table::kBias ? "bias" : "zero_point", second.shape,
                                a.weight_shape[0]);
     }
@@ -329,36 +335,6 @@ Status* Kernel::Compute(KernelContext* context) const {
   return ToOrt(api, *op, RunEmbeddingBag(a, isa, {RunTasks, &host}));
 }
 
-// Puts constant scales and zero_points (biases) beside each other.
-Status* Kernel::PackPairs(const Value* scale, const Value* second) {
-  const Api* api = op->runtime->api;
-  Shape shapes[2];
-  const void* data[2];
-  const Value* const values[] = {scale, second};
-  for (int i = 0; i < 2; ++i) {
-    LUCID_RETURN_IF_ERROR(GetShape(*op->runtime, values[i], &shapes[i]));
-    LUCID_RETURN_IF_ERROR(GetData(api, values[i], &data[i]));
-  }
-  const TensorShape a = shapes[0].shape, b = shapes[1].shape;
-  if (a.rank != 1 || b.rank != 1 || a.dims[0] != b.dims[0]) return nullptr;  // the run refuses them
-  const int64_t rows = a.dims[0];
-  pairs.reset(new (std::nothrow) float[static_cast<size_t>(rows) * 2]);
-  if (!pairs) return nullptr;  // it goes without
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int i = 0; i < 2; ++i) {
-      pairs[static_cast<size_t>(2 * r + i)] =
-          args.scale_type == kFloat16 ? ToAccumulator(LoadUnaligned<Float16>(data[i], r))
-                                      : LoadUnaligned<float>(data[i], r);
-    }
-  }
-  num_pairs = rows;
-  args.scale = pairs.get();
-  *SecondNumber(*op->form, &args) = pairs.get() + 1;
-  args.scale_type = kFloat32;
-  args.scale_stride = 2 * sizeof(float);
-  return nullptr;
-}
-
 // The constant value of an input, or null.
 Status* ConstantInput(const Api* api, const KernelInfo* info, size_t index, const Value** value) {
   int is_constant = 0;
@@ -366,6 +342,72 @@ Status* ConstantInput(const Api* api, const KernelInfo* info, size_t index, cons
   Status* status = Call<KernelInfoGetConstantInput_tensor>(api, info, index, &is_constant, value);
   if (!is_constant) *value = nullptr;
   return status;
+}
+
+// Constant scales, and zero_points or biases, move to where they cost the fewest cache lines:
+// behind the codes of their rows or, where tables stay where they are, beside each other.
+Status* Kernel::BindNumbers(const KernelInfo* info) {
+  const Api* api = op->runtime->api;
+  const size_t count = op->form->TwoNumbers() ? 2 : 1;
+  const void* numbers[2] = {nullptr, nullptr};
+  int64_t rows = -1;
+  for (size_t i = 0; i < count; ++i) {
+    const Value* value;
+    LUCID_RETURN_IF_ERROR(ConstantInput(api, info, i + 1, &value));
+    if (!value) return nullptr;
+    Shape shape;
+    LUCID_RETURN_IF_ERROR(GetShape(*op->runtime, value, &shape));
+    LUCID_RETURN_IF_ERROR(GetData(api, value, &numbers[i]));
+    // What the run refuses stays as it is.
+    if (shape.shape.rank != 1 || (i > 0 && shape.shape.dims[0] != rows)) return nullptr;
+    rows = shape.shape.dims[0];
+  }
+  if (weight_is_constant && weight.shape.rank == 2 && weight.shape.dims[0] == rows) {
+    LUCID_RETURN_IF_ERROR(JoinRows(info, numbers));
+  }
+  if (args.row_stride == 0) {
+    if (count < 2) return nullptr;
+    const bool half = args.scale_type == kFloat16;
+    pairs.reset(new (std::nothrow) float[static_cast<size_t>(rows) * 2]);
+    if (!pairs) return nullptr;  // it goes without
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t i = 0; i < 2; ++i) {
+        pairs[static_cast<size_t>(2 * r + i)] =
+            half ? ToAccumulator(LoadUnaligned<Float16>(numbers[i], r))
+                 : LoadUnaligned<float>(numbers[i], r);
+      }
+    }
+    args.scale = pairs.get();
+    *SecondNumber(*op->form, &args) = pairs.get() + 1;
+    args.scale_type = kFloat32;
+    args.scale_stride = 2 * sizeof(float);
+  }
+  bound_numbers = rows;
+  return nullptr;
+}
+
+// A copy of the table in which every row's numbers follow its codes, if there is to be one.
+Status* Kernel::JoinRows(const KernelInfo* info, const void* const* numbers) {
+  const size_t number = args.scale_type == kFloat16 ? 2 : 4;
+  const size_t count = op->form->TwoNumbers() ? 2 : 1;
+  const size_t codes = static_cast<size_t>(weight.shape.dims[1]);  // a byte each, or two in one
+  const size_t stride = codes + count * number;
+  // Rows of many lines have no use for it.
+  if (codes == 0 || codes > kMostJoinedBytes) return nullptr;
+  const RowPart parts[] = {{static_cast<const char*>(args.weight), codes},
+                           {static_cast<const char*>(numbers[0]), number},
+                           {static_cast<const char*>(numbers[1]), number}};
+  JoinedRows joined;
+  LUCID_RETURN_IF_ERROR(JoinConstantRows(*op->runtime, info, parts, 1 + count,
+                                         static_cast<size_t>(weight.shape.dims[0]), &joined));
+  if (!joined.memory) return nullptr;
+  table_memory = joined.memory;
+  args.weight = joined.data;
+  args.row_stride = static_cast<int32_t>(stride);
+  args.scale = joined.data + codes;
+  args.scale_stride = args.row_stride;
+  if (count > 1) *SecondNumber(*op->form, &args) = joined.data + codes + number;
+  return nullptr;
 }
 
 Status* CreateKernel(const Op& op, const Api* api, const KernelInfo* info, void** out) {
@@ -376,23 +418,21 @@ Status* CreateKernel(const Op& op, const Api* api, const KernelInfo* info, void*
 
   // A constant table stays where it is for the life of the session.
   const Value* weight = nullptr;
+  size_t bytes = 0;
   LUCID_RETURN_IF_ERROR(ConstantInput(api, info, 0, &weight));
   if (weight) {
     LUCID_RETURN_IF_ERROR(GetShape(*op.runtime, weight, &kernel->weight));
     LUCID_RETURN_IF_ERROR(GetData(api, weight, &args.weight));
     kernel->weight_is_constant = true;
-    size_t bytes = kSizeOf[op.dtype];
+    bytes = kSizeOf[op.dtype];
     for (size_t i = 0; i < kernel->weight.shape.rank; ++i) {
       bytes *= static_cast<size_t>(kernel->weight.shape.dims[i]);
     }
+  }
+  if (op.form->Quantized()) LUCID_RETURN_IF_ERROR(kernel->BindNumbers(info));
+  if (weight && args.row_stride == 0) {
     LUCID_RETURN_IF_ERROR(
         PlaceConstantTable(*op.runtime, info, bytes, &args.weight, &kernel->table_memory));
-  }
-  if (op.form->TwoNumbers()) {
-    const Value *scale, *second;
-    LUCID_RETURN_IF_ERROR(ConstantInput(api, info, 1, &scale));
-    LUCID_RETURN_IF_ERROR(ConstantInput(api, info, 2, &second));
-    if (scale && second) LUCID_RETURN_IF_ERROR(kernel->PackPairs(scale, second));
   }
   *out = kernel.release();
   return nullptr;

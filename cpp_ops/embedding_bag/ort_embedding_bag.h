@@ -57,10 +57,8 @@ struct BagKernel {
   bool weight_is_constant = false;
   Shape weight;
   int64_t embedding_dim = -1;  // of a quantised table
-  // {scale, zero_point or bias} of every row, where both are constant: one cache line in place of
-  // two.
-  std::unique_ptr<float[]> pairs;
-  int64_t num_pairs = 0;
+  // Of a quantised table: args has scale, and zero_point or bias, of so many rows; else -1.
+  int64_t bound_numbers = -1;
 
   // Reads the attributes.
   Status* Init(const Op& node_op, const Api* api, const KernelInfo* info);

@@ -62,5 +62,15 @@ Status* PlaceConstantTable(const Runtime& runtime, const KernelInfo* info, size_
                             placed.message);
 }
 
+Status* JoinConstantRows(const Runtime& runtime, const KernelInfo* info, const RowPart* parts,
+                         size_t num_parts, size_t rows, JoinedRows* joined) {
+  TableMemory memory;
+  Status* status = SessionTableMemory(runtime, info, &memory);
+  if (status) return status;
+  Log log = {runtime.api, info};
+  *joined = JoinRows(memory, parts, num_parts, rows, {Tell, &log});
+  return nullptr;
+}
+
 }  // namespace ort
 }  // namespace lucid

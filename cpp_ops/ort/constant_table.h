@@ -17,5 +17,9 @@ constexpr char kTableMemoryEntry[] = "lucid.table_memory";
 Status* PlaceConstantTable(const Runtime& runtime, const KernelInfo* info, size_t bytes,
                            const void** table, std::shared_ptr<const void>* keep);
 
+// JoinRows as the session of this kernel says.
+Status* JoinConstantRows(const Runtime& runtime, const KernelInfo* info, const RowPart* parts,
+                         size_t num_parts, size_t rows, JoinedRows* joined);
+
 }  // namespace ort
 }  // namespace lucid

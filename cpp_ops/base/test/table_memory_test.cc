@@ -288,6 +288,35 @@ void TestCopies() {
   }
 }
 
+void TestJoinedRows() {
+  // Small, and large enough to be on huge pages.
+  for (const size_t rows : {size_t{0}, size_t{1}, size_t{1000}, size_t{400000}}) {
+    const std::string codes = RandomBytes(rows * 21), scale = RandomBytes(rows * 4);
+    const std::string bias = RandomBytes(rows * 2);
+    const RowPart parts[] = {{codes.data(), 21}, {scale.data(), 4}, {bias.data(), 2}};
+    for (const TableMemory memory : {kAuto, kInplace, kCopying, kMmap}) {
+      const TableCopies before = CountTableCopies();
+      const JoinedRows joined = JoinRows(memory, parts, 3, rows, {nullptr, nullptr});
+      const bool large = rows * 27 >= kLargeTable;
+      if (memory == kInplace || memory == kMmap || rows == 0) {
+        CHECK(!joined.memory);
+        continue;
+      }
+      CHECK(joined.memory || (large && !HugePagesOffered()));
+      if (!joined.memory) continue;
+      CHECK(joined.stride == 27);
+      CHECK(CountTableCopies().living == before.living + large);
+      for (size_t i = 0; i < rows; ++i) {
+        const char* const row = joined.data + i * joined.stride;
+        CHECK(std::memcmp(row, codes.data() + i * 21, 21) == 0);
+        CHECK(std::memcmp(row + 21, scale.data() + i * 4, 4) == 0);
+        CHECK(std::memcmp(row + 25, bias.data() + i * 2, 2) == 0);
+      }
+    }
+    CHECK(CountTableCopies().living == 0);
+  }
+}
+
 void TestNoMemory() {
   const std::string path = g_folder + "/large";
   constexpr size_t kBytes = 256 * kMiB;
@@ -321,6 +350,7 @@ int main() {
   lucid::TestPlan();
   lucid::TestFreeMemory();
   lucid::TestCopies();
+  lucid::TestJoinedRows();
 #if !defined(__SANITIZE_ADDRESS__)  // whose shadow is larger than any limit
   lucid::TestNoMemory();
 #endif
