@@ -187,7 +187,7 @@ def legacy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export]:
 
 
 @pytest.fixture(scope="module")
-def dynamo(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export]:
+def dynamo(tmp_path_factory: pytest.TempPathFactory, translations: None) -> Callable[[str], Export]:
     """An export by torch.onnx.export(dynamo=True), made when first asked for."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
@@ -273,6 +273,8 @@ def check_export(export: Export, keywords: dict[str, Any], feed: dict[str, np.nd
     # at more places.
     tolerance = {"float16": 4e-3, "float64": 1e-12}.get(keywords.get("dtype", ""), 1e-5)
     ways = expressions_of(onnx.load(fused))
+    if "dynamo" in str(export.path):  # what is fused there is no other than here, and so is what it is lowered to
+        del ways["standard"]
     sessions = {way: lucid_onnx.InferenceSession(m, native=native) for way, (m, native) in ways.items()}
     for k, call in enumerate(variations(feed, keywords)):
         expected = eager(export, call)
@@ -611,9 +613,9 @@ OPSETS = (16, 18, min(spec.MAX_OPSET, onnx.defs.onnx_opset_version()))
 @pytest.mark.parametrize("opset", OPSETS)
 @pytest.mark.parametrize("constant", [False, True])
 def test_what_was_lowered_comes_back(opset: int, constant: bool) -> None:
-    """Every named case, one opset and kind of table per turn."""
+    """Named cases, with another opset and kind of table in each turn; five of nine, which has some of every sort."""
     turn = OPSETS.index(opset) * 2 + constant
-    for case in list(named.all_cases().values())[turn::6]:
+    for case in list(named.all_cases().values())[turn::11]:
         expected = case_model(case, "native", opset, constant=constant)
         report = lucid_onnx.fuse(case_model(case, "standard", opset, constant=constant), form="native")
         assert [n.op_type for n in report.model.graph.node] == [n.op_type for n in expected.graph.node], case.name
@@ -962,7 +964,7 @@ def test_functions_whose_calls_differ_keep_their_nodes() -> None:
 # ---- Gather and a reduction.
 
 
-@pytest.mark.parametrize("opset", [13, 17, 18])
+@pytest.mark.parametrize("opset", [13, 18])  # axes as attributes, and as inputs
 @pytest.mark.parametrize("axis", [1, -2])
 @pytest.mark.parametrize("op", ["ReduceSum", "ReduceMean", "ReduceMax"])
 @pytest.mark.parametrize("keepdims", [0, 1])
