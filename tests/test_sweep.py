@@ -132,8 +132,6 @@ def exported(module: Module, way: str, path: Path) -> str | None:
         from_torch.export(module.build(), args, path, dynamic_shapes=dims, **kwargs)
         return None
     if way == "dynamo":
-        if module.max_norm is not None and module.dtype == "bfloat16":
-            return "its clipping of bfloat16 is no ONNX that is checked"
         torch.onnx.export(
             module.build(), args, path, dynamo=True, dynamic_shapes=dims, verbose=False, external_data=False, **kwargs
         )
@@ -220,8 +218,9 @@ def test_a_random_module(seed: int, tmp_path: Path, translations: None, record_p
         if way != "lucid":
             report = lucid_onnx.fuse(path)
             if not report.fused and way == "dynamo" and module.index_dtype == "int32":
-                # It puts int32 offsets and int64 sizes into one Concat: no runtime takes such a file.
-                with pytest.raises(Exception, match=r"Type Error|Type parameter"):
+                # It puts int32 offsets and int64 sizes into one Concat: no runtime takes such a file. (ONNX Runtime has
+                # no ReduceL2 of bfloat16 either, and may say that first.)
+                with pytest.raises(Exception, match=r"Type Error|Type parameter|ReduceL2"):
                     lucid_onnx.InferenceSession(path, native=False)
                 record_property(way, "its types do not fit together")
                 continue
