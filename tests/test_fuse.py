@@ -143,6 +143,7 @@ DYNAMO: dict[str, tuple[dict[str, Any], dict[str, np.ndarray], bool]] = {
     "matrix-weights": ({"mode": "sum"}, {"i": INDICES.reshape(2, 4), "w": FACTORS.reshape(2, 4)}, True),
     "norm": ({"mode": "mean", "max_norm": 1.5}, FLAT, True),
     "norm-1-padded": ({"mode": "sum", "max_norm": 1.5, "norm_type": 1.0, "padding_idx": 2}, FLAT, True),
+    "matrix-norm": ({"mode": "mean", "max_norm": 1.5}, {"i": INDICES.reshape(2, 4)}, True),
     "half": ({"mode": "sum", "dtype": "float16"}, FLAT, True),
     "double": ({"mode": "max", "dtype": "float64"}, FLAT, True),
 }
