@@ -357,23 +357,36 @@ def _info(
 def _inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The .onnx file.")],
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    svg: Annotated[
+        Path | None, typer.Option("--svg", help="Draw the nodes that would be fused, before and after.")
+    ] = None,
 ) -> None:
     """Show the bags of a model, and what `fuse` would make one, or why it would not.
 
-    Example: `lucid-onnx inspect ranker.onnx`
+    Example: `lucid-onnx inspect ranker.onnx --svg ranker.svg`
     """
     fuse = _rewriting("fuse")
     _check_file(model)
+    if svg is not None:
+        _check_output(svg, "--svg")
+        if svg.exists() and svg.samefile(model):
+            raise UserError(f"--svg {svg}: is the model itself")
     with _refused(ValueError), _reading(model):
         found = info.model(model)
     with _refused_model(model), _reading(model):
         report = fuse(model)
+    if svg is not None:
+        drawn = _rewriting("picture").draw(onnx.load(model, load_external_data=False), report, Path(model).name)
+        with _writing(svg), Replacing(svg) as files:
+            files.open(svg.name).write(drawn.encode())
     if as_json:
         print(json.dumps(_finite({**dataclasses.asdict(found), **report.as_dict()}), indent=2, allow_nan=False))
         return
     console = _console()
     _show_model(console, found)
     _show_fused(console, report, "would fuse")
+    if svg is not None:
+        _say(console, f"wrote {svg}")
 
 
 def _fuse(

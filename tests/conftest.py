@@ -35,7 +35,7 @@ def native() -> None:
 
 @pytest.fixture(scope="session")
 def translations() -> Iterator[None]:
-    """torch reads the sources of its own 500 translations anew for every export, which is half of its time.
+    """torch reads the sources and signatures of its own 500 translations for every export, half of its time.
 
     Where it does so is its own affair: if that place moves, the tests are slower and no less true.
     """
@@ -49,4 +49,7 @@ def translations() -> Iterator[None]:
         for name, apis in list(sys.modules.items()):
             if name.startswith("onnxscript._framework_apis.") and hasattr(apis, "get_torchlib_ops"):
                 patch.setattr(apis, "get_torchlib_ops", functools.cache(apis.get_torchlib_ops))
+        schemas = sys.modules.get("torch.onnx._internal.exporter._schemas")
+        if hasattr(schemas, "op_signature_from_function"):
+            patch.setattr(schemas, "op_signature_from_function", functools.cache(schemas.op_signature_from_function))
         yield

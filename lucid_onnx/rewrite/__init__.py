@@ -13,6 +13,7 @@ except ModuleNotFoundError as error:
     raise ImportError(
         "lucid_onnx rewrites models with onnx-ir, which is not installed: pip install 'lucid-onnx[rewrite]'"
     ) from error
+from . import picture
 from .lowering import lower
 from .quantization import Quantized, QuantizeReport, Unquantized, quantize
 
@@ -25,5 +26,6 @@ __all__ = [
     "Unquantized",
     "fuse",
     "lower",
+    "picture",
     "quantize",
 ]

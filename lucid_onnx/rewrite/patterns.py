@@ -428,8 +428,8 @@ def torch_dynamo(root: Expression) -> Iterator[Guess]:
                 table, max_norm, norm_type = clipped
                 attributes = dataclasses.replace(bag.attributes, max_norm=max_norm, norm_type=norm_type)
                 whole = dataclasses.replace(bag, weight=table, attributes=attributes)
-                for offsets in _dynamo_offsets(bag):
-                    yield whole, _as_dynamo(whole, offsets)
+                for offsets, flat in itertools.product(_dynamo_offsets(bag), (True, False)):
+                    yield whole, _as_dynamo(whole, offsets, clips_flat=flat)
             for offsets in _dynamo_offsets(bag):
                 yield bag, _as_dynamo(bag, offsets)
 
@@ -487,10 +487,11 @@ def _is_scaled_gather(e: Expression) -> bool:
     return gather is not None and scale is not None and gather.op == "Gather" and scale.op == "Unsqueeze"
 
 
-def _as_dynamo(bag: Bag, offsets: Expression) -> Expression:
+def _as_dynamo(bag: Bag, offsets: Expression, *, clips_flat: bool = True) -> Expression:
+    """``clips_flat``: the rows to clip are found by indices [B * L], and not by indices [B, L]."""
     indices = bag.indices if bag.offsets is not None else make("Reshape", bag.indices, [-1])
     last = bag.attributes.include_last_offset
-    table = bag.weight if bag.attributes.max_norm is None else _as_clipped(bag, bag.indices)
+    table = bag.weight if bag.attributes.max_norm is None else _as_clipped(bag, indices if clips_flat else bag.indices)
     padded = bag.attributes.padding_idx is not None
     indices_1d = indices if padded else make("Reshape", indices, [-1])
     weights = bag.per_sample_weights
