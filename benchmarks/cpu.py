@@ -8,55 +8,24 @@ looks other rows up than the calls before it, as a server's do.
 
 from __future__ import annotations
 
-import argparse
-import io
-import logging
-import os
 import platform
 import sys
-import warnings
 
 import numpy as np
 import onnxruntime as ort
 
 import lucid_onnx
-from interleave import compare
-
-BATCHES = 31  #: of the default size 325 MB of rows: more than the caches hold, and prime to the number of sides
-
-
-def options(threads: int) -> ort.SessionOptions:
-    settings = ort.SessionOptions()
-    settings.intra_op_num_threads = threads
-    # Threads that wait for work by spinning would sit on the cores when it is the other side's turn.
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    settings.log_severity_level = 4
-    return settings
-
-
-def exported(module: object, arguments: tuple[object, ...]) -> bytes:
-    """torch.onnx.export(dynamo=True) of the module, with its loop over bags."""
-    import torch
-
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(module, arguments, dynamo=True, verbose=False).save(buffer)  # type: ignore[arg-type,union-attr]
-    return buffer.getvalue()
+from common import BATCHES, exported, options, quiet_torch, report, shape_parser
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("rows", 1_000_000), ("dim", 64), ("bags", 2048), ("length", 20), ("turns", 30)):
-        parser.add_argument(f"--{name}", type=int, default=default)
+    parser = shape_parser(__doc__)
     parser.add_argument("--mode", choices=("sum", "mean", "max"), default="sum")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--no-export", action="store_true", help="leave torch's exporter out: it is slow")
     a = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads, likewise: see `options`
+    quiet_torch()
     import torch
 
-    logging.disable(logging.WARNING)
     random = np.random.default_rng(0)
     table = random.standard_normal((a.rows, a.dim), dtype=np.float32)
     offsets = np.arange(a.bags) * a.length
@@ -104,12 +73,6 @@ def main() -> int:
                 a.turns,
             )
     return 0
-
-
-def report(title: str, sides: dict, turns: int) -> None:  # type: ignore[type-arg]
-    print(title)
-    for name, timing in compare(sides, batches=BATCHES, turns=turns).items():
-        print(f"  {name:24s} {timing}")
 
 
 if __name__ == "__main__":

@@ -7,26 +7,20 @@ than the calls before it.
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 
 import numpy as np
 
 import lucid_onnx
-from cpu import BATCHES, options, report
+from common import BATCHES, options, quiet_torch, report, shape_parser
 
 #: Of our codes, the name that torch has in its operators.
 TORCH = {"uint8": "byte", "uint4": "4bit"}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("rows", 1_000_000), ("dim", 64), ("bags", 2048), ("length", 20), ("turns", 30)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    a = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # torch's threads, as `options` does for ours
+    a = shape_parser(__doc__).parse_args()
+    quiet_torch()
     import torch
 
     random = np.random.default_rng(0)

@@ -5,10 +5,12 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 
+#include <cerrno>
 #include <cstdio>
-#include <fstream>
-#include <sstream>
+#include <cstdlib>
 #include <string>
+
+#include "base/lines.h"
 #endif
 
 namespace lucid {
@@ -21,41 +23,33 @@ constexpr int kMadviseCollapse = 25;
 
 // Whether [begin, end) is private, writable and backed by no file, after /proc/self/maps.
 bool IsAnonymous(uintptr_t begin, uintptr_t end) {
-  std::FILE* maps = std::fopen("/proc/self/maps", "r");
-  if (!maps) return false;
   // address range, permissions, offset, device, inode; a path may follow and be long.
-  char line[512];
-  bool starts_line = true;
-  while (begin < end && std::fgets(line, sizeof(line), maps)) {
-    const bool ends_line = [&] {
-      for (const char* c = line; *c; ++c) {
-        if (*c == '\n') return true;
-      }
-      return false;
-    }();
+  Lines maps("/proc/self/maps");
+  std::string line;
+  while (begin < end && maps.Next(&line)) {
     unsigned long low, high, inode;
     char permissions[5];
-    if (starts_line &&
-        std::sscanf(line, "%lx-%lx %4s %*x %*s %lu", &low, &high, permissions, &inode) == 4 &&
+    if (std::sscanf(line.c_str(), "%lx-%lx %4s %*x %*s %lu", &low, &high, permissions, &inode) ==
+            4 &&
         low <= begin && begin < high) {
       if (permissions[1] != 'w' || permissions[3] != 'p' || inode != 0) break;
       begin = high;
     }
-    starts_line = ends_line;
   }
-  std::fclose(maps);
   return begin >= end;
 }
 
 // A number at the start of a file, or after a word at the start of one of its lines; else -1.
 int64_t ReadNumber(const std::string& path, const std::string& word = "") {
-  std::ifstream file(path);
+  Lines lines(path);
   std::string line;
-  while (std::getline(file, line)) {
+  while (lines.Next(&line)) {
     if (line.compare(0, word.size(), word) != 0) continue;
-    int64_t number;
-    if (std::istringstream(line.substr(word.size())) >> number && number >= 0) return number;
-    if (word.empty()) return -1;  // such as "max": no limit
+    const char* const text = line.c_str() + word.size();
+    char* end;
+    errno = 0;
+    const long long number = std::strtoll(text, &end, 10);
+    return end == text || errno != 0 || number < 0 ? -1 : number;  // such as "max": no limit
   }
   return -1;
 }
@@ -88,9 +82,9 @@ int64_t FreeMemory(const char* root) {
   int64_t least = ReadNumber(base + "/proc/meminfo", "MemAvailable:");
   if (least < 0) return -1;
   least = least > INT64_MAX / 1024 ? INT64_MAX : least * 1024;
-  std::ifstream groups(base + "/proc/self/cgroup");
+  Lines groups(base + "/proc/self/cgroup");
   std::string line;
-  while (std::getline(groups, line)) {  // hierarchy:controllers:/path
+  while (groups.Next(&line)) {  // hierarchy:controllers:/path
     const size_t first = line.find(':');
     const size_t second = first == std::string::npos ? first : line.find(':', first + 1);
     if (second == std::string::npos) continue;
@@ -111,9 +105,9 @@ int64_t FreeMemory(const char* root) {
 }
 
 bool HugePagesOffered() {
-  std::ifstream file("/sys/kernel/mm/transparent_hugepage/enabled");
+  Lines file("/sys/kernel/mm/transparent_hugepage/enabled");
   std::string line;
-  return std::getline(file, line) && line.find("[never]") == std::string::npos;
+  return file.Next(&line) && line.find("[never]") == std::string::npos;
 }
 
 void BackWithHugePages(const void* data, size_t bytes) {

@@ -19,11 +19,12 @@
 #include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
 #include <map>
 #include <mutex>
 #include <string>
 #include <utility>
+
+#include "base/lines.h"
 #endif
 
 namespace lucid {
@@ -91,11 +92,11 @@ struct Origin {
 // them: the runtime maps files writable. After /proc/self/smaps: a line as in maps, then "Name:
 // size kB".
 bool HasNoOwnPages(uint64_t address) {
-  std::ifstream smaps("/proc/self/smaps");
+  Lines smaps("/proc/self/smaps");
   std::string line;
   bool here = false;
   int none = 0;
-  while (std::getline(smaps, line)) {
+  while (smaps.Next(&line)) {
     uint64_t low, high, size;
     char name[32];
     if (std::sscanf(line.c_str(), "%" SCNx64 "-%" SCNx64 " ", &low, &high) == 2) {
@@ -116,9 +117,9 @@ Origin FindOrigin(const void* data, size_t bytes) {
   const uint64_t begin = reinterpret_cast<uintptr_t>(data), end = begin + bytes;
   Origin origin;
   uint64_t covered = begin;
-  std::ifstream maps("/proc/self/maps");
+  Lines maps("/proc/self/maps");
   std::string line;
-  while (covered < end && std::getline(maps, line)) {
+  while (covered < end && maps.Next(&line)) {
     uint64_t low, high, offset, inode;
     unsigned major, minor;
     char permissions[5];

@@ -1,0 +1,61 @@
+"""What the benchmarks share: their command line, sessions that leave the cores to the other side, their report."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import os
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import onnxruntime as ort
+
+from interleave import compare
+
+BATCHES = 31  #: of the default size 325 MB of rows: more than the caches hold, and prime to the number of sides
+
+
+def shape_parser(description: str | None) -> argparse.ArgumentParser:
+    """--rows, --dim, --bags, --length, --turns and --threads."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("rows", 1_000_000), ("dim", 64), ("bags", 2048), ("length", 20), ("turns", 30)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    return parser
+
+
+def quiet_torch() -> None:
+    """Call it before torch is imported: its threads wait without spinning, as those of `options` do; no warnings."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    logging.disable(logging.WARNING)
+
+
+def options(threads: int) -> ort.SessionOptions:
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = threads
+    # Threads that wait for work by spinning would sit on the cores when it is the other side's turn.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.log_severity_level = 4
+    return settings
+
+
+def exported(module: object, arguments: tuple[object, ...], *, dynamo: bool = True) -> bytes:
+    """torch.onnx.export of the module, with its loop over bags."""
+    import torch
+
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if dynamo:
+            torch.onnx.export(module, arguments, dynamo=True, verbose=False).save(buffer)  # type: ignore[arg-type,union-attr]
+        else:
+            torch.onnx.export(module, arguments, buffer, dynamo=False, opset_version=17)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def report(title: str, sides: dict[str, Callable[[int], np.ndarray]], turns: int) -> None:
+    print(title)
+    for name, timing in compare(sides, batches=BATCHES, turns=turns).items():
+        print(f"  {name:24s} {timing}")
