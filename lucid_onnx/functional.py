@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .builder import FORMS, Form, bag_model, quantized_bag_model
+from .library import why_no_cuda
 from .ops import quantized_embedding_bag as quantized
 from .ops.embedding_bag import spec
 from .ops.quantized_embedding_bag.table import QuantizedTable
-from .library import why_no_cuda
 from .session import InferenceSession
 
 _PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
