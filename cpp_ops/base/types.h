@@ -177,7 +177,9 @@ LUCID_HOST_DEVICE static inline void FromAccumulator(float x, Float16* out) {
 
 // One bit pattern for all NaNs. Which payload survives an addition is the compiler's and the CPU's
 // choice, and results must be the same bits on every instruction set.
-LUCID_HOST_DEVICE static inline float CanonicalNan(float x) { return x != x ? BitCast<float>(0x7fc00000u) : x; }
+LUCID_HOST_DEVICE static inline float CanonicalNan(float x) {
+  return x != x ? BitCast<float>(0x7fc00000u) : x;
+}
 LUCID_HOST_DEVICE static inline double CanonicalNan(double x) {
   return x != x ? BitCast<double>(uint64_t{0x7ff8000000000000u}) : x;
 }
