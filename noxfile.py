@@ -82,6 +82,27 @@ def ort(session: nox.Session, onnxruntime: str) -> None:
     )
 
 
+@nox.session(python=False)
+def cuda(session: nox.Session) -> None:
+    """The CUDA kernels on this machine's GPU, with compute-sanitizer's tools; arguments after -- go to pytest.
+
+    In the environment as it is, which has lucid_onnx with its CUDA library, torch with CUDA and pytest. Each tensor
+    gets an allocation of its own, so that memcheck sees what lies past one.
+    """
+    session.run("pytest", "tests/test_cuda.py", "-k", "gpu", *session.posargs)
+    environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    for tool in ("memcheck", "racecheck", "initcheck"):
+        session.run(
+            "compute-sanitizer", "--tool", tool, "--error-exitcode", "99",
+            "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_cuda.py", "-k", _SANITIZED,
+            env=environment, external=True,
+        )  # fmt: skip
+
+
+#: What compute-sanitizer's tools run, which slow a GPU down a hundredfold.
+_SANITIZED = "gpu and (every_case or hostile or ends_of_chunks or wherever or rows_of_indices)"
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style and types of Python, style of C++."""
@@ -91,5 +112,5 @@ def lint(session: nox.Session) -> None:
     # From the wheel, where lucid_onnx.ops is; in the tree it is a folder at the top.
     with session.chdir(session.create_tmp()):
         session.run("mypy", "--config-file", str(ROOT / "pyproject.toml"), "-p", "lucid_onnx")
-    sources = [p for p in (ROOT / "cpp_ops").rglob("*") if p.suffix in (".cc", ".h")]
+    sources = [p for p in (ROOT / "cpp_ops").rglob("*") if p.suffix in (".cc", ".h", ".cu")]
     session.run("clang-format", "--dry-run", "-Werror", *map(str, sorted(sources)))

@@ -46,14 +46,36 @@ class Plan(ctypes.Structure):
     _fields_ = (
         *(
             (name, ctypes.c_int64)
-            for name in (
-                "size_bytes num_bags padding num_positions vectors chunks bag_chunks blocks column_blocks norm_blocks "
-                "check_blocks zeroed_bytes counts_at piece_counts_at partials_at clips_at scratch_bytes"
-            ).split()
+            for name in [
+                "size_bytes",
+                "num_bags",
+                "padding",
+                "num_positions",
+                "vectors",
+                "chunks",
+                "bag_chunks",
+                "blocks",
+                "column_blocks",
+                "norm_blocks",
+                "check_blocks",
+                "zeroed_bytes",
+                "counts_at",
+                "piece_counts_at",
+                "partials_at",
+                "clips_at",
+                "scratch_bytes",
+            ]
         ),
         *(
             (name, ctypes.c_int32)
-            for name in ("vector_bytes vector_elements block_threads block_vectors block_chunks vector_output").split()
+            for name in [
+                "vector_bytes",
+                "vector_elements",
+                "block_threads",
+                "block_vectors",
+                "block_chunks",
+                "vector_output",
+            ]
         ),
     )
 

@@ -485,7 +485,7 @@ def test_the_adapter_reports_in_the_next_run_if_deferred(emulated: Emulated) -> 
 def test_another_way_to_check_is_refused(emulated: Emulated) -> None:
     pytest.importorskip("onnxruntime")
     case = cases.make("sum", mode="sum")
-    with pytest.raises(Exception, match="lucid.bounds_check = never is not report or deferred"):
+    with pytest.raises(Exception, match=r"lucid\.bounds_check = never is not report or deferred"):
         _session(case, str(emulated_library()), "never")
 
 

@@ -1,0 +1,330 @@
+"""The CUDA kernels against torch's: python benchmarks/cuda.py LIBRARY [--quick] [--json FILE] [--rows-gb 20]
+
+LIBRARY is liblucid_onnx_ops_cuda.so. Needs torch with CUDA, NumPy and nothing else of this project.
+
+Every shape is answered first, by both, and compared. Then ours, torch.nn.functional.embedding_bag on the GPU, and a
+copy take turns, timed by CUDA events over calls that follow one another without a pause (torch's calls are recorded in
+a CUDA graph, so that what Python costs is in neither). Every call looks other indices up than the calls before it.
+GB/s counts bytes that must move: the rows that are read, indices, offsets, and the results; the copy's both ways.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import dataclasses
+import functools
+import json
+import math
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+BATCHES = 8
+ERROR_BYTES = 56  # sizeof(LucidBoundsError)
+DTYPES = {"float32": (0, torch.float32), "float16": (1, torch.float16), "bfloat16": (2, torch.bfloat16)}
+#: Bytes of a copy, far beyond what the L2 cache holds.
+COPY_BYTES = 2 << 30
+
+_POINTERS = ("weight", "indices", "offsets", "per_sample_weights", "output", "scale", "zero_point", "bias")
+_INTS = (
+    "dtype", "index_type", "offset_type", "mode", "indices_rank", "include_last_offset",
+    "scale_type", "scale_stride", "output_type", "reserved",
+)  # fmt: skip
+
+
+class Args(ctypes.Structure):
+    """EmbeddingBagArgs, see cpp_ops/c_api.h."""
+
+    _fields_ = (
+        ("size_bytes", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        ("weight_shape", ctypes.c_int64 * 2),
+        ("indices_shape", ctypes.c_int64 * 2),
+        ("num_offsets", ctypes.c_int64),
+        ("max_norm", ctypes.c_double),
+        ("norm_type", ctypes.c_double),
+        ("padding_idx", ctypes.c_int64),
+        *((name, ctypes.c_int32) for name in _INTS),
+    )
+
+
+class Plan(ctypes.Structure):
+    """LucidCudaPlan, see cpp_ops/embedding_bag/cuda.h."""
+
+    _fields_ = (
+        *((f"word{i}", ctypes.c_int64) for i in range(16)),
+        ("scratch_bytes", ctypes.c_int64),
+        *((f"half{i}", ctypes.c_int32) for i in range(6)),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    rows: int
+    dim: int
+    bags: int
+    length: int
+    dtype: str = "float32"
+    mode: str = "sum"
+    lengths: str = "even"  # or "zipf"
+    indices: str = "uniform"  # or "zipf"
+    weighted: bool = False
+
+    @property
+    def row_bytes(self) -> int:
+        return self.dim * (4 if self.dtype == "float32" else 2)
+
+    def __str__(self) -> str:
+        extra = "".join(f" {x}" for x in (self.mode, self.dtype) if x not in ("sum", "float32"))
+        extra += f" lengths:{self.lengths}" * (self.lengths != "even") + f" indices:{self.indices}" * (
+            self.indices != "uniform"
+        )
+        table = self.rows * self.row_bytes
+        size = f"{table / 2**30:.1f}G" if table >= 2**30 else f"{table / 2**20:.0f}M"
+        return f"{size:>6} D={self.dim:<5} B={self.bags:<8} L={self.length:<6}{extra}{' weighted' * self.weighted}"
+
+
+class Ours:
+    """The library, called through its C interface."""
+
+    def __init__(self, path: str) -> None:
+        self.native = ctypes.CDLL(path)
+        text = (ctypes.c_char_p, ctypes.c_size_t)
+        pointer = ctypes.c_void_p
+        self.native.lucid_cuda_plan.argtypes = (ctypes.POINTER(Args), ctypes.POINTER(Plan), *text)
+        self.native.lucid_cuda_embedding_bag.argtypes = (
+            ctypes.POINTER(Args), pointer, ctypes.c_int64, pointer, pointer, *text
+        )  # fmt: skip
+        self.native.lucid_cuda_refusal.argtypes = (pointer, *text)
+        self.error = torch.zeros(ERROR_BYTES, dtype=torch.uint8, device="cuda")
+        self.message = ctypes.create_string_buffer(256)
+
+    def _call(self, name: str, *arguments: object) -> None:
+        if getattr(self.native, name)(*arguments, self.message, len(self.message)):
+            raise RuntimeError(f"{name}: {self.message.value.decode()}")
+
+    def prepare(
+        self,
+        shape: Shape,
+        weight: torch.Tensor,
+        indices: torch.Tensor,
+        offsets: torch.Tensor,
+        weights: torch.Tensor | None,
+        out: torch.Tensor,
+    ) -> Callable[[], None]:
+        """A call without arguments that launches one batch on torch's current stream."""
+        dtype = DTYPES[shape.dtype][0]
+        args = Args(
+            size_bytes=ctypes.sizeof(Args),
+            weight=weight.data_ptr(),
+            indices=indices.data_ptr(),
+            offsets=offsets.data_ptr(),
+            per_sample_weights=None if weights is None else weights.data_ptr(),
+            output=out.data_ptr(),
+            weight_shape=(ctypes.c_int64 * 2)(*weight.shape),
+            indices_shape=(ctypes.c_int64 * 2)(len(indices), 0),
+            num_offsets=len(offsets),
+            max_norm=math.inf,
+            norm_type=2.0,
+            padding_idx=-(2**63),
+            dtype=dtype,
+            output_type=dtype,
+            index_type=1,
+            offset_type=1,
+            mode=("sum", "mean", "max").index(shape.mode),
+            indices_rank=1,
+        )
+        plan = Plan()
+        self._call("lucid_cuda_plan", ctypes.byref(args), ctypes.byref(plan))
+        scratch = torch.empty(max(plan.scratch_bytes, 1), dtype=torch.uint8, device="cuda")
+
+        def launch() -> None:
+            stream = torch.cuda.current_stream().cuda_stream
+            self._call(
+                "lucid_cuda_embedding_bag",
+                ctypes.byref(args), scratch.data_ptr(), plan.scratch_bytes, self.error.data_ptr(), stream,
+            )  # fmt: skip
+
+        return launch
+
+    def check(self) -> None:
+        self._call("lucid_cuda_refusal", self.error.cpu().numpy().tobytes())
+
+
+def batches(shape: Shape, random: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Indices and offsets of each batch."""
+    made = []
+    for _ in range(BATCHES):
+        if shape.lengths == "even":
+            lengths = np.full(shape.bags, shape.length)
+        else:
+            lengths = random.zipf(1.5, shape.bags).clip(0, shape.bags * shape.length // 4)
+            lengths = np.maximum(lengths * shape.bags * shape.length // max(int(lengths.sum()), 1), 1)
+        count = int(lengths.sum())
+        if shape.indices == "uniform":
+            indices = random.integers(0, shape.rows, count)
+        else:  # the rows that are often asked for lie anywhere
+            indices = random.zipf(1.2, count) * 2654435761 % shape.rows
+        made.append((indices.astype(np.int64), np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)))
+    return made
+
+
+def seconds(run: Callable[[], object], turns: int) -> float:
+    """Of one run, in the middle of a queue that never runs dry."""
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda._sleep(2_000_000)  # while the host fills the queue
+    begin.record()
+    for _ in range(turns):
+        run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3 / turns
+
+
+def graph_of(calls: list[Callable[[], object]]) -> Callable[[], None]:
+    """The calls, one after another, as a CUDA graph: the GPU does not wait for Python between them."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        calls[0]()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    return graph.replay
+
+
+def measure(ours: Ours, shape: Shape, table: torch.Tensor, rounds: int) -> dict[str, object]:
+    """One shape: seconds of ours, torch and the copy, in turns, and what follows from them."""
+    random = np.random.default_rng(0)
+    weight = table[: shape.rows * shape.row_bytes].view(DTYPES[shape.dtype][1]).view(shape.rows, shape.dim)
+    made = [tuple(torch.from_numpy(a).cuda() for a in batch) for batch in batches(shape, random)]
+    count = statistics.mean(len(indices) for indices, _ in made)
+    weights = [torch.rand(len(i), device="cuda").to(weight.dtype) if shape.weighted else None for i, _ in made]
+    outputs = [torch.empty(shape.bags, shape.dim, dtype=weight.dtype, device="cuda") for _ in made]
+    launches = [
+        ours.prepare(shape, weight, i, o, w, out) for (i, o), w, out in zip(made, weights, outputs, strict=True)
+    ]
+
+    def theirs(batch: int) -> torch.Tensor:
+        indices, offsets = made[batch]
+        return torch.nn.functional.embedding_bag(
+            indices, weight, offsets, mode=shape.mode, per_sample_weights=weights[batch]
+        )
+
+    for batch in (0, BATCHES - 1):
+        launches[batch]()
+        expected, got = theirs(batch).double(), outputs[batch].double()
+        magnitude = shape.length if shape.lengths == "even" else count
+        # Sums of numbers up to 1 in float32, in two orders; 16-bit results are rounded besides.
+        bound = 1e-6 * magnitude + (0 if shape.dtype == "float32" else 2**-7) * expected.abs().clamp(min=1)
+        worst = (got - expected).abs() - bound
+        if bool((worst > 0).any()):
+            raise AssertionError(f"{shape}: off by {float((got - expected).abs().max())}")
+    ours.check()
+
+    # As graphs of all batches, both: neither side's host is measured.
+    run_ours = graph_of(launches)
+    run_torch = graph_of([functools.partial(theirs, batch) for batch in range(BATCHES)])
+    source = table[:COPY_BYTES]
+    copy = functools.partial(torch.empty_like(source).copy_, source)
+    turns = int(min(max(0.02 / max(seconds(run_ours, 1), 1e-6), 1), 50))
+    torch_turns = int(min(max(0.05 / max(seconds(run_torch, 1), 1e-6), 1), 50))
+    times: dict[str, list[float]] = {"ours": [], "torch": [], "copy": []}
+    for _ in range(rounds):
+        times["ours"].append(seconds(run_ours, turns) / BATCHES)
+        times["torch"].append(seconds(run_torch, torch_turns) / BATCHES)
+        times["copy"].append(seconds(copy, 4))
+    median = {name: statistics.median(values) for name, values in times.items()}
+    moved = count * (shape.row_bytes + 8 + (shape.row_bytes // shape.dim) * shape.weighted)
+    moved += shape.bags * (8 + shape.row_bytes)
+    ceiling = 2 * len(source) / median["copy"]
+    return {
+        **dataclasses.asdict(shape),
+        "us": median["ours"] * 1e6,
+        "torch_us": median["torch"] * 1e6,
+        "times_torch": median["torch"] / median["ours"],
+        "gb_per_s": moved / median["ours"] / 1e9,
+        "copy_gb_per_s": ceiling / 1e9,
+        "of_copy": moved / median["ours"] / ceiling,
+    }
+
+
+def shapes(quick: bool, most_bytes: int) -> list[Shape]:
+    """Dimensions 16 to 1024, lengths 1 to 1000, tables from what the L2 holds to 20 GB, even and skewed."""
+    dims = (16, 64, 128, 1024) if quick else (16, 32, 64, 128, 256, 512, 1024)
+    lengths = (1, 20, 1000) if quick else (1, 5, 20, 100, 1000)
+    tables = (10 << 20, 4 << 30) if quick else (10 << 20, 1 << 30, 20 << 30)
+    found = []
+    for size in tables:
+        for dim in dims:
+            for length in lengths:
+                # 256 MiB of rows, or a call of a few microseconds.
+                for work in (256 << 20,) if quick else (256 << 20, 4 << 20):
+                    bags = max(work // (dim * 4 * length), 1)
+                    found.append(Shape(min(size, most_bytes) // (dim * 4), dim, bags, length))
+    big = min(4 << 30, most_bytes)
+    for dtype in ("float16", "bfloat16"):
+        found += [Shape(big // (d * 2), d, (256 << 20) // (d * 40), 20, dtype) for d in (64, 128, 256)]
+    found += [Shape(big // 256, 64, 50000, 20, mode=mode) for mode in ("mean", "max")]
+    found += [Shape(big // 256, 64, 50000, 20, weighted=True)]
+    found += [
+        Shape(big // 256, 64, 50000, 20, lengths=a, indices=b) for a, b in (("zipf", "uniform"), ("even", "zipf"))
+    ]
+    found += [Shape(big // 400, 100, 30000, 20), Shape(big // 1200, 300, 10000, 20), Shape(big // 256, 64, 1, 100000)]
+    found += [Shape(big // 256, 64, bags, length) for bags, length in ((1, 1), (1, 50), (64, 20), (2048, 20))]
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("library")
+    parser.add_argument("--quick", action="store_true", help="fewer shapes, under three minutes")
+    parser.add_argument("--rounds", type=int, default=0, help="turns of each side; 0: 5, or 3 with --quick")
+    parser.add_argument("--rows-gb", type=float, default=20, help="the largest table, in GiB")
+    parser.add_argument("--json", type=Path, help="where the numbers go")
+    a = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("torch sees no GPU")
+    ours = Ours(a.library)
+    todo = shapes(a.quick, int(a.rows_gb * 2**30))
+    most = max([COPY_BYTES, *(s.rows * s.row_bytes for s in todo)])
+    # One memory for all tables: float32 in (-1, 1), whose bytes are 16-bit numbers too, but wild ones.
+    table = torch.empty(most, dtype=torch.uint8, device="cuda")
+    results = []
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {len(todo)} shapes", flush=True)
+    filled = ""
+    for shape in sorted(todo, key=lambda s: s.dtype):
+        if filled != shape.dtype:
+            numbers = table.view(DTYPES[shape.dtype][1])
+            for part in numbers.split(1 << 28):
+                part.uniform_(-1, 1)
+            filled = shape.dtype
+        found = measure(ours, shape, table, a.rounds or (3 if a.quick else 5))
+        results.append(found)
+        print(
+            f"{shape!s:<58} {found['us']:10.1f} us {found['torch_us']:10.1f} us {found['times_torch']:6.2f}x torch "
+            f"{found['gb_per_s']:7.0f} GB/s {found['of_copy']:6.1%} of copy",
+            flush=True,
+        )
+        torch.cuda.empty_cache()
+        if a.json:  # what there is, should time run out
+            a.json.write_text(json.dumps({"device": torch.cuda.get_device_name(), "shapes": results}, indent=1))
+    ratios = [float(r["times_torch"]) for r in results]  # type: ignore[arg-type]
+    bound = [r for r in results if int(r["rows"]) * int(r["dim"]) * 2 > 256 << 20]  # type: ignore[call-overload]
+    bound = [r for r in bound if int(r["dim"]) >= 64 and int(r["length"]) >= 20 and float(r["us"]) > 50]  # type: ignore[call-overload,arg-type]
+    print(f"times torch: {statistics.geometric_mean(ratios):.2f} in geometric mean, {min(ratios):.2f} at least")
+    if bound:
+        least = min(float(r["of_copy"]) for r in bound)  # type: ignore[arg-type]
+        print(f"tables beyond the L2, rows of 256 bytes and more, 20 and more a bag: {least:.1%} of the copy at least")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
