@@ -274,7 +274,7 @@ def check_export(export: Export, keywords: dict[str, Any], feed: dict[str, np.nd
     # at more places.
     tolerance = {"float16": 4e-3, "float64": 1e-12}.get(keywords.get("dtype", ""), 1e-5)
     ways = expressions_of(onnx.load(fused))
-    if "dynamo" in str(export.path):  # what is fused there is no other than here, and so is what it is lowered to
+    if not export.path.stem.endswith("-17"):  # all become the same node, and so what that is lowered to
         del ways["standard"]
     sessions = {way: lucid_onnx.InferenceSession(m, native=native) for way, (m, native) in ways.items()}
     for k, call in enumerate(variations(feed, keywords)):
@@ -614,7 +614,7 @@ OPSETS = (16, 18, min(spec.MAX_OPSET, onnx.defs.onnx_opset_version()))
 @pytest.mark.parametrize("opset", OPSETS)
 @pytest.mark.parametrize("constant", [False, True])
 def test_what_was_lowered_comes_back(opset: int, constant: bool) -> None:
-    """Named cases, with another opset and kind of table in each turn; five of nine, which has some of every sort."""
+    """Named cases, with another opset and kind of table in each turn; more than half of them, some of every sort."""
     turn = OPSETS.index(opset) * 2 + constant
     for case in list(named.all_cases().values())[turn::11]:
         expected = case_model(case, "native", opset, constant=constant)
@@ -629,11 +629,8 @@ def test_what_was_lowered_comes_back(opset: int, constant: bool) -> None:
 
 
 def test_codes_that_were_lowered_come_back() -> None:
-    """A case for each kind of codes and number beside the scale, in an opset and with a table of its turn."""
-    chosen = [
-        c for c in quantized.all_cases().values() if "_dim_" not in c.name or c.name.endswith(("_0", "_1", "_15"))
-    ]
-    for k, case in enumerate(chosen[:: max(1, len(chosen) // 40)]):
+    """Every thirteenth named case, of each kind of codes, in an opset and with a table of its turn."""
+    for k, case in enumerate(list(quantized.all_cases().values())[::13]):
         opset, constant = OPSETS[k % 3], k % 2 == 0
         expected = case_model(case, "native", opset, constant=constant)
         report = lucid_onnx.fuse(case_model(case, "standard", opset, constant=constant), form="native")
