@@ -18,6 +18,7 @@
 #include <memory>
 #include <new>
 
+#include "base/pages.h"
 #include "base/types.h"
 #include "embedding_bag/embedding_bag.h"
 #include "ort/constant_table.h"
@@ -245,7 +246,9 @@ struct Kernel {
   bool weight_is_constant = false;
   Shape weight;
   std::shared_ptr<const void> table_memory;  // where args.weight is not the runtime's own
-  int64_t embedding_dim = -1;                // of a quantised table
+  const void* constant_scale = nullptr;      // where it lies for the life of the session
+  std::shared_ptr<const void> scale_memory;
+  int64_t embedding_dim = -1;  // of a quantised table
   // {scale, zero_point or bias} of every row, where both are constant: one cache line in place of
   // two.
   std::unique_ptr<float[]> pairs;
@@ -311,6 +314,7 @@ Status* Kernel::Compute(KernelContext* context) const {
   }
   if (form.Quantized() && !pairs) {
     LUCID_RETURN_IF_ERROR(GetInput(runtime, context, 1, &scale, &a.scale));
+    if (constant_scale) a.scale = constant_scale;
     if (form.TwoNumbers()) {
       LUCID_RETURN_IF_ERROR(GetInput(runtime, context, 2, &second, SecondNumber(form, &a)));
     }
@@ -367,6 +371,8 @@ Status* Kernel::PackPairs(const Value* scale, const Value* second) {
   const int64_t rows = a.dims[0];
   pairs.reset(new (std::nothrow) float[static_cast<size_t>(rows) * 2]);
   if (!pairs) return nullptr;  // it goes without
+  const size_t bytes = static_cast<size_t>(rows) * 2 * sizeof(float);
+  if (bytes >= kLargeTable) BackWithHugePages(pairs.get(), bytes);
   for (int64_t r = 0; r < rows; ++r) {
     for (int i = 0; i < 2; ++i) {
       pairs[static_cast<size_t>(2 * r + i)] =
@@ -426,6 +432,21 @@ Status* CreateKernel(const Op& op, const Api* api, const KernelInfo* info, void*
     LUCID_RETURN_IF_ERROR(ConstantInput(api, info, 1, &scale));
     LUCID_RETURN_IF_ERROR(ConstantInput(api, info, 2, &second));
     if (scale && second) LUCID_RETURN_IF_ERROR(kernel->PackPairs(scale, second));
+  } else if (op.form->Quantized()) {
+    // A number a row is a table too: one more random read for each.
+    const Value* scale;
+    Shape shape;
+    LUCID_RETURN_IF_ERROR(ConstantInput(api, info, 1, &scale));
+    if (scale) {
+      LUCID_RETURN_IF_ERROR(GetShape(*op.runtime, scale, &shape));
+      LUCID_RETURN_IF_ERROR(GetData(api, scale, &kernel->constant_scale));
+      size_t bytes = static_cast<size_t>(args.scale_stride);
+      for (size_t i = 0; i < shape.shape.rank; ++i) {
+        bytes *= static_cast<size_t>(shape.shape.dims[i]);
+      }
+      LUCID_RETURN_IF_ERROR(PlaceConstantTable(*op.runtime, info, bytes, &kernel->constant_scale,
+                                               &kernel->scale_memory));
+    }
   }
   *out = kernel.release();
   return nullptr;
