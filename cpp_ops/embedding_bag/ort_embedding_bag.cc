@@ -20,6 +20,7 @@
 #include <memory>
 #include <new>
 
+#include "base/pages.h"
 #include "base/types.h"
 #include "embedding_bag/embedding_bag.h"
 #include "ort/constant_table.h"
@@ -370,6 +371,8 @@ Status* Kernel::BindNumbers(const KernelInfo* info) {
     const bool half = args.scale_type == kFloat16;
     pairs.reset(new (std::nothrow) float[static_cast<size_t>(rows) * 2]);
     if (!pairs) return nullptr;  // it goes without
+    const size_t bytes = static_cast<size_t>(rows) * 2 * sizeof(float);
+    if (bytes >= kLargeTable) BackWithHugePages(pairs.get(), bytes);
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t i = 0; i < 2; ++i) {
         pairs[static_cast<size_t>(2 * r + i)] =
