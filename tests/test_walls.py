@@ -159,7 +159,7 @@ TOOLS: dict[str, set[str]] = {
         *("InferenceSession", "rewrite", "parity"),
     },
     # in rewrite/
-    **{name: {"builder", "rewrite"} for name in ("files", "fusion", "lowering", "patterns", "quantization")},
+    **{name: {"builder", "rewrite"} for name in ("files", "fusion", "lowering", "patterns", "picture", "quantization")},
     # in parity/
     **{name: {"parity"} for name in ("explain", "html", "markdown", "process", "worker", "probes", "suite")},
     "matrix": {"parity", "__version__"},
