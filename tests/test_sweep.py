@@ -213,8 +213,9 @@ def test_a_random_module(seed: int, tmp_path: Path, translations: None, record_p
         if reason is not None:
             continue
         model, meant = onnx.load(path), module
-        if way == "dynamo" and module.max_norm is not None:  # which it writes as float32, whatever the table is
-            meant = dataclasses.replace(module, max_norm=float(np.float32(module.max_norm)))
+        if way == "dynamo" and module.max_norm is not None:  # which it writes as float32, and casts to the table's type
+            written = np.asarray(module.max_norm, np.float32).astype(module.numpy_dtype)
+            meant = dataclasses.replace(module, max_norm=float(written))
         if way != "lucid":
             report = lucid_onnx.fuse(path)
             if not report.fused and way == "dynamo" and module.index_dtype == "int32":
