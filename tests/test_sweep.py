@@ -227,7 +227,8 @@ def test_a_random_module(seed: int, tmp_path: Path, translations: None, record_p
                 continue
             assert (len(report.fused), report.unfused) == (1, ()), (module, way, report)
             model = report.model
-            assert {n.op_type for n in model.graph.node} <= {"Cast", report.fused[0].op}, (module, way)
+            left = {n.op_type for n in model.graph.node}  # of int32 indices [B, L], where it computes their offsets
+            assert not {"Loop", "SequenceInsert", "Unique", "ScatterND"} & left, (module, way)
             assert report.fused[0].max_norm == meant.max_norm
         for form, session in sessions(model, standard=way == "lucid").items():
             for feed in calls:

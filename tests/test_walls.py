@@ -157,7 +157,7 @@ TOOLS: dict[str, set[str]] = {
         *("InferenceSession", "rewrite"),
     },
     **{
-        name: {"builder", "rewrite"} for name in ("files", "fusion", "lowering", "patterns", "quantization")
+        name: {"builder", "rewrite"} for name in ("files", "fusion", "lowering", "patterns", "picture", "quantization")
     },  # in rewrite/
 }
 #: Who may import what, beyond the standard library, NumPy, onnx and ml_dtypes; the others only lazily.
