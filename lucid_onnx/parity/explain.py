@@ -121,6 +121,75 @@ KNOWN: tuple[Known, ...] = (
         "differs",
         "ONNX Runtime's ScatterND adds to one target from several threads without a lock (onnxruntime#18048).",
     ),
+    *(
+        Known(
+            runtime,
+            "operator_reduce_max_nan",
+            "differs",
+            "Its ReduceMax passes over NaN; the lowering of bags looks for NaN itself.",
+            ("NaN",),
+        )
+        for runtime in ("onnxruntime*", "web-*", "openvino", "tinygrad")
+    ),
+    *(
+        Known(
+            runtime,
+            "*bfloat16",
+            "refused",
+            "ONNX Runtime's tensors of JavaScript have no bfloat16.",
+            note="data type: 16",
+        )
+        for runtime in ("onnxruntime-node", "web-*")
+    ),
+    Known(
+        "web-webgpu",
+        "*",
+        "refused",
+        "ONNX Runtime Web makes no WebGPU session of a function with branches; the standard form has none.",
+        forms=("portable",),
+        note="transformer_memcpy",
+    ),
+    Known(
+        "web-webgpu",
+        "*_no_columns",
+        "refused",
+        "WebGPU has no buffer for a table without columns, and the page is beyond use after that.",
+        note="createBindGroup",
+    ),
+    # Others.
+    *(
+        Known(
+            runtime,
+            "*",
+            "refused",
+            "It knows no model-local functions: give it the standard form.",
+            forms=("portable",),
+            note=note,
+        )
+        for runtime, note in (
+            ("openvino", "ai.lucid.EmbeddingBag"),
+            ("openvino", "ai.lucid.Quantized"),
+            ("tinygrad", "'ai.lucid' is not a valid Domain"),
+            ("iree", "onnx.EmbeddingBag"),
+            ("iree", "onnx.Quantized"),
+        )
+    ),
+    Known("openvino", "*float64", "differs", "OpenVINO computes float64 in float32.", ("value",)),
+    Known("openvino", "max_nan_inf", "differs", "OpenVINO's maximum begins at -FLT_MAX, not at -inf.", ("infinity",)),
+    Known(
+        "tinygrad",
+        "*",
+        "refused",
+        "tinygrad's Range gives int32 for int64, which its ScatterElements then refuses.",
+        note="expect self.dtype=dtypes.long to be equal to src.dtype=dtypes.int",
+    ),
+    Known(
+        "iree",
+        "operator_non_zero",
+        "differs",
+        "IREE's NonZero gives wrong positions.",
+        ("value",),
+    ),
 )
 
 
