@@ -145,7 +145,7 @@ KNOWN: tuple[Known, ...] = (
         "web-webgpu",
         "*",
         "refused",
-        "ONNX Runtime Web makes no WebGPU session of the portable form: it leaves a Cast of the function without a provider.",
+        "ONNX Runtime Web makes no WebGPU session of this form: it leaves a Cast without a provider.",
         forms=("portable",),
         note="transformer_memcpy",
     ),
