@@ -13,7 +13,7 @@ const TYPES = { ".html": "text/html; charset=utf-8", ".mjs": "text/javascript", 
 function fileOf(url) {
   const name = decodeURIComponent(new URL(url, "http://localhost").pathname);
   if (name === "/" || name === "/index.html") return path.join(FOLDER, "index.html");
-  if (name === "/runner.mjs" || name === "/bags.mjs") return path.join(FOLDER, name.slice(1));
+  if (name === "/runner.mjs") return path.join(FOLDER, name.slice(1));
   const found = /^\/ort\/([\w.-]+\.(?:mjs|wasm))$/.exec(name);
   return found ? path.join(WEB, found[1]) : null;
 }

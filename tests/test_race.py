@@ -39,9 +39,11 @@ def reducing_scatters(graph: Any) -> list[str]:
     """The nodes that scatter with a reduction."""
     found = []
     for node in nodes(graph):
-        given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        if node.op_type in SCATTERS and given.get("reduction", b"none") != b"none":
-            found.append(node.op_type)
+        if node.op_type in SCATTERS:
+            # One that refers to an attribute of the function could be anything.
+            given = {a.name: None if a.ref_attr_name else helper.get_attribute_value(a) for a in node.attribute}
+            if given.get("reduction", b"none") != b"none":
+                found.append(node.op_type)
     return found
 
 

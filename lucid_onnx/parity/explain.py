@@ -121,6 +121,69 @@ KNOWN: tuple[Known, ...] = (
         "differs",
         "ONNX Runtime's ScatterND adds to one target from several threads without a lock (onnxruntime#18048).",
     ),
+    *(
+        Known(
+            runtime,
+            "operator_reduce_max_nan",
+            "differs",
+            "Its ReduceMax passes over NaN; the lowering of bags looks for NaN itself.",
+            ("NaN",),
+        )
+        for runtime in ("onnxruntime*", "web-*", "openvino", "tinygrad")
+    ),
+    *(
+        Known(
+            runtime,
+            "*bfloat16",
+            "refused",
+            "ONNX Runtime's tensors of JavaScript have no bfloat16.",
+            note="data type: 16",
+        )
+        for runtime in ("onnxruntime-node", "web-*")
+    ),
+    Known(
+        "web-webgpu",
+        "*",
+        "refused",
+        "ONNX Runtime Web makes no WebGPU session of this form: it leaves a Cast without a provider.",
+        forms=("portable",),
+        note="transformer_memcpy",
+    ),
+    Known(
+        "web-webgpu",
+        "*_no_columns",
+        "refused",
+        "onnxruntime-web's createBindGroup has no buffer for a tensor without elements here.",
+        note="createBindGroup",
+    ),
+    # Others.
+    *(
+        Known(
+            runtime,
+            "*",
+            "refused",
+            "It knows no model-local functions: give it the standard form.",
+            forms=("portable",),
+            note=note,
+        )
+        for runtime, note in (
+            ("openvino", "ai.lucid.EmbeddingBag"),
+            ("openvino", "ai.lucid.Quantized"),
+            ("tinygrad", "'ai.lucid' is not a valid Domain"),
+            ("iree", "onnx.EmbeddingBag"),
+            ("iree", "onnx.Quantized"),
+        )
+    ),
+    Known("openvino", "weights_nan_at_padding", "differs", "OpenVINO computes float64 in float32.", ("value",)),
+    Known("openvino", "*float64", "differs", "OpenVINO computes float64 in float32.", ("value",)),
+    Known("openvino", "max_nan_inf", "differs", "OpenVINO gives -FLT_MAX where the maximum is -inf.", ("infinity",)),
+    Known(
+        "tinygrad",
+        "*",
+        "refused",
+        "tinygrad's Range gives int32 for int64, which its ScatterElements then refuses.",
+        note="expect self.dtype=dtypes.long to be equal to src.dtype=dtypes.int",
+    ),
 )
 
 

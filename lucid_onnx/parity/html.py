@@ -460,8 +460,7 @@ dialog::backdrop{background:rgba(0,0,0,.45)}dialog form{float:right}
 dialog form button{font:inherit;border:0;background:var(--tint);color:inherit;border-radius:6px;padding:4px 10px;
 cursor:pointer}
 dialog p>button,dialog table button{font:inherit;font-size:14px;color:inherit;background:var(--tint);
-border:1px solid var(--line);
-border-radius:6px;padding:3px 10px;cursor:pointer}
+border:1px solid var(--line);border-radius:6px;padding:3px 10px;cursor:pointer}
 dialog h3{margin:0 0 6px;font-size:19px}dialog table{width:100%}dialog td{padding:4px 8px 4px 0;vertical-align:top;
 border-top:1px solid var(--line)}
 @media(max-width:600px){body{padding:18px 12px 60px}.matrix th[scope=row]{max-width:40vw}}

@@ -40,9 +40,9 @@ class _Ort:
 
         if not self.native:
             return str(onnxruntime.__version__)
-        from lucid_onnx import info
+        from lucid_onnx.info import library as installed
 
-        library = info.library()
+        library = installed()
         assert library is not None
         return f"{onnxruntime.__version__}, library {library.version} ({library.active})"
 
