@@ -53,7 +53,7 @@ uint64_t Gather(const char* table, size_t row_bytes, const int64_t* rows, size_t
 class Pool {
  public:
   void Run(size_t parts, const std::function<void(size_t)>& work) {
-    while (threads_ + 1 < parts) std::thread(&Pool::Serve, this, ++threads_).detach();
+    while (threads_ + 1 < parts) std::thread(&Pool::Serve, this, ++threads_, turn_).detach();
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       work_ = &work;
@@ -68,8 +68,8 @@ class Pool {
   }
 
  private:
-  void Serve(size_t part) {
-    for (uint64_t seen = 0;;) {
+  void Serve(size_t part, uint64_t seen) {
+    for (;;) {
       std::unique_lock<std::mutex> lock(mutex_);
       begin_.wait(lock, [&] { return turn_ != seen; });
       seen = turn_;

@@ -5,8 +5,8 @@ Every side takes turns over the same fresh batches, and its answer is checked fi
     torch           torch.nn.functional.embedding_bag over a table in torch's own memory: the baseline of all ratios
     torch, pages    the same over the memory that ours reads, which lies on huge pages
     run, bound      ours, by session.run and by run_with_iobinding; the table is a constant in that memory
-    bare loop       the ceiling: a C++ loop (gather.cc) that reads the same rows of the same memory with as many threads,
-                    at the best of several distances to prefetch
+    bare loop       the ceiling: a C++ loop (gather.cc) that reads the same rows of the same memory, on as many threads
+                    and at the best of several distances to prefetch
     and, in the group "others", OpenVINO's EmbeddingBagOffsets, torch's two exports and our portable file without
     the library, in onnxruntime
 
