@@ -82,13 +82,16 @@ def path(table: np.ndarray, tmp_path: Path) -> Path:
 
 
 def move_out(model: onnx.ModelProto, folder: Path, offset: int) -> None:
-    (tensor,) = (t for t in model.graph.initializer if len(t.raw_data) > 10**6)
-    (folder / "m.data").write_bytes(b"\xff" * offset + tensor.raw_data)
-    place = {"location": "m.data", "offset": str(offset), "length": str(len(tensor.raw_data))}
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in place.items():
-        tensor.external_data.add(key=key, value=value)
+    """Put every large tensor of the model into one file, each so many bytes behind what comes before."""
+    with open(folder / "m.data", "wb") as file:
+        for tensor in (t for t in model.graph.initializer if len(t.raw_data) > 10**6):
+            file.write(b"\xff" * offset)
+            place = {"location": "m.data", "offset": str(file.tell()), "length": str(len(tensor.raw_data))}
+            file.write(tensor.raw_data)
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in place.items():
+                tensor.external_data.add(key=key, value=value)
 
 
 def answer(session: Any) -> bytes:
@@ -200,6 +203,25 @@ def test_a_table_of_codes(table: np.ndarray, tmp_path: Path) -> None:
     session = lucid_onnx.InferenceSession(tmp_path / "m.onnx", table_memory="hugepage_copy")
     assert count() == 1
     assert session.run(None, FEED)[0].tobytes() == want.tobytes()
+
+
+@pytest.mark.parametrize("second", [None, "bias"])
+def test_the_numbers_of_a_table_of_codes_are_a_table_too(second: str | None, tmp_path: Path) -> None:
+    random = np.random.RandomState(1)
+    rows = 2_200_000  # 8.4 MiB of codes, and of scales
+    numbers = {second: random.standard_normal(rows).astype(np.float32)} if second else {}
+    codes = random.randint(-128, 128, (rows, 4)).astype(np.int8)
+    table = lucid_onnx.QuantizedTable.of(codes, random.rand(rows).astype(np.float32), **numbers)
+    feed = {"indices": random.randint(0, rows, 4000), "offsets": np.arange(0, 4000, 20)}
+    model = lucid_onnx.build_quantized_model(table, mode="sum")
+    want = lucid_onnx.quantized_embedding_bag(feed["indices"], table, feed["offsets"], mode="sum")
+    inside = lucid_onnx.InferenceSession(model.SerializeToString())
+    assert inside.run(None, feed)[0].tobytes() == want.tobytes()
+    move_out(model, tmp_path, 13)
+    onnx.save(model, tmp_path / "m.onnx")
+    session = lucid_onnx.InferenceSession(tmp_path / "m.onnx", table_memory="hugepage_copy")
+    assert count() == (1 if second else 2)  # a scale and a bias are packed beside each other instead
+    assert session.run(None, feed)[0].tobytes() == want.tobytes()
 
 
 @needs_huge_pages
