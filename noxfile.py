@@ -73,6 +73,7 @@ def ort(session: nox.Session, onnxruntime: str) -> None:
         "tests/test_conformance.py",
         "tests/test_quantized.py",
         "tests/test_sessions.py",
+        "tests/test_table_memory.py",
         "-m",
         "not large",
         "-k",

@@ -5,14 +5,13 @@ Every side takes turns over the same fresh batches, and its answer is checked fi
     torch           torch.nn.functional.embedding_bag over a table in torch's own memory: the baseline of all ratios
     torch, pages    the same over the memory that ours reads, which lies on huge pages
     run, bound      ours, by session.run and by run_with_iobinding; the table is a constant in that memory
+    bare loop       the ceiling: a C++ loop (gather.cc) that reads the same rows of the same memory, on as many threads
+                    and at the best of several distances to prefetch
     and, in the group "others", OpenVINO's EmbeddingBagOffsets, torch's two exports and our portable file without
     the library, in onnxruntime
 
 Codes have torch.ops.quantized for the baseline, over rows with their scale and bias in them: embedding_bag_byte beside
 uint8 and int8, embedding_bag_4bit beside uint4 and int4.
-
-The ceiling is the best rate at which a bare C++ loop (gather.cc) reads the same rows of the same memory with as many
-threads, prefetching 0 to 128 rows ahead, in one long pass over the indices of many batches.
 
 Not the full product of dims, bags, lengths, distributions, dtypes, modes, tables and threads, but, see `spread`:
 
@@ -39,6 +38,7 @@ import math
 import mmap
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -73,7 +73,8 @@ DTYPES = {
 CODES = {"uint8": ("byte", 1.0), "int8": ("byte", 1.0), "uint4": ("4bit", 0.5), "int4": ("4bit", 0.5)}
 #: One rounding of the result to the dtype, of sums of at most 100 normal numbers; float32 also sums in another order.
 TOLERANCES = {"float32": 1e-4, "float64": 1e-9, "float16": 4e-3, "bfloat16": 3e-2}
-AHEAD = (0, 8, 16, 32, 64, 128)
+#: Rows ahead that gather.cc fetches into the second and into the first cache.
+AHEAD = ((4, 0), (8, 0), (16, 0), (32, 0), (64, 0), (128, 0), (16, 2), (32, 4), (64, 4), (128, 4))
 #: Rows that are drawn for the batches of a shape: 64 MiB of indices, and of every row size more than the caches hold.
 DRAWN = 8 << 20
 
@@ -261,32 +262,52 @@ class Ceiling:
         self._gather = ctypes.CDLL(str(library)).gather
         self._gather.restype = ctypes.c_uint64
         size, pointer = ctypes.c_size_t, ctypes.c_void_p
-        self._gather.argtypes = (pointer, size, pointer, size, size, ctypes.c_int)
+        self._gather.argtypes = (pointer, size, pointer, size, size, size, ctypes.c_int)
 
-        self._known: dict[tuple[int, int, int, bool], float] = {}
+        self._known: dict[tuple[int, int, int, bool], tuple[int, int]] = {}
 
-    def measure(self, shape: Shape, table: np.ndarray) -> float:
-        """The best of two passes over 256 MiB of rows at each distance. Rows are whole words of 8 bytes."""
+    def side(self, shape: Shape, table: np.ndarray, feeds: list[dict[str, np.ndarray]]) -> Side:
+        """Reads the rows of a batch, which are whole words of 8 bytes, and has shown that it does."""
+        distances = self._distances(shape, table)
+        rows = [feed["indices"] for feed in feeds]
+        got, expected = self._read(shape, table, rows[0], distances), _words_of(table, rows[0])
+        if got != expected:
+            raise RuntimeError(f"gather.cc has not read the rows of {shape.label}: {got}, not {expected}")
+
+        def call(batch: int) -> np.ndarray:
+            self._read(shape, table, rows[batch], distances)
+            return _NOTHING
+
+        return call
+
+    def _read(self, shape: Shape, table: np.ndarray, rows: np.ndarray, distances: tuple[int, int]) -> int:
+        where, row_bytes = table.ctypes.data, shape.row_bytes
+        return int(self._gather(where, row_bytes, rows.ctypes.data, len(rows), *distances, shape.threads))
+
+    def _distances(self, shape: Shape, table: np.ndarray) -> tuple[int, int]:
+        """Those of AHEAD with the best median over pieces of 128 MiB of rows."""
         key = (shape.table_mib, shape.row_bytes, shape.threads, shape.zipf)
         if key not in self._known:
-            rows = draw(np.random.default_rng(2), shape, (256 << 20) // shape.row_bytes)
-            best, sums = 0.0, set()
-            for ahead, _ in itertools.product(AHEAD, range(2)):
-                begin = time.perf_counter()
-                sums.add(
-                    self._gather(table.ctypes.data, shape.row_bytes, rows.ctypes.data, len(rows), ahead, shape.threads)
-                )
-                best = max(best, rows.size * shape.row_bytes / (time.perf_counter() - begin))
-            if sums != {_words_of(table, rows)}:
-                raise RuntimeError(f"gather.cc has not read the rows of {shape.label}: {sums}")
-            self._known[key] = best
+            pieces = np.array_split(draw(np.random.default_rng(2), shape, (128 << 20) // shape.row_bytes), 64)
+            medians = {}
+            for distances in AHEAD:
+                seconds = []
+                for piece in pieces:
+                    begin = time.perf_counter()
+                    self._read(shape, table, piece, distances)
+                    seconds.append(time.perf_counter() - begin)
+                medians[distances] = statistics.median(seconds)
+            self._known[key] = min(medians, key=medians.__getitem__)
         return self._known[key]
+
+
+_NOTHING = np.empty(0)
 
 
 def _words_of(table: np.ndarray, rows: np.ndarray) -> int:
     """The sum of the rows' 8-byte words, modulo 2 ** 64."""
     words = table.view(np.uint8).reshape(len(table), -1).view(np.uint64)
-    return int(sum(int(words[part].sum(dtype=np.uint64)) for part in np.array_split(rows, 64)) % 2**64)
+    return int(words[rows].sum(dtype=np.uint64))
 
 
 # ---- One shape.
@@ -336,14 +357,13 @@ class Bench:
         feeds = batches_of(shape, (turns + 4) * 4)
         tensors = [tuple(map(torch.from_numpy, feed.values())) for feed in feeds]
         tolerance = TOLERANCES.get(shape.dtype, 1e-4)
-        reads, memory = shape.row_bytes, None
+        reads = shape.row_bytes
         if shape.dtype in CODES:
             sides = self.codes(shape, feeds, tensors)
         elif shape.group == "others":
             sides = self.others(shape, feeds, tensors)
         else:
             table, copy = self.tables(shape)
-            memory = table
             session = sessions_over(table, shape.mode, shape.threads, self.folder)
             sides = {
                 "torch": eager(copy, tensors, shape.mode),
@@ -352,24 +372,22 @@ class Bench:
             }
             if shape.dtype == "float32":
                 sides["bound"] = binding(session, feeds, shape)
+            if reads % 8 == 0:
+                sides["bare loop"] = self.ceiling.side(shape, table, feeds)
         # The number of batches must not share a factor with the number of sides, or a side would keep its batches.
         count = len(feeds)
         while math.gcd(count, len(sides)) > 1:
             count -= 1
         if shape.dtype == "bfloat16":
             sides = {name: _widened(side) for name, side in sides.items()}
-        timings = compare(sides, batches=count, turns=turns, tolerance=tolerance)
-        result: dict[str, Any] = {
+        timings = compare(sides, batches=count, turns=turns, tolerance=tolerance, unchecked=["bare loop"])
+        return {
             "label": shape.label,
             **dataclasses.asdict(shape),
             "turns": turns,
             "sides": {name: dataclasses.asdict(timing) for name, timing in timings.items()},
             "gb_per_s": {n: shape.bags * shape.length * reads / t.median / 1e9 for n, t in timings.items()},
-            "ceiling_gb_per_s": None,
         }
-        if memory is not None and reads % 8 == 0:
-            result["ceiling_gb_per_s"] = self.ceiling.measure(shape, memory) / 1e9
-        return result
 
     def codes(self, shape: Shape, feeds: list[Any], tensors: list[Any]) -> dict[str, Side]:
         """torch's packed rows, and ours of the same codes and numbers."""
@@ -470,19 +488,18 @@ def machine() -> dict[str, Any]:
 
 
 def read(path: Path, about: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The finished shapes of this machine and these versions, by label; a line that was cut off does not count."""
+    """The finished shapes of this machine and these versions, by label. A last line that was cut off is taken away."""
     found: dict[str, dict[str, Any]] = {}
     if not path.is_file():
         return found
-    lines = path.read_text().split("\n")
-    for number, line in enumerate(lines, 1):
-        if not line:
-            continue
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    for number, line in enumerate(whole.splitlines(), 1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            if number == len(lines):  # the last one, without its end
-                continue
             raise SystemExit(f"{path}:{number}: not JSON: {error}") from error
         if row.get("machine") == about:
             found[row["label"]] = row
@@ -497,7 +514,7 @@ def geometric_mean(values: Iterable[float]) -> float:
 def summarise(rows: list[dict[str, Any]], console: Console) -> None:
     """Geometric means per table size, and the single shapes of codes, dtypes and other runtimes."""
     table = Table("table", "threads", "shapes", "run / torch", "bound / torch", "run / torch, pages",
-                  "bound / torch, pages", "bound / ceiling, B >= 512", title="geometric means")  # fmt: skip
+                  "bound / torch, pages", "ceiling reached, B >= 512", title="geometric means")  # fmt: skip
     even = [r for r in rows if r["group"] in ("grid", "threads", "uneven")]
     for mib, threads in sorted({(r["table_mib"], r["threads"]) for r in even}):
         mine = [r for r in even if (r["table_mib"], r["threads"]) == (mib, threads)]
@@ -507,8 +524,8 @@ def summarise(rows: list[dict[str, Any]], console: Console) -> None:
             for base in ("torch", "torch, pages")
             for side in ("run", "bound")
         ]
-        large = [r for r in mine if r["bags"] >= 512 and r["length"] >= 20 and r["ceiling_gb_per_s"]]
-        share = geometric_mean(r["gb_per_s"]["bound"] / r["ceiling_gb_per_s"] for r in large)
+        large = [r for r in mine if r["bags"] >= 512 and r["length"] >= 20 and "bare loop" in r["sides"]]
+        share = geometric_mean(r["gb_per_s"]["bound"] / r["gb_per_s"]["bare loop"] for r in large)
         table.add_row(f"{mib} MiB", str(threads), str(len(mine)), *cells, "-" if math.isnan(share) else f"{share:.2f}")
     if even:
         console.print(table)
@@ -527,7 +544,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5.5), layout="constrained")
     grid = [r for r in rows if r["group"] == "grid"]
@@ -543,10 +560,21 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         big = sorted((r for r in mine if (r["bags"], r["length"]) == (512, 20)), key=lambda r: r["row_bytes"])
         sizes = [r["row_bytes"] for r in big]
         right.plot(sizes, [r["gb_per_s"]["bound"] for r in big], "o-", color=colours[mib], label=f"ours, {mib} MiB")
-        right.plot(sizes, [r["gb_per_s"]["torch"] for r in big], "x--", color=colours[mib], alpha=0.6, label="torch")
-        right.plot(sizes, [r["ceiling_gb_per_s"] for r in big], ":", color=colours[mib], label="bare loop")
+        right.plot(
+            sizes,
+            [r["gb_per_s"]["torch"] for r in big],
+            "x--",
+            color=colours[mib],
+            alpha=0.6,
+            label=f"torch, {mib} MiB",
+        )
+        right.plot(
+            sizes, [r["gb_per_s"]["bare loop"] for r in big], ":", color=colours[mib], label=f"bare loop, {mib} MiB"
+        )
     left.axhline(1, color="black", linewidth=0.8)
     left.set_yscale("log", base=2)
+    left.yaxis.set_major_locator(ticker.LogLocator(base=2, subs=(1, 1.25, 1.5, 1.75)))
+    left.set_xlim(-0.5, len(labels) - 0.5)
     left.yaxis.set_major_formatter(lambda value, _: f"{value:g}x")
     left.set_xticks(range(len(labels)), [f"{bags} x {length}" for _, bags, length in labels], rotation=45, ha="right")
     left.set_xlabel("bags x length; larger dots are wider rows")
@@ -587,11 +615,9 @@ def main() -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with (
         tempfile.TemporaryDirectory(prefix="lucid_grid") as folder,
-        open(a.output, "a+") as file,
+        open(a.output, "a") as file,
         Progress(*columns, console=console) as progress,
     ):
-        if file.tell() and not a.output.read_text().endswith("\n"):
-            file.write("\n")
         bench = Bench(Path(folder), Ceiling(Path(folder)))
         task = progress.add_task("", total=len(waiting))
         for shape in waiting:

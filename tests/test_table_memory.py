@@ -82,13 +82,16 @@ def path(table: np.ndarray, tmp_path: Path) -> Path:
 
 
 def move_out(model: onnx.ModelProto, folder: Path, offset: int) -> None:
-    (tensor,) = (t for t in model.graph.initializer if len(t.raw_data) > 10**6)
-    (folder / "m.data").write_bytes(b"\xff" * offset + tensor.raw_data)
-    place = {"location": "m.data", "offset": str(offset), "length": str(len(tensor.raw_data))}
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in place.items():
-        tensor.external_data.add(key=key, value=value)
+    """Put every large tensor of the model into one file, each so many bytes behind what comes before."""
+    with open(folder / "m.data", "wb") as file:
+        for tensor in (t for t in model.graph.initializer if len(t.raw_data) > 10**6):
+            file.write(b"\xff" * offset)
+            place = {"location": "m.data", "offset": str(file.tell()), "length": str(len(tensor.raw_data))}
+            file.write(tensor.raw_data)
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in place.items():
+                tensor.external_data.add(key=key, value=value)
 
 
 def answer(session: Any) -> bytes:
@@ -290,6 +293,10 @@ def test_no_memory_for_the_copy(tmp_path: Path) -> None:
         warm = lucid_onnx.embedding_bag([0], np.ones((1, 4), np.float32), [0])
         pages = int(open("/proc/self/statm").read().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + (1536 << 20),) * 2)  # the mapping, and half of a copy
+        try:
+            lucid_onnx.InferenceSession(sys.argv[1], table_memory="mmap")
+        except Exception as error:
+            sys.exit(f"without a copy: {error}")
         session = lucid_onnx.InferenceSession(sys.argv[1], table_memory="auto")
         print(session.run(None, {"indices": np.array([5]), "offsets": np.array([0])})[0].sum())
         del session
@@ -300,6 +307,8 @@ def test_no_memory_for_the_copy(tmp_path: Path) -> None:
     """
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "m.onnx")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    if "without a copy: " in done.stderr and "bad_alloc" in done.stderr:
+        pytest.skip(f"onnxruntime {ort.__version__} itself needs more than one mapping of the table")
     assert done.returncode == 0, done.stderr
     first, rest = done.stdout.split("\n", 1)
     assert float(first) == 0
