@@ -1,4 +1,4 @@
-"""What is known about cells that are not equal: one sentence each, checked by hand against the runtime."""
+"""What is known about cells that are not equal: one sentence each."""
 
 from __future__ import annotations
 
