@@ -4,7 +4,7 @@
 // positions some of which are padded: here padded positions count when a bag is cut.)
 //
 // Every pointer of EmbeddingBagArgs is one that the device can read, and a multiple of the size of
-// its elements. Nothing waits for the device, and nothing is allocated.
+// its elements; row_stride is 0. Nothing waits for the device, and nothing is allocated.
 //
 // No value in offsets or indices leads to an access outside the arrays. What is refused is noted in
 // a BoundsError in device memory, which the caller keeps, clears by zeros and reads when it wants.
