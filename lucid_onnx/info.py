@@ -67,7 +67,8 @@ class Value:
 class Node:
     """One bag of a model. ``table_bytes`` is None for a table that the model does not hold itself.
 
-    ``table_external``: it is held in a file of its own, as external data.
+    ``table_external``: it is held in a file of its own, as external data. ``numbers_bytes``: of a quantised table's
+    scales, and zero_points or biases, where the model holds all of them; else None.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Node:
     max_norm: float | None
     norm_type: float
     include_last_offset: bool
+    numbers_bytes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +103,8 @@ class TablePlace:
     """What starting a session would do with a constant table.
 
     ``plan`` is "stays", "in place" (huge pages are put under it), "copied" (to huge pages, unless another session of
-    the process has copied it) or "refused" (there is no memory for the copy).
+    the process has copied it), "joined" (codes are copied, each row with its scale behind it, for every node that pools
+    them) or "refused" (there is no memory for the copy).
     """
 
     name: str
@@ -123,6 +126,8 @@ class TableMemory:
 
 _PLANS = ("stays", "in place", "copied", "refused")
 _HUGE_PAGE = 2 << 20
+#: kLargeTable and kMostJoinedBytes of the library.
+_LARGE_TABLE, _MOST_JOINED_BYTES = 8 << 20, 1024
 
 
 def installation() -> Installation:
@@ -209,12 +214,29 @@ def table_memory(found: Model, choice: str = "auto") -> TableMemory | None:
     places = []
     for name, node in held.items():
         size = node.table_bytes or 0
+        joined = _joined_bytes(node)
+        if joined and choice in ("auto", "hugepage_copy"):
+            large = joined >= _LARGE_TABLE
+            if not large or _PLANS[native.lucid_table_plan(b"auto", True, joined, free)] == "copied":
+                pages = -(-joined // _HUGE_PAGE) if large else 0
+                copied = pages * _HUGE_PAGE if large else joined
+                places.append(TablePlace(name, size, node.table_external, "joined", copied, pages))
+                continue
         plan = _PLANS[native.lucid_table_plan(choice.encode(), node.table_external, size, free)]
         # A copy is made of whole pages; in place, those count that lie wholly within the table.
         pages = {"copied": -(-size // _HUGE_PAGE), "in place": size // _HUGE_PAGE}.get(plan, 0)
         copied = pages * _HUGE_PAGE if plan == "copied" else 0
         places.append(TablePlace(name, size, node.table_external, plan, copied, pages))
     return TableMemory(choice, None if free < 0 else free, tuple(places))
+
+
+def _joined_bytes(node: Node) -> int:
+    """What a table of codes takes with every row's numbers behind it; 0 for one that is not joined with them."""
+    rows = node.table.shape[0] if node.table.shape else 0
+    if node.table_bytes is None or node.numbers_bytes is None or not isinstance(rows, int) or rows == 0:
+        return 0
+    row_bytes = node.table_bytes // rows
+    return node.table_bytes + node.numbers_bytes if 0 < row_bytes <= _MOST_JOINED_BYTES else 0
 
 
 def model(path: str) -> Model:
@@ -286,9 +308,13 @@ def _bags(proto: onnx.ModelProto) -> Iterator[Node]:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from error
         table, size, external = known.get(node.input[0], (Value(node.input[0], "?", None), None, False))
+        numbers: int | None = None
         if isinstance(attributes, quantized_embedding_bag.spec.Attributes):  # what the bytes are codes of
             rows = None if table.shape is None else (*table.shape[:1], attributes.embedding_dim)
             table = dataclasses.replace(table, dtype=attributes.codes_type, shape=rows)
+            op = quantized_embedding_bag.spec.VARIANTS[node.op_type]
+            sizes = [known[name][1] if name in known else None for name in node.input[1 : op.inputs.index("indices")]]
+            numbers = None if None in sizes else sum(size for size in sizes if size is not None)
         yield Node(
             name=node.name or (node.output[0] if node.output else ""),
             op=node.op_type,
@@ -301,6 +327,7 @@ def _bags(proto: onnx.ModelProto) -> Iterator[Node]:
             max_norm=attributes.max_norm,
             norm_type=attributes.norm_type,
             include_last_offset=attributes.include_last_offset,
+            numbers_bytes=numbers,
         )
 
 

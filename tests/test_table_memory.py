@@ -206,18 +206,24 @@ def test_a_table_of_codes(table: np.ndarray, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["int8", "uint8", "uint4"])
 @pytest.mark.parametrize("rows", [1000, ROWS * 4])
-def test_codes_and_their_numbers_lie_beside_each_other(kind: str, rows: int) -> None:
+def test_codes_and_their_numbers_lie_beside_each_other(kind: str, rows: int, tmp_path: Path) -> None:
     """Where a choice moves tables, and only there; the bits are the same."""
     weight = np.random.RandomState(1).standard_normal((rows, 75)).astype(np.float32)
     codes = lucid_onnx.QuantizedTable.quantize(weight, kind)
     indices = np.random.RandomState(2).randint(0, rows, 500)
     feed = {"indices": indices, "offsets": np.arange(0, 500, 20)}
     model = lucid_onnx.build_quantized_model(codes, mode="sum").SerializeToString()
+    (tmp_path / "m.onnx").write_bytes(model)
+    found = info.model(str(tmp_path / "m.onnx"))
+    numbers = codes.scale.nbytes + (0 if codes.bias is None else codes.bias.nbytes)
+    large = codes.codes.nbytes + numbers >= 8 << 20
     bits = set()
     for choice in CHOICES:
         session = lucid_onnx.InferenceSession(model, table_memory=choice)
         bits.add(session.run(None, feed)[0].tobytes())
-        large = rows * codes.codes.shape[1] >= 8 << 20
+        place = info.table_memory(found, choice).tables[0]  # type: ignore[union-attr]
+        assert (place.plan == "joined") == (count() == 1 if large else choice in ("auto", "hugepage_copy"))
+        assert place.plan != "joined" or place.copied_bytes >= codes.codes.nbytes + numbers
         assert count() <= (large and choice in ("auto", "hugepage_copy"))
         del session
         gc.collect()

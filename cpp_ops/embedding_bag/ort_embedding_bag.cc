@@ -391,15 +391,24 @@ Status* Kernel::BindNumbers(const KernelInfo* info) {
 
 // A copy of the table in which every row's numbers follow its codes, if there is to be one.
 Status* Kernel::JoinRows(const KernelInfo* info, const void* const* numbers) {
-  const size_t number = args.scale_type == kFloat16 ? 2 : 4;
+  constexpr size_t kNumber = sizeof(float);
   const size_t count = op->form->TwoNumbers() ? 2 : 1;
   const size_t codes = static_cast<size_t>(weight.shape.dims[1]);  // a byte each, or two in one
-  const size_t stride = codes + count * number;
+  const size_t stride = codes + count * kNumber;
   // Rows of many lines have no use for it.
   if (codes == 0 || codes > kMostJoinedBytes) return nullptr;
-  const RowPart parts[] = {{static_cast<const char*>(args.weight), codes},
-                           {static_cast<const char*>(numbers[0]), number},
-                           {static_cast<const char*>(numbers[1]), number}};
+  RowPart parts[3] = {{static_cast<const char*>(args.weight), codes}};
+  std::unique_ptr<float[]> wide[2];  // of float16, in the type that has the faster loop
+  for (size_t i = 0; i < count; ++i) {
+    parts[1 + i] = {static_cast<const char*>(numbers[i]), kNumber};
+    if (args.scale_type != kFloat16) continue;
+    wide[i].reset(new (std::nothrow) float[static_cast<size_t>(weight.shape.dims[0])]);
+    if (!wide[i]) return nullptr;
+    for (int64_t r = 0; r < weight.shape.dims[0]; ++r) {
+      wide[i][static_cast<size_t>(r)] = ToAccumulator(LoadUnaligned<Float16>(numbers[i], r));
+    }
+    parts[1 + i].data = reinterpret_cast<const char*>(wide[i].get());
+  }
   JoinedRows joined;
   LUCID_RETURN_IF_ERROR(JoinConstantRows(*op->runtime, info, parts, 1 + count,
                                          static_cast<size_t>(weight.shape.dims[0]), &joined));
@@ -408,8 +417,9 @@ Status* Kernel::JoinRows(const KernelInfo* info, const void* const* numbers) {
   args.weight = joined.data;
   args.row_stride = static_cast<int32_t>(stride);
   args.scale = joined.data + codes;
+  args.scale_type = kFloat32;
   args.scale_stride = args.row_stride;
-  if (count > 1) *SecondNumber(*op->form, &args) = joined.data + codes + number;
+  if (count > 1) *SecondNumber(*op->form, &args) = joined.data + codes + kNumber;
   return nullptr;
 }
 
