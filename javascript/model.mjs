@@ -88,7 +88,8 @@ function rolesOf(op) {
 
 // Of a model's bytes:
 //   bags   [{op, mode, padding, table: dims or null}], its ai.lucid nodes
-//   roles  of inputs of the graph: {name: {kind, rows, last}}; rows is the smallest table's, null if it is an input
+//   roles  of inputs of the graph: {name: {kind, rows, last, partner}}; rows is the smallest table's, null if it is an
+//          input; last is include_last_offset; partner names the indices that offsets and weights belong to
 //   rows   of the smallest table that is looked up by computed numbers, as the standard form does; or null
 //   files  the names of its files of external data
 // Throws where the bytes are no protobuf.
@@ -110,7 +111,7 @@ export function read(bytes) {
     for (let maker = makers.get(name); maker && PASSING.has(maker.op); maker = makers.get(name)) name = maker.inputs[0];
     return name;
   };
-  const bags = [], roles = {};
+  const bags = [], roles = Object.create(null);
   let rows = null;
   const indices = (name, rows) => {
     const old = roles[name]?.rows;
@@ -123,11 +124,14 @@ export function read(bytes) {
       bags.push({
         op, mode: MODES[Number(attributes.mode)], table: dims, padding: padding === NO_PADDING ? null : Number(padding),
       });
-      rolesOf(op).forEach((kind, k) => {
-        if (inputs[k] === undefined) return;
+      const kinds = rolesOf(op).slice(0, inputs.length);
+      const partner = origin(inputs[kinds.indexOf("indices")]);
+      const last = attributes.include_last_offset === 1n;
+      kinds.forEach((kind, k) => {
         const name = origin(inputs[k]);
         if (kind === "indices") indices(name, dims === null ? null : dims[0]);
-        else roles[name] = kind === "offsets" ? { kind, last: attributes.include_last_offset === 1n } : { kind };
+        else if (kind === "offsets") roles[name] = { kind, last, partner };
+        else roles[name] = kind === "per_sample_weights" ? { kind, partner } : { kind };
       });
     } else if (op === "Gather" && domain === "" && tables.get(inputs[0])?.length === 2 && !attributes.axis) {
       const name = origin(inputs[1]);

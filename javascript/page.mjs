@@ -2,7 +2,7 @@
 
 import { read } from "./model.mjs";
 import { ARRAYS, Runner } from "./runner.mjs";
-import { BadText, madeUp, parse, shapeText } from "./values.mjs";
+import { BadText, broken, madeUp, parse, shapeText } from "./values.mjs";
 
 const MOST_ROWS = 20, MOST_COLUMNS = 12;
 const MOST_RUNS = 20, MOST_SECONDS = 0.25;
@@ -16,7 +16,6 @@ const PLAIN = [
   [/is not a registered function\/op/, "This model has an operator that the runtime does not know."],
   [/protobuf parsing failed|ModelProto does not have a graph|No graph was found/i, "This file is no ONNX model, or not all of one."],
   [/external data/i, "The model's external data could not be read."],
-  [/indices element out of data bounds|out of (?:data )?bounds/i, "An index is outside the table."],
 ];
 
 const at = (id) => document.getElementById(id);
@@ -29,6 +28,12 @@ const element = (name, properties = {}, ...children) => {
 const runners = {};
 let chosen = null; // {name, bytes, facts, others}
 let loaded = null; // the runner that holds it
+
+async function letGo() {
+  const old = loaded;
+  loaded = null;
+  await old?.session.release();
+}
 
 async function runnerOf(backend, externalData) {
   const ort = (runners[backend] ??= await import(BUNDLES[backend]));
@@ -45,16 +50,16 @@ function showError(plain, detail = "") {
   at("status").textContent = "";
 }
 
-function explain(prefix, error) {
+function explain(what, error) {
   if (error instanceof BadText) return showError(error.message);
   const detail = String(error?.message ?? error);
-  const plain = PLAIN.find(([pattern]) => pattern.test(detail));
-  showError(`${prefix} ${plain ? plain[1] : ""}`.trim(), detail);
+  const plain = PLAIN.find(([pattern]) => pattern.test(detail))?.[1] ?? error?.why ?? "";
+  showError(`${what} ${plain}`.trim(), detail);
 }
 
 // One thing at a time: the runtime makes no two sessions at once.
 let queue = Promise.resolve();
-function next(status, prefix, work) {
+function next(status, failure, work) {
   queue = queue.then(async () => {
     at("error").hidden = true;
     at("status").textContent = status;
@@ -64,21 +69,23 @@ function next(status, prefix, work) {
       await work();
       at("status").textContent = "";
     } catch (error) {
-      explain(prefix(), error);
+      explain(failure, error);
     }
     at("run").disabled = loaded === null;
   });
 }
 
 async function choose(files) {
-  loaded = chosen = null;
+  chosen = null;
   for (const id of ["inputs", "result", "about"]) at(id).hidden = true;
+  at("fields").replaceChildren();
+  await letGo();
   const models = files.filter((file) => /\.onnx$/i.test(file.name));
   const [model] = models.length || files.length > 1 ? models : files;
   if (model === undefined) throw new BadText(`No .onnx file is among ${files.map((file) => file.name).join(", ")}.`);
   if (models.length > 1) throw new BadText(`One model at a time, please, not ${models.map((file) => file.name).join(" and ")}.`);
   const bytes = new Uint8Array(await model.arrayBuffer());
-  let facts = { bags: [], roles: {}, rows: null, files: [] };
+  let facts = { bags: [], roles: Object.create(null), rows: null, files: [] };
   try {
     facts = read(bytes);
   } catch {
@@ -91,18 +98,21 @@ async function choose(files) {
     others.push({ path, data: new Uint8Array(await found.arrayBuffer()) });
   }
   chosen = { name: model.name, bytes, facts, others };
-  await load(true);
+  await load();
 }
 
-async function load(anew) {
-  loaded = null;
+// What stands in the fields stays where the same model goes to another backend.
+async function load() {
+  at("result").hidden = true;
+  await letGo();
   const { bytes, facts, others } = chosen;
   const runner = await runnerOf(at("backend").value, others);
   const begin = performance.now();
   await runner.load(bytes);
   loaded = runner;
   describe(facts, performance.now() - begin);
-  if (!anew && at("fields").childElementCount > 0) return;
+  at("inputs").hidden = false;
+  if (at("fields").childElementCount > 0) return;
   const texts = madeUp(runner.session.inputMetadata, facts);
   at("fields").replaceChildren(...runner.session.inputMetadata.map((meta, k) => {
     const type = meta.isTensor ? `${meta.type} ${meta.shape.length ? shapeText(meta.shape) : ""}` : "no tensor";
@@ -113,7 +123,6 @@ async function load(anew) {
     field.setAttribute("aria-describedby", about.id);
     return element("div", { className: "field" }, element("label", { htmlFor: field.id, textContent: meta.name }), " ", about, field);
   }));
-  at("inputs").hidden = false;
 }
 
 function describe({ bags }, milliseconds) {
@@ -142,20 +151,26 @@ async function run() {
       throw error;
     }
   });
-  const done = await loaded.run(inputs, inputs.map((input) => input.bytes), MOST_RUNS, MOST_SECONDS);
+  let done;
+  try {
+    done = await loaded.run(inputs, inputs.map((input) => input.bytes), MOST_RUNS, MOST_SECONDS);
+  } catch (error) {
+    throw Object.assign(new Error(String(error?.message ?? error)), { why: broken(inputs, chosen.facts) });
+  }
   const where = { wasm: "WASM", webgpu: "WebGPU" }[loaded.options.executionProviders[0]];
-  const threads = where === "WASM" ? `, ${loaded.ort.env.wasm.numThreads} threads` : "";
+  const count = loaded.ort.env.wasm.numThreads;
+  const threads = where === "WASM" ? `, ${count} ${count === 1 ? "thread" : "threads"}` : "";
   const bits = done.differing ? `; ${done.differing} of them gave other bits than the first` : "";
   at("timing").textContent =
     `${timeText(1000 * done.seconds)} a run, the median of ${done.runs}${bits}. ${where}${threads}, onnxruntime-web ${loaded.ort.env.versions.web}.`;
-  at("outputs").replaceChildren(...done.first.map(table));
+  at("outputs").replaceChildren(...done.first.map((output, k) => table(output, loaded.session.outputMetadata[k])));
   at("result").hidden = false;
 }
 
 const numberText = (value) => (typeof value === "number" && Number.isFinite(value) ? String(Number(value.toPrecision(7))) : String(value));
 
 // An output as rows of its last axis.
-function table({ name, dtype, shape, bytes }) {
+function table({ name, dtype, shape, bytes }, meta) {
   const [Type, kind] = ARRAYS[dtype];
   if (kind === "float16" && !globalThis.Float16Array) throw new BadText(`${name}: this browser has no numbers of float16`);
   const values = new Type(bytes.buffer);
@@ -169,7 +184,7 @@ function table({ name, dtype, shape, bytes }) {
       place.unshift(k % size);
       k = Math.floor(k / size);
     }
-    return place.join(", ");
+    return (meta.isTensor && meta.shape[0] === "num_bags" ? "bag " : "") + place.join(", ");
   };
   const head = element("tr", {}, element("td", { textContent: "" }));
   for (let c = 0; c < columns; c++) head.append(element("th", { scope: "col", textContent: c }));
@@ -179,7 +194,7 @@ function table({ name, dtype, shape, bytes }) {
     for (let c = 0; c < columns; c++) row.append(element("td", { textContent: numberText(values[r * width + c]) }));
     body.append(row);
   }
-  const cut = rows < height || columns < width ? `; the first ${rows} rows and ${columns} columns` : "";
+  const cut = (rows < height ? `; its first ${rows} rows` : "") + (columns < width ? `; its first ${columns} columns` : "");
   const caption = element("caption", {}, name, " ", element("small", { textContent: `${dtype} [${shape.join(", ")}]${cut}` }));
   const box = element("div", { className: "numbers", tabIndex: 0 }, element("table", {}, caption, element("thead", {}, head), body));
   box.setAttribute("role", "region");
@@ -190,17 +205,18 @@ function table({ name, dtype, shape, bytes }) {
 function take(files) {
   if (files.length === 0) return;
   const name = files.find((file) => /\.onnx$/i.test(file.name))?.name ?? files[0].name;
-  next(`Loading ${name} …`, () => `${name} could not be loaded.`, () => choose(files));
+  next(`Loading ${name} …`, `${name} could not be loaded.`, () => choose(files));
 }
 
 at("file").addEventListener("change", () => take([...at("file").files]));
+// Without this, choosing a file again that was written anew would be no change.
+at("file").addEventListener("click", () => (at("file").value = ""));
 at("backend").addEventListener("change", () => {
-  if (chosen) next(`Loading ${chosen.name} …`, () => `${chosen.name} could not be loaded.`, () => load(false));
-  at("result").hidden = true;
+  if (chosen) next(`Loading ${chosen.name} …`, `${chosen.name} could not be loaded.`, load);
 });
 at("inputs").addEventListener("submit", (event) => {
   event.preventDefault();
-  next("Running …", () => "The model refused these inputs.", run);
+  next("Running …", "The model refused these inputs.", run);
 });
 document.addEventListener("dragover", (event) => {
   event.preventDefault();
@@ -212,6 +228,7 @@ document.addEventListener("dragleave", (event) => {
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("over");
+  at("file").files = event.dataTransfer.files;
   take([...event.dataTransfer.files]);
 });
 

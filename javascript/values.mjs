@@ -114,26 +114,60 @@ function number(token, k, kind, type) {
   return Number(token);
 }
 
+const TABLES = new Set(["weight", "codes", "scale", "zero_point", "bias"]);
+const roleOf = (name, facts) => facts.roles[name] ?? { kind: name, rows: facts.rows, partner: "indices" };
+
+// The operator's rule that inputs break, by argument, value and position, for a model that refused them; null if none
+// is seen. What a graph of standard operators says itself is about a Gather somewhere within it.
+export function broken(inputs, facts) {
+  const shape = Object.fromEntries(inputs.map((input) => [input.name, input.shape]));
+  const table = inputs.find((input) => TABLES.has(roleOf(input.name, facts).kind));
+  for (const input of inputs) {
+    const { name } = input;
+    const { kind, rows: known, partner } = roleOf(name, facts);
+    const rows = known ?? table?.shape[0] ?? null;
+    if (kind === "per_sample_weights" && shape[partner] && shape[partner].join() !== input.shape.join()) {
+      return `${name}: its shape is ${shapeText(input.shape)}, but that of ${partner} is ${shapeText(shape[partner])}.`;
+    }
+    if (kind !== "indices" && kind !== "offsets") continue;
+    const values = [...new ARRAYS[input.dtype][0](input.bytes.buffer)].map(Number);
+    if (kind === "indices" && rows !== null) {
+      const k = values.findIndex((value) => value < 0 || value >= rows);
+      if (k >= 0) return `${name}: ${values[k]} (position ${k}) is outside the table, which has ${rows} rows.`;
+    }
+    if (kind === "offsets" && shape[partner]?.length === 1) {
+      const [count] = shape[partner];
+      if (values.length === 0) return `${name}: there are none, for ${count} indices.`;
+      if (values[0] !== 0) return `${name}: the first is ${values[0]}, and must be 0.`;
+      const k = values.findIndex((value, i) => value > count || (i > 0 && value < values[i - 1]));
+      if (k >= 0) {
+        const why = values[k] > count ? `past the ${count} indices` : `less than the one before it, ${values[k - 1]}`;
+        return `${name}: ${values[k]} (position ${k}) is ${why}.`;
+      }
+    }
+  }
+  return null;
+}
+
 const BAGS = 3, LENGTH = 2, ROWS = 8, OTHER = 4;
 
 // Text for every input: {name: text}. `facts` are read()'s; inputs without a role go by their names, as those of
 // lucid_onnx.build_model do. Indices stay below the smallest table, or below 2 where its rows are not known.
 export function madeUp(metadata, facts) {
-  const sizes = {};
-  const role = ({ name }) => facts.roles[name] ?? { kind: name, rows: facts.rows };
-  const tables = new Set(["weight", "codes", "scale", "zero_point", "bias"]);
+  const sizes = Object.create(null);
+  const role = ({ name }) => roleOf(name, facts);
   const size = (meta, axis, usual) => {
     const dim = meta.shape[axis];
     return fixed(dim) ? dim : typeof dim === "string" && dim ? (sizes[dim] ??= usual) : usual;
   };
-  const shapes = {};
+  const shapes = Object.create(null);
   // Tables before indices, for their rows; indices before weights and offsets, for their number.
-  for (const meta of metadata.filter((one) => tables.has(role(one).kind))) {
+  for (const meta of metadata.filter((one) => TABLES.has(role(one).kind))) {
     shapes[meta.name] = meta.shape.map((_, axis) => size(meta, axis, axis === 0 ? ROWS : OTHER));
   }
   const rowsGiven = Object.values(shapes).map(([rows]) => rows);
   let count = BAGS * LENGTH;
-  const texts = {};
+  const texts = Object.create(null);
   const rank = (meta) => ("indices" === role(meta).kind ? 0 : 1);
   for (const meta of [...metadata].sort((a, b) => rank(a) - rank(b))) {
     if (!meta.isTensor || !(meta.type in ARRAYS)) {
