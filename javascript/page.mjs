@@ -15,6 +15,7 @@ const PLAIN = [
   [/ai\.lucid:\w+\(-1\) is not a registered/, "This model is of the native form, whose operator is not in a browser. Write it with form=\"portable\"."],
   [/is not a registered function\/op/, "This model has an operator that the runtime does not know."],
   [/protobuf parsing failed|ModelProto does not have a graph|No graph was found/i, "This file is no ONNX model, or not all of one."],
+  [/Provider type for \w+ node/, "On WebGPU this runtime makes no session of the portable form: choose WASM, or write the model with form=\"standard\"."],
   [/external data/i, "The model's external data could not be read."],
 ];
 
@@ -161,11 +162,18 @@ async function run() {
   const count = loaded.ort.env.wasm.numThreads;
   const threads = where === "WASM" ? `, ${count} ${count === 1 ? "thread" : "threads"}` : "";
   const bits = done.differing ? `; ${done.differing} of them gave other bits than the first` : "";
+  const bag = chosen.facts.bags.length > 0 || loaded.session.outputMetadata.some(ofBags);
+  const why = bag ? broken(inputs, chosen.facts) : null;
+  at("warning").textContent = why === null ? "" : `${why} This backend did not refuse it: the numbers mean nothing.`;
+  at("warning").hidden = why === null;
   at("timing").textContent =
     `${timeText(1000 * done.seconds)} a run, the median of ${done.runs}${bits}. ${where}${threads}, onnxruntime-web ${loaded.ort.env.versions.web}.`;
   at("outputs").replaceChildren(...done.first.map((output, k) => table(output, loaded.session.outputMetadata[k])));
   at("result").hidden = false;
 }
+
+// As lucid_onnx.build_model writes it.
+const ofBags = (meta) => meta.isTensor && meta.shape[0] === "num_bags";
 
 const numberText = (value) => (typeof value === "number" && Number.isFinite(value) ? String(Number(value.toPrecision(7))) : String(value));
 
@@ -184,7 +192,7 @@ function table({ name, dtype, shape, bytes }, meta) {
       place.unshift(k % size);
       k = Math.floor(k / size);
     }
-    return (meta.isTensor && meta.shape[0] === "num_bags" ? "bag " : "") + place.join(", ");
+    return (ofBags(meta) ? "bag " : "") + place.join(", ");
   };
   const head = element("tr", {}, element("td", { textContent: "" }));
   for (let c = 0; c < columns; c++) head.append(element("th", { scope: "col", textContent: c }));

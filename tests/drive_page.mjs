@@ -47,9 +47,10 @@ const DO = {
     if (!(await page.locator("#result").isVisible())) return null;
     const rows = await page.locator("#outputs tbody tr").evaluateAll((all) =>
       all.map((row) => [...row.querySelectorAll("td")].map((cell) => cell.textContent)));
-    return { rows, caption: await page.locator("#outputs caption").innerText(), timing: await page.locator("#timing").innerText() };
+    const warning = (await page.locator("#warning").isVisible()) ? await page.locator("#warning").innerText() : null;
+    return { rows, warning, caption: await page.locator("#outputs caption").innerText(), timing: await page.locator("#timing").innerText() };
   },
-  error: async () => ((await page.getByRole("alert").isVisible()) ? page.getByRole("alert").innerText() : null),
+  error: async () => ((await page.locator("#error").isVisible()) ? page.locator("#error").innerText() : null),
   shot: async (width, scheme, name) => {
     await page.emulateMedia({ colorScheme: scheme });
     await page.setViewportSize({ width, height: 800 });

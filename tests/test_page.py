@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import lucid_onnx
 from lucid_onnx.parity.adapters import javascript
@@ -144,6 +146,25 @@ def test_the_page_says_what_is_wrong(commands: tuple[str, Path, str], url: str, 
     tables = [answer for step, answer in zip(steps, answers, strict=True) if step[0] == "table"]
     assert tables[:-1] == [None] * len(inputs)  # numbers of an earlier run are not left standing
     np.testing.assert_allclose(np.array(tables[-1]["rows"], np.float64), WEIGHT[3:5].sum(0, keepdims=True), rtol=1e-6)
+
+
+def test_the_page_warns_where_the_model_does_not_refuse(
+    commands: tuple[str, Path, str], url: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.onnx"
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["weight", "indices"], ["output"])],  # ONNX's Gather takes -1 for the last row
+        "rows",
+        [helper.make_tensor_value_info("indices", TensorProto.INT64, ["num_indices"])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["num_bags", 4])],
+        [numpy_helper.from_array(WEIGHT, "weight")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    show = [["press", "Run"], ["table"]]
+    steps = [["files", [path]], ["fill", "indices", "9, -1"], *show, ["fill", "indices", "9"], *show, ["elsewhere"]]
+    _, _, _, bad, _, _, good = drive(commands, url, steps)
+    assert bad["warning"].startswith("indices: -1 (position 1) is outside the table, which has 10 rows. This backend")
+    assert good["warning"] is None
 
 
 def test_start_refuses_what_is_no_port(commands: tuple[str, Path, str], url: str) -> None:
