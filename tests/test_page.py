@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,27 +43,36 @@ def url(commands: tuple[str, Path, str]) -> Iterator[str]:
         server.kill()
 
 
-def drive(commands: tuple[str, Path, str], url: str, steps: Sequence[Sequence[Any]]) -> list[Any]:
+#: Takes steps of drive_page.mjs on a page of their own, and gives their answers.
+Drive = Callable[[Sequence[Sequence[Any]]], list[Any]]
+
+
+@pytest.fixture(scope="module")
+def drive(commands: tuple[str, Path, str], url: str) -> Iterator[Drive]:
     node, folder, chromium = commands
-    done = subprocess.run(
-        [node, DRIVER, folder, chromium],
-        input=json.dumps({"url": url, "steps": steps}, default=str),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    *answers, strange = json.loads(done.stdout)
-    assert strange == []  # neither exceptions in the page nor anything from elsewhere
-    return answers
+    with subprocess.Popen(
+        [node, DRIVER, folder, chromium, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as driver:
+        assert driver.stdin is not None
+        assert driver.stdout is not None
+        stdin, stdout = driver.stdin, driver.stdout
+
+        def work(steps: Sequence[Sequence[Any]]) -> list[Any]:
+            print(json.dumps([*steps, ["strange"]], default=str), file=stdin, flush=True)
+            answer = stdout.readline()
+            assert answer, "the driver died; what it said is on stderr"
+            *answers, strange = json.loads(answer)
+            assert strange == []  # neither exceptions in the page nor anything from elsewhere
+            return answers
+
+        yield work
 
 
 def numbers(text: str, dtype: Any = np.int64) -> np.ndarray:
     return np.array([line.split(", ") for line in text.split("\n")]).astype(dtype)
 
 
-def test_the_page_pools_what_the_reference_pools(commands: tuple[str, Path, str], url: str, tmp_path: Path) -> None:
+def test_the_page_pools_what_the_reference_pools(drive: Drive, tmp_path: Path) -> None:
     weighted, last, two_d = tmp_path / "weighted.onnx", tmp_path / "last.onnx", tmp_path / "two_d.onnx"
     lucid_onnx.save(lucid_onnx.build_model(WEIGHT, mode="sum", per_sample_weights=True), weighted)
     long = np.tile(WEIGHT, (40, 1))  # a table that goes to a file of its own
@@ -78,8 +87,10 @@ def test_the_page_pools_what_the_reference_pools(commands: tuple[str, Path, str]
     steps += [["fill", name, text] for name, text in zip(names, typed, strict=True)] + show
     # What is made up, for a model that does not say how many rows it has but in its table.
     steps += [["files", [last, f"{last}.data"]], ["value", "indices"], ["value", "offsets"], *show]
-    steps += [["drop", [two_d]], ["value", "indices"], *show, ["elsewhere"]]
-    answers = drive(commands, url, steps)
+    steps += [["drop", [two_d]], ["value", "indices"], *show]
+    # Neither width has anything beside the screen.
+    steps += [["width", 420], ["width", 1280]]
+    answers = drive(steps)
     *_, error, table = answers[:7]
     assert error is None
     assert table["caption"] == "output float32 [3, 4]"
@@ -103,13 +114,14 @@ def test_the_page_pools_what_the_reference_pools(commands: tuple[str, Path, str]
     assert len(expected) > 1
     np.testing.assert_allclose(np.array(table["rows"], np.float64), expected, **close)
 
-    _, indices, _, error, table = answers[13:]
+    _, indices, _, error, table, *widths = answers[13:]
+    assert widths == [420, 1280]
     assert error is None
     expected = embedding_bag(numbers(indices, np.int32), WEIGHT, mode="max")
     np.testing.assert_allclose(np.array(table["rows"], np.float64), expected, **close)
 
 
-def test_the_page_says_what_is_wrong(commands: tuple[str, Path, str], url: str, tmp_path: Path) -> None:
+def test_the_page_says_what_is_wrong(drive: Drive, tmp_path: Path) -> None:
     good, native, broken, outside = (tmp_path / f"{name}.onnx" for name in ("good", "native", "broken", "outside"))
     model = lucid_onnx.build_model(WEIGHT, mode="sum")
     lucid_onnx.save(model, good)
@@ -139,7 +151,7 @@ def test_the_page_says_what_is_wrong(commands: tuple[str, Path, str], url: str, 
     steps += [["files", [good]], ["error"]]
     for indices, offsets in [*inputs, ("3, 4", "0")]:
         steps += [["fill", "indices", indices], ["fill", "offsets", offsets], ["press", "Run"], ["error"], ["table"]]
-    answers = drive(commands, url, [*steps, ["elsewhere"]])
+    answers = drive(steps)
     found = [answer for step, answer in zip(steps, answers, strict=True) if step[0] == "error"]
     for said, expected in zip(found, [*files.values(), None, *inputs.values(), None], strict=True):
         assert (said is None) if expected is None else (expected in said), (said, expected)
@@ -148,9 +160,7 @@ def test_the_page_says_what_is_wrong(commands: tuple[str, Path, str], url: str, 
     np.testing.assert_allclose(np.array(tables[-1]["rows"], np.float64), WEIGHT[3:5].sum(0, keepdims=True), rtol=1e-6)
 
 
-def test_the_page_warns_where_the_model_does_not_refuse(
-    commands: tuple[str, Path, str], url: str, tmp_path: Path
-) -> None:
+def test_the_page_warns_where_the_model_does_not_refuse(drive: Drive, tmp_path: Path) -> None:
     path = tmp_path / "rows.onnx"
     graph = helper.make_graph(
         [helper.make_node("Gather", ["weight", "indices"], ["output"])],  # ONNX's Gather takes -1 for the last row
@@ -161,8 +171,8 @@ def test_the_page_warns_where_the_model_does_not_refuse(
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     show = [["press", "Run"], ["table"]]
-    steps = [["files", [path]], ["fill", "indices", "9, -1"], *show, ["fill", "indices", "9"], *show, ["elsewhere"]]
-    _, _, _, bad, _, _, good = drive(commands, url, steps)
+    steps = [["files", [path]], ["fill", "indices", "9, -1"], *show, ["fill", "indices", "9"], *show]
+    _, _, _, bad, _, _, good = drive(steps)
     assert bad["warning"].startswith("indices: -1 (position 1) is outside the table, which has 10 rows. This backend")
     assert good["warning"] is None
 
