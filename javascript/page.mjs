@@ -12,10 +12,14 @@ const DEAD = /Aborted\(|memory access out of bounds|unreachable|table index is o
 // What the runtime says, in plain words; its own words are shown below them.
 const PLAIN = [
   [DEAD, "The runtime broke down over this. Load the page again to go on."],
-  [/ai\.lucid:\w+\(-1\) is not a registered/, "This model is of the native form, whose operator is not in a browser. Write it with form=\"portable\"."],
+  [/ai\.lucid:\w+\(-1\) is not a registered/,
+    "This model is of the native form, whose operator is not in a browser. Write it with form=\"portable\"."],
   [/is not a registered function\/op/, "This model has an operator that the runtime does not know."],
-  [/protobuf parsing failed|ModelProto does not have a graph|No graph was found/i, "This file is no ONNX model, or not all of one."],
-  [/Provider type for \w+ node/, "On WebGPU this runtime makes no session of the portable form: choose WASM, or write the model with form=\"standard\"."],
+  [/protobuf parsing failed|ModelProto does not have a graph|No graph was found/i,
+    "This file is no ONNX model, or not all of one."],
+  [/Provider type for \w+ node/,
+    "On WebGPU this runtime makes no session of the portable form: choose WASM, or write the model with form=\"standard\"."],
+  [/unsupported data type/, "An input or output is of a type, bfloat16 perhaps, that the runtime has no tensors of in a browser."],
   [/external data/i, "The model's external data could not be read."],
 ];
 
@@ -26,7 +30,7 @@ const element = (name, properties = {}, ...children) => {
   return made;
 };
 
-const runners = {};
+const runtimes = {};
 let chosen = null; // {name, bytes, facts, others}
 let loaded = null; // the runner that holds it
 
@@ -37,7 +41,7 @@ async function letGo() {
 }
 
 async function runnerOf(backend, externalData) {
-  const ort = (runners[backend] ??= await import(BUNDLES[backend]));
+  const ort = (runtimes[backend] ??= await import(BUNDLES[backend]));
   ort.env.logLevel = "fatal";
   ort.env.wasm.numThreads = crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1;
   ort.env.wasm.wasmPaths = "/ort/";
@@ -167,7 +171,8 @@ async function run() {
   at("warning").textContent = why === null ? "" : `${why} This backend did not refuse it: the numbers mean nothing.`;
   at("warning").hidden = why === null;
   at("timing").textContent =
-    `${timeText(1000 * done.seconds)} a run, the median of ${done.runs}${bits}. ${where}${threads}, onnxruntime-web ${loaded.ort.env.versions.web}.`;
+    `${timeText(1000 * done.seconds)} a run, the median of ${done.runs}${bits}. ` +
+    `${where}${threads}, onnxruntime-web ${loaded.ort.env.versions.web}.`;
   at("outputs").replaceChildren(...done.first.map((output, k) => table(output, loaded.session.outputMetadata[k])));
   at("result").hidden = false;
 }
@@ -175,7 +180,7 @@ async function run() {
 // As lucid_onnx.build_model writes it.
 const ofBags = (meta) => meta.isTensor && meta.shape[0] === "num_bags";
 
-const numberText = (value) => (typeof value === "number" && Number.isFinite(value) ? String(Number(value.toPrecision(7))) : String(value));
+const numberText = (value) => String(Number.isFinite(value) ? Number(value.toPrecision(7)) : value);
 
 // An output as rows of its last axis.
 function table({ name, dtype, shape, bytes }, meta) {
