@@ -49,7 +49,7 @@ export async function open(kind, executablePath) {
     const page = await instance.newPage();
     let crashed = false;
     page.on("crash", () => (crashed = true));
-    await page.goto(`http://127.0.0.1:${server.address().port}/index.html?worker`);
+    await page.goto(`http://127.0.0.1:${server.address().port}/worker.html`);
     const where = await page.evaluate(async ({ gpu, threads }) => {
       const ort = await import(gpu ? "/ort/ort.webgpu.bundle.min.mjs" : "/ort/ort.wasm.bundle.min.mjs");
       const { Runner } = await import("/runner.mjs");

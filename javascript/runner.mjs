@@ -2,7 +2,7 @@
 // look whether every run gives the same bits.
 
 // What each element type travels as between JavaScript and the runtime; bfloat16 has no tensors there.
-const ARRAYS = {
+export const ARRAYS = {
   bool: [Uint8Array, "bool"],
   int8: [Int8Array, "int8"],
   uint8: [Uint8Array, "uint8"],

@@ -7,13 +7,15 @@ import { fileURLToPath } from "node:url";
 
 const FOLDER = path.dirname(fileURLToPath(import.meta.url));
 const WEB = path.join(FOLDER, "node_modules", "onnxruntime-web", "dist");
-const TYPES = { ".html": "text/html; charset=utf-8", ".mjs": "text/javascript", ".wasm": "application/wasm" };
+const TYPES = { ".html": "text/html; charset=utf-8", ".css": "text/css", ".mjs": "text/javascript", ".wasm": "application/wasm" };
 
-// The page, its modules, and onnxruntime-web under /ort/; nothing else.
+const PAGES = new Set(["index.html", "worker.html", "page.css", "page.mjs", "model.mjs", "values.mjs", "runner.mjs"]);
+
+// The pages, their modules, and onnxruntime-web under /ort/; nothing else.
 function fileOf(url) {
   const name = decodeURIComponent(new URL(url, "http://localhost").pathname);
-  if (name === "/" || name === "/index.html") return path.join(FOLDER, "index.html");
-  if (name === "/runner.mjs") return path.join(FOLDER, name.slice(1));
+  if (name === "/") return path.join(FOLDER, "index.html");
+  if (PAGES.has(name.slice(1))) return path.join(FOLDER, name.slice(1));
   const found = /^\/ort\/([\w.-]+\.(?:mjs|wasm))$/.exec(name);
   return found ? path.join(WEB, found[1]) : null;
 }

@@ -1,0 +1,72 @@
+// Works javascript/'s page as a person would: node drive_page.mjs FOLDER CHROMIUM URL. A line on stdin is a list of steps, each
+// [what, ...]: files PATHS; drop PATHS; fill LABEL TEXT; value LABEL; press NAME; table; error; width PIXELS; strange.
+// They go to a page of their own; a line on stdout is the list of their answers, null where there is none.
+
+import fs from "node:fs";
+import { createRequire } from "node:module";
+import path from "node:path";
+import readline from "node:readline";
+
+const [folder, executablePath, url] = process.argv.slice(2);
+const { chromium } = createRequire(path.join(folder, "package.json"))("playwright-core");
+const browser = await chromium.launch({ executablePath, args: process.getuid?.() === 0 ? ["--no-sandbox"] : [] });
+
+async function work(steps) {
+  const page = await browser.newPage();
+  page.setDefaultTimeout(20000);
+  const strange = []; // what the page asks of others, and what it did not expect
+  page.on("request", (request) => {
+    if (!/^(?:data|blob):/.test(request.url()) && !request.url().startsWith(url)) strange.push(request.url());
+  });
+  page.on("pageerror", (error) => strange.push(String(error)));
+
+  // Until the page is done with what it was told.
+  const settled = () => page.waitForFunction(() => document.getElementById("status").textContent === "");
+  const field = (label) => page.getByLabel(label, { exact: true });
+
+  const can = {
+    files: async (paths) => {
+      await page.getByLabel("Drop an .onnx file").setInputFiles(paths);
+      await settled();
+    },
+    drop: async (paths) => {
+      const files = paths.map((name) => [path.basename(name), [...fs.readFileSync(name)]]);
+      const data = await page.evaluateHandle((all) => {
+        const transfer = new DataTransfer();
+        for (const [name, bytes] of all) transfer.items.add(new File([new Uint8Array(bytes)], name));
+        return transfer;
+      }, files);
+      await page.dispatchEvent("main", "drop", { dataTransfer: data });
+      await settled();
+    },
+    fill: (label, text) => field(label).fill(text),
+    value: (label) => field(label).inputValue(),
+    press: async (name) => {
+      await page.getByRole("button", { name }).click();
+      await settled();
+    },
+    table: async () => {
+      if (!(await page.locator("#result").isVisible())) return null;
+      const rows = await page.locator("#outputs tbody tr").evaluateAll((all) =>
+        all.map((row) => [...row.querySelectorAll("td")].map((cell) => cell.textContent)));
+      const warning = (await page.locator("#warning").isVisible()) ? await page.locator("#warning").innerText() : null;
+      return { rows, warning, caption: await page.locator("#outputs caption").innerText(), timing: await page.locator("#timing").innerText() };
+    },
+    error: async () => ((await page.locator("#error").isVisible()) ? page.locator("#error").innerText() : null),
+    width: async (width) => { // of all that there is, where the window is so wide
+      await page.setViewportSize({ width, height: 800 });
+      return page.evaluate(() => document.documentElement.scrollWidth);
+    },
+    strange: () => strange,
+  };
+  await page.goto(url, { waitUntil: "load" });
+  const answers = [];
+  for (const [what, ...given] of steps) answers.push((await can[what](...given)) ?? null);
+  await page.close();
+  return answers;
+}
+
+for await (const line of readline.createInterface({ input: process.stdin })) {
+  console.log(JSON.stringify(await work(JSON.parse(line))));
+}
+await browser.close();

@@ -1,0 +1,188 @@
+"""The page of ``javascript/`` by hand: what it shows of a model's bags, and what it says when they cannot be."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import lucid_onnx
+from lucid_onnx.parity.adapters import javascript
+from lucid_onnx.reference import embedding_bag
+
+DRIVER = Path(__file__).with_name("drive_page.mjs")
+WEIGHT = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def commands() -> tuple[str, Path, str]:
+    """Node, the folder, and Chromium."""
+    try:
+        node, worker, _, chromium = javascript.command("wasm-1")
+    except javascript.NotHereError as error:
+        pytest.skip(str(error))
+    folder = Path(worker).parent
+    if not (folder / "node_modules" / "playwright-core").is_dir():
+        pytest.skip(f"the packages of {folder} are not installed: npm ci --ignore-scripts")
+    return node, folder, chromium
+
+
+@pytest.fixture(scope="module")
+def url(commands: tuple[str, Path, str]) -> Iterator[str]:
+    node, folder, _ = commands
+    with subprocess.Popen([node, folder / "start.mjs", "0"], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        yield server.stdout.readline().strip()
+        server.kill()
+
+
+#: Takes steps of drive_page.mjs on a page of their own, and gives their answers.
+Drive = Callable[[Sequence[Sequence[Any]]], list[Any]]
+
+
+@pytest.fixture(scope="module")
+def drive(commands: tuple[str, Path, str], url: str) -> Iterator[Drive]:
+    node, folder, chromium = commands
+    with subprocess.Popen(
+        [node, DRIVER, folder, chromium, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as driver:
+        assert driver.stdin is not None
+        assert driver.stdout is not None
+        stdin, stdout = driver.stdin, driver.stdout
+
+        def work(steps: Sequence[Sequence[Any]]) -> list[Any]:
+            print(json.dumps([*steps, ["strange"]], default=str), file=stdin, flush=True)
+            answer = stdout.readline()
+            assert answer, "the driver died; what it said is on stderr"
+            *answers, strange = json.loads(answer)
+            assert strange == []  # neither exceptions in the page nor anything from elsewhere
+            return answers
+
+        yield work
+
+
+def numbers(text: str, dtype: Any = np.int64) -> np.ndarray:
+    return np.array([line.split(", ") for line in text.split("\n")]).astype(dtype)
+
+
+def test_the_page_pools_what_the_reference_pools(drive: Drive, tmp_path: Path) -> None:
+    weighted, last, two_d = tmp_path / "weighted.onnx", tmp_path / "last.onnx", tmp_path / "two_d.onnx"
+    lucid_onnx.save(lucid_onnx.build_model(WEIGHT, mode="sum", per_sample_weights=True), weighted)
+    long = np.tile(WEIGHT, (40, 1))  # a table that goes to a file of its own
+    model = lucid_onnx.build_model(long, mode="mean", include_last_offset=True, form="standard")
+    lucid_onnx.save(model, last, external_data=True)
+    lucid_onnx.save(lucid_onnx.build_model(WEIGHT, mode="max", two_d=True, index_dtype="int32"), two_d)
+    names = ("indices", "offsets", "per_sample_weights")
+    typed = ("[9, 0, 3, 3, 1]", "0 2, 2", "0.25, 1, -2\n4 1e-1")
+    show = [["press", "Run"], ["error"], ["table"]]
+    # What is typed, as lists, lines and words.
+    steps: list[Sequence[Any]] = [["files", [weighted]]]
+    steps += [["fill", name, text] for name, text in zip(names, typed, strict=True)] + show
+    # What is made up, for a model that does not say how many rows it has but in its table.
+    steps += [["files", [last, f"{last}.data"]], ["value", "indices"], ["value", "offsets"], *show]
+    steps += [["drop", [two_d]], ["value", "indices"], *show]
+    # Neither width has anything beside the screen.
+    steps += [["width", 420], ["width", 1280]]
+    answers = drive(steps)
+    *_, error, table = answers[:7]
+    assert error is None
+    assert table["caption"] == "output float32 [3, 4]"
+    assert "WASM" in table["timing"]
+    expected = embedding_bag(
+        np.array([9, 0, 3, 3, 1]),
+        WEIGHT,
+        np.array([0, 2, 2]),
+        mode="sum",
+        per_sample_weights=np.array([0.25, 1, -2, 4, 0.1], np.float32),
+    )
+    # The page shows seven digits; the sums' order may be another, of at most three numbers of size 4.
+    close = {"rtol": 1e-6, "atol": 4 * np.finfo(np.float32).eps}
+    np.testing.assert_allclose(np.array(table["rows"], np.float64), expected, **close)
+
+    _, indices, offsets, _, error, table = answers[7:13]
+    assert error is None
+    made, starts = numbers(indices)[0], numbers(offsets)[0]
+    assert len(set(made)) > 1
+    expected = embedding_bag(made, long, starts, mode="mean", include_last_offset=True)
+    assert len(expected) > 1
+    np.testing.assert_allclose(np.array(table["rows"], np.float64), expected, **close)
+
+    _, indices, _, error, table, *widths = answers[13:]
+    assert widths == [420, 1280]
+    assert error is None
+    expected = embedding_bag(numbers(indices, np.int32), WEIGHT, mode="max")
+    np.testing.assert_allclose(np.array(table["rows"], np.float64), expected, **close)
+
+
+def test_the_page_says_what_is_wrong(drive: Drive, tmp_path: Path) -> None:
+    good, native, broken, outside = (tmp_path / f"{name}.onnx" for name in ("good", "native", "broken", "outside"))
+    model = lucid_onnx.build_model(WEIGHT, mode="sum")
+    lucid_onnx.save(model, good)
+    lucid_onnx.save(lucid_onnx.to_form(model, "native"), native)
+    broken.write_bytes(good.read_bytes()[:-100])
+    lucid_onnx.save(lucid_onnx.build_model(np.tile(WEIGHT, (40, 1))), outside, external_data=True)
+    files = {
+        broken: "broken.onnx could not be loaded. This file is no ONNX model, or not all of one.",
+        native: "native.onnx could not be loaded. This model is of the native form,",
+        outside: "outside.onnx keeps tables in outside.onnx.data: choose both files together.",
+    }
+    inputs = {
+        ("1, 2, 10", "0"): "indices: 10 (position 2) is outside the table, which has 10 rows.",
+        ("1, 2, -1", "0"): "indices: -1 (position 2) is outside the table, which has 10 rows.",
+        ("1, 2, 3", "1"): "offsets: the first is 1, and must be 0.",
+        ("1, 2, 3", "0, 2, 1"): "offsets: 1 (position 2) is less than the one before it, 2.",
+        ("1, 2, 3", "0, 4"): "offsets: 4 (position 1) is past the 3 indices.",
+        ("1, 2.5", "0"): "indices: 2.5 (position 1) is no integer",
+        ("1, 2", "9223372036854775808"): "offsets: 9223372036854775808 (position 0) is outside int64",
+        ("[1, 2", "0"): "indices: a closing bracket ] is missing",
+        ("[[1, 2], [3]]", "0"): "indices: row 1 is [1] long, but the ones before it are [2]",
+        ("[[1, 2]]", "0"): "indices: its shape is [1, 2], but the model takes [num_indices]",
+    }
+    steps: list[Sequence[Any]] = []
+    for path in files:
+        steps += [["files", [path]], ["error"]]
+    steps += [["files", [good]], ["error"]]
+    for indices, offsets in [*inputs, ("3, 4", "0")]:
+        steps += [["fill", "indices", indices], ["fill", "offsets", offsets], ["press", "Run"], ["error"], ["table"]]
+    answers = drive(steps)
+    found = [answer for step, answer in zip(steps, answers, strict=True) if step[0] == "error"]
+    for said, expected in zip(found, [*files.values(), None, *inputs.values(), None], strict=True):
+        assert (said is None) if expected is None else (expected in said), (said, expected)
+    tables = [answer for step, answer in zip(steps, answers, strict=True) if step[0] == "table"]
+    assert tables[:-1] == [None] * len(inputs)  # numbers of an earlier run are not left standing
+    np.testing.assert_allclose(np.array(tables[-1]["rows"], np.float64), WEIGHT[3:5].sum(0, keepdims=True), rtol=1e-6)
+
+
+def test_the_page_warns_where_the_model_does_not_refuse(drive: Drive, tmp_path: Path) -> None:
+    path = tmp_path / "rows.onnx"
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["weight", "indices"], ["output"])],  # ONNX's Gather takes -1 for the last row
+        "rows",
+        [helper.make_tensor_value_info("indices", TensorProto.INT64, ["num_indices"])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["num_bags", 4])],
+        [numpy_helper.from_array(WEIGHT, "weight")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    show = [["press", "Run"], ["table"]]
+    steps = [["files", [path]], ["fill", "indices", "9, -1"], *show, ["fill", "indices", "9"], *show]
+    _, _, _, bad, _, _, good = drive(steps)
+    assert bad["warning"].startswith("indices: -1 (position 1) is outside the table, which has 10 rows. This backend")
+    assert good["warning"] is None
+
+
+def test_start_refuses_what_is_no_port(commands: tuple[str, Path, str], url: str) -> None:
+    node, folder, _ = commands
+    taken = url.rstrip("/").rpartition(":")[2]
+    for port, code, said in (("65536", 2, "port = 65536 is not an integer in"), (taken, 1, f"port {taken} is taken")):
+        done = subprocess.run(
+            [node, folder / "start.mjs", port], capture_output=True, text=True, timeout=20, check=False
+        )
+        assert done.returncode == code
+        assert said in done.stderr
