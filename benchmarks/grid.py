@@ -356,7 +356,9 @@ class Bench:
         turns = turns or int(min(301, max(15, 0.5 / guess)))
         feeds = batches_of(shape, (turns + 4) * 4)
         tensors = [tuple(map(torch.from_numpy, feed.values())) for feed in feeds]
-        tolerance = TOLERANCES.get(shape.dtype, 1e-4)
+        # torch adds one row after another, and its error grows with the longest bag.
+        ends = np.append(feeds[0]["offsets"], shape.bags * shape.length)
+        tolerance = TOLERANCES.get(shape.dtype, 1e-4) * max(1.0, float(np.diff(ends).max()) / 20)
         reads = shape.row_bytes
         if shape.dtype in CODES:
             sides = self.codes(shape, feeds, tensors)

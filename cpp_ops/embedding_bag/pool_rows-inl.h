@@ -60,8 +60,63 @@ struct Factor<Int4> : AffineFactor {};
 template <>
 struct Factor<Uint4> : AffineFactor {};
 
+enum class Fetch { kNothing, kNear, kFar };
+
+LUCID_INLINE Fetch FetchOf(const PoolJob& job) {
+  if (job.row_bytes == 0 || job.row_bytes > kMostFetchedBytes ||
+      job.rows <= kMostCachedBytes / job.row_bytes) {
+    return Fetch::kNothing;
+  }
+  return job.rows <= kMostNearBytes / job.row_bytes ? Fetch::kNear : Fetch::kFar;
+}
+
+// What the loop over positions reads, copied out of the job, which the stores might otherwise
+// overwrite as far as the compiler can tell.
+struct Positions {
+  explicit Positions(const PoolJob& job);
+
+  const char* weight;
+  const char* indices;
+  bool wide;
+  int64_t index_bytes, row_bytes, padding;
+  uint64_t rows;
+  bool clips;
+  // Of a quantised table: the numbers beside the codes.
+  const char* scale;
+  const char* second;  // zero_point, bias, or 0 for every row
+  int64_t scale_stride, second_stride;
+  bool half, has_zero;
+  Fetch fetch;
+  int64_t fetch_end;  // from here on no position has a row that comes later, to be fetched
+};
+
+constexpr char kNoNumber[4] = {};
+
+inline Positions::Positions(const PoolJob& job)
+    : weight(job.weight),
+      indices(job.indices),
+      wide(job.index_type == kInt64),
+      index_bytes(wide ? 8 : 4),
+      row_bytes(job.row_bytes),
+      padding(job.padding),
+      rows(static_cast<uint64_t>(job.rows)),
+      clips(job.max_norm <= DBL_MAX),
+      scale(job.scale),
+      second(job.bias         ? job.bias
+             : job.zero_point ? job.zero_point
+                              : kNoNumber),
+      scale_stride(job.scale_stride),
+      second_stride(job.bias || job.zero_point ? job.scale_stride : 0),
+      half(job.scale_type == kFloat16),
+      has_zero(job.zero_point != nullptr),
+      fetch(FetchOf(job)),
+      fetch_end(job.last_position + 1 - (fetch == Fetch::kNear ? kNearDistance : kFarDistance)) {}
+
 template <class T>
 struct Bag {
+  explicit Bag(const PoolJob& job) : from(job) {}
+
+  Positions from;          // of all bags; here, so that it is made once
   int64_t count;           // of rows
   Accumulator<T> divisor;  // 1 but for mean
   bool partial;            // the result is a row of accumulators
@@ -285,24 +340,6 @@ LUCID_NOINLINE Accumulator<T> Clip(const PoolJob& job, const char* row, const Fa
   return norm > max_norm ? max_norm / (norm + static_cast<A>(1e-7)) : static_cast<A>(1);
 }
 
-// What the loop over positions reads, copied out of the job, which the stores might otherwise
-// overwrite as far as the compiler can tell.
-struct Positions {
-  const char* weight;
-  const char* indices;
-  bool wide;
-  int64_t index_bytes, row_bytes, padding;
-  uint64_t rows;
-  bool clips;
-  // Of a quantised table: the numbers beside the codes.
-  const char* scale;
-  const char* second;  // zero_point, bias, or 0 for every row
-  int64_t scale_stride, second_stride;
-  bool half, has_zero;
-};
-
-constexpr char kNoNumber[4] = {};
-
 // Number i of an array whose elements lie `stride` bytes apart, of float16 or float.
 LUCID_INLINE float HalfOrFloat(const char* base, int64_t stride, bool half, int64_t i) {
   const char* p = base + i * stride;
@@ -346,8 +383,6 @@ LUCID_INLINE int64_t IndexAt(const char* indices, bool wide, int64_t k) {
   return wide ? LoadUnaligned<int64_t>(indices, k) : LoadUnaligned<int32_t>(indices, k);
 }
 
-enum class Fetch { kNothing, kNear, kFar };
-
 LUCID_INLINE void FetchLines(bool near, uintptr_t p, int64_t bytes) {
   if (near) {
     LUCID_UNROLL
@@ -360,13 +395,6 @@ LUCID_INLINE void FetchLines(bool near, uintptr_t p, int64_t bytes) {
       LUCID_PREFETCH_L2(reinterpret_cast<const char*>(p + static_cast<uintptr_t>(i)));
     }
   }
-}
-
-LUCID_INLINE Fetch FetchOf(const PoolJob& job) {
-  if (job.row_bytes > kMostFetchedBytes || job.rows <= kMostCachedBytes / job.row_bytes) {
-    return Fetch::kNothing;
-  }
-  return job.rows <= kMostNearBytes / job.row_bytes ? Fetch::kNear : Fetch::kFar;
 }
 
 // Adds the rows of the positions [k, end) to the first block of columns; those of kListed jobs are
@@ -426,28 +454,9 @@ int64_t PoolFirstBlock(const PoolJob& job, int64_t begin, int64_t end, int64_t l
                        char* out) {
   using A = Accumulator<T>;
   using V = Vector<A, N>;
-  const bool wide = job.index_type == kInt64;
-  const char* const second = job.bias ? job.bias : job.zero_point;
-  const Positions from = {job.weight,
-                          job.indices,
-                          wide,
-                          wide ? 8 : 4,
-                          job.row_bytes,
-                          job.padding,
-                          static_cast<uint64_t>(job.rows),
-                          job.max_norm <= DBL_MAX,
-                          job.scale,
-                          second ? second : kNoNumber,
-                          job.scale_stride,
-                          second ? job.scale_stride : 0,
-                          job.scale_type == kFloat16,
-                          job.zero_point != nullptr};
-  const Fetch fetch = FetchOf(job);
-  const bool near = fetch == Fetch::kNear;
-  // Positions from here on have no row that comes later, and so nothing to fetch.
-  const int64_t fetch_end = fetch == Fetch::kNothing
-                                ? begin
-                                : job.last_position + 1 - (near ? kNearDistance : kFarDistance);
+  const Positions from = bag->from;
+  const bool near = from.fetch == Fetch::kNear;
+  const int64_t fetch_end = from.fetch == Fetch::kNothing ? begin : from.fetch_end;
   const Span<T> span(0, last);
 
   V acc[kVectors], sum[kVectors];
@@ -583,7 +592,7 @@ struct Pooler {
   Blocks<T> blocks = {};
   Bag<T> bag;
 
-  explicit Pooler(const PoolJob& j) : job(j) {
+  explicit Pooler(const PoolJob& j) : job(j), bag(j) {
     const bool scaled = job.max_norm <= DBL_MAX || job.per_sample_weights ||
                         (kIsQuantized<T> && (job.zero_point || job.scale_type == kFloat16));
     constexpr int N = LUCID_VECTOR_BYTES / sizeof(Accumulator<T>);
