@@ -1,5 +1,5 @@
-// 16 registers on x86-64: four accumulators, and room for the row. (Eight fit too, for half a minute
-// more of compilation on every machine, and hardly a machine has nothing better than this.)
+// 16 registers on x86-64: four accumulators, and room for the row. (Eight fit too, for half a
+// minute more of compilation on every machine, and hardly a machine has nothing better than this.)
 #include "base/isa.h"
 
 #define LUCID_ISA          baseline
