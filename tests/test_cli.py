@@ -304,6 +304,7 @@ def test_info_json(run):
             "max_norm": pytest.approx(0.1, rel=1e-12),
             "norm_type": "inf",
             "include_last_offset": False,
+            "numbers_bytes": None,
         }
     ]
 
