@@ -101,6 +101,9 @@ Status CountBags(const EmbeddingBagArgs& args, int64_t* num_bags);
 // in [0, V), or -1.
 Status CheckEmbeddingBag(const EmbeddingBagArgs& args, int64_t* num_bags, int64_t* padding);
 
+// Checks the values of offsets. *longest is the length of the longest bag.
+Status CheckOffsets(const EmbeddingBagArgs& args, int64_t* longest);
+
 // The refusals of a value: offsets[i], which stands behind `previous`, and the index at a position.
 Status RefuseOffset(const EmbeddingBagArgs& args, int64_t i, int64_t offset, int64_t previous);
 Status RefuseIndex(const EmbeddingBagArgs& args, int64_t position, int64_t index);
