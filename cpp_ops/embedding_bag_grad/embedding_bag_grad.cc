@@ -278,7 +278,7 @@ Status GradRun::Sort() {
 }
 
 // Clears memory that is more than the caches hold, past them: 256 MB take 15 to 19 ms, and 22 to
-// 27 by memset (Sapphire Rapids, one thread).
+// 27 by memset (Emerald Rapids, one thread).
 void ClearPastCaches(char* data, int64_t bytes) {
 #if defined(LUCID_X86_64)
   const int64_t head = std::min<int64_t>(-reinterpret_cast<intptr_t>(data) & 63, bytes);
