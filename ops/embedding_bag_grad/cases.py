@@ -138,7 +138,7 @@ def all_cases() -> dict[str, Case]:
 
 def suite() -> dict[str, Case]:
     """The cases that the conformance suite has files of: what can differ between runtimes, once."""
-    names = ("grad_max_ends_everything_float32",)
+    names = ("grad_weights_dense_float32", "grad_max_sparse_ends_everything_float32")
     return {name: all_cases()[name] for name in names}
 
 
