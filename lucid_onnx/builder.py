@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from .ops import OPERATOR_OF, quantized_embedding_bag
+from .ops import OPERATOR_OF, embedding_bag_grad, quantized_embedding_bag
 from .ops.embedding_bag import spec
 from .ops.quantized_embedding_bag.table import QuantizedTable
 
@@ -91,7 +91,7 @@ def build_model(
 
 
 def bag_model(
-    op: spec.Variant,
+    op: spec.Variant | embedding_bag_grad.spec.Variant,
     attributes: spec.Attributes,
     *,
     table: np.ndarray | None,
@@ -101,11 +101,11 @@ def bag_model(
     form: str,
     opset: int,
 ) -> onnx.ModelProto:
-    """`build_model` over checked arguments, where indices and offsets may differ in dtype."""
+    """`build_model` or `build_grad_model` over checked arguments, where indices and offsets may differ in dtype."""
     table_type = _onnx_type("weight_dtype", table_dtype, TABLE_TYPES)
     return _bag_model(
         op,
-        _node(op, op.inputs, "output", attributes, double=table_dtype == np.float64),
+        _node(op, op.inputs, op.outputs, attributes, double=table_dtype == np.float64),
         {"weight": (table_type, ["num_rows", "embedding_dim"])},
         {} if table is None else {"weight": table},
         "embedding_dim" if table is None else table.shape[1],
@@ -115,6 +115,58 @@ def bag_model(
         offsets_dtype,
         form,
         opset,
+    )
+
+
+def build_grad_model(
+    weight: npt.ArrayLike | None = None,
+    *,
+    mode: str = "mean",
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    padding_idx: int | None = None,
+    include_last_offset: bool = False,
+    two_d: bool = False,
+    per_sample_weights: bool = False,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+    index_dtype: npt.DTypeLike = "int64",
+    form: Form = "portable",
+    opset: int = spec.DEFAULT_OPSET,
+    weight_dtype: npt.DTypeLike = "float32",
+) -> onnx.ModelProto:
+    """A model of the gradient of one bag.
+
+    Inputs ``grad_output`` [num_bags, D] and those of `build_model`. Outputs ``grad_weight`` [V, D], or with ``sparse``
+    ``rows`` (int64 [num_entries]) and ``values`` [num_entries, D]; and with ``per_sample_weights`` the gradient of
+    those, ``grad_per_sample_weights``. See ``lucid_onnx.ops.embedding_bag_grad.spec``.
+
+    Args:
+        weight: the table [V, D]; None, as what is trained changes, makes it an input ``weight``.
+        scale_grad_by_freq: divide the gradient of a row by how often its index occurs in the bags.
+        sparse: an entry for every position, not coalesced, in the place of a gradient of the whole table.
+        mode, max_norm, norm_type, padding_idx, include_last_offset, two_d, per_sample_weights, index_dtype, form,
+            opset, weight_dtype: as in `build_model`, of the bag.
+
+    Raises:
+        TypeError, ValueError: as `build_model`.
+    """
+    attributes = embedding_bag_grad.spec.Attributes(
+        mode, padding_idx, max_norm, norm_type, include_last_offset, scale_grad_by_freq
+    )
+    table = None if weight is None else np.asarray(weight)
+    if table is not None:
+        spec.check_table(table)
+    attributes.check(weighted=per_sample_weights, num_rows=None if table is None else table.shape[0])
+    return bag_model(
+        embedding_bag_grad.spec.variant(sparse=sparse, two_d=two_d, weighted=per_sample_weights),
+        attributes,
+        table=table,
+        table_dtype=_dtype("weight_dtype", weight_dtype) if table is None else table.dtype,
+        index_dtype=_dtype("index_dtype", index_dtype),
+        offsets_dtype=_dtype("index_dtype", index_dtype),
+        form=form,
+        opset=opset,
     )
 
 
@@ -172,7 +224,7 @@ def quantized_bag_model(
     codes = attributes.codes
     return _bag_model(
         op,
-        _node(op, op.inputs, "output", attributes, double=False),
+        _node(op, op.inputs, op.outputs, attributes, double=False),
         {
             "codes": (CODES_TYPES[codes.stored], ["num_rows", codes.stored_columns(attributes.embedding_dim)]),
             **{name: (scale_type, ["num_rows"]) for name in ("scale", "zero_point", "bias")},
@@ -207,6 +259,7 @@ def _bag_model(
         table: type and shape of the inputs that make the table.
         constants: those of them that are initializers.
         dim: D, or its name.
+        output_type: of the bags, and of everything in a gradient that is no row number.
     """
     index_type = _onnx_type("index_dtype", index_dtype, _INDEX_TYPES)
     offsets_type = _onnx_type("offsets_dtype", offsets_dtype, _INDEX_TYPES)
@@ -217,12 +270,19 @@ def _bag_model(
         "indices": (index_type, positions),
         "offsets": (offsets_type, [num_bags]),
         "per_sample_weights": (output_type, positions),
+        "output": (output_type, ["num_bags", dim]),
+        # of a gradient
+        "grad_output": (output_type, ["num_bags", dim]),
+        "grad_weight": (output_type, [len(constants["weight"]) if "weight" in constants else "num_rows", dim]),
+        "rows": (TensorProto.INT64, ["num_entries"]),
+        "values": (output_type, ["num_entries", dim]),
+        "grad_per_sample_weights": (output_type, positions),
     }
     graph = helper.make_graph(
         [node],
-        "embedding_bag",
+        "embedding_bag_grad" if "grad_output" in op.inputs else "embedding_bag",
         [helper.make_tensor_value_info(name, *values[name]) for name in op.inputs if name not in constants],
-        [helper.make_tensor_value_info("output", output_type, ["num_bags", dim])],
+        [helper.make_tensor_value_info(name, *values[name]) for name in op.outputs],
     )
     model = _model(graph, opset)
     for name, array in constants.items():
@@ -266,7 +326,56 @@ def make_node(
     op = spec.variant(two_d=offsets is None, weighted=per_sample_weights is not None)
     given = {"weight": weight, "indices": indices, "offsets": offsets, "per_sample_weights": per_sample_weights}
     inputs = tuple(str(given[i]) for i in op.inputs)
-    return _node(op, inputs, output, attributes, double=dtype == np.float64, name=name)
+    return _node(op, inputs, (output,), attributes, double=dtype == np.float64, name=name)
+
+
+def make_grad_node(
+    grad_output: str,
+    weight: str,
+    indices: str,
+    offsets: str | None = None,
+    outputs: Iterable[str] | None = None,
+    *,
+    mode: str = "mean",
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    padding_idx: int | None = None,
+    include_last_offset: bool = False,
+    per_sample_weights: str | None = None,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+    weight_dtype: npt.DTypeLike = "float32",
+    name: str = "",
+) -> onnx.NodeProto:
+    """The gradient of one bag as a node; `make_node` tells how such a node becomes a model.
+
+    ``outputs`` are the names of all its outputs: ("grad_weight",), or ("rows", "values") with ``sparse``, and behind
+    them "grad_per_sample_weights" where there are per_sample_weights. These are the default too.
+
+    Raises:
+        TypeError, ValueError: as `build_grad_model`.
+    """
+    attributes = embedding_bag_grad.spec.Attributes(
+        mode, padding_idx, max_norm, norm_type, include_last_offset, scale_grad_by_freq
+    )
+    attributes.check(weighted=per_sample_weights is not None, num_rows=None)
+    dtype = _dtype("weight_dtype", weight_dtype)
+    _onnx_type("weight_dtype", dtype, TABLE_TYPES)
+    op = embedding_bag_grad.spec.variant(sparse=sparse, two_d=offsets is None, weighted=per_sample_weights is not None)
+    if isinstance(outputs, str):
+        raise TypeError(f"outputs = {outputs!r} is a string, expected a sequence of names")
+    names = op.outputs if outputs is None else tuple(outputs)
+    if len(names) != len(op.outputs):
+        raise ValueError(f"outputs = {names} must be names for {', '.join(op.outputs)}")
+    given = {
+        "grad_output": grad_output,
+        "weight": weight,
+        "indices": indices,
+        "offsets": offsets,
+        "per_sample_weights": per_sample_weights,
+    }
+    inputs = tuple(str(given[i]) for i in op.inputs)
+    return _node(op, inputs, names, attributes, double=dtype == np.float64, name=name)
 
 
 def to_form(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
@@ -311,7 +420,7 @@ def convert(model: onnx.ModelProto, form: str) -> None:
             if form == "standard":
                 operator = OPERATOR_OF[node.op_type]
                 op = operator.spec.VARIANTS[node.op_type]
-                names = tuple(node.input), node.output[0]
+                names = tuple(node.input), tuple(node.output)
                 expanded += operator.lowering.nodes(op, *names, attributes, opset, next(prefixes))
             else:
                 expanded.append(node)
@@ -507,10 +616,10 @@ def _size(tensor: onnx.TensorProto) -> int:
 
 
 def _node(
-    op: Any, inputs: Iterable[str], output: str, attributes: spec.Attributes, *, double: bool, name: str = ""
+    op: Any, inputs: Iterable[str], outputs: Iterable[str], attributes: spec.Attributes, *, double: bool, name: str = ""
 ) -> onnx.NodeProto:
     given: dict[str, Any] = attributes.to_onnx(op, double=double)  # type: ignore[assignment]
-    return helper.make_node(op.name, list(inputs), [output], name=name, domain=spec.DOMAIN, **given)
+    return helper.make_node(op.name, list(inputs), list(outputs), name=name, domain=spec.DOMAIN, **given)
 
 
 def _model(graph: onnx.GraphProto, opset: int) -> onnx.ModelProto:
@@ -611,8 +720,10 @@ def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) 
     op = meaning.VARIANTS[node.op_type]
     if len(node.input) != len(op.inputs) or not all(node.input):
         raise ValueError(f"{where}: {op.name} takes {', '.join(op.inputs)}; it was given {list(node.input)}")
-    if len(node.output) != 1:
+    if len(op.outputs) == 1 and len(node.output) != 1:
         raise ValueError(f"{where}: {op.name} has one output, not {len(node.output)}")
+    if len(node.output) != len(op.outputs) or not all(node.output):
+        raise ValueError(f"{where}: {op.name} gives {', '.join(op.outputs)}; it was given {list(node.output)}")
     given: dict[str, Any] = {}
     for attribute in node.attribute:
         if attribute.name not in meaning.attribute_names(op):
@@ -626,7 +737,7 @@ def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) 
         if text not in spec.MODES:
             raise ValueError(f"{where}: mode = {text!r} is not one of 'sum', 'mean', 'max'")
         given["mode"] = spec.MODES.index(text)
-    element_type, num_rows = tables.get(node.input[0], (None, None))
+    element_type, num_rows = tables.get(node.input[op.inputs.index(op.table)], (None, None))
     double = given.get("stash_type") == TensorProto.DOUBLE if not element_type else element_type == TensorProto.DOUBLE
     try:
         attributes = meaning.Attributes.from_onnx(given)

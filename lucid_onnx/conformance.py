@@ -5,13 +5,13 @@ from __future__ import annotations
 import onnx
 
 from .builder import bag_model, quantized_bag_model
-from .ops import quantized_embedding_bag
+from .ops import embedding_bag_grad, quantized_embedding_bag
 from .ops.embedding_bag import spec
 from .ops.embedding_bag.cases import Case
 
 
 def case_model(
-    case: Case | quantized_embedding_bag.cases.Case,
+    case: Case | quantized_embedding_bag.cases.Case | embedding_bag_grad.cases.Case,
     form: str,
     opset: int = spec.DEFAULT_OPSET,
     *,

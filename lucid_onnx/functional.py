@@ -1,9 +1,9 @@
-"""The calls: `embedding_bag`, with the signature of Lucid's and PyTorch's functional form, and its quantised twin."""
+"""The calls: `embedding_bag`, with the signature of Lucid's and PyTorch's functional form, its gradient, its twin."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,15 @@ import numpy.typing as npt
 
 from .builder import FORMS, Form, bag_model, quantized_bag_model
 from .library import why_no_cuda
+from .ops import OPERATOR_OF
+from .ops import embedding_bag_grad as gradient_op
 from .ops import quantized_embedding_bag as quantized
 from .ops.embedding_bag import spec
 from .ops.quantized_embedding_bag.table import QuantizedTable
 from .session import InferenceSession
 
+#: What the native library has no kernel of. In a portable model the function runs.
+_WITHOUT_KERNEL = frozenset(gradient_op.spec.VARIANTS)
 _PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
 
 
@@ -73,7 +77,80 @@ def embedding_bag(
     _check_choices(form, native, provider)
     op = spec.variant(two_d=indices.ndim == 2, weighted=weights is not None)
     given = {"weight": table, "indices": indices, "offsets": starts, "per_sample_weights": weights}
-    return _pooled(op, attributes, table, given, form, native, provider)
+
+    def check() -> None:
+        spec.check_inputs(table, indices, starts, weights, attributes)
+
+    return _run(op, op.outputs, attributes, table.dtype, given, check, form, native, provider)[0]
+
+
+def embedding_bag_grad(
+    grad_output: npt.ArrayLike,
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    offsets: npt.ArrayLike | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: npt.ArrayLike | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+    *,
+    with_per_sample_weights: bool = False,
+    form: Form = "portable",
+    native: bool = True,
+    provider: str = "cpu",
+) -> np.ndarray | tuple[np.ndarray, ...]:
+    """The gradient of a bag, on ONNX Runtime: what `embedding_bag` of the same arguments hands back to its table.
+
+    Args:
+        grad_output: the gradient of the bag's output, [B, D] of the table's dtype.
+        scale_grad_by_freq: divide the gradient of a row by how often its index occurs in the bags.
+        sparse: give an entry for every position that counts, in the place of a gradient of the whole table.
+        with_per_sample_weights: give the gradient of ``per_sample_weights`` too, shaped like them.
+        x, weight, offsets, max_norm, norm_type, mode, per_sample_weights, include_last_offset, padding_idx, form,
+            native, provider: as in `embedding_bag`. Where a row is clipped, the clip is not differentiated, as in
+            PyTorch.
+
+    Returns:
+        ``grad_weight`` [V, D], of the table's dtype; with ``sparse`` a tuple of ``rows`` (int64 [M]: the index of each
+        position that is in a bag and not padded, in order) and ``values`` [M, D], which may repeat a row; with
+        ``with_per_sample_weights`` a tuple that ends in that gradient.
+
+    Raises:
+        IndexError, TypeError, ValueError: as `embedding_bag`; ``grad_output`` of another shape or dtype; or
+            with_per_sample_weights where there are none.
+    """
+    gradient, indices, table = np.asarray(grad_output), _index_array(x), np.asarray(weight)
+    starts = None if offsets is None else _index_array(offsets)
+    weights = None if per_sample_weights is None else np.asarray(per_sample_weights)
+    attributes = gradient_op.spec.Attributes(
+        mode, padding_idx, max_norm, norm_type, include_last_offset, scale_grad_by_freq
+    )
+    gradient_op.spec.check_shapes(gradient, table, indices, starts, weights, attributes)
+    attributes.check(weighted=weights is not None, num_rows=table.shape[0])
+    _check_choices(form, native, provider)
+    if form == "native":
+        raise ValueError("form = 'native', but the native library has no kernel of gradients: 'portable' runs them")
+    if with_per_sample_weights and weights is None:
+        raise ValueError("with_per_sample_weights = True, but per_sample_weights is None")
+    op = gradient_op.spec.variant(sparse=sparse, two_d=indices.ndim == 2, weighted=weights is not None)
+    given = {
+        "grad_output": gradient,
+        "weight": table,
+        "indices": indices,
+        "offsets": starts,
+        "per_sample_weights": weights,
+    }
+
+    def check() -> None:
+        gradient_op.spec.check_inputs(gradient, table, indices, starts, weights, attributes)
+
+    wanted = [name for name in op.outputs if with_per_sample_weights or name != "grad_per_sample_weights"]
+    outputs = _run(op, wanted, attributes, table.dtype, given, check, form, native, provider)
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
 def quantized_embedding_bag(
@@ -123,32 +200,39 @@ def quantized_embedding_bag(
     _check_choices(form, native, provider)
     op = quantized.spec.variant(second=table.second, two_d=indices.ndim == 2, weighted=weights is not None)
     given = {**table.inputs, "indices": indices, "offsets": starts, "per_sample_weights": weights}
-    return _pooled(op, attributes, rows, given, form, native, provider)
+
+    def check() -> None:
+        spec.check_inputs(rows, indices, starts, weights, attributes)
+
+    return _run(op, op.outputs, attributes, dtype, given, check, form, native, provider)[0]
 
 
-def _pooled(
-    op: spec.Variant | quantized.spec.Variant,
+def _run(
+    op: spec.Variant | gradient_op.spec.Variant | quantized.spec.Variant,
+    outputs: Sequence[str],
     attributes: spec.Attributes,
-    rows: np.ndarray,
+    dtype: np.dtype,
     given: Mapping[str, np.ndarray | None],
+    check: Callable[[], None],
     form: str,
     native: bool,
     provider: str,
-) -> np.ndarray:
-    """The call, checked but for the values in it. ``rows``: of the shape and dtype of the table's, for their checks."""
+) -> list[np.ndarray]:
+    """The call, where all but the values in it is checked.
+
+    Args:
+        dtype: of the table's rows.
+        check: looks at the values too.
+    """
     indices, starts = given["indices"], given["offsets"]
     assert indices is not None
-
-    def check() -> None:
-        spec.check_inputs(rows, indices, starts, given["per_sample_weights"], attributes)
-
-    kernel = native and form != "standard"
+    kernel = native and form != "standard" and op.name not in _WITHOUT_KERNEL
     if not kernel:  # standard operators cannot refuse all that the contract refuses
         check()
     session = _session(
         op.name,
         attributes,
-        rows.dtype.name,
+        dtype.name,
         indices.dtype.name,
         indices.dtype.name if starts is None else starts.dtype.name,
         form,
@@ -156,11 +240,12 @@ def _pooled(
         provider,
     )
     try:
-        return np.asarray(session.run(["output"], {name: given[name] for name in op.inputs})[0])
+        got = session.run(list(outputs), {name: given[name] for name in op.inputs})
     except Exception:
         # The kernel says what is wrong in onnxruntime's exceptions; the contract has its own.
         check()
         raise
+    return [np.asarray(output) for output in got]
 
 
 def _check_choices(form: str, native: bool, provider: str) -> None:
@@ -207,11 +292,11 @@ def _session(
         "form": form,
         "opset": spec.DEFAULT_OPSET,
     }
+    variant = OPERATOR_OF[op].spec.VARIANTS[op]
     if isinstance(attributes, quantized.spec.Attributes):
-        variant = quantized.spec.VARIANTS[op]
         model = quantized_bag_model(variant, attributes, table={}, scale_dtype=dtype, **common)
     else:
-        model = bag_model(spec.VARIANTS[op], attributes, table=None, table_dtype=dtype, **common)
+        model = bag_model(variant, attributes, table=None, table_dtype=dtype, **common)
     session = InferenceSession(model, native=native, providers=_PROVIDERS[provider])
     if _PROVIDERS[provider][0] not in session.get_providers():
         raise RuntimeError(f"provider = {provider!r}, but {_PROVIDERS[provider][0]} did not start here")

@@ -307,19 +307,20 @@ def _bags(proto: onnx.ModelProto) -> Iterator[Node]:
         where = f"node {node.name or ', '.join(node.output)!r}"
         if node.op_type not in OPERATOR_OF:
             raise ValueError(f"{where}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(OPERATOR_OF)}")
-        if not node.input:
-            raise ValueError(f"{where}: {node.op_type} has no inputs")
+        op = OPERATOR_OF[node.op_type].spec.VARIANTS[node.op_type]
+        place = op.inputs.index(op.table)
+        if len(node.input) <= place:
+            raise ValueError(f"{where}: {node.op_type} has no input {op.table}")
         try:
             given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
             attributes = OPERATOR_OF[node.op_type].spec.Attributes.from_onnx(given)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from error
-        table, size, external = known.get(node.input[0], (Value(node.input[0], "?", None), None, False))
+        table, size, external = known.get(node.input[place], (Value(node.input[place], "?", None), None, False))
         numbers: int | None = None
         if isinstance(attributes, quantized_embedding_bag.spec.Attributes):  # what the bytes are codes of
             rows = None if table.shape is None else (*table.shape[:1], attributes.embedding_dim)
             table = dataclasses.replace(table, dtype=attributes.codes_type, shape=rows)
-            op = quantized_embedding_bag.spec.VARIANTS[node.op_type]
             sizes = [known[name][1] if name in known else None for name in node.input[1 : op.inputs.index("indices")]]
             numbers = None if None in sizes else sum(size for size in sizes if size is not None)
         yield Node(

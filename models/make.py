@@ -49,8 +49,10 @@ def write_conformance(folder: Path) -> int:
                 (data.parent / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
                 for k, (name, array) in enumerate(case.inputs.items()):
                     (data / f"input_{k}.pb").write_bytes(tensor(name, array).SerializeToString(deterministic=True))
-                output = tensor("output", case.expected())
-                (data / "output_0.pb").write_bytes(output.SerializeToString(deterministic=True))
+                expected = case.expected()
+                outputs = expected if isinstance(expected, tuple) else (expected,)
+                for k, (name, array) in enumerate(zip(case.op.outputs, outputs, strict=True)):
+                    (data / f"output_{k}.pb").write_bytes(tensor(name, array).SerializeToString(deterministic=True))
                 count += 1
     return count
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,9 @@ class Emitter:
         prefix: stands before every name, so that several expansions live in one graph.
         attributes: the values of the operator's attributes where they are known. Without them the nodes
             refer to the attributes of the function that they are the body of.
+
+    What decides between ways to write an expansion is known of all attributes or of none. A type to cast to
+    decides nothing, and may be left to the function where the rest is known (see `fixing`).
     """
 
     def __init__(self, opset: int, prefix: str = "", attributes: dict[str, int | float] | None = None) -> None:
@@ -60,6 +64,26 @@ class Emitter:
         self.nodes.append(helper.make_node(op_type, names, [output], **attributes))
         return output
 
+    def several(
+        self, op_type: str, inputs: Sequence[str | int | Sequence[int]], attributes: dict[str, Any], count: int
+    ) -> tuple[str, ...]:
+        """A node of ``count`` outputs; the names of them."""
+        first, *others = (self.name() for _ in range(count))
+        self.node(op_type, inputs, attributes, first)
+        self.nodes[-1].output.extend(others)
+        return (first, *others)
+
+    def fixing(self, attributes: dict[str, int | float]) -> Emitter:
+        """This emitter, writing to the same nodes, where the given attributes have the given values.
+
+        Attributes that are not given stay what they are: known, or the function's. Constants are written anew, as in
+        a branch ONNX Runtime cannot take away a Cast that does nothing if the branch uses both sides of it.
+        """
+        view = copy.copy(self)
+        view._attributes = {**(self._attributes or {}), **attributes}
+        view._known = {key: value for key, value in self._known.items() if key[0] not in ("attribute", "Constant")}
+        return view
+
     def int64(self, value: int | Sequence[int]) -> str:
         """An int64 constant: a scalar for an int, one dimension for a sequence."""
         return self.constant(np.asarray(value, np.int64))
@@ -77,7 +101,7 @@ class Emitter:
         key = ("attribute", name)
         if key not in self._known:
             slot = "value_int" if kind == onnx.AttributeProto.INT else "value_float"
-            if self._attributes is not None:
+            if self._attributes is not None and name in self._attributes:
                 self._known[key] = self.node("Constant", (), {slot: self._attributes[name]}, self.name())
             else:
                 self._known[key] = self.node("Constant", (), {}, self.name())
@@ -88,7 +112,7 @@ class Emitter:
 
     def cast_to_attribute(self, x: str, name: str) -> str:
         """Cast ``x`` to the type that the INT attribute ``name`` gives (a TensorProto.DataType)."""
-        if self._attributes is not None:
+        if self._attributes is not None and name in self._attributes:
             return str(self.Cast(x, to=self._attributes[name]))
         key = ("cast to attribute", x, name)
         if key in self._known:
@@ -125,12 +149,12 @@ class Emitter:
         return self.node("If", (where,), branches, self.name())
 
     def function(
-        self, domain: str, name: str, inputs: Sequence[str], output: str, attributes: Sequence[str]
+        self, domain: str, name: str, inputs: Sequence[str], outputs: Sequence[str], attributes: Sequence[str]
     ) -> onnx.FunctionProto:
         """The nodes so far as a model-local function."""
         imports = [helper.make_opsetid("", self.opset)]
         return helper.make_function(
-            domain, name, list(inputs), [output], self.nodes, imports, attributes=list(attributes)
+            domain, name, list(inputs), list(outputs), self.nodes, imports, attributes=list(attributes)
         )
 
     @property

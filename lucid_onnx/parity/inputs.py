@@ -26,11 +26,11 @@ class NoInputsError(ValueError):
 class _Role:
     """What a bag asks of an input of the graph."""
 
-    kind: str  # "indices", "offsets", "table"
+    kind: str  # "indices", "offsets", "table", "gradient"
     rows: int | None = None  # of the table, for indices
     padding: int | None = None
-    last: bool = False  # include_last_offset, for offsets
-    partner: str = ""  # the indices, for offsets
+    last: bool = False  # include_last_offset, for offsets and a gradient
+    partner: str = ""  # the indices, for offsets; what tells the number of bags, for a gradient
     two_d: bool = False
 
 
@@ -55,8 +55,8 @@ def random_inputs(model: onnx.ModelProto, given: Mapping[str, np.ndarray], seed:
             if dim.dim_param:
                 sizes[dim.dim_param] = size
     result = dict(given)
-    # Indices before the offsets that cut them; tables before both, for their rows.
-    order = {"table": 0, "indices": 1, "other": 2, "offsets": 3}
+    # Indices before the offsets that cut them; tables before both, for their rows; a gradient is as long as offsets.
+    order = {"table": 0, "indices": 1, "other": 2, "offsets": 3, "gradient": 4}
     for name in sorted(values, key=lambda n: order[roles[n].kind if n in roles else "other"]):
         if name not in result:
             result[name] = _array(values[name], roles.get(name), sizes, result, random)
@@ -84,19 +84,23 @@ def _roles(
             op = OPERATOR_OF[node.op_type].spec.VARIANTS[node.op_type]
             named = {n: origin(v) for n, v in zip(op.inputs, node.input, strict=True)}
             attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-            table = initializers.get(node.input[0])
+            table = initializers.get(node.input[op.inputs.index(op.table)])
             rows = table.dims[0] if table is not None else None
             padding = attributes.get("padding_idx", spec.NO_PADDING)
-            if named[op.inputs[0]] is not None:
-                roles[str(named[op.inputs[0]])] = _Role("table")
+            if named[op.table] is not None:
+                roles[str(named[op.table])] = _Role("table")
             indices = named["indices"]
             if indices is not None:
                 role = _Role("indices", rows, None if padding == spec.NO_PADDING else padding, two_d=op.two_d)
                 roles[indices] = _narrower(roles.get(indices), role)
             offsets = named.get("offsets")
+            last = bool(attributes.get("include_last_offset", 0))
             if offsets is not None:
-                last = bool(attributes.get("include_last_offset", 0))
                 roles[offsets] = _Role("offsets", last=last, partner=indices or "")
+            gradient = named.get("grad_output")
+            if gradient is not None:
+                bags = indices if op.two_d else offsets
+                roles[gradient] = _Role("gradient", last=last and not op.two_d, partner=bags or "")
         elif node.op_type == "Gather" and node.domain == "" and node.input[0] in initializers:
             axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
             name = origin(node.input[1])
@@ -143,6 +147,8 @@ def _array(
             default = _NUM_BAGS
         if dim.HasField("dim_value"):
             shape.append(dim.dim_value)
+        elif role is not None and kind == "gradient" and axis == 0 and role.partner in made:
+            shape.append(len(made[role.partner]) - int(role.last))
         else:
             shape.append(sizes.setdefault(dim.dim_param or f"{name}.{axis}", default))
     if role is not None and kind == "offsets":

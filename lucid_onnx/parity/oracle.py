@@ -12,14 +12,14 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from lucid_onnx.builder import to_form
-from lucid_onnx.ops import OPERATOR_OF, embedding_bag, quantized_embedding_bag
+from lucid_onnx.ops import OPERATOR_OF, embedding_bag, embedding_bag_grad, quantized_embedding_bag
 from lucid_onnx.ops.embedding_bag import spec
 
 
 class _Bag(OpRun):
     op_domain = spec.DOMAIN
 
-    def _run(self, *inputs: np.ndarray, **_: Any) -> tuple[np.ndarray]:
+    def _run(self, *inputs: np.ndarray, **_: Any) -> tuple[np.ndarray, ...]:
         node = self.onnx_node
         operator = OPERATOR_OF[node.op_type]
         op = operator.spec.VARIANTS[node.op_type]
@@ -30,6 +30,10 @@ class _Bag(OpRun):
         keywords = {name: getattr(attributes, name) for name in names}
         if operator is embedding_bag:
             return (embedding_bag.reference.embedding_bag(arrays.pop("indices"), **arrays, **keywords),)
+        if operator is embedding_bag_grad:
+            keywords |= {"scale_grad_by_freq": attributes.scale_grad_by_freq, "sparse": op.sparse}
+            gradient, indices = arrays.pop("grad_output"), arrays.pop("indices")
+            return embedding_bag_grad.reference.embedding_bag_grad(gradient, indices, **arrays, **keywords)
         kind = attributes.codes
         codes = quantized_embedding_bag.spec.unpack(arrays.pop("codes"), kind, attributes.embedding_dim)
         pool = quantized_embedding_bag.reference.quantized_embedding_bag

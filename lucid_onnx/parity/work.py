@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from lucid_onnx.builder import to_form
 from lucid_onnx.conformance import case_model
-from lucid_onnx.ops import OPERATOR_OF, OPERATORS, quantized_embedding_bag
+from lucid_onnx.ops import OPERATOR_OF, OPERATORS, embedding_bag_grad, quantized_embedding_bag
 from lucid_onnx.ops.embedding_bag import cases, spec
 
 from . import inputs as made_inputs
@@ -113,7 +113,7 @@ def _operator(name: str, about: str, node: onnx.NodeProto, arrays: Mapping[str, 
     return Job(name, "operators", about, inputs, [expected], programs.get)
 
 
-AnyCase = cases.Case | quantized_embedding_bag.cases.Case
+AnyCase = cases.Case | quantized_embedding_bag.cases.Case | embedding_bag_grad.cases.Case
 
 
 def conformance(pattern: str = "*") -> list[Job]:
@@ -152,6 +152,8 @@ def case_job(case: AnyCase, group: str) -> Job:
     if isinstance(attributes, quantized_embedding_bag.spec.Attributes):
         call["operator"] = "quantized_embedding_bag"
         call |= {"codes_type": attributes.codes_type, "embedding_dim": attributes.embedding_dim}
+    if isinstance(case, embedding_bag_grad.cases.Case):
+        call["operator"] = "embedding_bag_grad"
     call = {name: "inf" if value == np.inf else value for name, value in call.items()}
 
     @functools.cache
@@ -162,7 +164,13 @@ def case_job(case: AnyCase, group: str) -> Job:
             return Program("call", call=call)
         return Program(form, case_model(case, form).SerializeToString(deterministic=True))
 
-    expected = [Expected(case.expected(), case.exact, np.broadcast_to(case.tolerance, case.exact.shape))]
+    outputs: Any = (case.expected(), case.exact, case.tolerance)
+    if not isinstance(case, embedding_bag_grad.cases.Case):
+        outputs = tuple((output,) for output in outputs)
+    expected = [
+        Expected(rounded, exact, np.broadcast_to(tolerance, exact.shape))
+        for rounded, exact, tolerance in zip(*outputs, strict=True)
+    ]
     return Job(case.name, group, _about(case), case.inputs, expected, program)
 
 
@@ -172,6 +180,7 @@ def _about(case: AnyCase) -> str:
     extras = [f"padding_idx {a.padding_idx}"] if a.padding_idx is not None else []
     extras += [f"max_norm {a.max_norm} (p {a.norm_type:g})"] if a.max_norm is not None else []
     extras += ["include_last_offset"] if a.include_last_offset else []
+    extras += ["scale_grad_by_freq"] if getattr(a, "scale_grad_by_freq", False) else []
     return "; ".join([a.mode, *extras, sizes])
 
 

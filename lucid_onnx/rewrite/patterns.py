@@ -935,7 +935,7 @@ def _lowered(name: str, attributes: tuple[tuple[str, int | float], ...], opset: 
     """The nodes of a bag in the standard form. Only to be read."""
     operator = OPERATOR_OF[name]
     inputs = operator.spec.VARIANTS[name].inputs
-    nodes = operator.lowering.nodes(operator.spec.VARIANTS[name], inputs, "output", dict(attributes), opset, "_")
+    nodes = operator.lowering.nodes(operator.spec.VARIANTS[name], inputs, ("output",), dict(attributes), opset, "_")
     return ir.serde.deserialize_graph(
         onnx.helper.make_graph(nodes, "bag", [_untyped(i) for i in inputs], [_untyped("output")])
     )

@@ -468,14 +468,15 @@ class _Work:
         """``outer``: for every name that is known here, why it is no constant table; "" for those that are."""
         scope = dict(outer)
         for node in nodes:
-            is_bag = node.domain == spec.DOMAIN and OPERATOR_OF[node.op_type].spec is spec
+            meaning = OPERATOR_OF[node.op_type].spec if node.domain == spec.DOMAIN else None
+            is_bag = meaning is spec
             for k, name in enumerate(node.input):
                 if is_bag and k == 0:
                     objection = scope.get(name, "it is not known where it comes from")
                     self._bags.append(_Bag(node, name, objection or None))
                 elif scope.get(name) == "":
                     self._others.setdefault(name, f"{_where(node)} ({node.op_type}) reads it as well")
-            if node.domain == spec.DOMAIN and not is_bag:
+            if meaning is quantized_embedding_bag.spec:
                 kind = quantized_embedding_bag.spec.Attributes.from_onnx(
                     {a.name: helper.get_attribute_value(a) for a in node.attribute}
                 ).codes_type

@@ -19,7 +19,7 @@ table without rows has nothing to gather, not even for the dummy; then there are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -36,21 +36,21 @@ _MAX = spec.MODES.index("max")
 def function(op: spec.Variant, opset: int) -> onnx.FunctionProto:
     """The operator as a model-local function, generic in its attributes and dtypes."""
     e = Emitter(opset)
-    expand(e, op, op.inputs, "output")
-    return e.function(spec.DOMAIN, op.name, op.inputs, "output", spec.attribute_names(op))
+    expand(e, op, op.inputs, *op.outputs)
+    return e.function(spec.DOMAIN, op.name, op.inputs, op.outputs, spec.attribute_names(op))
 
 
 def nodes(
     op: spec.Variant,
     inputs: tuple[str, ...],
-    output: str,
+    outputs: tuple[str, ...],
     attributes: dict[str, int | float],
     opset: int,
     prefix: str,
 ) -> list[onnx.NodeProto]:
     """The operator as standard nodes for one node's attributes (see `spec.Attributes.to_onnx`)."""
     e = Emitter(opset, prefix, attributes)
-    expand(e, op, inputs, output)
+    expand(e, op, inputs, *outputs)
     return e.nodes
 
 
@@ -94,34 +94,13 @@ def pool(e: Emitter, op: Layout, inputs: tuple[str, ...], output: str, table: Ta
     num_rows, dim = table.num_rows, table.dim
     live = e.Min(num_rows, [1])  # [1]: 1, or 0 for a table without rows
 
-    # Bags as segments of the positions.
-    if op.two_d:
-        shape = e.Shape(named["indices"])
-        num_bags = e.Slice(shape, [0], [1])
-        length = e.Slice(shape, [1], [2])
-        bags = e.Range(0, e.Squeeze(num_bags), 1)
-        starts = e.Mul(bags, length)
-        ends = e.Add(starts, length)
-        indices = e.Reshape(named["indices"], [-1])
-    else:
-        indices = named["indices"]
-        offsets = e.Cast(named["offsets"], to=onnx.TensorProto.INT64)
-        num_bags = e.Sub(e.Shape(offsets), e.attribute("include_last_offset", _INT))
-        bounds = e.Concat(offsets, e.Shape(indices), axis=0)
-        starts = e.Slice(bounds, [0], num_bags)
-        ends = e.Slice(bounds, [1], e.Add(num_bags, 1))
-        starts = e.Add(starts, _refusal(e, starts, ends, e.Shape(indices)))
-    lengths = e.Sub(ends, starts)
-    num_indices = e.Shape(indices)
-    indices = e.Cast(indices, to=onnx.TensorProto.INT64)
-    # Gather takes -1 for the last row. An index past the table is refused where Gather refuses.
-    indices = e.Where(e.Less(indices, 0), num_rows, indices)
+    num_bags, starts, ends, lengths, num_indices, indices = read_bags(e, op, named, num_rows)
 
     longest = e.reduce("ReduceMax", e.Concat(lengths, [1], axis=0), 0, keepdims=1)
     mean_length = e.Div(num_indices, e.Max(num_bags, [1]))
     cap = e.Min(e.Max(mean_length, [_SMALLEST_BLOCK]), [_LARGEST_BLOCK])
     # Blocks of equal size for the longest, and so for all where all are alike: no holes.
-    block = _ceil_div(e, longest, _ceil_div(e, longest, cap))
+    block = ceil_div(e, longest, ceil_div(e, longest, cap))
 
     # Behind the bags two dummies, over a block of positions behind the last that all read row 0: one empty and
     # one full, so that neither kind of block is ever missing.
@@ -133,7 +112,7 @@ def pool(e: Emitter, op: Layout, inputs: tuple[str, ...], output: str, table: Ta
     if op.weighted:
         flat = e.Reshape(named["per_sample_weights"], [-1])
         flat = e.cast_to_attribute(flat, "stash_type")
-        extra = e.Expand(_stash(e, 0), block)
+        extra = e.Expand(stash(e, 0), block)
         positions["weights"] = e.Concat(flat, extra, axis=0)
 
     padding = _Padding(e, indices, num_rows)
@@ -145,7 +124,7 @@ def pool(e: Emitter, op: Layout, inputs: tuple[str, ...], output: str, table: Ta
         return str(e.Gather(positions["indices"], at))
 
     def table_rows(at: str) -> str:
-        rows = _clipped(e, table.rows(index(at)))
+        rows = clipped(e, table.rows(index(at)))
         if op.weighted:
             rows = e.Mul(rows, e.Unsqueeze(e.Gather(positions["weights"], at), [-1]))
         return rows
@@ -164,7 +143,7 @@ def pool(e: Emitter, op: Layout, inputs: tuple[str, ...], output: str, table: Ta
     place = e.ScatterElements(first.at(e, first.begins), long, _real(e, place, long))
 
     # Empty bags, and all bags of a table without rows, read the row of zeros at the end.
-    zero = e.Expand(_stash(e, 0), e.Concat([1], dim, axis=0))
+    zero = e.Expand(stash(e, 0), e.Concat([1], dim, axis=0))
     zero_place = e.Add(e.Add(num_first, num_second), e.Shape(third.rows, end=1))
     place = e.Slice(e.Concat(place, e.Expand(zero_place, num_bags), axis=0), [0], num_bags)
     place = e.Where(e.Greater(counts, 0), place, zero_place)
@@ -178,16 +157,56 @@ def pool(e: Emitter, op: Layout, inputs: tuple[str, ...], output: str, table: Ta
     e.node("CastLike", (pooled, table.like), {}, output)
 
 
-def _refusal(e: Emitter, starts: str, ends: str, num_indices: str) -> str:
-    """[1]: 0, where the offsets start at 0, never decrease and end within the indices; elsewhere an error.
+class Segments(NamedTuple):
+    """Bags as segments of the positions."""
 
-    Standard operators have no way to raise one, but Gather refuses an index past its data in ONNX Runtime on the
-    CPU. Without this, offsets that run back and forth could ask for more memory than there is. (The maximum is
+    num_bags: str  #: [1]: B
+    starts: str  #: [B]
+    ends: str  #: [B]
+    lengths: str  #: [B]
+    num_indices: str  #: [1]: N
+    indices: str  #: [N], int64, with V in the place of negative ones
+
+
+def read_bags(e: Emitter, op: Layout, named: Mapping[str, str], num_rows: str) -> Segments:
+    """The bags, and an error where the offsets do not start at 0, decrease, or pass the indices.
+
+    Without that error, offsets that run back and forth could ask for more memory than there is. (The maximum is
     taken of zeros and ones: ONNX Runtime 1.23 finds 0 the largest of [0, 2**31, -2**31 - 1, 0, 0, 0].)
     """
-    wrong = e.Concat(e.Abs(e.Slice(starts, [0], [1])), e.Sub(starts, ends), e.Sub(ends, num_indices), [0], axis=0)
-    flags = e.Cast(e.Greater(wrong, 0), to=onnx.TensorProto.INT64)
-    return str(e.Gather([0], e.reduce("ReduceMax", flags, 0, keepdims=1)))
+    if op.two_d:
+        shape = e.Shape(named["indices"])
+        num_bags = e.Slice(shape, [0], [1])
+        length = e.Slice(shape, [1], [2])
+        bags = e.Range(0, e.Squeeze(num_bags), 1)
+        starts = e.Mul(bags, length)
+        ends = e.Add(starts, length)
+        indices = e.Reshape(named["indices"], [-1])
+    else:
+        indices = named["indices"]
+        offsets = e.Cast(named["offsets"], to=onnx.TensorProto.INT64)
+        num_bags = e.Sub(e.Shape(offsets), e.attribute("include_last_offset", _INT))
+        bounds = e.Concat(offsets, e.Shape(indices), axis=0)
+        starts = e.Slice(bounds, [0], num_bags)
+        ends = e.Slice(bounds, [1], e.Add(num_bags, 1))
+        first, past = e.Abs(e.Slice(starts, [0], [1])), e.Shape(indices)
+        wrong = e.Concat(first, e.Sub(starts, ends), e.Sub(ends, past), [0], axis=0)
+        starts = e.Add(starts, refusal(e, e.Greater(wrong, 0)))
+    lengths = e.Sub(ends, starts)
+    num_indices = e.Shape(indices)
+    indices = e.Cast(indices, to=onnx.TensorProto.INT64)
+    # Gather takes -1 for the last row. An index past the table is refused where Gather refuses.
+    indices = e.Where(e.Less(indices, 0), num_rows, indices)
+    return Segments(num_bags, starts, ends, lengths, num_indices, indices)
+
+
+def refusal(e: Emitter, flags: str) -> str:
+    """[1]: 0, where no flag of at least one is set; elsewhere an error.
+
+    Standard operators have no way to raise one, but Gather refuses an index past its data in ONNX Runtime on the CPU.
+    """
+    numbers = e.Cast(flags, to=onnx.TensorProto.INT64)
+    return str(e.Gather([0], e.reduce("ReduceMax", numbers, 0, keepdims=1)))
 
 
 class _Round(NamedTuple):
@@ -219,7 +238,7 @@ class _Blocks(NamedTuple):
 
 def _cut(e: Emitter, starts: str, ends: str, block: str) -> _Blocks:
     """Cut segments [S] into ``ceil(length / block)`` blocks each, at least one."""
-    pieces = e.Max(_ceil_div(e, e.Sub(ends, starts), block), 1)
+    pieces = e.Max(ceil_div(e, e.Sub(ends, starts), block), 1)
     begins = e.CumSum(pieces, 0, exclusive=1)
     total = e.reduce("ReduceSum", pieces, 0, keepdims=1)
     # Which segment each block is of: every segment has a first block, so the targets are distinct.
@@ -326,7 +345,7 @@ def _real(e: Emitter, values: str, several: str) -> str:
     return e.Slice(values, [0], e.Shape(several))
 
 
-def _ceil_div(e: Emitter, a: str, b: str) -> str:
+def ceil_div(e: Emitter, a: str, b: str) -> str:
     return e.Div(e.Add(a, e.Sub(b, 1)), b)
 
 
@@ -338,12 +357,12 @@ def _identity(e: Emitter) -> str:
     """What does not change a sum, or a maximum, scalar."""
     if not e.is_static:  # outside of the branches, here and in `_maximum`
         for number in (math.nan, -math.inf, 0):
-            _stash(e, number)
+            stash(e, number)
     return e.select(
         lambda a: a["mode"] == _MAX,
         lambda: _is_max(e),
-        lambda b: _stash(b, -math.inf),
-        lambda b: _stash(b, 0),
+        lambda b: stash(b, -math.inf),
+        lambda b: stash(b, 0),
     )
 
 
@@ -375,10 +394,10 @@ def _maximum(e: Emitter, blocks: str) -> str:
     """The maximum, where a NaN wins. ONNX Runtime's ReduceMax drops every NaN but one in the first place."""
     nans = e.reduce("ReduceSum", e.Cast(e.IsNaN(blocks), to=onnx.TensorProto.FLOAT), 1)
     largest = e.reduce("ReduceMax", blocks, 1)
-    return e.Where(e.Greater(nans, e.constant(np.float32(0))), _stash(e, math.nan), largest)
+    return e.Where(e.Greater(nans, e.constant(np.float32(0))), stash(e, math.nan), largest)
 
 
-def _clipped(e: Emitter, rows: str) -> str:
+def clipped(e: Emitter, rows: str) -> str:
     """Scale rows [C, M, D] whose norm is above max_norm down to it. The table itself is never copied.
 
     Two selections in a row, and not one in the other: ONNX Runtime fails to inline an If inside an If.
@@ -391,24 +410,24 @@ def _clipped(e: Emitter, rows: str) -> str:
         return str(e.Not(e.IsInf(e.attribute("max_norm", _FLOAT))))
 
     def scaled(b: Emitter, norm: str) -> str:
-        limit, epsilon = _double_attribute(b, "max_norm"), _stash(b, spec.EPSILON)
-        return b.Mul(rows, b.Where(b.Greater(norm, limit), b.Div(limit, b.Add(norm, epsilon)), _stash(b, 1)))
+        limit, epsilon = _double_attribute(b, "max_norm"), stash(b, spec.EPSILON)
+        return b.Mul(rows, b.Where(b.Greater(norm, limit), b.Div(limit, b.Add(norm, epsilon)), stash(b, 1)))
 
     def power(b: Emitter) -> str:
         p = _double_attribute(b, "norm_type")
         sums = b.reduce("ReduceSum", b.Pow(b.Abs(rows), p), 2, keepdims=1)
-        return scaled(b, b.Pow(sums, b.Div(_stash(b, 1), p)))
+        return scaled(b, b.Pow(sums, b.Div(stash(b, 1), p)))
 
     def largest(b: Emitter) -> str:
         # A column of zeros: a maximum over no columns (D = 0) is an error to some runtimes.
-        zeros = b.Expand(_stash(b, 0), b.Concat(b.Shape(rows, end=2), [1], axis=0))
+        zeros = b.Expand(stash(b, 0), b.Concat(b.Shape(rows, end=2), [1], axis=0))
         return scaled(b, b.reduce("ReduceMax", b.Concat(b.Abs(rows), zeros, axis=2), 2, keepdims=1))
 
     if not e.is_static:  # what is written out here is not written in every branch again
         _double_attribute(e, "max_norm")
         _double_attribute(e, "norm_type")
         for number in (spec.EPSILON, 1, 0):
-            _stash(e, number)
+            stash(e, number)
     by_power = e.select(
         lambda a: not math.isinf(a["max_norm"]) and not math.isinf(a["norm_type"]),
         lambda: e.And(given(), e.Not(infinite())),
@@ -423,7 +442,7 @@ def _clipped(e: Emitter, rows: str) -> str:
     )
 
 
-def _stash(e: Emitter, value: float) -> str:
+def stash(e: Emitter, value: float) -> str:
     """A number in the accumulation type, scalar."""
     exact = np.float32(value) == value or np.isnan(value)
     return e.cast_to_attribute(e.constant(np.float32(value) if exact else np.float64(value)), "stash_type")

@@ -71,6 +71,8 @@ class Variant:
     name: str
     two_d: bool
     weighted: bool
+    table = "weight"  #: the input that is the table, or its first part
+    outputs = ("output",)
 
     @property
     def inputs(self) -> tuple[str, ...]:

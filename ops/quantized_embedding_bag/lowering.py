@@ -17,21 +17,21 @@ _INT4 = spec.CODES_TYPES["int4"].onnx_type
 def function(op: spec.Variant, opset: int) -> onnx.FunctionProto:
     """The operator as a model-local function, generic in its attributes and dtypes."""
     e = Emitter(opset)
-    expand(e, op, op.inputs, "output")
-    return e.function(spec.DOMAIN, op.name, op.inputs, "output", spec.attribute_names(op))
+    expand(e, op, op.inputs, *op.outputs)
+    return e.function(spec.DOMAIN, op.name, op.inputs, op.outputs, spec.attribute_names(op))
 
 
 def nodes(
     op: spec.Variant,
     inputs: tuple[str, ...],
-    output: str,
+    outputs: tuple[str, ...],
     attributes: dict[str, int | float],
     opset: int,
     prefix: str,
 ) -> list[onnx.NodeProto]:
     """The operator as standard nodes for one node's attributes (see `spec.Attributes.to_onnx`)."""
     e = Emitter(opset, prefix, attributes)
-    expand(e, op, inputs, output)
+    expand(e, op, inputs, *outputs)
     return e.nodes
 
 

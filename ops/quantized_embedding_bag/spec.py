@@ -90,6 +90,8 @@ class Variant:
     second: str | None  #: "zero_point", "bias" or None
     two_d: bool
     weighted: bool
+    table = "codes"  #: the input that is the table, or its first part
+    outputs = ("output",)
 
     @property
     def inputs(self) -> tuple[str, ...]:

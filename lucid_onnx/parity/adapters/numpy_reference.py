@@ -10,6 +10,7 @@ import numpy as np
 
 from lucid_onnx import __version__
 from lucid_onnx.ops.embedding_bag import reference
+from lucid_onnx.ops.embedding_bag_grad import reference as gradient
 from lucid_onnx.ops.quantized_embedding_bag import reference as quantized
 from lucid_onnx.ops.quantized_embedding_bag import spec as quantized_spec
 from lucid_onnx.parity.runtime import Program, UnsupportedError
@@ -29,8 +30,12 @@ class _NumPy:
 
     def run(self, loaded: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         call, arrays = dict(loaded), cast("dict[str, Any]", dict(inputs))
-        if call.pop("operator") == "embedding_bag":
+        operator = call.pop("operator")
+        if operator == "embedding_bag":
             return [reference.embedding_bag(arrays.pop("indices"), **arrays, **_finite(call))]
+        if operator == "embedding_bag_grad":
+            grad_output, indices = arrays.pop("grad_output"), arrays.pop("indices")
+            return list(gradient.embedding_bag_grad(grad_output, indices, **arrays, **_finite(call)))
         kind = quantized_spec.CODES_TYPES[call.pop("codes_type")]
         codes = quantized_spec.unpack(arrays.pop("codes"), kind, call.pop("embedding_dim"))
         return [

@@ -27,6 +27,10 @@ class _Torch:
     def load(self, program: Program) -> Any:
         if program.call is None:
             raise UnsupportedError("it takes calls, not models")
+        if program.call["operator"] == "embedding_bag_grad":
+            raise UnsupportedError(
+                "torch divides by the frequency of another row (pytorch#190063), and has no sparse max"
+            )
         if program.call["operator"] != "embedding_bag":
             raise UnsupportedError("torch's bags over codes have their numbers in another layout")
         return {name: math.inf if value == "inf" else value for name, value in program.call.items()}

@@ -1,0 +1,1 @@
+	Bper_sample_weightsJ$ú:¾!ýž?oî>}XG¿½=S¿?ç½¿ºK»?»ù¬>ª¾

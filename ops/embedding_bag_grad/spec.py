@@ -1,0 +1,173 @@
+"""EmbeddingBagGrad: the gradient of EmbeddingBag, with respect to its table and its per_sample_weights.
+
+With the names of `..embedding_bag.spec`, ``g[i]`` the row of ``grad_output`` for bag ``i``, ``k`` a position of
+``rows(i)``, ``x = indices[k]`` and ``clipped(k) = weight[x] * clip(x)``, position ``k`` gives row ``x`` ::
+
+    sum:  value(k) = g[i] * per_sample_weights[k]
+    mean: value(k) = g[i] / |rows(i)|
+    max:  value(k) = g[i] in the columns where k is the first of rows(i) whose clipped(k) is the maximum, else 0
+          (a NaN is the maximum, and of several the first)
+
+    with scale_grad_by_freq, value(k) is divided by how many positions of all rows(i) have the index x
+
+    dense:   grad_weight[r] = sum of value(k) over the positions with indices[k] = r; a row of zeros if there are none
+    sparse:  rows = the indices[k], values = the value(k), of every k in any rows(i), in the order of positions
+             (of [B, L] row by row): duplicates stay apart
+    grad_per_sample_weights[k] = sum over d of g[i][d] * clipped(k)[d], and 0 for a k that is in no rows(i)
+
+So the clip itself is not differentiated, as in PyTorch, which writes clipped rows back into its table before it
+looks them up: ``grad_weight`` is not multiplied by it, and where ``clipped`` stands the table's own rows do not.
+Padded positions, and those that belong to no bag, are neither read nor written to: nothing is multiplied by 0,
+so that a NaN or an infinity reaches the rows of its own bag alone.
+
+Arithmetic: float16 and bfloat16 accumulate in float32, and every number of an output is rounded once, at the end:
+of the dense form the whole sum of a row, of the sparse form each entry. ``clipped`` is compared as a number of the
+accumulation type. The additions into one row have one order, by position, that depends on the inputs alone.
+
+Inputs and outputs, in order; which of them there are is told by the operator's name (`VARIANTS`):
+
+======================= ============================ ===========================================================
+grad_output             T                            [B, D]
+weight                  T: as EmbeddingBag's         [V, D]
+indices                 int32, int64                 [N], or [B, L] for the names with 2D
+offsets                 int32, int64                 as EmbeddingBag's, not for the names with 2D
+per_sample_weights      T                            as indices, for the names with Weighted
+======================= ============================ ===========================================================
+
+======================= ============================ ===========================================================
+grad_weight             T                            [V, D], of the dense names
+rows                    int64                        [M], of the sparse names: M positions that count
+values                  T                            [M, D], of the sparse names
+grad_per_sample_weights T                            as indices, of the names with Weighted
+======================= ============================ ===========================================================
+
+Every output is listed on every node. The attributes are EmbeddingBag's, all written on every node, and
+
+=================== ===== =================================================================================
+scale_grad_by_freq  INT   0 or 1
+=================== ===== =================================================================================
+
+Refused is what EmbeddingBag refuses, in its words, and a ``grad_output`` of another dtype than the table's or of
+another shape than [B, D]; of several faults first that of a dtype or shape, grad_output's last among these.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..embedding_bag import spec as embedding_bag
+
+DOMAIN, VERSION = embedding_bag.DOMAIN, embedding_bag.VERSION
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One operator name: which inputs it takes and which outputs it has, in order."""
+
+    name: str
+    sparse: bool
+    two_d: bool
+    weighted: bool
+    table = "weight"  #: the input that is the table
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return ("grad_output", *embedding_bag.variant(two_d=self.two_d, weighted=self.weighted).inputs)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return (
+            *(("rows", "values") if self.sparse else ("grad_weight",)),
+            *(("grad_per_sample_weights",) if self.weighted else ()),
+        )
+
+
+def _name(sparse: bool, two_d: bool, weighted: bool) -> str:
+    return f"EmbeddingBag{'Sparse' if sparse else ''}Grad{'2D' if two_d else ''}{'Weighted' if weighted else ''}"
+
+
+#: The closed set of operator names.
+VARIANTS: Mapping[str, Variant] = {
+    _name(*key): Variant(_name(*key), *key) for key in itertools.product((False, True), repeat=3)
+}
+
+
+def variant(*, sparse: bool, two_d: bool, weighted: bool) -> Variant:
+    """The operator name for a dense or sparse gradient, 1-D or 2-D indices, with or without per_sample_weights.
+
+    Raises:
+        TypeError: ``sparse``, which comes from a caller, is no bool.
+    """
+    if not isinstance(sparse, (bool, np.bool_)):
+        raise TypeError(f"sparse = {sparse!r} must be a bool")
+    return VARIANTS[_name(sparse, two_d, weighted)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Attributes(embedding_bag.Attributes):
+    """The parameters of a bag's gradient, checked. See `..embedding_bag.spec.Attributes`."""
+
+    scale_grad_by_freq: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.scale_grad_by_freq, (bool, np.bool_)):
+            raise TypeError(f"scale_grad_by_freq = {self.scale_grad_by_freq!r} must be a bool")
+        object.__setattr__(self, "scale_grad_by_freq", bool(self.scale_grad_by_freq))
+
+    def to_onnx(self, op: Any, *, double: bool) -> dict[str, int | float]:
+        return {**super().to_onnx(op, double=double), "scale_grad_by_freq": int(self.scale_grad_by_freq)}
+
+    @classmethod
+    def from_onnx(cls, attributes: Mapping[str, int | float]) -> Attributes:
+        freq = attributes.get("scale_grad_by_freq", 0)
+        if freq not in (0, 1):
+            raise ValueError(f"scale_grad_by_freq = {freq} is not 0 or 1")
+        plain = embedding_bag.Attributes.from_onnx(attributes)
+        return cls(**{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}, scale_grad_by_freq=bool(freq))
+
+
+def attribute_names(op: Variant) -> tuple[str, ...]:
+    """The attribute names of a variant, in order."""
+    return tuple(Attributes().to_onnx(op, double=False))
+
+
+def check_inputs(
+    grad_output: np.ndarray,
+    weight: np.ndarray,
+    indices: np.ndarray,
+    offsets: np.ndarray | None,
+    per_sample_weights: np.ndarray | None,
+    attributes: Attributes,
+) -> None:
+    """Refuse everything that the contract refuses: `check_shapes`, then what `..embedding_bag.spec` looks at.
+
+    Raises:
+        TypeError, IndexError, ValueError: as `..embedding_bag.spec.check_inputs`.
+    """
+    check_shapes(grad_output, weight, indices, offsets, per_sample_weights, attributes)
+    embedding_bag.check_inputs(weight, indices, offsets, per_sample_weights, attributes)
+
+
+def check_shapes(
+    grad_output: np.ndarray,
+    weight: np.ndarray,
+    indices: np.ndarray,
+    offsets: np.ndarray | None,
+    per_sample_weights: np.ndarray | None,
+    attributes: embedding_bag.Attributes,
+) -> None:
+    """The part of `check_inputs` that looks at dtypes and shapes alone: EmbeddingBag's inputs, then grad_output."""
+    embedding_bag.check_table(weight)
+    embedding_bag.check_layout(indices, offsets, per_sample_weights, weight.dtype, attributes)
+    if grad_output.dtype != weight.dtype:
+        raise TypeError(f"grad_output has dtype {grad_output.dtype}, weight has {weight.dtype}: they must be equal")
+    bags = len(indices) if offsets is None else len(offsets) - attributes.include_last_offset
+    expected = [bags, weight.shape[1]]
+    if list(grad_output.shape) != expected:
+        raise ValueError(f"grad_output has shape {list(grad_output.shape)}, expected {expected}")
