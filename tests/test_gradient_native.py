@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from test_isa import Args, arguments, isas, library, needs_library, num_bags
+from test_isa import GradArgs, arguments, isas, library, needs_library, num_bags
 
 import lucid_onnx
 from lucid_onnx.conformance import case_model
@@ -22,24 +22,6 @@ ort = pytest.importorskip("onnxruntime")
 pytestmark = needs_library
 
 CASES = cases.all_cases()
-
-
-class GradArgs(ctypes.Structure):
-    """EmbeddingBagGradArgs of cpp_ops/embedding_bag_grad/embedding_bag_grad.h."""
-
-    _fields_ = (
-        ("size_bytes", ctypes.c_int64),
-        ("forward", Args),
-        ("grad_output", ctypes.c_void_p),
-        ("grad_weight", ctypes.c_void_p),
-        ("rows", ctypes.c_void_p),
-        ("values", ctypes.c_void_p),
-        ("grad_per_sample_weights", ctypes.c_void_p),
-        ("grad_output_shape", ctypes.c_int64 * 2),
-        ("num_entries", ctypes.c_int64),
-        ("sparse", ctypes.c_int32),
-        ("scale_grad_by_freq", ctypes.c_int32),
-    )
 
 
 _FENCE = 0xA5
