@@ -23,6 +23,9 @@ static_assert(sizeof(void*) != 8 ||
                    offsetof(EmbeddingBagArgs, include_last_offset) == 156 &&
                    offsetof(EmbeddingBagArgs, row_stride) == 172),
               "the table in c_api.h");
+static_assert(sizeof(void*) != 8 || (sizeof(EmbeddingBagCollectionArgs) == 40 &&
+                                     offsetof(EmbeddingBagCollectionArgs, packed) == 32),
+              "the line below the table in c_api.h");
 
 namespace {
 
@@ -44,12 +47,19 @@ bool RunThreads(void* host, void (*task)(void*, size_t), size_t count, void* arg
   return true;
 }
 
-Status Run(const EmbeddingBagArgs* args, const char* isa, int num_threads) {
+template <class Args>
+Status Run(Status (*kernel)(const Args&, Isa, const lucid::ParallelFor&), const Args* args,
+           const char* isa, int num_threads) {
   Isa chosen;
   const Status status = isa ? lucid::FindIsa(isa, &chosen) : lucid::ActiveIsa(&chosen);
   if (!status.ok()) return status;
   if (num_threads < 1) return lucid::Refuse("num_threads = %d must be >= 1", num_threads);
-  return lucid::RunEmbeddingBag(*args, chosen, {RunThreads, &num_threads});
+  return kernel(*args, chosen, {RunThreads, &num_threads});
+}
+
+int Answer(const Status& status, char* message, size_t message_size) {
+  if (message_size > 0) std::snprintf(message, message_size, "%s", status.message);
+  return static_cast<int>(status.code);
 }
 
 bool InList(int i) { return i >= 0 && i < lucid::kIsaCount; }
@@ -94,9 +104,13 @@ int64_t lucid_table_copies_made(void) { return lucid::CountTableCopies().made; }
 
 int lucid_embedding_bag(const EmbeddingBagArgs* args, const char* isa, int num_threads,
                         char* message, size_t message_size) {
-  const Status status = Run(args, isa, num_threads);
-  if (message_size > 0) std::snprintf(message, message_size, "%s", status.message);
-  return static_cast<int>(status.code);
+  return Answer(Run(lucid::RunEmbeddingBag, args, isa, num_threads), message, message_size);
+}
+
+int lucid_embedding_bag_collection(const EmbeddingBagCollectionArgs* args, const char* isa,
+                                   int num_threads, char* message, size_t message_size) {
+  return Answer(Run(lucid::RunEmbeddingBagCollection, args, isa, num_threads), message,
+                message_size);
 }
 
 }  // extern "C"

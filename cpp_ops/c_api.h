@@ -18,7 +18,8 @@
  *                                            168  int32_t   output_type
  *                                            172  int32_t   row_stride
  *
- * and c_api.cc asserts it.
+ * and those of EmbeddingBagCollectionArgs, all of 8 bytes, at 0 (size_bytes = 40), 8 (tables),
+ * 16 (num_tables), 24 (output) and 32 (packed); c_api.cc asserts it.
  */
 #ifndef LUCID_C_API_H_
 #define LUCID_C_API_H_
@@ -74,6 +75,11 @@ LUCID_EXPORT int64_t lucid_table_copies_made(void);
  * message_size > 0, a text in message. */
 LUCID_EXPORT int lucid_embedding_bag(const EmbeddingBagArgs* args, const char* isa, int num_threads,
                                      char* message, size_t message_size);
+
+/* The same for the bags of several tables, into one output. */
+LUCID_EXPORT int lucid_embedding_bag_collection(const EmbeddingBagCollectionArgs* args,
+                                                const char* isa, int num_threads, char* message,
+                                                size_t message_size);
 
 #ifdef __cplusplus
 }
