@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -71,26 +72,8 @@ def embedding_bag(
     attributes.check(weighted=weights is not None, num_rows=table.shape[0])
     _check_choices(form, native, provider)
     op = spec.variant(two_d=indices.ndim == 2, weighted=weights is not None)
-    kernel = native and form != "standard"
-    if not kernel:  # standard operators cannot refuse all that the contract refuses
-        spec.check_inputs(table, indices, starts, weights, attributes)
-    session = _session(
-        op.name,
-        attributes,
-        table.dtype.name,
-        indices.dtype.name,
-        indices.dtype.name if starts is None else starts.dtype.name,
-        form,
-        kernel,
-        provider,
-    )
     given = {"weight": table, "indices": indices, "offsets": starts, "per_sample_weights": weights}
-    try:
-        return np.asarray(session.run(["output"], {name: given[name] for name in op.inputs})[0])
-    except Exception:
-        # The kernel says what is wrong in onnxruntime's exceptions; the contract has its own.
-        spec.check_inputs(table, indices, starts, weights, attributes)
-        raise
+    return _pooled(op, attributes, table, given, form, native, provider)
 
 
 def quantized_embedding_bag(
@@ -139,24 +122,44 @@ def quantized_embedding_bag(
     attributes.check(weighted=weights is not None, num_rows=table.shape[0])
     _check_choices(form, native, provider)
     op = quantized.spec.variant(second=table.second, two_d=indices.ndim == 2, weighted=weights is not None)
+    given = {**table.inputs, "indices": indices, "offsets": starts, "per_sample_weights": weights}
+    return _pooled(op, attributes, rows, given, form, native, provider)
+
+
+def _pooled(
+    op: spec.Variant | quantized.spec.Variant,
+    attributes: spec.Attributes,
+    rows: np.ndarray,
+    given: Mapping[str, np.ndarray | None],
+    form: str,
+    native: bool,
+    provider: str,
+) -> np.ndarray:
+    """The call, checked but for the values in it. ``rows``: of the shape and dtype of the table's, for their checks."""
+    indices, starts = given["indices"], given["offsets"]
+    assert indices is not None
+
+    def check() -> None:
+        spec.check_inputs(rows, indices, starts, given["per_sample_weights"], attributes)
+
     kernel = native and form != "standard"
     if not kernel:  # standard operators cannot refuse all that the contract refuses
-        spec.check_inputs(rows, indices, starts, weights, attributes)
+        check()
     session = _session(
         op.name,
         attributes,
-        dtype.name,
+        rows.dtype.name,
         indices.dtype.name,
         indices.dtype.name if starts is None else starts.dtype.name,
         form,
         kernel,
         provider,
     )
-    given = {**table.inputs, "indices": indices, "offsets": starts, "per_sample_weights": weights}
     try:
         return np.asarray(session.run(["output"], {name: given[name] for name in op.inputs})[0])
     except Exception:
-        spec.check_inputs(rows, indices, starts, weights, attributes)
+        # The kernel says what is wrong in onnxruntime's exceptions; the contract has its own.
+        check()
         raise
 
 

@@ -158,6 +158,15 @@ def version() -> str:
     return __version__
 
 
+def _native() -> tuple[str, ctypes.CDLL] | None:
+    """The native library, and where it is; None if this installation has none."""
+    try:
+        path = get_library_path()
+    except FileNotFoundError:
+        return None
+    return path, ctypes.CDLL(path)
+
+
 def library() -> Library | None:
     """The native library, asked through its C interface; None if this installation has none.
 
@@ -165,11 +174,10 @@ def library() -> Library | None:
         OSError: it is there and cannot be loaded, or is not lucid-onnx's.
         ValueError: LUCID_FORCE_ISA names an instruction set that does not run here.
     """
-    try:
-        path = get_library_path()
-    except FileNotFoundError:
+    found_at = _native()
+    if found_at is None:
         return None
-    native = ctypes.CDLL(path)
+    path, native = found_at
     try:
         for name in ("lucid_onnx_version", "lucid_isa_name", "lucid_isa_active"):
             getattr(native, name).restype = ctypes.c_char_p
@@ -197,11 +205,10 @@ def table_memory(found: Model, choice: str = "auto") -> TableMemory | None:
         OSError: as `library`.
         ValueError: there is no such choice.
     """
-    try:
-        path = get_library_path()
-    except FileNotFoundError:
+    found_at = _native()
+    if found_at is None:
         return None
-    native = ctypes.CDLL(path)
+    path, native = found_at
     try:
         native.lucid_free_memory.restype = ctypes.c_int64
         native.lucid_table_plan.argtypes = (ctypes.c_char_p, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
