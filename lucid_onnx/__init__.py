@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import reference
-    from .builder import build_model, build_quantized_model, make_node, save, to_form
-    from .functional import embedding_bag, quantized_embedding_bag
+    from .builder import (
+        build_collection_model,
+        build_model,
+        build_quantized_model,
+        make_collection_node,
+        make_node,
+        save,
+        to_form,
+    )
+    from .functional import embedding_bag, embedding_bag_collection, quantized_embedding_bag
     from .library import get_library_path
     from .ops.quantized_embedding_bag.table import QuantizedTable
     from .rewrite import FuseReport, QuantizeReport, fuse, lower, quantize
@@ -26,12 +34,15 @@ __all__ = [
     "InferenceSession",
     "QuantizeReport",
     "QuantizedTable",
+    "build_collection_model",
     "build_model",
     "build_quantized_model",
     "embedding_bag",
+    "embedding_bag_collection",
     "fuse",
     "get_library_path",
     "lower",
+    "make_collection_node",
     "make_node",
     "quantize",
     "quantized_embedding_bag",
@@ -43,8 +54,10 @@ __all__ = [
 
 #: The module of each name.
 _HOME = {
+    "build_collection_model": "builder",
     "build_model": "builder",
     "build_quantized_model": "builder",
+    "make_collection_node": "builder",
     "make_node": "builder",
     "save": "builder",
     "to_form": "builder",
@@ -53,6 +66,7 @@ _HOME = {
     "InferenceSession": "session",
     "register": "session",
     "embedding_bag": "functional",
+    "embedding_bag_collection": "functional",
     "quantized_embedding_bag": "functional",
     "FuseReport": "rewrite",
     "fuse": "rewrite",

@@ -17,9 +17,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from .ops import OPERATOR_OF, quantized_embedding_bag, variant
+from .ops.embedding_bag import spec
 from .ops.embedding_bag_collection import lowering as collection_lowering
 from .ops.embedding_bag_collection import spec as collection
-from .ops.embedding_bag import spec
 from .ops.quantized_embedding_bag.table import QuantizedTable
 
 Form = Literal["portable", "standard", "native"]

@@ -54,14 +54,8 @@ class Case:
     @property
     def inputs(self) -> dict[str, np.ndarray]:
         """The arrays by input name, in the operator's order."""
-        given: dict[str, np.ndarray] = {}
-        for stem, argument in (("weight", "weights"), ("indices", "x"), ("offsets", "offsets"), (_W, _W)):
-            value = self.call[argument]
-            if isinstance(value, list):
-                given |= {f"{stem}_{t}": array for t, array in enumerate(value)}
-            elif value is not None:
-                given[stem] = value
-        return {name: given[name] for name in self.op.inputs}
+        op, given = spec.arrange(**{k: v for k, v in self.call.items() if k not in self.tables[0].keywords})
+        return {name: given[name] for name in op.inputs}
 
     def expected(self) -> np.ndarray:
         """The reference's result, rounded to the tables' dtype."""
@@ -84,9 +78,6 @@ class Case:
         ends = np.cumsum([t.weight.shape[1] for t in self.tables])
         for table, part in zip(self.tables, np.split(got, ends[:-1], axis=1), strict=True):
             table.check(part, slack=slack)
-
-
-_W = "per_sample_weights"
 
 
 def _packed(tables: Sequence[embedding_bag.Case], arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
@@ -152,7 +143,9 @@ def make(
     ends = layout == "packed" or include_last_offset
     tables = []
     for t, dim in enumerate(dims):
-        turned = tuple(np.roll(lengths, t).tolist()) if lengths else ()  # the same number of bags, others of each length
+        turned = (
+            tuple(np.roll(lengths, t).tolist()) if lengths else ()
+        )  # the same number of bags, others of each length
         tables.append(
             embedding_bag.make(
                 f"{name}_{t}",

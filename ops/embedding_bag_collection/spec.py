@@ -155,39 +155,105 @@ def attribute_names(op: Variant) -> tuple[str, ...]:
     return tuple(Attributes().to_onnx(op))
 
 
-def unpack(
-    num_tables: int, indices: np.ndarray, offsets: np.ndarray, per_sample_weights: np.ndarray | None
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
-    """The indices, offsets [B + 1] and weights of each table of a packed layout, whose offsets are checked."""
-    bags = (len(offsets) - 1) // num_tables
-    parts = []
-    for t in range(num_tables):
-        bounds = offsets[t * bags : (t + 1) * bags + 1]
-        inside = slice(int(bounds[0]), int(bounds[-1]))
-        weights = None if per_sample_weights is None else per_sample_weights[inside]
-        parts.append((indices[inside], bounds - bounds[0], weights))
-    return parts
+def arrange(
+    x: Any, weights: Sequence[Any], offsets: Any = None, per_sample_weights: Any = None, *, packed: bool = False
+) -> tuple[Variant, dict[str, np.ndarray]]:
+    """The arguments of a call as an operator name and its inputs.
 
-
-def check_packed(
-    num_tables: int,
-    table_dtype: np.dtype,
-    indices: np.ndarray,
-    offsets: np.ndarray,
-    per_sample_weights: np.ndarray | None,
-    attributes: embedding_bag.Attributes,
-) -> None:
-    """Refuse packed indices, offsets and weights that are none, but for the values of the indices.
+    Args:
+        x, offsets, per_sample_weights: a sequence of arrays, one per table; with ``packed`` one array.
+        weights: the tables.
 
     Raises:
-        TypeError, ValueError: as `..embedding_bag.spec.check_inputs`.
+        ValueError: as many as there are tables, but not.
     """
-    embedding_bag.check_layout(indices, offsets, per_sample_weights, table_dtype, attributes)
-    if indices.ndim != 1:
-        raise ValueError(f"indices has shape {list(indices.shape)}, expected [N]")
-    embedding_bag.check_offsets(offsets, len(indices), True)
-    if (len(offsets) - 1) % num_tables:
-        raise ValueError(f"offsets has {len(offsets)} entries, which are not {num_tables} * B + 1")
+    rows = not packed and offsets is None and len(x) > 0 and all(np.ndim(i) == 2 for i in x)
+    layout = "packed" if packed else "rows" if rows else "ragged"
+    op = variant(num_tables=len(weights), layout=layout, weighted=per_sample_weights is not None)
+    given = {f"weight_{t}": np.asarray(weight) for t, weight in enumerate(weights)}
+    for name, stem, arrays in (
+        ("x", "indices", x),
+        ("offsets", "offsets", offsets),
+        ("per_sample_weights", "per_sample_weights", per_sample_weights),
+    ):
+        if arrays is None:
+            if stem == "offsets" and layout != "rows":
+                raise ValueError("offsets missing: only indices [B, L] of every table go without them")
+            continue
+        if packed:
+            given[stem] = np.asarray(arrays)
+            continue
+        if len(arrays) != len(weights):
+            raise ValueError(f"{name} has {len(arrays)} entries for {len(weights)} tables")
+        for t, array in enumerate(arrays):
+            found = np.asarray(array)
+            if stem != "per_sample_weights" and found.size == 0 and not isinstance(array, np.ndarray):
+                found = found.astype(np.int64)  # a list of no indices
+            given[f"{stem}_{t}"] = found
+    return op, given
+
+
+def of_table(op: Variant, given: Mapping[str, np.ndarray], t: int, stem: str) -> np.ndarray | None:
+    """What a table has of an input, or what all have of it in the packed layout; None where there is none."""
+    return given.get(stem if op.layout == "packed" and stem != "weight" else f"{stem}_{t}")
+
+
+def check_layout(op: Variant, given: Mapping[str, np.ndarray], attributes: Attributes) -> None:
+    """The part of `check_inputs` that looks at dtypes, shapes and attributes alone."""
+    tables = [given[f"weight_{t}"] for t in range(op.num_tables)]
+    check_tables(tables)
+    attributes.check_layout(op)
+    bags: list[int] = []
+    for t, table in enumerate(tables):
+        with in_table(t):
+            indices, offsets, weights = (
+                of_table(op, given, t, i) for i in ("indices", "offsets", "per_sample_weights")
+            )
+            assert indices is not None
+            if op.layout == "packed" and indices.ndim != 1:
+                raise ValueError(f"indices has shape {list(indices.shape)}, expected [N]")
+            embedding_bag.check_layout(indices, offsets, weights, table.dtype, attributes)
+            attributes.check(weighted=op.weighted, num_rows=table.shape[0])
+        bags.append(len(indices) if offsets is None else len(offsets) - attributes.include_last_offset)
+        if bags[t] != bags[0]:
+            raise ValueError(f"table {t} has {bags[t]} bags, table 0 has {bags[0]}: they must be equal")
+    if op.layout == "packed" and bags[0] % op.num_tables:
+        raise ValueError(f"offsets has {len(given['offsets'])} entries, which are not {op.num_tables} * B + 1")
+
+
+def check_inputs(op: Variant, given: Mapping[str, np.ndarray], attributes: Attributes) -> None:
+    """Refuse everything that the contract refuses: dtypes and shapes, then one table after another.
+
+    Positions in packed indices and offsets are those among all tables'.
+
+    Raises:
+        TypeError, IndexError, ValueError: as `..embedding_bag.spec.check_inputs`.
+    """
+    check_layout(op, given, attributes)
+    if op.layout == "packed":
+        embedding_bag.check_offsets(given["offsets"], len(given["indices"]), True)
+    for t in range(op.num_tables):
+        table = given[f"weight_{t}"]
+        with in_table(t):
+            if op.layout != "packed":
+                indices = given[f"indices_{t}"]
+                offsets, weights = (of_table(op, given, t, i) for i in ("offsets", "per_sample_weights"))
+                embedding_bag.check_inputs(table, indices, offsets, weights, attributes)
+                continue
+            inside = bounds(op, given["offsets"], t)
+            used = given["indices"][inside[0] : inside[-1]]
+            bad = (used < 0) | (used >= table.shape[0])
+            if attributes.padding_idx is not None:
+                bad &= used != attributes.padding_idx % table.shape[0]
+            if bad.any():
+                k = int(bad.argmax())
+                raise IndexError(f"indices[{int(inside[0]) + k}] = {int(used[k])} is outside [0, {table.shape[0]})")
+
+
+def bounds(op: Variant, offsets: np.ndarray, t: int) -> np.ndarray:
+    """Where the bags of a table begin among packed indices, and the last one ends, [B + 1]."""
+    bags = (len(offsets) - 1) // op.num_tables
+    return offsets[t * bags : (t + 1) * bags + 1]
 
 
 def check_tables(weights: Sequence[np.ndarray]) -> None:
@@ -203,7 +269,9 @@ def check_tables(weights: Sequence[np.ndarray]) -> None:
         with in_table(t):
             embedding_bag.check_table(weight)
             if weight.dtype != weights[0].dtype:
-                raise TypeError(f"weight has dtype {weight.dtype}, that of table 0 has {weights[0].dtype}: they must be equal")
+                raise TypeError(
+                    f"weight has dtype {weight.dtype}, that of table 0 has {weights[0].dtype}: they must be equal"
+                )
 
 
 @contextlib.contextmanager
