@@ -84,6 +84,7 @@ typedef struct EmbeddingBagCollectionArgs {
 
 #include "base/isa.h"
 #include "base/parallel.h"
+#include "base/shape.h"
 #include "base/status.h"
 
 namespace lucid {
@@ -91,11 +92,6 @@ namespace lucid {
 enum BagMode : int32_t { kSum = 0, kMean = 1, kMax = 2 };
 
 constexpr int64_t kNoPadding = INT64_MIN;
-
-struct TensorShape {
-  const int64_t* dims;
-  size_t rank;
-};
 
 // What a row of so many elements of a DType takes.
 int64_t RowBytes(int32_t dtype, int64_t columns);
