@@ -163,7 +163,8 @@ bool Run::FindLongBags() {
 }
 
 // Tasks share positions and bags evenly, a bag counting as one position: empty ones cost too.
-// offsets[i] - offsets[0] + i is the work before bag i. It rises strictly, so each cut is found by bisection.
+// offsets[i] - offsets[0] + i is the work before bag i. It rises strictly, so each cut is found by
+// bisection.
 int64_t Run::FirstBagOfTask(int64_t task) const {
   const int64_t work = job.last_position + 1 - first_position + num_bags;
   const int64_t before = work / bag_tasks * task + work % bag_tasks * task / bag_tasks;
@@ -395,11 +396,6 @@ EmbeddingBagArgs TableArgs(const EmbeddingBagCollectionArgs& c, int64_t t) {
   return a;
 }
 
-// A refusal, or another error, with the table that it is about.
-Status InTable(int64_t t, const Status& status) {
-  return status.ok() ? status : Error(status.code, "table %lld: %s", Wide(t), status.message);
-}
-
 // B and the padded row of one table.
 Status CheckTable(const EmbeddingBagCollectionArgs& c, int64_t t, const EmbeddingBagArgs& a,
                   int64_t* num_bags, int64_t* padding) {
@@ -435,6 +431,10 @@ Status RunEmbeddingBag(const EmbeddingBagArgs& a, Isa isa, const ParallelFor& pa
   status = run.Plan(longest);
   if (status.ok()) status = RunTasks({&run, 1}, isa, parallel_for);
   return status.ok() ? Finish(a, &run) : status;
+}
+
+Status InTable(int64_t t, const Status& status) {
+  return status.ok() ? status : Error(status.code, "table %lld: %s", Wide(t), status.message);
 }
 
 Status CheckEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c, int64_t* num_bags,
@@ -491,8 +491,8 @@ Status RunEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c, Isa isa,
     }
     if (!NothingToDo(a, num_bags, longest)) {
       if (c.packed) {
-        a.offsets = static_cast<const char*>(a.offsets) +
-                    t * num_bags * (a.offset_type == kInt64 ? 8 : 4);
+        a.offsets =
+            static_cast<const char*>(a.offsets) + t * num_bags * (a.offset_type == kInt64 ? 8 : 4);
         a.num_offsets = num_bags + 1;
       }
       run.SetJob(a, isa, static_cast<char*>(c.output) + RowBytes(output_type, column), stride);

@@ -118,6 +118,9 @@ Status RefuseIndex(const EmbeddingBagArgs& args, int64_t position, int64_t index
 // Checks everything and computes.
 Status RunEmbeddingBag(const EmbeddingBagArgs& args, Isa isa, const ParallelFor& parallel_for);
 
+// The status, with the table that it is about.
+Status InTable(int64_t t, const Status& status);
+
 // Checks everything but the values of offsets and indices. *num_bags is B, *columns the sum of D.
 Status CheckEmbeddingBagCollection(const EmbeddingBagCollectionArgs& args, int64_t* num_bags,
                                    int64_t* columns);
