@@ -140,7 +140,7 @@ struct Run {
 
 // False if there is no memory for them.
 bool Run::FindLongBags() {
-  for (int64_t i = 0, end = 0; i < num_bags; ++i) {
+  for (int64_t i = 0, end = first_position; i < num_bags; ++i) {
     const int64_t begin = end;
     end = BagBegin(i + 1);
     num_long_bags += end - begin > kPiece;
@@ -148,7 +148,7 @@ bool Run::FindLongBags() {
   long_bags.reset(new (std::nothrow) LongBag[static_cast<size_t>(num_long_bags)]);
   if (!long_bags) return false;
   LongBag* next = long_bags.get();
-  for (int64_t i = 0, end = 0; i < num_bags; ++i) {
+  for (int64_t i = 0, end = first_position; i < num_bags; ++i) {
     const int64_t begin = end;
     end = BagBegin(i + 1);
     if (end - begin <= kPiece) continue;

@@ -136,19 +136,15 @@ def _objection(concat: ir.Node, part: _Part) -> str | None:
 
 def _runs(parts: Sequence[_Part | None], reasons: Sequence[str | None]) -> Iterator[list[int]]:
     """The numbers of all inputs, neighbours that can be merged together."""
-    run: list[int] = []
-    for k, part in enumerate(parts):
-        able = part is not None and reasons[k] is None
-        last = parts[run[-1]] if run else None
-        if run and able and last is not None and reasons[run[-1]] is None and part is not None:
-            if last.key() == part.key():
-                run.append(k)
-                continue
-        if run:
+    keys = [None if p is None or r is not None else p.key() for p, r in zip(parts, reasons, strict=True)]
+    run = [0]
+    for k in range(1, len(parts)):
+        if keys[k] is not None and keys[k] == keys[run[-1]]:
+            run.append(k)
+        else:
             yield run
-        run = [k]
-    if run:
-        yield run
+            run = [k]
+    yield run
 
 
 def _alone(k: int, parts: Sequence[_Part | None], reasons: Sequence[str | None]) -> str:

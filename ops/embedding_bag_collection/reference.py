@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,11 @@ def embedding_bag_collection(
     """
     attributes = spec.Attributes(mode, padding_idx, max_norm, norm_type, include_last_offset)
     op, given = spec.arrange(x, weights, offsets, per_sample_weights, packed=packed)
+    return pooled(op, given, attributes)
+
+
+def pooled(op: spec.Variant, given: Mapping[str, np.ndarray], attributes: spec.Attributes) -> np.ndarray:
+    """The result of a node, by its inputs' names; refuses as `embedding_bag_collection`."""
     spec.check_inputs(op, given, attributes)
     outputs = []
     for t in range(op.num_tables):
@@ -48,7 +54,7 @@ def embedding_bag_collection(
             spec.of_table(op, given, t, name) for name in ("indices", "offsets", "per_sample_weights")
         )
         assert indices is not None
-        if packed:
+        if op.layout == "packed":
             starts = spec.bounds(op, given["offsets"], t)
             inside = slice(int(starts[0]), int(starts[-1]))
             starts, indices = starts - starts[0], indices[inside]
@@ -58,12 +64,8 @@ def embedding_bag_collection(
                 indices,
                 given[f"weight_{t}"],
                 starts,
-                max_norm,
-                norm_type,
-                mode=mode,
                 per_sample_weights=factors,
-                include_last_offset=include_last_offset,
-                padding_idx=padding_idx,
+                **dataclasses.asdict(attributes),
             )
         )
     return np.concatenate(outputs, axis=1)

@@ -81,6 +81,10 @@ class Variant:
         )
 
     @property
+    def two_d(self) -> bool:
+        return self.layout == "rows"
+
+    @property
     def bag(self) -> embedding_bag.Variant:
         """The operator that pools one of the tables."""
         return embedding_bag.variant(two_d=self.layout == "rows", weighted=self.weighted)
@@ -143,6 +147,10 @@ class Attributes(embedding_bag.Attributes):
             "layout": LAYOUTS.index(op.layout),
             "weighted": int(op.weighted),
         }
+
+    @classmethod
+    def from_onnx(cls, attributes: Mapping[str, int | float]) -> Attributes:
+        return cls(**dataclasses.asdict(embedding_bag.Attributes.from_onnx(attributes)))
 
     def check_layout(self, op: Variant) -> None:
         """Refuse a packed layout without the last offset."""
