@@ -31,6 +31,9 @@ static_assert(sizeof(void*) != 8 ||
                    offsetof(EmbeddingBagGradArgs, grad_output_shape) == 224 &&
                    offsetof(EmbeddingBagGradArgs, sparse) == 248),
               "the table in c_api.h");
+static_assert(sizeof(void*) != 8 || (sizeof(EmbeddingBagCollectionArgs) == 40 &&
+                                     offsetof(EmbeddingBagCollectionArgs, packed) == 32),
+              "the line below the table in c_api.h");
 
 namespace {
 
@@ -52,7 +55,7 @@ bool RunThreads(void* host, void (*task)(void*, size_t), size_t count, void* arg
   return true;
 }
 
-// run: RunEmbeddingBag or RunEmbeddingBagGrad.
+// run: RunEmbeddingBag or one of its relatives.
 template <class Args>
 Status Run(Status (*run)(const Args&, Isa, const lucid::ParallelFor&), const Args* args,
            const char* isa, int num_threads) {
@@ -123,6 +126,12 @@ int lucid_embedding_bag_grad_entries(const EmbeddingBagGradArgs* args, int64_t* 
 int lucid_embedding_bag_grad(const EmbeddingBagGradArgs* args, const char* isa, int num_threads,
                              char* message, size_t message_size) {
   return Answer(Run(lucid::RunEmbeddingBagGrad, args, isa, num_threads), message, message_size);
+}
+
+int lucid_embedding_bag_collection(const EmbeddingBagCollectionArgs* args, const char* isa,
+                                   int num_threads, char* message, size_t message_size) {
+  return Answer(Run(lucid::RunEmbeddingBagCollection, args, isa, num_threads), message,
+                message_size);
 }
 
 }  // extern "C"

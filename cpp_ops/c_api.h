@@ -18,7 +18,7 @@
  *                                            168  int32_t   output_type
  *                                            172  int32_t   row_stride
  *
- * and those of EmbeddingBagGradArgs, of embedding_bag_grad.h, at
+ * those of EmbeddingBagGradArgs, of embedding_bag_grad.h, at
  *
  *     byte  type              field                     byte  type        field
  *        0  int64_t           size_bytes (= 256)         216  void*       grad_per_sample_weights
@@ -28,7 +28,8 @@
  *      200  int64_t*          rows                       252  int32_t     scale_grad_by_freq
  *      208  void*             values
  *
- * and c_api.cc asserts it.
+ * and those of EmbeddingBagCollectionArgs, all of 8 bytes, at 0 (size_bytes = 40), 8 (tables),
+ * 16 (num_tables), 24 (output) and 32 (packed); c_api.cc asserts it.
  */
 #ifndef LUCID_C_API_H_
 #define LUCID_C_API_H_
@@ -94,6 +95,11 @@ LUCID_EXPORT int lucid_embedding_bag_grad_entries(const EmbeddingBagGradArgs* ar
 /* Computes the outputs of args, likewise. */
 LUCID_EXPORT int lucid_embedding_bag_grad(const EmbeddingBagGradArgs* args, const char* isa,
                                           int num_threads, char* message, size_t message_size);
+
+/* The same for the bags of several tables, into one output. */
+LUCID_EXPORT int lucid_embedding_bag_collection(const EmbeddingBagCollectionArgs* args,
+                                                const char* isa, int num_threads, char* message,
+                                                size_t message_size);
 
 #ifdef __cplusplus
 }

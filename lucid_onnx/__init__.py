@@ -12,8 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import reference
-    from .builder import build_grad_model, build_model, build_quantized_model, make_grad_node, make_node, save, to_form
-    from .functional import embedding_bag, embedding_bag_grad, quantized_embedding_bag
+    from .builder import (
+        build_collection_model,
+        build_grad_model,
+        build_model,
+        build_quantized_model,
+        make_collection_node,
+        make_grad_node,
+        make_node,
+        save,
+        to_form,
+    )
+    from .functional import (
+        embedding_bag,
+        embedding_bag_collection,
+        embedding_bag_grad,
+        quantized_embedding_bag,
+    )
     from .library import get_library_path
     from .ops.quantized_embedding_bag.table import QuantizedTable
     from .rewrite import FuseReport, QuantizeReport, fuse, lower, quantize
@@ -26,14 +41,17 @@ __all__ = [
     "InferenceSession",
     "QuantizeReport",
     "QuantizedTable",
+    "build_collection_model",
     "build_grad_model",
     "build_model",
     "build_quantized_model",
     "embedding_bag",
+    "embedding_bag_collection",
     "embedding_bag_grad",
     "fuse",
     "get_library_path",
     "lower",
+    "make_collection_node",
     "make_grad_node",
     "make_node",
     "quantize",
@@ -46,9 +64,11 @@ __all__ = [
 
 #: The module of each name.
 _HOME = {
+    "build_collection_model": "builder",
     "build_grad_model": "builder",
     "build_model": "builder",
     "build_quantized_model": "builder",
+    "make_collection_node": "builder",
     "make_grad_node": "builder",
     "make_node": "builder",
     "save": "builder",
@@ -59,6 +79,7 @@ _HOME = {
     "register": "session",
     "embedding_bag": "functional",
     "embedding_bag_grad": "functional",
+    "embedding_bag_collection": "functional",
     "quantized_embedding_bag": "functional",
     "FuseReport": "rewrite",
     "fuse": "rewrite",

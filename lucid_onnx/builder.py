@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
+import re
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -14,8 +16,10 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from .ops import OPERATOR_OF, embedding_bag_grad, quantized_embedding_bag
+from .ops import OPERATOR_OF, embedding_bag_grad, quantized_embedding_bag, variant
 from .ops.embedding_bag import spec
+from .ops.embedding_bag_collection import lowering as collection_lowering
+from .ops.embedding_bag_collection import spec as collection
 from .ops.quantized_embedding_bag.table import QuantizedTable
 
 Form = Literal["portable", "standard", "native"]
@@ -378,6 +382,152 @@ def make_grad_node(
     return _node(op, inputs, names, attributes, double=dtype == np.float64, name=name)
 
 
+def build_collection_model(
+    weights: Sequence[npt.ArrayLike],
+    *,
+    mode: str = "mean",
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    padding_idx: int | None = None,
+    include_last_offset: bool = False,
+    layout: str = "ragged",
+    per_sample_weights: bool = False,
+    index_dtype: npt.DTypeLike = "int64",
+    form: Form = "portable",
+    opset: int = spec.DEFAULT_OPSET,
+) -> onnx.ModelProto:
+    """A model of the bags of several tables, whose results stand beside each other in one output.
+
+    Inputs ``indices_0`` ([num_indices_0], or [num_bags, bag_length_0] with the layout "rows"), ``indices_1``, ..., then
+    ``offsets_0``, ... and ``per_sample_weights_0``, ... as far as they apply. With the layout "packed" there is one of
+    each, ``indices``, ``offsets`` ([len(weights) * num_bags + 1]) and ``per_sample_weights``, for all tables one after
+    another. Output ``output`` [num_bags, sum of D] of the tables' dtype.
+
+    Args:
+        weights: the tables [V, D], all float32, float16, bfloat16 or float64; V and D may differ.
+        layout: "ragged", "packed" or "rows"; "packed" needs include_last_offset.
+        mode, max_norm, norm_type, padding_idx, include_last_offset, per_sample_weights: as in `build_model`, those of
+            all tables. A negative padding_idx counts from the end of each.
+        index_dtype: int32 or int64, for all indices and offsets.
+        form, opset: as in `build_model`; the node is ``ai.lucid::EmbeddingBagCollection``.
+
+    Raises:
+        TypeError, ValueError: as `build_model`; what concerns one table says which.
+    """
+    tables = [np.asarray(weight) for weight in weights]
+    collection.check_tables(tables)
+    attributes = collection.Attributes(mode, padding_idx, max_norm, norm_type, include_last_offset)
+    op = collection.variant(num_tables=len(tables), layout=layout, weighted=per_sample_weights)
+    attributes.check_layout(op)
+    for t, table in enumerate(tables):
+        with collection.in_table(t):
+            attributes.check(weighted=per_sample_weights, num_rows=table.shape[0])
+    dtype = _dtype("index_dtype", index_dtype)
+    return collection_model(
+        op,
+        attributes,
+        tables=tables,
+        table_dtype=tables[0].dtype,
+        index_dtypes={name: dtype for name in op.inputs if name.startswith(("indices", "offsets"))},
+        form=form,
+        opset=opset,
+    )
+
+
+def collection_model(
+    op: collection.Variant,
+    attributes: collection.Attributes,
+    *,
+    tables: Sequence[np.ndarray],
+    table_dtype: np.dtype,
+    index_dtypes: Mapping[str, np.dtype],
+    form: str,
+    opset: int,
+) -> onnx.ModelProto:
+    """`build_collection_model` over checked arguments. Without ``tables`` they are inputs.
+
+    Args:
+        index_dtypes: the dtype of each of the inputs of indices and offsets.
+    """
+    table_type = _onnx_type("weight_dtype", table_dtype, TABLE_TYPES)
+    constants = dict(zip(op.inputs, tables, strict=False))
+    num_offsets = "num_bags"
+    if op.layout == "packed" or attributes.include_last_offset:
+        num_offsets = "num_offsets"
+
+    def value(name: str) -> onnx.ValueInfoProto:
+        stem, number = re.fullmatch(r"(\w+?)(_\d+)?", name).groups(default="")  # type: ignore[union-attr]
+        if stem == "weight":
+            return helper.make_tensor_value_info(name, table_type, [f"num_rows{number}", f"embedding_dim{number}"])
+        if stem == "offsets":
+            kind = _onnx_type("offsets_dtype", index_dtypes[name], _INDEX_TYPES)
+            return helper.make_tensor_value_info(name, kind, [num_offsets])
+        positions = ["num_bags", f"bag_length{number}"] if op.layout == "rows" else [f"num_indices{number}"]
+        kind = table_type if stem == _WEIGHTS else _onnx_type("index_dtype", index_dtypes[name], _INDEX_TYPES)
+        return helper.make_tensor_value_info(name, kind, positions)
+
+    columns = sum(table.shape[1] for table in tables) if tables else "embedding_dims"
+    graph = helper.make_graph(
+        [_node(op, op.inputs, op.outputs, attributes, double=table_dtype == np.float64)],
+        "embedding_bag_collection",
+        [value(name) for name in op.inputs if name not in constants],
+        [helper.make_tensor_value_info("output", table_type, ["num_bags", columns])],
+    )
+    model = _model(graph, opset)
+    for name, array in constants.items():
+        _fill_table(model.graph.initializer.add(), name, array)
+    convert(model, form)
+    return model
+
+
+_WEIGHTS = "per_sample_weights"
+
+
+def make_collection_node(
+    weights: Sequence[str],
+    indices: Sequence[str] | str,
+    offsets: Sequence[str] | str | None = None,
+    output: str = "output",
+    *,
+    mode: str = "mean",
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    padding_idx: int | None = None,
+    include_last_offset: bool = False,
+    per_sample_weights: Sequence[str] | str | None = None,
+    weight_dtype: npt.DTypeLike = "float32",
+    name: str = "",
+) -> onnx.NodeProto:
+    """The bags of several tables as a node, for a graph that is built with onnx.helper; see `make_node`.
+
+    ``indices`` (and ``offsets`` and ``per_sample_weights``, as far as there are any) are a name per table, or one name
+    of what all have in the packed layout. Without ``offsets`` the indices are [B, L].
+
+    Raises:
+        TypeError, ValueError: as `build_collection_model`.
+    """
+    given = {"indices": indices, "offsets": offsets, _WEIGHTS: per_sample_weights}
+    layout = "packed" if isinstance(indices, str) else "rows" if offsets is None else "ragged"
+    op = collection.variant(num_tables=len(weights), layout=layout, weighted=per_sample_weights is not None)
+    inputs = list(weights)
+    for key, names in given.items():
+        if names is None:
+            continue
+        if isinstance(names, str) is not (layout == "packed"):
+            raise TypeError(f"{key} = {names!r}, but indices = {indices!r}: a name for all, or a name per table")
+        if layout != "packed" and len(names) != len(weights):
+            raise ValueError(f"{key} has {len(names)} names for {len(weights)} tables")
+        inputs += [names] if isinstance(names, str) else names
+    attributes = collection.Attributes(mode, padding_idx, max_norm, norm_type, include_last_offset)
+    attributes.check(weighted=op.weighted, num_rows=None)
+    if layout == "packed" and offsets is None:
+        raise ValueError("offsets missing: packed indices need them")
+    attributes.check_layout(op)
+    dtype = _dtype("weight_dtype", weight_dtype)
+    _onnx_type("weight_dtype", dtype, TABLE_TYPES)
+    return _node(op, inputs, (output,), attributes, double=dtype == np.float64, name=name)
+
+
 def to_form(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
     """A copy of ``model`` with every ``ai.lucid`` node in the given form, whatever form it is in now.
 
@@ -404,7 +554,8 @@ def convert(model: onnx.ModelProto, form: str) -> None:
     for function in ours:
         model.functions.remove(function)
     tables = _table_types(model)
-    used: set[str] = set()
+    used: dict[str, Any] = {}  # name -> the operator name with its inputs
+    signatures: dict[tuple[int, str, bool], str] = {}
     prefixes = _free_prefixes(model)
     # A function's names are its own: what the graph knows of the same ones says nothing of them.
     lists = [(nodes, tables) for nodes in _within(model.graph.node)]
@@ -415,25 +566,29 @@ def convert(model: onnx.ModelProto, form: str) -> None:
             if node.domain != spec.DOMAIN:
                 expanded.append(node)
                 continue
-            attributes = _normalise(node, known)
-            used.add(node.op_type)
+            op, attributes = _normalise(node, known)
             if form == "standard":
-                operator = OPERATOR_OF[node.op_type]
-                op = operator.spec.VARIANTS[node.op_type]
                 names = tuple(node.input), tuple(node.output)
-                expanded += operator.lowering.nodes(op, *names, attributes, opset, next(prefixes))
+                expanded += OPERATOR_OF[op.name].lowering.nodes(op, *names, attributes, opset, next(prefixes))
             else:
+                if isinstance(op, collection.Variant):  # of which a model has a name per signature
+                    node.op_type = collection.name_of(op.signature, signatures)
+                    op = dataclasses.replace(op, name=node.op_type)
+                used[op.name] = op
                 expanded.append(node)
         if form == "standard":
             expanded = [_copy(node) for node in expanded]
             del nodes[:]
             nodes.extend(expanded)
     for imports in (model.opset_import, *(f.opset_import for f in model.functions)):
-        _set_import(imports, used if form != "standard" else set())
+        _set_import(imports, set(used))
     if form == "portable":
-        for name in sorted(used):
-            operator = OPERATOR_OF[name]
-            model.functions.append(operator.lowering.function(operator.spec.VARIANTS[name], opset))
+        for op in list(used.values()):
+            if isinstance(op, collection.Variant):
+                used |= {name: variant(name, {}) for name in collection_lowering.functions_used(op)}
+        # What a function calls stands before it: onnx.reference reads them in order.
+        for name in sorted(used, key=lambda n: (isinstance(used[n], collection.Variant), n)):
+            model.functions.append(OPERATOR_OF[name].lowering.function(used[name], opset))
 
 
 def save(
@@ -711,13 +866,17 @@ def _table_types(model: onnx.ModelProto) -> dict[str, tuple[int, int | None]]:
     return known
 
 
-def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) -> dict[str, int | float]:
-    """Check a node against the contract and write all of its attributes on it; returns them."""
+def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) -> tuple[Any, dict[str, int | float]]:
+    """Check a node against the contract and write all of its attributes on it; returns them, and its operator name."""
     where = f"node {node.name or ', '.join(node.output)!r}"
     if node.op_type not in OPERATOR_OF:
         raise ValueError(f"{where}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(OPERATOR_OF)}")
     meaning = OPERATOR_OF[node.op_type].spec
-    op = meaning.VARIANTS[node.op_type]
+    integers = {a.name: a.i for a in node.attribute if a.type == onnx.AttributeProto.INT and not a.ref_attr_name}
+    try:
+        op = variant(node.op_type, integers)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     if len(node.input) != len(op.inputs) or not all(node.input):
         raise ValueError(f"{where}: {op.name} takes {', '.join(op.inputs)}; it was given {list(node.input)}")
     if len(op.outputs) == 1 and len(node.output) != 1:
@@ -742,12 +901,27 @@ def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) 
     try:
         attributes = meaning.Attributes.from_onnx(given)
         attributes.check(weighted=op.weighted, num_rows=num_rows)
+        if isinstance(op, collection.Variant):
+            _check_collection(op, attributes, [tables.get(name, (0, None)) for name in node.input[: op.num_tables]])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
     complete = attributes.to_onnx(op, double=double)
     del node.attribute[:]
     node.attribute.extend(helper.make_attribute(name, value) for name, value in complete.items())
-    return complete
+    return op, complete
+
+
+def _check_collection(
+    op: collection.Variant, attributes: collection.Attributes, tables: Sequence[tuple[int, int | None]]
+) -> None:
+    """Refuse what is known to be wrong of the tables of a collection, of a type and a number of rows each."""
+    attributes.check_layout(op)
+    for t, (element_type, num_rows) in enumerate(tables):
+        with collection.in_table(t):
+            attributes.check(weighted=op.weighted, num_rows=num_rows)
+            if element_type and tables[0][0] and element_type != tables[0][0]:
+                names = [TensorProto.DataType.Name(e) for e in (element_type, tables[0][0])]
+                raise TypeError(f"weight is {names[0]}, that of table 0 is {names[1]}: they must be equal")
 
 
 def _attribute_value(attribute: onnx.AttributeProto, where: str) -> Any:

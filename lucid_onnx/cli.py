@@ -401,6 +401,10 @@ def _fuse(
         bool,
         typer.Option("--assume-nonempty", help="Indices [B, L] under a mean or maximum have L > 0, though unsaid."),
     ] = False,
+    merge_tables: Annotated[
+        bool,
+        typer.Option("--merge-tables", help="One node for bags of equal attributes that a Concat lays side by side."),
+    ] = False,
     report: Annotated[
         Path | None, typer.Option("--report", help="Write what was fused, and what was not and why, as JSON.")
     ] = None,
@@ -417,7 +421,7 @@ def _fuse(
     _check_output(output)
     _check_report(report, output)
     with _refused_model(model), _rewriting_files(model, output):
-        found = fuse(model, output, form=form, assume_nonempty=assume_nonempty)
+        found = fuse(model, output, form=form, assume_nonempty=assume_nonempty, merge_tables=merge_tables)
     if report is not None:
         _write_report(report, found)
     console = _console()
@@ -1077,7 +1081,7 @@ def _show_table_memory(console: Console, found: info.TableMemory) -> None:
 
 
 def _show_fused(console: Console, report: FuseReport, verb: str) -> None:
-    if not report.fused and not report.unfused:
+    if not (report.fused or report.unfused or report.merged or report.unmerged):
         _say(console, "nothing to fuse")
         return
     if report.fused:
@@ -1101,6 +1105,16 @@ def _show_fused(console: Console, report: FuseReport, verb: str) -> None:
         table = _table("left as it is", "looks like", "why")
         for u in report.unfused:
             table.add_row(Text(u.where), u.pattern, Text(u.reason))
+        console.print(table)
+    if report.merged:
+        table = _table("merged", "operator", "mode", "tables")
+        for m in report.merged:
+            table.add_row(Text(m.where), m.op, m.mode, Text(f"{len(m.tables)}: {', '.join(m.tables)}"))
+        console.print(table)
+    if report.unmerged:
+        table = _table("not merged", "beside others in", "why")
+        for bag in report.unmerged:
+            table.add_row(Text(bag.bag), Text(bag.where), Text(bag.reason))
         console.print(table)
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import onnx
 
-from .builder import bag_model, quantized_bag_model
-from .ops import embedding_bag_grad, quantized_embedding_bag
+from .builder import bag_model, collection_model, quantized_bag_model
+from .ops import embedding_bag_collection, embedding_bag_grad, quantized_embedding_bag
 from .ops.embedding_bag import spec
 from .ops.embedding_bag.cases import Case
 
 
 def case_model(
-    case: Case | quantized_embedding_bag.cases.Case | embedding_bag_grad.cases.Case,
+    case: Case
+    | quantized_embedding_bag.cases.Case
+    | embedding_bag_grad.cases.Case
+    | embedding_bag_collection.cases.Case,
     form: str,
     opset: int = spec.DEFAULT_OPSET,
     *,
@@ -21,6 +24,16 @@ def case_model(
 
     All of `Case.inputs` are its inputs, but with ``constant`` the table is an initializer.
     """
+    if isinstance(case, embedding_bag_collection.cases.Case):
+        return collection_model(
+            case.op,
+            case.attributes,
+            tables=[table.weight for table in case.tables] if constant else [],
+            table_dtype=case.tables[0].weight.dtype,
+            index_dtypes={name: array.dtype for name, array in case.inputs.items()},
+            form=form,
+            opset=opset,
+        )
     if isinstance(case, quantized_embedding_bag.cases.Case):
         table = ("codes", "scale", "zero_point", "bias")
         return quantized_bag_model(

@@ -1,4 +1,4 @@
-"""The calls: `embedding_bag`, with the signature of Lucid's and PyTorch's functional form, its gradient, its twin."""
+"""The calls: `embedding_bag`, with the signature of Lucid's and PyTorch's functional form, and its relatives."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .builder import FORMS, Form, bag_model, quantized_bag_model
+from .builder import FORMS, Form, bag_model, collection_model, quantized_bag_model
 from .library import why_no_cuda
 from .ops import OPERATOR_OF
 from .ops import embedding_bag_grad as gradient_op
 from .ops import quantized_embedding_bag as quantized
 from .ops.embedding_bag import spec
+from .ops.embedding_bag_collection import spec as collection
 from .ops.quantized_embedding_bag.table import QuantizedTable
 from .session import InferenceSession
 
@@ -201,6 +202,73 @@ def quantized_embedding_bag(
         spec.check_inputs(rows, indices, starts, weights, attributes)
 
     return _run(op, op.outputs, attributes, dtype, given, check, form, native, provider)[0]
+
+
+def embedding_bag_collection(
+    x: Sequence[npt.ArrayLike] | npt.ArrayLike,
+    weights: Sequence[npt.ArrayLike],
+    offsets: Sequence[npt.ArrayLike] | npt.ArrayLike | None = None,
+    *,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    mode: str = "mean",
+    per_sample_weights: Sequence[npt.ArrayLike] | npt.ArrayLike | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+    packed: bool = False,
+    form: Form = "portable",
+    native: bool = True,
+) -> np.ndarray:
+    """Pool rows of several tables, bag by bag, on ONNX Runtime's CPU: the `embedding_bag` of each, side by side.
+
+    Args:
+        x: the indices of each table, [N_t] with ``offsets`` or [B, L_t]; with ``packed`` those of all, [N].
+        weights: the tables [V_t, D_t], of one dtype.
+        offsets: those of each table; with ``packed`` those of all, [len(weights) * B + 1], first all bags of the first.
+        per_sample_weights: those of each table, or of all; mode "sum" only.
+        packed: one array has the indices of all tables. It needs include_last_offset.
+        max_norm, norm_type, mode, include_last_offset, padding_idx, form, native: as in `embedding_bag`.
+
+    Returns:
+        [B, sum of D_t], of the tables' dtype.
+
+    Raises:
+        IndexError, TypeError, ValueError: as `embedding_bag`; what concerns one table says which.
+    """
+    attributes = collection.Attributes(mode, padding_idx, max_norm, norm_type, include_last_offset)
+    op, given = collection.arrange(x, weights, offsets, per_sample_weights, packed=packed)
+    collection.check_layout(op, given, attributes)
+    _check_choices(form, native, "cpu")
+    kernel = native and form != "standard"
+    if not kernel:
+        collection.check_inputs(op, given, attributes)
+    dtypes = tuple((name, given[name].dtype.name) for name in op.inputs)
+    try:
+        return np.asarray(_collection_session(op, attributes, dtypes, form, kernel).run(["output"], given)[0])
+    except Exception:
+        collection.check_inputs(op, given, attributes)
+        raise
+
+
+@functools.lru_cache(maxsize=32)
+def _collection_session(
+    op: collection.Variant,
+    attributes: collection.Attributes,
+    dtypes: tuple[tuple[str, str], ...],
+    form: str,
+    native: bool,
+) -> InferenceSession:
+    found = {name: spec.BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype) for name, dtype in dtypes}
+    model = collection_model(
+        op,
+        attributes,
+        tables=[],
+        table_dtype=found["weight_0"],
+        index_dtypes=found,
+        form=form,
+        opset=spec.DEFAULT_OPSET,
+    )
+    return InferenceSession(model, native=native)
 
 
 def _run(

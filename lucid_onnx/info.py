@@ -16,8 +16,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from .library import get_library_path
-from .ops import OPERATOR_OF, quantized_embedding_bag
+from .ops import OPERATOR_OF, quantized_embedding_bag, variant
 from .ops.embedding_bag import spec
+from .ops.embedding_bag_collection import spec as collection
 
 FORCE_ISA = "LUCID_FORCE_ISA"
 
@@ -65,10 +66,11 @@ class Value:
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """One bag of a model. ``table_bytes`` is None for a table that the model does not hold itself.
+    """One bag of a model; a collection is one for each of its tables.
 
-    ``table_external``: it is held in a file of its own, as external data. ``numbers_bytes``: of a quantised table's
-    scales, and zero_points or biases, where the model holds all of them; else None.
+    ``table_bytes`` is None for a table that the model does not hold itself. ``table_external``: it is held in a file of
+    its own, as external data. ``numbers_bytes``: of a quantised table's scales, and zero_points or biases, where the
+    model holds all of them; else None.
     """
 
     name: str
@@ -314,6 +316,7 @@ def _bags(proto: onnx.ModelProto) -> Iterator[Node]:
         try:
             given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
             attributes = OPERATOR_OF[node.op_type].spec.Attributes.from_onnx(given)
+            op = variant(node.op_type, given)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{where}: {error}") from error
         table, size, external = known.get(node.input[place], (Value(node.input[place], "?", None), None, False))
@@ -323,20 +326,28 @@ def _bags(proto: onnx.ModelProto) -> Iterator[Node]:
             table = dataclasses.replace(table, dtype=attributes.codes_type, shape=rows)
             sizes = [known[name][1] if name in known else None for name in node.input[1 : op.inputs.index("indices")]]
             numbers = None if None in sizes else sum(size for size in sizes if size is not None)
-        yield Node(
-            name=node.name or (node.output[0] if node.output else ""),
-            op=node.op_type,
-            form="portable" if node.op_type in bodies else "native",
-            mode=attributes.mode,
-            table=table,
-            table_bytes=size,
-            table_external=external,
-            padding_idx=attributes.padding_idx,
-            max_norm=attributes.max_norm,
-            norm_type=attributes.norm_type,
-            include_last_offset=attributes.include_last_offset,
-            numbers_bytes=numbers,
-        )
+        name = node.name or (node.output[0] if node.output else "")
+        tables = [(name, table, size, external)]
+        if isinstance(attributes, collection.Attributes):
+            tables = [
+                (f"{name}, table {t}", *known.get(weight, (Value(weight, "?", None), None, False)))
+                for t, weight in enumerate(node.input[: op.num_tables])
+            ]
+        for name, table, size, external in tables:
+            yield Node(
+                name=name,
+                op=node.op_type,
+                form="portable" if node.op_type in bodies else "native",
+                mode=attributes.mode,
+                table=table,
+                table_bytes=size,
+                table_external=external,
+                padding_idx=attributes.padding_idx,
+                max_norm=attributes.max_norm,
+                norm_type=attributes.norm_type,
+                include_last_offset=attributes.include_last_offset,
+                numbers_bytes=numbers,
+            )
 
 
 def _nodes(graph: onnx.GraphProto, outer: _Known) -> Iterator[tuple[onnx.NodeProto, _Known]]:

@@ -125,7 +125,11 @@ def test_an_operators_parts_know_only_what_they_need() -> None:
 
 
 #: Operators that are said in terms of another.
-BUILT_ON = {"quantized_embedding_bag": {"embedding_bag"}, "embedding_bag_grad": {"embedding_bag"}}
+BUILT_ON = {
+    "quantized_embedding_bag": {"embedding_bag"},
+    "embedding_bag_grad": {"embedding_bag"},
+    "embedding_bag_collection": {"embedding_bag"},
+}
 
 
 def test_no_operator_knows_another() -> None:
@@ -159,7 +163,10 @@ TOOLS: dict[str, set[str]] = {
         *("InferenceSession", "rewrite", "parity"),
     },
     # in rewrite/
-    **{name: {"builder", "rewrite"} for name in ("files", "fusion", "lowering", "patterns", "picture", "quantization")},
+    **{
+        name: {"builder", "rewrite"}
+        for name in ("files", "fusion", "lowering", "merging", "patterns", "picture", "quantization")
+    },
     # in parity/
     **{name: {"parity"} for name in ("explain", "html", "markdown", "process", "worker", "probes", "suite")},
     "matrix": {"parity", "__version__"},
@@ -387,8 +394,7 @@ def test_the_adapters_names_are_the_specs() -> None:
     seconds = {"Rows": None, "Scale": None, "ZeroPoint": "zero_point", "Bias": "bias"}
     assert {(name, seconds[table], flat == "true", weighted == "true") for name, table, flat, weighted in forms} == {
         (v.name, getattr(v, "second", None), not v.two_d, v.weighted)
-        for operator in OPERATORS.values()
-        if operator is not gradient
+        for operator in (OPERATORS["embedding_bag"], OPERATORS["quantized_embedding_bag"])
         for v in operator.spec.VARIANTS.values()
     }
     text = (ROOT / "cpp_ops" / "embedding_bag_grad" / "ort_embedding_bag_grad.cc").read_text()
@@ -396,6 +402,9 @@ def test_the_adapters_names_are_the_specs() -> None:
     assert {(name, sparse == "true", flat == "true", weighted == "true") for name, sparse, flat, weighted in forms} == {
         (v.name, v.sparse, not v.two_d, v.weighted) for v in gradient.spec.VARIANTS.values()
     }
+    text = (ROOT / "cpp_ops" / "embedding_bag_collection" / "ort_embedding_bag_collection.cc").read_text()
+    names = OPERATORS["embedding_bag_collection"].spec.VARIANTS
+    assert re.findall(r'"(EmbeddingBagCollection\w*)"', text) == list(names)
     assert f'"{spec.DOMAIN}"' in (ROOT / "cpp_ops" / "ort" / "register.cc").read_text()
 
 

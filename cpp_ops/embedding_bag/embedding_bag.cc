@@ -103,11 +103,14 @@ struct LongBag {
 
 int64_t Pieces(int64_t positions) { return (positions + kPiece - 1) / kPiece; }
 
-// One RunEmbeddingBag under way.
+// The bags of one table under way.
 struct Run {
   PoolJob job = {};
   const PoolKernel* kernel = nullptr;
   int64_t num_bags = 0;
+  int64_t first_position = 0;  // of the first bag
+  double bytes = 0;            // what is read and written, about
+  int64_t first_task = 0;      // the tasks of the tables before
   int64_t bag_tasks = 0;  // tasks [0, bag_tasks) do bags, the others a piece of a long bag each
   std::unique_ptr<LongBag[]> long_bags;
   int64_t num_long_bags = 0;
@@ -124,6 +127,8 @@ struct Run {
   size_t AccumulatorSize() const { return job.dtype == kFloat64 ? sizeof(double) : sizeof(float); }
   size_t PartialRowBytes() const { return static_cast<size_t>(job.columns) * AccumulatorSize(); }
 
+  void SetJob(const EmbeddingBagArgs& a, Isa isa, char* output, int64_t output_stride);
+  Status Plan(int64_t longest);
   bool FindLongBags();
   int64_t FirstBagOfTask(int64_t task) const;
   void DoTask(int64_t task);
@@ -135,7 +140,7 @@ struct Run {
 
 // False if there is no memory for them.
 bool Run::FindLongBags() {
-  for (int64_t i = 0, end = 0; i < num_bags; ++i) {
+  for (int64_t i = 0, end = first_position; i < num_bags; ++i) {
     const int64_t begin = end;
     end = BagBegin(i + 1);
     num_long_bags += end - begin > kPiece;
@@ -143,7 +148,7 @@ bool Run::FindLongBags() {
   long_bags.reset(new (std::nothrow) LongBag[static_cast<size_t>(num_long_bags)]);
   if (!long_bags) return false;
   LongBag* next = long_bags.get();
-  for (int64_t i = 0, end = 0; i < num_bags; ++i) {
+  for (int64_t i = 0, end = first_position; i < num_bags; ++i) {
     const int64_t begin = end;
     end = BagBegin(i + 1);
     if (end - begin <= kPiece) continue;
@@ -158,15 +163,16 @@ bool Run::FindLongBags() {
 }
 
 // Tasks share positions and bags evenly, a bag counting as one position: empty ones cost too.
-// offsets[i] + i is the work before bag i. It rises strictly, so each cut is found by bisection.
+// offsets[i] - offsets[0] + i is the work before bag i. It rises strictly, so each cut is found by
+// bisection.
 int64_t Run::FirstBagOfTask(int64_t task) const {
-  const int64_t work = job.last_position + 1 + num_bags;
+  const int64_t work = job.last_position + 1 - first_position + num_bags;
   const int64_t before = work / bag_tasks * task + work % bag_tasks * task / bag_tasks;
   int64_t low = 0, high = num_bags;
   if (task >= bag_tasks) return high;
   while (low < high) {
     const int64_t middle = low + (high - low) / 2;
-    if (BagBegin(middle) + middle < before) {
+    if (BagBegin(middle) - first_position + middle < before) {
       low = middle + 1;
     } else {
       high = middle;
@@ -198,13 +204,22 @@ void Run::DoTask(int64_t task) {
                           &partial_counts[static_cast<size_t>(piece)]));
 }
 
+// All tables of a call, their tasks one table after another.
+struct Runs {
+  Run* first;
+  int64_t count;
+};
+
 // An exception that left a task on a host's thread would hang or end the process.
-void TaskEntry(void* argument, size_t task) {
-  Run* run = static_cast<Run*>(argument);
+void TaskEntry(void* argument, size_t number) {
+  const Runs& runs = *static_cast<const Runs*>(argument);
+  const int64_t task = static_cast<int64_t>(number);
+  Run& run = std::upper_bound(runs.first, runs.first + runs.count, task,
+                              [](int64_t value, const Run& r) { return value < r.first_task; })[-1];
   try {
-    run->DoTask(static_cast<int64_t>(task));
+    run.DoTask(task - run.first_task);
   } catch (...) {
-    run->failed.store(true);
+    run.failed.store(true);
   }
 }
 
@@ -228,7 +243,7 @@ void Run::CombineLongBag(const LongBag& bag, double* sum) {
     }
     count += partial_counts[static_cast<size_t>(p)];
   }
-  char* out = job.output + bag.bag * job.output_row_bytes;
+  char* out = job.output + bag.bag * job.output_stride;
   if (count == 0) {
     std::memset(out, 0, static_cast<size_t>(job.output_row_bytes));
     return;
@@ -267,6 +282,132 @@ void Run::CombinePieces() {
   }
 }
 
+// num_bags and job.padding are set, and the offsets are checked.
+void Run::SetJob(const EmbeddingBagArgs& a, Isa isa, char* output, int64_t output_stride) {
+  const bool flat = a.indices_rank == 1;
+  job.rows = a.weight_shape[0];
+  job.columns = a.weight_shape[1];
+  job.weight = static_cast<const char*>(a.weight);
+  job.indices = static_cast<const char*>(a.indices);
+  job.offsets = flat ? static_cast<const char*>(a.offsets) : nullptr;
+  job.per_sample_weights = static_cast<const char*>(a.per_sample_weights);
+  job.scale = static_cast<const char*>(a.scale);
+  job.zero_point = static_cast<const char*>(a.zero_point);
+  job.bias = static_cast<const char*>(a.bias);
+  job.output = output;
+  job.row_bytes = a.row_stride != 0 ? a.row_stride : RowBytes(a.dtype, job.columns);
+  job.output_row_bytes = RowBytes(a.output_type, job.columns);
+  job.output_stride = output_stride;
+  job.scale_stride = a.scale_stride;
+  job.num_offsets = a.num_offsets;
+  job.bag_length = flat ? 0 : a.indices_shape[1];
+  job.num_positions = flat ? a.indices_shape[0] : a.indices_shape[0] * a.indices_shape[1];
+  job.max_norm = a.max_norm;
+  job.norm_type = a.norm_type;
+  job.dtype = a.dtype;
+  job.index_type = a.index_type;
+  job.offset_type = a.offset_type;
+  job.mode = a.mode;
+  job.scale_type = a.scale_type;
+  job.output_type = a.output_type;
+  first_position = BagBegin(0);
+  job.last_position = BagBegin(num_bags) - 1;
+  SetGeneralNorm(&job);
+  kernel = &PoolKernelOf(isa);
+  bytes = (static_cast<double>(job.last_position) + 1 - static_cast<double>(first_position)) *
+              static_cast<double>(job.row_bytes + 8) +
+          static_cast<double>(num_bags) * static_cast<double>(job.output_row_bytes);
+}
+
+Status Run::Plan(int64_t longest) {
+  if (longest <= kPiece || FindLongBags()) return Status();
+  return Error(Code::kOutOfMemory, "no memory for the partial sums of %lld long bags",
+               Wide(num_long_bags));
+}
+
+// Runs the tasks of all tables; a table without bag_tasks has none.
+Status RunTasks(const Runs& runs, Isa isa, const ParallelFor& parallel_for) {
+  g_runs[static_cast<int>(isa)].fetch_add(1, std::memory_order_relaxed);
+  double bytes = 0;
+  for (int64_t t = 0; t < runs.count; ++t) bytes += runs.first[t].bytes;
+  const bool at_once = bytes <= kInlineBytes;
+  const double task_bytes = std::max(kTaskBytes, bytes / kMostTasks);
+  int64_t tasks = 0;
+  for (int64_t t = 0; t < runs.count; ++t) {
+    Run& run = runs.first[t];
+    run.first_task = tasks;
+    if (!run.kernel) continue;
+    run.bag_tasks = 1;
+    if (!at_once) {
+      run.bag_tasks =
+          std::min({static_cast<int64_t>(run.bytes / task_bytes) + 1, kMostTasks, run.num_bags});
+    }
+    tasks += run.bag_tasks + run.num_pieces;
+  }
+  Runs argument = runs;
+  if (at_once) {
+    for (int64_t task = 0; task < tasks; ++task) TaskEntry(&argument, static_cast<size_t>(task));
+  } else if (!parallel_for.run(parallel_for.host, TaskEntry, static_cast<size_t>(tasks),
+                               &argument)) {
+    return Error(Code::kInternal, "the host could not run the tasks");
+  }
+  return Status();
+}
+
+// What is left to do, or to refuse, when all tasks are done.
+Status Finish(const EmbeddingBagArgs& a, Run* run) {
+  const int64_t bad = run->bad_position.load();
+  if (bad != kNoBadPosition) return RefuseIndex(a, bad, IndexAt(a.indices, a.index_type, bad));
+  if (!run->failed.load()) run->CombinePieces();
+  if (run->failed.load()) return Error(Code::kInternal, "a task failed");
+  return Status();
+}
+
+// Without output and without an index there is nothing to do, whatever the sizes claim: [B, 0]
+// indices over a [V, 0] table take no memory, so B may be anything.
+bool NothingToDo(const EmbeddingBagArgs& a, int64_t num_bags, int64_t longest) {
+  return num_bags == 0 || (longest == 0 && a.weight_shape[1] == 0);
+}
+
+// The arguments of one table, where it has indices of its own.
+EmbeddingBagArgs TableArgs(const EmbeddingBagCollectionArgs& c, int64_t t) {
+  EmbeddingBagArgs a = c.tables[t];
+  if (!c.packed || t == 0) return a;
+  const EmbeddingBagArgs& all = c.tables[0];
+  a.indices = all.indices;
+  a.offsets = all.offsets;
+  a.per_sample_weights = all.per_sample_weights;
+  std::copy(all.indices_shape, all.indices_shape + 2, a.indices_shape);
+  a.num_offsets = all.num_offsets;
+  a.index_type = all.index_type;
+  a.offset_type = all.offset_type;
+  a.indices_rank = all.indices_rank;
+  a.include_last_offset = all.include_last_offset;
+  return a;
+}
+
+// B and the padded row of one table.
+Status CheckTable(const EmbeddingBagCollectionArgs& c, int64_t t, const EmbeddingBagArgs& a,
+                  int64_t* num_bags, int64_t* padding) {
+  const Status status = CheckEmbeddingBag(a, num_bags, padding);
+  if (!status.ok()) return InTable(t, status);
+  if (a.output_type != c.tables[0].output_type) {
+    return Refuse("table %lld: output_type = %d, table 0 has %d: they must be equal", Wide(t),
+                  a.output_type, c.tables[0].output_type);
+  }
+  if (!c.packed) return status;
+  if (a.indices_rank != 1 || !a.include_last_offset) {
+    return Refuse("packed needs indices_rank = 1 and include_last_offset = 1, got %d and %d",
+                  a.indices_rank, a.include_last_offset);
+  }
+  if (*num_bags % c.num_tables != 0) {
+    return Refuse("offsets has %lld entries, which are not %lld * B + 1", Wide(a.num_offsets),
+                  Wide(c.num_tables));
+  }
+  *num_bags /= c.num_tables;
+  return status;
+}
+
 }  // namespace
 
 const PoolKernel& PoolKernelOf(Isa isa) { return *kKernels[static_cast<int>(isa)]; }
@@ -288,70 +429,89 @@ Status CheckOffsets(const EmbeddingBagArgs& a, int64_t* longest) {
 
 Status RunEmbeddingBag(const EmbeddingBagArgs& a, Isa isa, const ParallelFor& parallel_for) {
   Run run;
-  PoolJob& job = run.job;
-  Status status = CheckEmbeddingBag(a, &run.num_bags, &job.padding);
+  Status status = CheckEmbeddingBag(a, &run.num_bags, &run.job.padding);
   if (!status.ok()) return status;
-  job.rows = a.weight_shape[0];
-  job.columns = a.weight_shape[1];
-
-  const bool flat = a.indices_rank == 1;
   int64_t longest;
   status = CheckOffsets(a, &longest);
+  if (!status.ok() || NothingToDo(a, run.num_bags, longest)) return status;
+  run.SetJob(a, isa, static_cast<char*>(a.output), RowBytes(a.output_type, a.weight_shape[1]));
+  status = run.Plan(longest);
+  if (status.ok()) status = RunTasks({&run, 1}, isa, parallel_for);
+  return status.ok() ? Finish(a, &run) : status;
+}
+
+Status InTable(int64_t t, const Status& status) {
+  return status.ok() ? status : Error(status.code, "table %lld: %s", Wide(t), status.message);
+}
+
+Status CheckEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c, int64_t* num_bags,
+                                   int64_t* columns) {
+  if (c.size_bytes != static_cast<int64_t>(sizeof(EmbeddingBagCollectionArgs))) {
+    return Refuse("size_bytes = %lld is not %lld", Wide(c.size_bytes),
+                  Wide(sizeof(EmbeddingBagCollectionArgs)));
+  }
+  if (c.num_tables < 1) return Refuse("num_tables = %lld must be >= 1", Wide(c.num_tables));
+  if (!c.tables) return Refuse("tables is missing");
+  if (c.packed != 0 && c.packed != 1) return Refuse("packed = %lld is not 0 or 1", Wide(c.packed));
+  *columns = 0;
+  for (int64_t t = 0; t < c.num_tables; ++t) {
+    const EmbeddingBagArgs a = TableArgs(c, t);
+    int64_t bags, padding;
+    const Status status = CheckTable(c, t, a, &bags, &padding);
+    if (!status.ok()) return status;
+    if (t == 0) *num_bags = bags;
+    if (bags != *num_bags) {
+      return Refuse("table %lld has %lld bags, table 0 has %lld: they must be equal", Wide(t),
+                    Wide(bags), Wide(*num_bags));
+    }
+    // A table without rows takes no memory, so its D may be anything.
+    constexpr int64_t kMostColumns = INT64_MAX / 8;
+    if (a.weight_shape[1] > kMostColumns - *columns) {
+      return Refuse("table %lld: the columns of all tables are more than an output can have",
+                    Wide(t));
+    }
+    *columns += a.weight_shape[1];
+  }
+  return Status();
+}
+
+Status RunEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c, Isa isa,
+                                 const ParallelFor& parallel_for) {
+  int64_t num_bags, columns;
+  Status status = CheckEmbeddingBagCollection(c, &num_bags, &columns);
   if (!status.ok()) return status;
-  // Without output and without an index there is nothing to do, whatever the sizes claim: [B, 0]
-  // indices over a [V, 0] table take no memory, so B may be anything.
-  if (run.num_bags == 0 || (longest == 0 && job.columns == 0)) return status;
+  const int64_t count = c.num_tables;
+  const std::unique_ptr<Run[]> runs(new (std::nothrow) Run[static_cast<size_t>(count)]);
+  if (!runs) return Error(Code::kOutOfMemory, "no memory for %lld tables", Wide(count));
 
-  job.weight = static_cast<const char*>(a.weight);
-  job.indices = static_cast<const char*>(a.indices);
-  job.offsets = flat ? static_cast<const char*>(a.offsets) : nullptr;
-  job.per_sample_weights = static_cast<const char*>(a.per_sample_weights);
-  job.scale = static_cast<const char*>(a.scale);
-  job.zero_point = static_cast<const char*>(a.zero_point);
-  job.bias = static_cast<const char*>(a.bias);
-  job.output = static_cast<char*>(a.output);
-  job.row_bytes = a.row_stride != 0 ? a.row_stride : RowBytes(a.dtype, job.columns);
-  job.output_row_bytes = RowBytes(a.output_type, job.columns);
-  job.scale_stride = a.scale_stride;
-  job.num_offsets = a.num_offsets;
-  job.bag_length = flat ? 0 : a.indices_shape[1];
-  job.num_positions = flat ? a.indices_shape[0] : a.indices_shape[0] * a.indices_shape[1];
-  job.max_norm = a.max_norm;
-  job.norm_type = a.norm_type;
-  job.dtype = a.dtype;
-  job.index_type = a.index_type;
-  job.offset_type = a.offset_type;
-  job.mode = a.mode;
-  job.scale_type = a.scale_type;
-  job.output_type = a.output_type;
-  job.last_position = run.BagBegin(run.num_bags) - 1;
-  SetGeneralNorm(&job);
-  run.kernel = &PoolKernelOf(isa);
-  g_runs[static_cast<int>(isa)].fetch_add(1, std::memory_order_relaxed);
-
-  if (longest > kPiece && !run.FindLongBags()) {
-    return Error(Code::kOutOfMemory, "no memory for the partial sums of %lld long bags",
-                 Wide(run.num_long_bags));
+  const int32_t output_type = c.tables[0].output_type;
+  const int64_t stride = RowBytes(output_type, columns);
+  int64_t longest = 0, column = 0;
+  for (int64_t t = 0; t < count; ++t) {
+    EmbeddingBagArgs a = TableArgs(c, t);
+    Run& run = runs[static_cast<size_t>(t)];
+    status = CheckTable(c, t, a, &run.num_bags, &run.job.padding);
+    if (!status.ok()) return status;
+    if (!c.packed || t == 0) {
+      status = CheckOffsets(a, &longest);
+      if (!status.ok()) return c.packed ? status : InTable(t, status);
+    }
+    if (!NothingToDo(a, num_bags, longest)) {
+      if (c.packed) {
+        a.offsets =
+            static_cast<const char*>(a.offsets) + t * num_bags * (a.offset_type == kInt64 ? 8 : 4);
+        a.num_offsets = num_bags + 1;
+      }
+      run.SetJob(a, isa, static_cast<char*>(c.output) + RowBytes(output_type, column), stride);
+      status = run.Plan(longest);
+      if (!status.ok()) return InTable(t, status);
+    }
+    column += a.weight_shape[1];
   }
-  const double bytes =
-      (static_cast<double>(job.last_position) + 1) * static_cast<double>(job.row_bytes + 8) +
-      static_cast<double>(run.num_bags) * static_cast<double>(job.output_row_bytes);
-  run.bag_tasks = 1;
-  if (bytes > kInlineBytes) {
-    run.bag_tasks = std::min(
-        {static_cast<int64_t>(std::min(bytes / kTaskBytes, 1e6)) + 1, kMostTasks, run.num_bags});
+  status = RunTasks({runs.get(), count}, isa, parallel_for);
+  for (int64_t t = 0; t < count && status.ok(); ++t) {
+    status = InTable(t, Finish(TableArgs(c, t), &runs[static_cast<size_t>(t)]));
   }
-  const size_t tasks = static_cast<size_t>(run.bag_tasks + run.num_pieces);
-  if (bytes <= kInlineBytes) {
-    for (size_t task = 0; task < tasks; ++task) TaskEntry(&run, task);
-  } else if (!parallel_for.run(parallel_for.host, TaskEntry, tasks, &run)) {
-    return Error(Code::kInternal, "the host could not run the tasks");
-  }
-
-  const int64_t bad = run.bad_position.load();
-  if (bad != kNoBadPosition) return RefuseIndex(a, bad, IndexAt(a.indices, a.index_type, bad));
-  if (!run.failed.load()) run.CombinePieces();
-  if (run.failed.load()) return Error(Code::kInternal, "a task failed");
   return status;
 }
 

@@ -64,6 +64,20 @@ typedef struct EmbeddingBagArgs {
   int32_t row_stride;              // bytes from one row of weight to the next; 0: as many as it has
 } EmbeddingBagArgs;
 
+// The bags of several tables, beside each other in one output: each has the bits that it would
+// have alone. Five words of 8 bytes.
+typedef struct EmbeddingBagCollectionArgs {
+  int64_t size_bytes;              // sizeof(EmbeddingBagCollectionArgs); another value is refused
+  const EmbeddingBagArgs* tables;  // [num_tables] of one output_type; their output is not looked at
+  int64_t num_tables;              // at least 1
+  void* output;                    // [B, sum of D]: first the columns of tables[0]
+  int64_t packed;                  // 1: indices, offsets and per_sample_weights of tables[0] hold
+                                   // those of all, whose own are not looked at. Bag i of table t is
+                                   // offsets[t * B + i] .. offsets[t * B + i + 1] of [T * B + 1],
+                                   // and indices_rank and include_last_offset must be 1
+                                   // 0: every table has its own, of the same B
+} EmbeddingBagCollectionArgs;
+
 #ifdef __cplusplus
 
 #include <stddef.h>
@@ -107,7 +121,18 @@ Status RefuseIndex(const EmbeddingBagArgs& args, int64_t position, int64_t index
 // Checks everything and computes.
 Status RunEmbeddingBag(const EmbeddingBagArgs& args, Isa isa, const ParallelFor& parallel_for);
 
-// How often RunEmbeddingBag entered the kernel of this instruction set in this process.
+// The status, with the table that it is about.
+Status InTable(int64_t t, const Status& status);
+
+// Checks everything but the values of offsets and indices. *num_bags is B, *columns the sum of D.
+Status CheckEmbeddingBagCollection(const EmbeddingBagCollectionArgs& args, int64_t* num_bags,
+                                   int64_t* columns);
+
+// Checks everything, of all tables, and computes, all tables at once.
+Status RunEmbeddingBagCollection(const EmbeddingBagCollectionArgs& args, Isa isa,
+                                 const ParallelFor& parallel_for);
+
+// How often a call entered the kernel of this instruction set in this process.
 int64_t EmbeddingBagRuns(Isa isa);
 
 }  // namespace lucid

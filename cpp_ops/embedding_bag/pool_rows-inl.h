@@ -648,9 +648,9 @@ struct Pooler {
 template <class T>
 int64_t PoolBags(const PoolJob& job, int64_t first, int64_t last) {
   Pooler<T> pooler(job);
-  char* out = job.output + first * job.output_row_bytes;
+  char* out = job.output + first * job.output_stride;
   int64_t end = pooler.BagBegin(first);
-  for (int64_t i = first; i < last; ++i, out += job.output_row_bytes) {
+  for (int64_t i = first; i < last; ++i, out += job.output_stride) {
     const int64_t begin = end;
     end = pooler.BagBegin(i + 1);
     if (end - begin > kPiece) continue;

@@ -27,7 +27,9 @@ struct PoolJob {
   char* output;
   int64_t rows, columns;  // V, D
   int64_t row_bytes;      // from one row of the table to the next
-  int64_t output_row_bytes, scale_stride;
+  int64_t output_row_bytes,
+      output_stride;  // what a row of the output has, and from one to the next
+  int64_t scale_stride;
   int64_t num_offsets, num_positions, bag_length;
   int64_t last_position;  // the last one that belongs to a bag
   int64_t padding;        // in [0, V), or -1

@@ -54,16 +54,17 @@ void Attributes::NoteType(const char* name, const char* expected, bool other_num
   }
 }
 
-Status* GetShape(const Runtime& runtime, const Value* value, Shape* out) {
+Status* GetShape(const Runtime& runtime, const Value* value, Shape* out, ElementType* type) {
   const Api* api = runtime.api;
   if (runtime.has_data_reference) {
-    ElementType type;
-    return Call<GetTensorElementTypeAndShapeDataReference>(api, value, &type, &out->shape.dims,
-                                                           &out->shape.rank);
+    ElementType unused;
+    return Call<GetTensorElementTypeAndShapeDataReference>(api, value, type ? type : &unused,
+                                                           &out->shape.dims, &out->shape.rank);
   }
   TypeAndShape* info = nullptr;
   LUCID_RETURN_IF_ERROR(Call<GetTensorTypeAndShape>(api, value, &info));
-  Status* status = Call<GetDimensionsCount>(api, info, &out->shape.rank);
+  Status* status = type ? Call<GetTensorElementType>(api, info, type) : nullptr;
+  if (!status) status = Call<GetDimensionsCount>(api, info, &out->shape.rank);
   if (!status) {
     // Of a rank that no input has, only the first dimensions are told.
     if (out->shape.rank > kMostDims) out->shape.rank = kMostDims;
@@ -82,10 +83,10 @@ Status* GetData(const Api* api, const Value* value, const void** data) {
 }
 
 Status* GetInput(const Runtime& runtime, const KernelContext* context, size_t index, Shape* shape,
-                 const void** data) {
+                 const void** data, ElementType* type) {
   const Value* value = nullptr;
   LUCID_RETURN_IF_ERROR(Call<KernelContext_GetInput>(runtime.api, context, index, &value));
-  LUCID_RETURN_IF_ERROR(GetShape(runtime, value, shape));
+  LUCID_RETURN_IF_ERROR(GetShape(runtime, value, shape, type));
   return GetData(runtime.api, value, data);
 }
 

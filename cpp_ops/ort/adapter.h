@@ -63,14 +63,16 @@ struct Shape {
   int64_t dims[kMostDims];
 };
 
-Status* GetShape(const Runtime& runtime, const Value* value, Shape* shape);
+// type may be null, here and in GetInput.
+Status* GetShape(const Runtime& runtime, const Value* value, Shape* shape,
+                 ElementType* type = nullptr);
 
 // The data of a tensor that is only read; the runtime has no const accessor in every version.
 Status* GetData(const Api* api, const Value* value, const void** data);
 
 // An input of a run.
 Status* GetInput(const Runtime& runtime, const KernelContext* context, size_t index, Shape* shape,
-                 const void** data);
+                 const void** data, ElementType* type = nullptr);
 
 // The constant value of an input, or null.
 Status* ConstantInput(const Api* api, const KernelInfo* info, size_t index, const Value** value);

@@ -43,6 +43,7 @@ struct Allocator {
 enum ErrorCode : int { kFail = 1, kInvalidArgument = 2 };
 
 enum ElementType : int {
+  kElementUndefined = 0,  // as an op's: any
   kElementFloat = 1,
   kElementUint8 = 2,
   kElementInt8 = 3,
@@ -101,6 +102,7 @@ struct Slot {
   LUCID_ORT_SLOT(ReleaseAllocator, 132, void, Allocator*)                                          \
   LUCID_ORT_SLOT(KernelContext_GetGPUComputeStream, 193, Status*, const KernelContext*, void**)    \
   LUCID_ORT_SLOT(GetTensorMemoryInfo, 194, Status*, const Value*, const MemoryInfo**)              \
+  LUCID_ORT_SLOT(KernelInfo_GetInputCount, 230, Status*, const KernelInfo*, size_t*)               \
   LUCID_ORT_SLOT(HasSessionConfigEntry, 237, Status*, const SessionOptions*, const char*, int*)    \
   LUCID_ORT_SLOT(GetSessionConfigEntry, 238, Status*, const SessionOptions*, const char*, char*,   \
                  size_t*)                                                                          \
@@ -111,6 +113,7 @@ struct Slot {
                  const Value**)                                                                    \
   LUCID_ORT_SLOT(KernelContext_GetAllocator, 253, Status*, const KernelContext*,                   \
                  const MemoryInfo*, Allocator**)                                                   \
+  LUCID_ORT_SLOT(ShapeInferContext_GetInputCount, 267, Status*, const ShapeInferContext*, size_t*) \
   LUCID_ORT_SLOT(ShapeInferContext_GetInputTypeShape, 268, Status*, const ShapeInferContext*,      \
                  size_t, TypeAndShape**)                                                           \
   LUCID_ORT_SLOT(ShapeInferContext_GetAttribute, 269, Status*, const ShapeInferContext*,           \

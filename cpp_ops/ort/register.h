@@ -22,7 +22,9 @@ using AddOp = Status* (*)(const Runtime& runtime, CustomOpDomain* domain, const 
 Status* AddEmbeddingBagOps(const Runtime& runtime, CustomOpDomain* domain);
 Status* AddEmbeddingBagGradOps(const Runtime& runtime, CustomOpDomain* domain);
 
-// The same for the CUDA provider; in liblucid_onnx_ops_cuda alone.
+Status* AddEmbeddingBagCollectionOps(const Runtime& runtime, CustomOpDomain* domain);
+
+// The bags for the CUDA provider; in liblucid_onnx_ops_cuda alone.
 Status* AddCudaEmbeddingBagOps(const Runtime& runtime, CustomOpDomain* domain);
 
 }  // namespace ort

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from lucid_onnx.ops import OPERATOR_OF
+from lucid_onnx.ops import OPERATOR_OF, variant
 from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.ops.embedding_bag_collection import spec as collection
 
 #: Nodes that hand their first input on, as far as the values of indices and offsets go.
 _PASSING = {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"}
@@ -32,6 +34,7 @@ class _Role:
     last: bool = False  # include_last_offset, for offsets and a gradient
     partner: str = ""  # the indices, for offsets; what tells the number of bags, for a gradient
     two_d: bool = False
+    tables: int = 1  # whose offsets are packed
 
 
 def random_inputs(model: onnx.ModelProto, given: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
@@ -81,26 +84,28 @@ def _roles(
     roles: dict[str, _Role] = {}
     for node in graph.node:
         if node.domain == spec.DOMAIN and node.op_type in OPERATOR_OF:
-            op = OPERATOR_OF[node.op_type].spec.VARIANTS[node.op_type]
-            named = {n: origin(v) for n, v in zip(op.inputs, node.input, strict=True)}
             attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-            table = initializers.get(node.input[op.inputs.index(op.table)])
-            rows = table.dims[0] if table is not None else None
+            op = variant(node.op_type, attributes)
             padding = attributes.get("padding_idx", spec.NO_PADDING)
-            if named[op.table] is not None:
-                roles[str(named[op.table])] = _Role("table")
-            indices = named["indices"]
-            if indices is not None:
-                role = _Role("indices", rows, None if padding == spec.NO_PADDING else padding, two_d=op.two_d)
-                roles[indices] = _narrower(roles.get(indices), role)
-            offsets = named.get("offsets")
             last = bool(attributes.get("include_last_offset", 0))
-            if offsets is not None:
-                roles[offsets] = _Role("offsets", last=last, partner=indices or "")
-            gradient = named.get("grad_output")
-            if gradient is not None:
-                bags = indices if op.two_d else offsets
-                roles[gradient] = _Role("gradient", last=last and not op.two_d, partner=bags or "")
+            named = dict(zip(op.inputs, node.input, strict=True))
+            for names in _bags(op, named):
+                weight, indices, offsets = (None if name is None else origin(name) for name in names)
+                held = initializers.get(names[0])
+                rows = held.dims[0] if held is not None else None
+                if weight is not None:
+                    roles[weight] = _Role("table")
+                if indices is not None:
+                    role = _Role("indices", rows, None if padding == spec.NO_PADDING else padding, two_d=op.two_d)
+                    roles[indices] = _narrower(roles.get(indices), role)
+                if offsets is not None:
+                    tables = op.num_tables if getattr(op, "layout", "") == "packed" else 1
+                    roles[offsets] = _Role("offsets", last=last, partner=indices or "", tables=tables)
+            if "grad_output" in named:
+                gradient = origin(named["grad_output"])
+                bags = origin(named["indices" if op.two_d else "offsets"])
+                if gradient is not None:
+                    roles[gradient] = _Role("gradient", last=last and not op.two_d, partner=bags or "")
         elif node.op_type == "Gather" and node.domain == "" and node.input[0] in initializers:
             axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
             name = origin(node.input[1])
@@ -108,6 +113,16 @@ def _roles(
                 rows = initializers[node.input[0]].dims[axis]
                 roles[name] = _narrower(roles.get(name), _Role("indices", rows))
     return roles
+
+
+def _bags(op: Any, named: Mapping[str, str]) -> Iterator[tuple[str, str, str | None]]:
+    """The names of the table, the indices and the offsets of a node's bags, or of each table of a collection."""
+    if not isinstance(op, collection.Variant):
+        yield named[op.table], named["indices"], named.get("offsets")
+        return
+    for t in range(op.num_tables):
+        own = f"_{t}" if op.layout != "packed" else ""
+        yield named[f"weight_{t}"], named[f"indices{own}"], named.get(f"offsets{own}")
 
 
 def _narrower(old: _Role | None, new: _Role) -> _Role:
@@ -144,7 +159,7 @@ def _array(
         elif kind == "table":
             default = _ROWS if axis == 0 else 8
         elif axis == 0:
-            default = _NUM_BAGS
+            default = _NUM_BAGS if role is None or role.tables == 1 else role.tables * _NUM_BAGS + 1
         if dim.HasField("dim_value"):
             shape.append(dim.dim_value)
         elif role is not None and kind == "gradient" and axis == 0 and role.partner in made:

@@ -12,7 +12,14 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from lucid_onnx.builder import to_form
-from lucid_onnx.ops import OPERATOR_OF, embedding_bag, embedding_bag_grad, quantized_embedding_bag
+from lucid_onnx.ops import (
+    OPERATOR_OF,
+    embedding_bag,
+    embedding_bag_collection,
+    embedding_bag_grad,
+    quantized_embedding_bag,
+    variant,
+)
 from lucid_onnx.ops.embedding_bag import spec
 
 
@@ -22,10 +29,12 @@ class _Bag(OpRun):
     def _run(self, *inputs: np.ndarray, **_: Any) -> tuple[np.ndarray, ...]:
         node = self.onnx_node
         operator = OPERATOR_OF[node.op_type]
-        op = operator.spec.VARIANTS[node.op_type]
         given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        op = variant(node.op_type, given)
         attributes = operator.spec.Attributes.from_onnx(given)
         arrays = dict(zip(op.inputs, inputs, strict=True))
+        if operator is embedding_bag_collection:
+            return (embedding_bag_collection.reference.pooled(op, arrays, attributes),)
         names = ("mode", "padding_idx", "max_norm", "norm_type", "include_last_offset")
         keywords = {name: getattr(attributes, name) for name in names}
         if operator is embedding_bag:

@@ -14,8 +14,14 @@ import onnx
 from onnx import TensorProto, helper
 
 from lucid_onnx.builder import to_form
-from lucid_onnx.conformance import case_model
-from lucid_onnx.ops import OPERATOR_OF, OPERATORS, embedding_bag_grad, quantized_embedding_bag
+from lucid_onnx.conformance import AnyCase, case_model
+from lucid_onnx.ops import (
+    OPERATOR_OF,
+    OPERATORS,
+    embedding_bag_collection,
+    embedding_bag_grad,
+    quantized_embedding_bag,
+)
 from lucid_onnx.ops.embedding_bag import cases, spec
 
 from . import inputs as made_inputs
@@ -113,7 +119,12 @@ def _operator(name: str, about: str, node: onnx.NodeProto, arrays: Mapping[str, 
     return Job(name, "operators", about, inputs, [expected], programs.get)
 
 
-AnyCase = cases.Case | quantized_embedding_bag.cases.Case | embedding_bag_grad.cases.Case
+AnyCase = (
+    cases.Case
+    | quantized_embedding_bag.cases.Case
+    | embedding_bag_grad.cases.Case
+    | embedding_bag_collection.cases.Case
+)
 
 
 def conformance(pattern: str = "*") -> list[Job]:
@@ -148,17 +159,19 @@ def _large() -> dict[str, cases.Case]:
 def case_job(case: AnyCase, group: str) -> Job:
     """A case with its programs; models are made when they are asked for."""
     attributes = case.attributes
-    call: dict[str, Any] = {"operator": "embedding_bag", **case.keywords}
-    if isinstance(attributes, quantized_embedding_bag.spec.Attributes):
+    call: dict[str, Any] | None = None  # of a collection, which no other runtime has
+    if not isinstance(case, embedding_bag_collection.cases.Case):
+        call = {"operator": "embedding_bag", **case.keywords}
+        call = {name: "inf" if value == np.inf else value for name, value in call.items()}
+    if call is not None and isinstance(attributes, quantized_embedding_bag.spec.Attributes):
         call["operator"] = "quantized_embedding_bag"
         call |= {"codes_type": attributes.codes_type, "embedding_dim": attributes.embedding_dim}
     if isinstance(case, embedding_bag_grad.cases.Case):
-        call["operator"] = "embedding_bag_grad"
-    call = {name: "inf" if value == np.inf else value for name, value in call.items()}
+        call = {**(call or {}), "operator": "embedding_bag_grad"}
 
     @functools.cache
     def program(form: str) -> Program | None:
-        if form == "given":
+        if form == "given" or (form == "call" and call is None):
             return None
         if form == "call":
             return Program("call", call=call)

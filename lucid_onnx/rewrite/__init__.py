@@ -15,14 +15,17 @@ except ModuleNotFoundError as error:
     ) from error
 from . import picture
 from .lowering import lower
+from .merging import Merged, Unmerged
 from .quantization import Quantized, QuantizeReport, Unquantized, quantize
 
 __all__ = [
     "FuseReport",
     "Fused",
+    "Merged",
     "QuantizeReport",
     "Quantized",
     "Unfused",
+    "Unmerged",
     "Unquantized",
     "fuse",
     "lower",

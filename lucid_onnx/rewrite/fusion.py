@@ -21,6 +21,7 @@ from lucid_onnx.ops.embedding_bag import spec
 
 from . import files, patterns
 from .expressions import Expression, Reader, difference, inside
+from .merging import Merged, Unmerged, merge
 
 #: What an opset before `spec.MIN_OPSET` is raised to.
 _RAISED_OPSET = spec.DEFAULT_OPSET
@@ -59,17 +60,24 @@ class Unfused:
 
 @dataclasses.dataclass(frozen=True)
 class FuseReport:
-    """The model, the bags that were put into it, and what looked like one. External data is not loaded."""
+    """The model, the bags that were put into it, and what looked like one. External data is not loaded.
+
+    ``merged`` and ``unmerged`` are the bags that were to be merged; both are empty if nobody asked.
+    """
 
     model: onnx.ModelProto = dataclasses.field(repr=False)
     fused: tuple[Fused, ...]
     unfused: tuple[Unfused, ...]
+    merged: tuple[Merged, ...] = ()
+    unmerged: tuple[Unmerged, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """All but the model, for JSON."""
         return {
             "fused": [dataclasses.asdict(f) for f in self.fused],
             "unfused": [dataclasses.asdict(u) for u in self.unfused],
+            "merged": [dataclasses.asdict(m) for m in self.merged],
+            "unmerged": [dataclasses.asdict(u) for u in self.unmerged],
         }
 
 
@@ -79,6 +87,7 @@ def fuse(
     *,
     form: Form = "portable",
     assume_nonempty: bool = False,
+    merge_tables: bool = False,
 ) -> FuseReport:
     """Find the bags that a model has written out, and put one node in the place of each.
 
@@ -99,6 +108,8 @@ def fuse(
         form: the form of all ``ai.lucid`` nodes in the result, as in `lucid_onnx.to_form`. Strict shape inference fails
             where a function of the model has a node in the "native" form, whose type it cannot know.
         assume_nonempty: indices [B, L] under a mean or a maximum have L > 0, though the model does not say so.
+        merge_tables: bags of equal attributes whose results a Concat lays beside each other, those that the model had
+            before among them, become one ``ai.lucid::EmbeddingBagCollection``; see `lucid_onnx.rewrite.merging`.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -107,13 +118,15 @@ def fuse(
     if form not in FORMS:
         raise ValueError(f"form = {form!r} is not one of 'portable', 'standard', 'native'")
     proto, folder = files.read(model)
-    report = _fuse(proto, folder, form, assume_nonempty)
+    report = _fuse(proto, folder, form, assume_nonempty, merge_tables)
     if output is not None:
         files.write(report.model, output, folder)
     return report
 
 
-def _fuse(proto: onnx.ModelProto, folder: Path | None, form: Form, assume_nonempty: bool) -> FuseReport:
+def _fuse(
+    proto: onnx.ModelProto, folder: Path | None, form: Form, assume_nonempty: bool, merge_tables: bool
+) -> FuseReport:
     model = ir.from_proto(proto)
     if folder is not None:
         set_base_dir(model.graph, folder)
@@ -128,6 +141,16 @@ def _fuse(proto: onnx.ModelProto, folder: Path | None, form: Form, assume_nonemp
         result = onnx.ModelProto()
         result.CopyFrom(proto)
     lucid = any(i.domain == spec.DOMAIN for i in result.opset_import) or bool(found.fused)
+    merged: tuple[Merged, ...] = ()
+    unmerged: tuple[Unmerged, ...] = ()
+    if lucid and merge_tables:
+        convert(result, "native")  # with all attributes written out, and no function of ours
+        model = ir.from_proto(result)
+        if folder is not None:
+            set_base_dir(model.graph, folder)
+        merged, unmerged = merge(model)
+        if merged:
+            result = ir.to_proto(model)
     if lucid:
         convert(result, form)
         if form == "portable":
@@ -137,7 +160,7 @@ def _fuse(proto: onnx.ModelProto, folder: Path | None, form: Form, assume_nonemp
             before = files.check(proto)
             whose = "the model, before any change" if before is not None else "the model with its bags fused"
             raise ValueError(f"{whose}, does not pass onnx.checker: {before or complaint}")
-    return FuseReport(result, tuple(reversed(found.fused)), tuple(reversed(found.unfused)))
+    return FuseReport(result, tuple(reversed(found.fused)), tuple(reversed(found.unfused)), merged, unmerged)
 
 
 #: The first IR version with model-local functions.

@@ -15,8 +15,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from lucid_onnx.builder import CODES_TYPES, FORMS, TABLE_TYPES, Form, Replacing, convert, without_initializers
-from lucid_onnx.ops import OPERATOR_OF, quantized_embedding_bag
+from lucid_onnx.ops import OPERATOR_OF, quantized_embedding_bag, variant
 from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.ops.embedding_bag_collection import spec as collection
 from lucid_onnx.ops.quantized_embedding_bag.table import QuantizedTable
 
 from . import files
@@ -476,7 +477,11 @@ class _Work:
                     self._bags.append(_Bag(node, name, objection or None))
                 elif scope.get(name) == "":
                     self._others.setdefault(name, f"{_where(node)} ({node.op_type}) reads it as well")
-            if meaning is quantized_embedding_bag.spec:
+            if node.domain == spec.DOMAIN and node.op_type in collection.VARIANTS:
+                op = variant(node.op_type, {a.name: helper.get_attribute_value(a) for a in node.attribute})
+                objection = "a collection pools it, which has no tables of codes: quantize before tables are merged"
+                self._bags += [_Bag(node, name, objection) for name in node.input[: op.num_tables]]
+            elif meaning is quantized_embedding_bag.spec:
                 kind = quantized_embedding_bag.spec.Attributes.from_onnx(
                     {a.name: helper.get_attribute_value(a) for a in node.attribute}
                 ).codes_type

@@ -1,0 +1,107 @@
+"""EmbeddingBagCollection as T EmbeddingBag nodes and a Concat, or as what those are in standard ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import onnx
+from onnx import helper
+
+from ..embedding_bag import lowering
+from ..embedding_bag import spec as embedding_bag
+from ..emit import Emitter
+from . import spec
+
+_KINDS = {int: onnx.AttributeProto.INT, float: onnx.AttributeProto.FLOAT}
+#: Writes the bags of one table into an Emitter: which table, the names of its inputs, and of the result.
+_Bag = Callable[[int, Sequence[str], str], None]
+
+
+def function(op: spec.Variant, opset: int) -> onnx.FunctionProto:
+    """The operator as a model-local function for one combination of inputs, generic in its attributes and dtypes.
+
+    Its nodes are EmbeddingBag's, whose function the model must have too (`functions_used`).
+    """
+    e = Emitter(opset)
+
+    def bag(t: int, inputs: Sequence[str], output: str) -> None:
+        node = helper.make_node(op.bag.name, inputs, [output], domain=spec.DOMAIN)
+        for name, value in embedding_bag.Attributes().to_onnx(op.bag, double=False).items():
+            if name == "include_last_offset" and op.layout == "packed":
+                node.attribute.append(helper.make_attribute(name, 1))
+                continue
+            kind = _KINDS[type(value)]
+            node.attribute.append(onnx.AttributeProto(name=name, ref_attr_name=name, type=kind))  # type: ignore[arg-type]
+        e.nodes.append(node)
+
+    expand(e, op, op.inputs, bag, *op.outputs)
+    body = e.function(spec.DOMAIN, op.name, op.inputs, op.outputs, spec.attribute_names(op))
+    body.opset_import.append(helper.make_opsetid(spec.DOMAIN, spec.VERSION))
+    return body
+
+
+def functions_used(op: spec.Variant) -> tuple[str, ...]:
+    """The names of the functions that the body of `function` calls."""
+    return (op.bag.name,)
+
+
+def nodes(
+    op: spec.Variant,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    attributes: dict[str, int | float],
+    opset: int,
+    prefix: str,
+) -> list[onnx.NodeProto]:
+    """The operator as standard nodes for one node's attributes (see `spec.Attributes.to_onnx`)."""
+    e = Emitter(opset, prefix, attributes)
+    own = {name: attributes[name] for name in embedding_bag.attribute_names(op.bag)}
+
+    def bag(t: int, inputs: Sequence[str], output: str) -> None:
+        e.nodes += lowering.nodes(op.bag, tuple(inputs), (output,), own, opset, f"{prefix}{t}_")
+
+    expand(e, op, inputs, bag, *outputs)
+    return e.nodes
+
+
+def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], bag: _Bag, output: str) -> None:
+    """Write the operator's nodes into ``e``, its bags by ``bag``."""
+    named = dict(zip(op.inputs, inputs, strict=True))
+    packed = _Packed(e, op, named) if op.layout == "packed" else None
+    pooled = []
+    for t in range(op.num_tables):
+        if packed is not None:
+            given = packed.inputs(t)
+        else:
+            given = {stem: named[f"{stem}_{t}"] for stem in op.bag.inputs if stem != "weight"}
+        pooled.append(e.name())
+        bag(t, [named[f"weight_{t}"] if i == "weight" else given[i] for i in op.bag.inputs], pooled[-1])
+    e.node("Concat", pooled, {"axis": 1}, output)
+
+
+class _Packed:
+    """Packed indices cut into those of each table.
+
+    A table's first offset is the one before's last, so that offsets that decrease or pass the end do so in some table,
+    whose bags refuse them. Of the first table nothing is subtracted: its bags refuse a first offset other than 0.
+    """
+
+    def __init__(self, e: Emitter, op: spec.Variant, named: dict[str, str]) -> None:
+        self._e, self._op, self._named = e, op, named
+        self._offsets = e.Cast(named["offsets"], to=onnx.TensorProto.INT64)
+        count = e.Sub(e.Shape(self._offsets), 1)  # [1]
+        # A rest is refused as `..embedding_bag.lowering` refuses: by reading past the end.
+        rest = e.Gather([0], e.Cast(e.Greater(e.Mod(count, op.num_tables), 0), to=onnx.TensorProto.INT64))
+        self._bags = e.Add(e.Div(count, op.num_tables), rest)  # [1]: B
+
+    def inputs(self, t: int) -> dict[str, str]:
+        """The indices, offsets and weights of a table, by the names that its bag has for them."""
+        e = self._e
+        first = e.Mul(self._bags, [t])
+        bounds = e.Slice(self._offsets, first, e.Add(e.Add(first, self._bags), 1))  # [B + 1]
+        begin = e.int64([0]) if t == 0 else e.Slice(bounds, [0], [1])
+        end = e.Slice(bounds, [-1], [2**31 - 1])
+        found = {"offsets": bounds if t == 0 else e.Sub(bounds, begin)}
+        for name in ("indices", *(("per_sample_weights",) if self._op.weighted else ())):
+            found[name] = e.Slice(self._named[name], begin, end)
+        return found

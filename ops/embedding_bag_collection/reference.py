@@ -1,0 +1,71 @@
+"""The NumPy reference: `..embedding_bag.reference`, one table after another."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..embedding_bag import reference as pooling
+from . import spec
+
+
+def embedding_bag_collection(
+    x: Sequence[npt.ArrayLike] | npt.ArrayLike,
+    weights: Sequence[npt.ArrayLike],
+    offsets: Sequence[npt.ArrayLike] | npt.ArrayLike | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    mode: str = "mean",
+    per_sample_weights: Sequence[npt.ArrayLike] | npt.ArrayLike | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+    packed: bool = False,
+) -> np.ndarray:
+    """Pool rows of several tables, bag by bag, in NumPy.
+
+    Args:
+        x: the indices [N_t] or [B, L_t] of each table; with ``packed`` those of all, [N].
+        weights: the tables [V_t, D_t], of one dtype.
+        offsets: those of each table; with ``packed`` those of all, [T * B + 1].
+        per_sample_weights: those of each table, or of all; mode "sum" only.
+        packed: one array has the indices of all tables. It needs include_last_offset.
+        max_norm, norm_type, mode, include_last_offset, padding_idx: as in `..embedding_bag.reference`.
+
+    Returns:
+        [B, sum of D_t], of the tables' dtype.
+
+    Raises:
+        TypeError, IndexError, ValueError: see `spec.check_inputs`. What concerns one table says which.
+    """
+    attributes = spec.Attributes(mode, padding_idx, max_norm, norm_type, include_last_offset)
+    op, given = spec.arrange(x, weights, offsets, per_sample_weights, packed=packed)
+    return pooled(op, given, attributes)
+
+
+def pooled(op: spec.Variant, given: Mapping[str, np.ndarray], attributes: spec.Attributes) -> np.ndarray:
+    """The result of a node, by its inputs' names; refuses as `embedding_bag_collection`."""
+    spec.check_inputs(op, given, attributes)
+    outputs = []
+    for t in range(op.num_tables):
+        indices, starts, factors = (
+            spec.of_table(op, given, t, name) for name in ("indices", "offsets", "per_sample_weights")
+        )
+        assert indices is not None
+        if op.layout == "packed":
+            starts = spec.bounds(op, given["offsets"], t)
+            inside = slice(int(starts[0]), int(starts[-1]))
+            starts, indices = starts - starts[0], indices[inside]
+            factors = None if factors is None else factors[inside]
+        outputs.append(
+            pooling.embedding_bag(
+                indices,
+                given[f"weight_{t}"],
+                starts,
+                per_sample_weights=factors,
+                **dataclasses.asdict(attributes),
+            )
+        )
+    return np.concatenate(outputs, axis=1)

@@ -1,0 +1,293 @@
+"""EmbeddingBagCollection: the bags of T tables, beside each other in one output.
+
+    output[:, D_0 + ... + D_(t-1) : D_0 + ... + D_t] = EmbeddingBag(weight_t, indices_t, offsets_t, ...)
+
+with the equation, attributes and refusals of `..embedding_bag.spec`, and the very bits that T nodes and a Concat over
+axis 1 would have. V and D may differ from table to table; all tables and per_sample_weights are of one dtype, and all
+tables have B bags. ``indices`` and ``offsets`` are of int32 or int64, each by itself. The attributes are those of every
+table; a negative ``padding_idx`` counts from the end of each.
+
+The inputs are T tables, and then what one of three layouts has:
+
+====== ========= ======================================================================================
+layout attribute inputs behind weight_0 [V_0, D_0], ..., weight_(T-1) [V_(T-1), D_(T-1)]
+====== ========= ======================================================================================
+ragged 0         indices_t [N_t] of each table, then offsets_t [B] (or [B + 1]) of each
+packed 1         indices [N] and offsets [T * B + 1] of all: bag i of table t is
+                 ``offsets[t * B + i] <= k < offsets[t * B + i + 1]``; include_last_offset is 1
+rows   2         indices_t [B, L_t] of each table
+====== ========= ======================================================================================
+
+and per_sample_weights last, shaped like indices, where there are any: of each table, or of all in the packed layout.
+(Packed is how FBGEMM's table-batched embeddings have them.)
+
+The attributes beyond EmbeddingBag's:
+
+==================== ===== ==================================================================
+num_tables           INT   T, at least 1
+layout               INT   as above
+weighted             INT   0 or 1: whether there are per_sample_weights
+==================== ===== ==================================================================
+
+A function of a model cannot take a number of inputs that varies, and a model cannot have two functions of one name. So
+there are several names (`VARIANTS`) for the same operator: ``EmbeddingBagCollection``, ``EmbeddingBagCollection_1`` and
+so on, of which a model has one for every combination of num_tables, layout and weighted in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..embedding_bag import spec as embedding_bag
+
+DOMAIN, VERSION = embedding_bag.DOMAIN, embedding_bag.VERSION
+LAYOUTS = ("ragged", "packed", "rows")
+#: How many combinations of num_tables, layout and weighted a model may have.
+MOST_SIGNATURES = 8
+_NAME = "EmbeddingBagCollection"
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One operator name with one combination of inputs."""
+
+    name: str
+    num_tables: int = 1
+    layout: str = "ragged"
+    weighted: bool = False
+    outputs = ("output",)
+    table = "weight_0"  #: the input that tells the dtype
+
+    def __post_init__(self) -> None:
+        if self.num_tables < 1:
+            raise ValueError(f"num_tables = {self.num_tables} must be >= 1")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout = {self.layout!r} is not one of {', '.join(map(repr, LAYOUTS))}")
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        names = [("weight", True), ("indices", False)]
+        names += [] if self.layout == "rows" else [("offsets", False)]
+        names += [("per_sample_weights", False)] if self.weighted else []
+        return tuple(
+            name
+            for stem, always in names
+            for name in (
+                [f"{stem}_{t}" for t in range(self.num_tables)] if always or self.layout != "packed" else [stem]
+            )
+        )
+
+    @property
+    def two_d(self) -> bool:
+        return self.layout == "rows"
+
+    @property
+    def bag(self) -> embedding_bag.Variant:
+        """The operator that pools one of the tables."""
+        return embedding_bag.variant(two_d=self.layout == "rows", weighted=self.weighted)
+
+    @property
+    def signature(self) -> tuple[int, str, bool]:
+        """What a function is written for."""
+        return self.num_tables, self.layout, self.weighted
+
+    def of(self, attributes: Mapping[str, Any]) -> Variant:
+        """This name with the inputs that a node's attributes tell of.
+
+        Raises:
+            ValueError: one of them is missing or outside its range.
+        """
+        for needed in ("num_tables", "layout", "weighted"):
+            if not isinstance(attributes.get(needed), int):
+                raise ValueError(f"the attribute {needed} is missing, or no INT")
+        layout = attributes["layout"]
+        if not 0 <= layout < len(LAYOUTS):
+            raise ValueError(f"layout = {layout} is not 0 (ragged), 1 (packed) or 2 (rows)")
+        return Variant(self.name, attributes["num_tables"], LAYOUTS[layout], bool(attributes["weighted"]))
+
+
+#: The closed set of operator names, each with the least inputs that it can have: see `Variant.of`.
+VARIANTS: Mapping[str, Variant] = {
+    name: Variant(name) for name in (_NAME, *(f"{_NAME}_{k}" for k in range(1, MOST_SIGNATURES)))
+}
+
+
+def variant(*, num_tables: int, layout: str, weighted: bool) -> Variant:
+    """The first name, for a combination of inputs."""
+    return Variant(_NAME, num_tables, layout, weighted)
+
+
+def name_of(signature: tuple[int, str, bool], used: dict[tuple[int, str, bool], str]) -> str:
+    """The name for a combination of inputs in a model, noted in ``used``: the first that no other has.
+
+    Raises:
+        ValueError: there is none left.
+    """
+    if signature not in used:
+        if len(used) == MOST_SIGNATURES:
+            raise ValueError(
+                f"the collections of a model may have {MOST_SIGNATURES} combinations of num_tables, layout and "
+                f"weighted; this is one more: {signature}"
+            )
+        used[signature] = list(VARIANTS)[len(used)]
+    return used[signature]
+
+
+@dataclasses.dataclass(frozen=True)
+class Attributes(embedding_bag.Attributes):
+    """The parameters of all bags, checked. See `..embedding_bag.spec.Attributes`."""
+
+    def to_onnx(self, op: Variant, *, double: bool = False) -> dict[str, int | float]:  # type: ignore[override]
+        return {
+            **super().to_onnx(op.bag, double=double),
+            "num_tables": op.num_tables,
+            "layout": LAYOUTS.index(op.layout),
+            "weighted": int(op.weighted),
+        }
+
+    @classmethod
+    def from_onnx(cls, attributes: Mapping[str, int | float]) -> Attributes:
+        return cls(**dataclasses.asdict(embedding_bag.Attributes.from_onnx(attributes)))
+
+    def check_layout(self, op: Variant) -> None:
+        """Refuse a packed layout without the last offset."""
+        if op.layout == "packed" and not self.include_last_offset:
+            raise ValueError("include_last_offset = False, but packed offsets are [T * B + 1]")
+
+
+def attribute_names(op: Variant) -> tuple[str, ...]:
+    """The attribute names of a variant, in order."""
+    return tuple(Attributes().to_onnx(op))
+
+
+def arrange(
+    x: Any, weights: Sequence[Any], offsets: Any = None, per_sample_weights: Any = None, *, packed: bool = False
+) -> tuple[Variant, dict[str, np.ndarray]]:
+    """The arguments of a call as an operator name and its inputs.
+
+    Args:
+        x, offsets, per_sample_weights: a sequence of arrays, one per table; with ``packed`` one array.
+        weights: the tables.
+
+    Raises:
+        ValueError: as many as there are tables, but not.
+    """
+    rows = not packed and offsets is None and len(x) > 0 and all(np.ndim(i) == 2 for i in x)
+    layout = "packed" if packed else "rows" if rows else "ragged"
+    op = variant(num_tables=len(weights), layout=layout, weighted=per_sample_weights is not None)
+    given = {f"weight_{t}": np.asarray(weight) for t, weight in enumerate(weights)}
+    for name, stem, arrays in (
+        ("x", "indices", x),
+        ("offsets", "offsets", offsets),
+        ("per_sample_weights", "per_sample_weights", per_sample_weights),
+    ):
+        if arrays is None:
+            if stem == "offsets" and layout != "rows":
+                raise ValueError("offsets missing: only indices [B, L] of every table go without them")
+            continue
+        if packed:
+            given[stem] = np.asarray(arrays)
+            continue
+        if len(arrays) != len(weights):
+            raise ValueError(f"{name} has {len(arrays)} entries for {len(weights)} tables")
+        for t, array in enumerate(arrays):
+            found = np.asarray(array)
+            if stem != "per_sample_weights" and found.size == 0 and not isinstance(array, np.ndarray):
+                found = found.astype(np.int64)  # a list of no indices
+            given[f"{stem}_{t}"] = found
+    return op, given
+
+
+def of_table(op: Variant, given: Mapping[str, np.ndarray], t: int, stem: str) -> np.ndarray | None:
+    """What a table has of an input, or what all have of it in the packed layout; None where there is none."""
+    return given.get(stem if op.layout == "packed" and stem != "weight" else f"{stem}_{t}")
+
+
+def check_layout(op: Variant, given: Mapping[str, np.ndarray], attributes: Attributes) -> None:
+    """The part of `check_inputs` that looks at dtypes, shapes and attributes alone."""
+    tables = [given[f"weight_{t}"] for t in range(op.num_tables)]
+    check_tables(tables)
+    attributes.check_layout(op)
+    bags: list[int] = []
+    for t, table in enumerate(tables):
+        with in_table(t):
+            indices, offsets, weights = (
+                of_table(op, given, t, i) for i in ("indices", "offsets", "per_sample_weights")
+            )
+            assert indices is not None
+            if op.layout == "packed" and indices.ndim != 1:
+                raise ValueError(f"indices has shape {list(indices.shape)}, expected [N]")
+            embedding_bag.check_layout(indices, offsets, weights, table.dtype, attributes)
+            attributes.check(weighted=op.weighted, num_rows=table.shape[0])
+        bags.append(len(indices) if offsets is None else len(offsets) - attributes.include_last_offset)
+        if bags[t] != bags[0]:
+            raise ValueError(f"table {t} has {bags[t]} bags, table 0 has {bags[0]}: they must be equal")
+    if op.layout == "packed" and bags[0] % op.num_tables:
+        raise ValueError(f"offsets has {len(given['offsets'])} entries, which are not {op.num_tables} * B + 1")
+
+
+def check_inputs(op: Variant, given: Mapping[str, np.ndarray], attributes: Attributes) -> None:
+    """Refuse everything that the contract refuses: dtypes and shapes, then one table after another.
+
+    Positions in packed indices and offsets are those among all tables'.
+
+    Raises:
+        TypeError, IndexError, ValueError: as `..embedding_bag.spec.check_inputs`.
+    """
+    check_layout(op, given, attributes)
+    if op.layout == "packed":
+        embedding_bag.check_offsets(given["offsets"], len(given["indices"]), True)
+    for t in range(op.num_tables):
+        table = given[f"weight_{t}"]
+        with in_table(t):
+            if op.layout != "packed":
+                indices = given[f"indices_{t}"]
+                offsets, weights = (of_table(op, given, t, i) for i in ("offsets", "per_sample_weights"))
+                embedding_bag.check_inputs(table, indices, offsets, weights, attributes)
+                continue
+            inside = bounds(op, given["offsets"], t)
+            used = given["indices"][inside[0] : inside[-1]]
+            bad = (used < 0) | (used >= table.shape[0])
+            if attributes.padding_idx is not None:
+                bad &= used != attributes.padding_idx % table.shape[0]
+            if bad.any():
+                k = int(bad.argmax())
+                raise IndexError(f"indices[{int(inside[0]) + k}] = {int(used[k])} is outside [0, {table.shape[0]})")
+
+
+def bounds(op: Variant, offsets: np.ndarray, t: int) -> np.ndarray:
+    """Where the bags of a table begin among packed indices, and the last one ends, [B + 1]."""
+    bags = (len(offsets) - 1) // op.num_tables
+    return offsets[t * bags : (t + 1) * bags + 1]
+
+
+def check_tables(weights: Sequence[np.ndarray]) -> None:
+    """Refuse tables that are none, and tables of several dtypes.
+
+    Raises:
+        TypeError: the dtype of a table.
+        ValueError: its shape, or that there are no tables.
+    """
+    if not weights:
+        raise ValueError("num_tables = 0 must be >= 1")
+    for t, weight in enumerate(weights):
+        with in_table(t):
+            embedding_bag.check_table(weight)
+            if weight.dtype != weights[0].dtype:
+                raise TypeError(
+                    f"weight has dtype {weight.dtype}, that of table 0 has {weights[0].dtype}: they must be equal"
+                )
+
+
+@contextlib.contextmanager
+def in_table(t: int) -> Iterator[None]:
+    """Within it, what is refused is refused as that of a table."""
+    try:
+        yield
+    except (TypeError, ValueError, IndexError) as error:
+        raise type(error)(f"table {t}: {error}") from error
