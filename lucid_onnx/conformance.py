@@ -9,12 +9,14 @@ from .ops import embedding_bag_collection, embedding_bag_grad, quantized_embeddi
 from .ops.embedding_bag import spec
 from .ops.embedding_bag.cases import Case
 
+#: A named case of any operator.
+AnyCase = (
+    Case | quantized_embedding_bag.cases.Case | embedding_bag_grad.cases.Case | embedding_bag_collection.cases.Case
+)
+
 
 def case_model(
-    case: Case
-    | quantized_embedding_bag.cases.Case
-    | embedding_bag_grad.cases.Case
-    | embedding_bag_collection.cases.Case,
+    case: AnyCase,
     form: str,
     opset: int = spec.DEFAULT_OPSET,
     *,

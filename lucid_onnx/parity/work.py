@@ -119,14 +119,6 @@ def _operator(name: str, about: str, node: onnx.NodeProto, arrays: Mapping[str, 
     return Job(name, "operators", about, inputs, [expected], programs.get)
 
 
-AnyCase = (
-    cases.Case
-    | quantized_embedding_bag.cases.Case
-    | embedding_bag_grad.cases.Case
-    | embedding_bag_collection.cases.Case
-)
-
-
 def conformance(pattern: str = "*") -> list[Job]:
     """The cases of the conformance suite whose names match a pattern of `fnmatch`."""
     found = {name: case for operator in OPERATORS.values() for name, case in operator.cases.suite().items()}
