@@ -105,7 +105,7 @@ def test_networks(files: Callable[[str, str], tuple[Any, Path]], name: str, expo
         np.testing.assert_allclose(sessions["portable"].run(None, feed)[0], expected, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("exporter", ["legacy", "dynamo", "lucid"])
+@pytest.mark.parametrize("exporter", ["legacy", "lucid"])
 @pytest.mark.skipif(library_path() is None, reason="there is no native library")
 def test_tables_of_a_ranker_are_merged(files: Callable[[str, str], tuple[Any, Path]], exporter: str) -> None:
     """A stack of 26 bags and of another value: one node, a reshape and what was there; the same click to the bit."""
