@@ -105,6 +105,24 @@ def test_networks(files: Callable[[str, str], tuple[Any, Path]], name: str, expo
         np.testing.assert_allclose(sessions["portable"].run(None, feed)[0], expected, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("exporter", ["legacy", "lucid"])
+@pytest.mark.skipif(library_path() is None, reason="there is no native library")
+def test_tables_of_a_ranker_are_merged(files: Callable[[str, str], tuple[Any, Path]], exporter: str) -> None:
+    """A stack of 26 bags and of another value: one node, a reshape and what was there; the same click to the bit."""
+    module, path = files("dlrm", exporter)
+    bags = lucid_onnx.fuse(path).model
+    report = lucid_onnx.fuse(path, merge_tables=True)
+    assert ([len(m.tables) for m in report.merged], report.unmerged) == ([26], ())
+    assert [n.op_type for n in report.model.graph.node if n.domain == spec.DOMAIN] == ["EmbeddingBagCollection"]
+    onnx.checker.check_model(report.model, full_check=True)
+    sessions = [lucid_onnx.InferenceSession(m) for m in (bags, report.model)]
+    for lengths in CALLS:
+        arguments = networks.NETWORKS["dlrm"].arguments(module, *lengths)
+        feed = dict(zip(networks.NETWORKS["dlrm"].inputs, (a.numpy() for a in arguments), strict=True))
+        expected, got = (session.run(None, feed)[0] for session in sessions)
+        assert got.tobytes() == expected.tobytes()
+
+
 def test_tables_of_a_ranker_are_quantised(files: Callable[[str, str], tuple[Any, Path]], tmp_path: Path) -> None:
     """26 tables at once; those of two or three rows are not worth it. The click's probability hardly moves."""
     module, path = files("dlrm", "lucid")

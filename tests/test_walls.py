@@ -185,7 +185,7 @@ EAGER = {
     "torch": {"torch", "onnxscript", "onnx_ir"},
 }
 EAGER["pytest_plugin"] = {"pytest"}
-EAGER |= {"files": {"google"}, **{name: {"onnx_ir"} for name in ("expressions", "patterns", "fusion")}}
+EAGER |= {"files": {"google"}, **{name: {"onnx_ir"} for name in ("expressions", "patterns", "fusion", "merging")}}
 LAZY = {
     "functional": {"onnxruntime"},
     "info": {"onnxruntime"},

@@ -82,6 +82,18 @@ int main() {
   SetForcedIsa("");
   CHECK(lucid_isa_active() != nullptr);
 
+  // The table twice: its sums, and beside them its maxima.
+  EmbeddingBagArgs tables[2] = {args, args};
+  tables[1].mode = 2;
+  float both[8];
+  EmbeddingBagCollectionArgs all = {sizeof(all), tables, 2, both, 0};
+  CHECK(lucid_embedding_bag_collection(&all, nullptr, 2, message, sizeof(message)) == 0);
+  const float expected[] = {1, 2, 1, 2, 210, 420, 100, 200};
+  CHECK(std::memcmp(both, expected, sizeof(both)) == 0);
+  tables[1].weight_shape[0] = 2;
+  CHECK(lucid_embedding_bag_collection(&all, nullptr, 2, message, sizeof(message)) == 1);
+  CHECK(std::strcmp(message, "table 1: indices[2] = 2 is outside [0, 2)") == 0);
+
   args.weight_shape[0] = 2;
   CHECK(lucid_embedding_bag(&args, nullptr, 1, message, sizeof(message)) == 1);
   CHECK(std::strcmp(message, "indices[2] = 2 is outside [0, 2)") == 0);
