@@ -47,6 +47,10 @@ def test_blocks_run(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     sums = np.concatenate([[table[[3, 1]].sum(0), table[4]], table[[1, 5], :32]], axis=1)
     np.testing.assert_allclose(names["beside"], sums, rtol=1e-6)
     assert [n.op_type for n in names["many"].graph.node] == ["EmbeddingBagCollection"]
+    spread = np.zeros_like(names["table_grad"])
+    np.add.at(spread, names["rows"], names["values"])
+    np.testing.assert_allclose(spread, names["table_grad"], rtol=1e-6)
+    assert spread[[1, 3, 4, 5]].sum() == pytest.approx(128)  # two bags of 64 ones, shared out and none lost
     assert (tmp_path / "bag.onnx").is_file()
     assert onnx.load("small.onnx").graph.node[0].op_type == "QuantizedEmbeddingBagBias"
     assert (tmp_path / "small.onnx").stat().st_size < (tmp_path / "large.onnx").stat().st_size / 4
