@@ -13,6 +13,7 @@ the additions have one order, at any thread count.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -178,7 +179,21 @@ def build_training_model(
     version = helper.find_min_ir_version_for(imports)
     model = helper.make_model(graph, opset_imports=imports, ir_version=version, producer_name="lucid-onnx")
     convert(model, form)
+    _drop_unread(model.graph)
     return model
+
+
+def _drop_unread(graph: onnx.GraphProto) -> None:
+    """Take away the nodes that lead to no output: in standard operators, the gradient of per_sample_weights."""
+    needed = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    kept.reverse()
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def _choose(name: str, value: Any, choices: tuple[str, ...]) -> None:
@@ -372,15 +387,20 @@ class Trainer:
         self._check_sizes()
 
     def _check_sizes(self) -> None:
-        """States have a number for each row, and rows are of one length."""
+        """Tables have rows of one length, states a number for each row, and no two are the same memory."""
+        dim = self.tables["weight"].shape[1]
         for name, table in self.tables.items():
             if table.ndim == 1:
                 rows = len(self.tables[name.replace("state", "weight")])
                 if len(table) != rows:
                     raise ValueError(f"{name} has shape {list(table.shape)}, expected [{rows}]")
-            elif table.shape[1] != self.tables["weight"].shape[1]:
-                dim = self.tables["weight"].shape[1]
+            elif table.shape[1] != dim:
                 raise ValueError(f"{name} has {table.shape[1]} columns, weight has {dim}: they must be equal")
+            elif not len(table):
+                raise ValueError(f"{name} has no rows to train")
+        for (name, table), (other, second) in itertools.combinations(self.tables.items(), 2):
+            if np.may_share_memory(table, second):
+                raise ValueError(f"{name} and {other} share memory, and both are trained in place")
 
     def step(self, learning_rate: float, **batch: npt.ArrayLike) -> float:
         """Run a step over a batch, and change the tables.
