@@ -23,6 +23,14 @@ static_assert(sizeof(void*) != 8 ||
                    offsetof(EmbeddingBagArgs, include_last_offset) == 156 &&
                    offsetof(EmbeddingBagArgs, row_stride) == 172),
               "the table in c_api.h");
+static_assert(sizeof(void*) != 8 ||
+                  (sizeof(EmbeddingBagGradArgs) == 256 &&
+                   offsetof(EmbeddingBagGradArgs, forward) == 8 &&
+                   offsetof(EmbeddingBagGradArgs, grad_output) == 184 &&
+                   offsetof(EmbeddingBagGradArgs, grad_per_sample_weights) == 216 &&
+                   offsetof(EmbeddingBagGradArgs, grad_output_shape) == 224 &&
+                   offsetof(EmbeddingBagGradArgs, sparse) == 248),
+              "the table in c_api.h");
 
 namespace {
 
@@ -44,12 +52,20 @@ bool RunThreads(void* host, void (*task)(void*, size_t), size_t count, void* arg
   return true;
 }
 
-Status Run(const EmbeddingBagArgs* args, const char* isa, int num_threads) {
+// run: RunEmbeddingBag or RunEmbeddingBagGrad.
+template <class Args>
+Status Run(Status (*run)(const Args&, Isa, const lucid::ParallelFor&), const Args* args,
+           const char* isa, int num_threads) {
   Isa chosen;
   const Status status = isa ? lucid::FindIsa(isa, &chosen) : lucid::ActiveIsa(&chosen);
   if (!status.ok()) return status;
   if (num_threads < 1) return lucid::Refuse("num_threads = %d must be >= 1", num_threads);
-  return lucid::RunEmbeddingBag(*args, chosen, {RunThreads, &num_threads});
+  return run(*args, chosen, {RunThreads, &num_threads});
+}
+
+int Answer(const Status& status, char* message, size_t message_size) {
+  if (message_size > 0) std::snprintf(message, message_size, "%s", status.message);
+  return static_cast<int>(status.code);
 }
 
 bool InList(int i) { return i >= 0 && i < lucid::kIsaCount; }
@@ -74,7 +90,9 @@ const char* lucid_isa_active(void) {
 }
 
 int64_t lucid_isa_runs(int i) {
-  return InList(i) ? lucid::EmbeddingBagRuns(static_cast<Isa>(i)) : 0;
+  if (!InList(i)) return 0;
+  const Isa isa = static_cast<Isa>(i);
+  return lucid::EmbeddingBagRuns(isa) + lucid::EmbeddingBagGradRuns(isa);
 }
 
 int lucid_table_plan(const char* memory, int is_file, int64_t bytes, int64_t free_bytes) {
@@ -94,9 +112,17 @@ int64_t lucid_table_copies_made(void) { return lucid::CountTableCopies().made; }
 
 int lucid_embedding_bag(const EmbeddingBagArgs* args, const char* isa, int num_threads,
                         char* message, size_t message_size) {
-  const Status status = Run(args, isa, num_threads);
-  if (message_size > 0) std::snprintf(message, message_size, "%s", status.message);
-  return static_cast<int>(status.code);
+  return Answer(Run(lucid::RunEmbeddingBag, args, isa, num_threads), message, message_size);
+}
+
+int lucid_embedding_bag_grad_entries(const EmbeddingBagGradArgs* args, int64_t* num_entries,
+                                     char* message, size_t message_size) {
+  return Answer(lucid::CountGradEntries(*args, num_entries), message, message_size);
+}
+
+int lucid_embedding_bag_grad(const EmbeddingBagGradArgs* args, const char* isa, int num_threads,
+                             char* message, size_t message_size) {
+  return Answer(Run(lucid::RunEmbeddingBagGrad, args, isa, num_threads), message, message_size);
 }
 
 }  // extern "C"

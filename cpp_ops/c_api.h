@@ -18,6 +18,16 @@
  *                                            168  int32_t   output_type
  *                                            172  int32_t   row_stride
  *
+ * and those of EmbeddingBagGradArgs, of embedding_bag_grad.h, at
+ *
+ *     byte  type              field                     byte  type        field
+ *        0  int64_t           size_bytes (= 256)         216  void*       grad_per_sample_weights
+ *        8  EmbeddingBagArgs  forward                    224  int64_t[2]  grad_output_shape
+ *      184  const void*       grad_output                240  int64_t     num_entries
+ *      192  void*             grad_weight                248  int32_t     sparse
+ *      200  int64_t*          rows                       252  int32_t     scale_grad_by_freq
+ *      208  void*             values
+ *
  * and c_api.cc asserts it.
  */
 #ifndef LUCID_C_API_H_
@@ -27,6 +37,7 @@
 #include <stdint.h>
 
 #include "embedding_bag/embedding_bag.h"
+#include "embedding_bag_grad/embedding_bag_grad.h"
 
 #if defined(_WIN32)
 #define LUCID_EXPORT __declspec(dllexport)
@@ -74,6 +85,15 @@ LUCID_EXPORT int64_t lucid_table_copies_made(void);
  * message_size > 0, a text in message. */
 LUCID_EXPORT int lucid_embedding_bag(const EmbeddingBagArgs* args, const char* isa, int num_threads,
                                      char* message, size_t message_size);
+
+/* What args->num_entries must be if args->sparse. Answers as lucid_embedding_bag does. */
+LUCID_EXPORT int lucid_embedding_bag_grad_entries(const EmbeddingBagGradArgs* args,
+                                                  int64_t* num_entries, char* message,
+                                                  size_t message_size);
+
+/* Computes the outputs of args, likewise. */
+LUCID_EXPORT int lucid_embedding_bag_grad(const EmbeddingBagGradArgs* args, const char* isa,
+                                          int num_threads, char* message, size_t message_size);
 
 #ifdef __cplusplus
 }

@@ -362,6 +362,8 @@ def make_grad_node(
     dtype = _dtype("weight_dtype", weight_dtype)
     _onnx_type("weight_dtype", dtype, TABLE_TYPES)
     op = embedding_bag_grad.spec.variant(sparse=sparse, two_d=offsets is None, weighted=per_sample_weights is not None)
+    if isinstance(outputs, str):
+        raise TypeError(f"outputs = {outputs!r} is a string, expected a sequence of names")
     names = op.outputs if outputs is None else tuple(outputs)
     if len(names) != len(op.outputs):
         raise ValueError(f"outputs = {names} must be names for {', '.join(op.outputs)}")

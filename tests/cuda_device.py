@@ -36,6 +36,7 @@ _EMULATED_SOURCES = (
     "embedding_bag/ort_embedding_bag.cc",
     "embedding_bag/ort_embedding_bag_cuda.cc",
     "embedding_bag/test/no_cpu_kernels.cc",
+    "ort/adapter.cc",
     "ort/constant_table.cc",
     "ort/register.cc",
     "embedding_bag/cuda.cu",

@@ -354,14 +354,16 @@ def test_contraction_is_off() -> None:
 
 
 def _adapter_defaults() -> dict[str, str]:
-    text = code(ROOT / "cpp_ops" / "embedding_bag" / "ort_embedding_bag.cc")
-    original = (ROOT / "cpp_ops" / "embedding_bag" / "ort_embedding_bag.cc").read_text()
-    assert text
-    return dict(re.findall(r'attributes\.(?:Int|Float)\("(\w+)",\s*([^;]+?)\)', original))
+    text = (ROOT / "cpp_ops" / "embedding_bag" / "ort_embedding_bag.cc").read_text()
+    numbers = dict(re.findall(r'attributes(?:\.|->)(?:Int|Float)\("(\w+)",\s*([^;]+?)\)', text))
+    for high, low, value in re.findall(r'attributes->Double\("(\w+)", "(\w+)",\s*([^;]+?)\);', text):
+        numbers |= {high: value, low: "0"}
+    return numbers
 
 
 def test_the_adapters_defaults_are_the_specs() -> None:
-    values: dict[str, Any] = {"kMean": 1, "kSum": 0, "kMax": 2, "kNoPadding": -(2**63), "kInfinity": math.inf}
+    infinity = "std::numeric_limits<float>::infinity()"
+    values: dict[str, Any] = {"kMean": 1, "kSum": 0, "kMax": 2, "kNoPadding": -(2**63), infinity: math.inf}
     quantized = {"codes_type", "embedding_dim"}  # which the builder asks for
     defaults = {k: v for k, v in _adapter_defaults().items() if k not in quantized}
     found = {k: float(values.get(v, v)) for k, v in defaults.items() if k != "stash_type"}

@@ -48,7 +48,7 @@ int64_t IndexAt(const void* base, int32_t type, int64_t i) {
 }
 
 template <class I>
-Status CheckOffsets(const EmbeddingBagArgs& a, int64_t* longest) {
+Status CheckOffsetsOf(const EmbeddingBagArgs& a, int64_t* longest) {
   const int64_t count = a.num_offsets, n = a.indices_shape[0];
   // Without a branch, for the speed of it; only a refusal looks for the place.
   int64_t previous = LoadUnaligned<I>(a.offsets, 0);
@@ -269,6 +269,23 @@ void Run::CombinePieces() {
 
 }  // namespace
 
+const PoolKernel& PoolKernelOf(Isa isa) { return *kKernels[static_cast<int>(isa)]; }
+
+void SetGeneralNorm(PoolJob* job) {
+  LUCID_FOR_DTYPE(job->dtype, job->general_norm = GeneralNorm<T>);
+}
+
+Status CheckOffsets(const EmbeddingBagArgs& a, int64_t* longest) {
+  *longest = 0;
+  if (a.indices_rank == 2) {
+    *longest = a.indices_shape[1];
+  } else if (a.num_offsets > 0) {
+    return a.offset_type == kInt64 ? CheckOffsetsOf<int64_t>(a, longest)
+                                   : CheckOffsetsOf<int32_t>(a, longest);
+  }
+  return Status();
+}
+
 Status RunEmbeddingBag(const EmbeddingBagArgs& a, Isa isa, const ParallelFor& parallel_for) {
   Run run;
   PoolJob& job = run.job;
@@ -278,15 +295,9 @@ Status RunEmbeddingBag(const EmbeddingBagArgs& a, Isa isa, const ParallelFor& pa
   job.columns = a.weight_shape[1];
 
   const bool flat = a.indices_rank == 1;
-  int64_t longest = a.indices_shape[1];
-  if (flat) {
-    longest = 0;
-    if (a.num_offsets > 0) {
-      status = a.offset_type == kInt64 ? CheckOffsets<int64_t>(a, &longest)
-                                       : CheckOffsets<int32_t>(a, &longest);
-      if (!status.ok()) return status;
-    }
-  }
+  int64_t longest;
+  status = CheckOffsets(a, &longest);
+  if (!status.ok()) return status;
   // Without output and without an index there is nothing to do, whatever the sizes claim: [B, 0]
   // indices over a [V, 0] table take no memory, so B may be anything.
   if (run.num_bags == 0 || (longest == 0 && job.columns == 0)) return status;
@@ -314,8 +325,8 @@ Status RunEmbeddingBag(const EmbeddingBagArgs& a, Isa isa, const ParallelFor& pa
   job.scale_type = a.scale_type;
   job.output_type = a.output_type;
   job.last_position = run.BagBegin(run.num_bags) - 1;
-  LUCID_FOR_DTYPE(a.dtype, job.general_norm = GeneralNorm<T>);
-  run.kernel = kKernels[static_cast<int>(isa)];
+  SetGeneralNorm(&job);
+  run.kernel = &PoolKernelOf(isa);
   g_runs[static_cast<int>(isa)].fetch_add(1, std::memory_order_relaxed);
 
   if (longest > kPiece && !run.FindLongBags()) {

@@ -70,6 +70,7 @@ typedef struct EmbeddingBagArgs {
 
 #include "base/isa.h"
 #include "base/parallel.h"
+#include "base/shape.h"
 #include "base/status.h"
 
 namespace lucid {
@@ -77,11 +78,6 @@ namespace lucid {
 enum BagMode : int32_t { kSum = 0, kMean = 1, kMax = 2 };
 
 constexpr int64_t kNoPadding = INT64_MIN;
-
-struct TensorShape {
-  const int64_t* dims;
-  size_t rank;
-};
 
 // What a row of so many elements of a DType takes.
 int64_t RowBytes(int32_t dtype, int64_t columns);
@@ -100,6 +96,9 @@ Status CountBags(const EmbeddingBagArgs& args, int64_t* num_bags);
 // Checks everything but the values of offsets and indices. *num_bags is B, *padding the padded row
 // in [0, V), or -1.
 Status CheckEmbeddingBag(const EmbeddingBagArgs& args, int64_t* num_bags, int64_t* padding);
+
+// Checks the values of offsets. *longest is the length of the longest bag.
+Status CheckOffsets(const EmbeddingBagArgs& args, int64_t* longest);
 
 // The refusals of a value: offsets[i], which stands behind `previous`, and the index at a position.
 Status RefuseOffset(const EmbeddingBagArgs& args, int64_t i, int64_t offset, int64_t previous);

@@ -29,19 +29,6 @@
 namespace lucid {
 namespace ort {
 
-bool Failed(const Api* api, Status* status) {
-  if (status) Call<ReleaseStatus>(api, status);
-  return status != nullptr;
-}
-
-Status* ToOrt(const Api* api, const Op& op, const lucid::Status& status) {
-  if (status.ok()) return nullptr;
-  char text[sizeof(status.message) + 32];
-  std::snprintf(text, sizeof(text), "%s: %s", op.form->name, status.message);
-  return Call<CreateStatus>(api, status.code == Code::kInvalidArgument ? kInvalidArgument : kFail,
-                            text);
-}
-
 namespace {
 
 constexpr Form kForms[] = {
@@ -63,140 +50,29 @@ constexpr Form kForms[] = {
     {"QuantizedEmbeddingBagBias2DWeighted", Table::kBias, false, true},
 };
 
-// Indexed by DType and IndexType. Codes of 4 bits come two in a uint8.
-constexpr ElementType kElementOf[] = {kElementFloat,  kElementFloat16, kElementBFloat16,
-                                      kElementDouble, kElementInt8,    kElementUint8};
-constexpr size_t kSizeOf[] = {4, 2, 2, 8, 1, 1};
-constexpr ElementType kElementOfIndex[] = {kElementInt32, kElementInt64};
-
 // TensorProto's numbers, which the attribute codes_type has.
 constexpr int64_t kProtoUint4 = 21, kProtoInt4 = 22;
 
 const Op& Self(const CustomOp* op) { return *static_cast<const Op*>(op); }
 
-// ---- Attributes. The graph always writes all of them; what is missing has PyTorch's default.
-
-class Attributes {
- public:
-  Attributes(const Api* api, const KernelInfo* info) : api_(api), info_(info) {}
-
-  int64_t Int(const char* name, int64_t value) {
-    int64_t found;
-    if (!Failed(api_, Call<KernelInfoGetAttribute_int64>(api_, info_, name, &found))) return found;
-    float other;
-    NoteType(name, "an INT",
-             !Failed(api_, Call<KernelInfoGetAttribute_float>(api_, info_, name, &other)));
-    return value;
-  }
-
-  float Float(const char* name, float value) {
-    float found;
-    if (!Failed(api_, Call<KernelInfoGetAttribute_float>(api_, info_, name, &found))) return found;
-    int64_t other;
-    NoteType(name, "a FLOAT",
-             !Failed(api_, Call<KernelInfoGetAttribute_int64>(api_, info_, name, &other)));
-    return value;
-  }
-
-  // The first attribute of a wrong type.
-  const lucid::Status& status() const { return status_; }
-
- private:
-  // The runtime does not tell "absent" from "of another type", and a default in the place of
-  // mode = "max" would be a wrong result.
-  void NoteType(const char* name, const char* expected, bool other_number) {
-    if (!status_.ok()) return;
-    size_t size = 0;
-    if (other_number ||
-        !Failed(api_, Call<KernelInfoGetAttribute_string>(api_, info_, name, nullptr, &size))) {
-      status_ = Refuse("%s must be %s attribute", name, expected);
-    }
-  }
-
-  const Api* api_;
-  const KernelInfo* info_;
-  lucid::Status status_;
-};
-
-// A double that the graph holds as the sum of two floats.
-double TwoFloats(float high, float low) {
-  return std::isinf(high) ? high : static_cast<double>(high) + static_cast<double>(low);
-}
-
 lucid::Status ReadAttributes(const Op& op, const Api* api, const KernelInfo* info,
                              EmbeddingBagArgs* args, int64_t* embedding_dim) {
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
   Attributes attributes(api, info);
-  const int64_t mode = attributes.Int("mode", kMean);
-  args->padding_idx = attributes.Int("padding_idx", kNoPadding);
-  const float max_norm = attributes.Float("max_norm", kInfinity);
-  args->max_norm = TwoFloats(max_norm, attributes.Float("max_norm_lo", 0));
-  const float norm_type = attributes.Float("norm_type", 2);
-  args->norm_type = TwoFloats(norm_type, attributes.Float("norm_type_lo", 0));
-  if (op.form->flat) args->include_last_offset = attributes.Int("include_last_offset", 0) != 0;
-  const int64_t stash_type = op.dtype == kFloat64 ? kElementDouble : kElementFloat;
-  const int64_t found = attributes.Int("stash_type", stash_type);
   const int64_t stored = kElementOf[op.dtype];
   int64_t codes_type = stored;
   if (op.form->Quantized()) {
     codes_type = attributes.Int("codes_type", stored);
     *embedding_dim = attributes.Int("embedding_dim", -1);
   }
-  if (!attributes.status().ok()) return attributes.status();
-  if (codes_type != stored) {
-    if (op.dtype != kUint8 || (codes_type != kProtoInt4 && codes_type != kProtoUint4)) {
-      return Refuse("codes_type = %lld does not go with codes of type %lld",
-                    static_cast<long long>(codes_type), static_cast<long long>(stored));
-    }
-    args->dtype = codes_type == kProtoInt4 ? kInt4 : kUint4;
+  const lucid::Status status =
+      ReadBagAttributes(&attributes, op.dtype, op.form->flat, op.form->weighted, args);
+  if (!status.ok() || codes_type == stored) return status;
+  if (op.dtype != kUint8 || (codes_type != kProtoInt4 && codes_type != kProtoUint4)) {
+    return Refuse("codes_type = %lld does not go with codes of type %lld",
+                  static_cast<long long>(codes_type), static_cast<long long>(stored));
   }
-  if (mode < kSum || mode > kMax) {
-    return Refuse("mode = %lld is not 0 (sum), 1 (mean) or 2 (max)", static_cast<long long>(mode));
-  }
-  args->mode = static_cast<int32_t>(mode);
-  if (found != stash_type) {
-    return Refuse("stash_type = %lld must be %lld for this type of weight",
-                  static_cast<long long>(found), static_cast<long long>(stash_type));
-  }
-  return CheckEmbeddingBagAttributes(*args, op.form->weighted);
-}
-
-// ---- Tensors.
-
-Status* GetShape(const Runtime& runtime, const Value* value, Shape* out) {
-  const Api* api = runtime.api;
-  if (runtime.has_data_reference) {
-    ElementType type;
-    return Call<GetTensorElementTypeAndShapeDataReference>(api, value, &type, &out->shape.dims,
-                                                           &out->shape.rank);
-  }
-  TypeAndShape* info = nullptr;
-  LUCID_RETURN_IF_ERROR(Call<GetTensorTypeAndShape>(api, value, &info));
-  Status* status = Call<GetDimensionsCount>(api, info, &out->shape.rank);
-  if (!status) {
-    // Of a rank that no input has, only the first dimensions are told.
-    if (out->shape.rank > kMostDims) out->shape.rank = kMostDims;
-    status = Call<GetDimensions>(api, info, out->dims, out->shape.rank);
-  }
-  out->shape.dims = out->dims;
-  Call<ReleaseTensorTypeAndShapeInfo>(api, info);
+  args->dtype = codes_type == kProtoInt4 ? kInt4 : kUint4;
   return status;
-}
-
-// The data of a tensor that is only read; the runtime has no const accessor in every version.
-Status* GetData(const Api* api, const Value* value, const void** data) {
-  void* found = nullptr;
-  Status* status = Call<GetTensorMutableData>(api, const_cast<Value*>(value), &found);
-  *data = found;
-  return status;
-}
-
-Status* GetInput(const Runtime& runtime, const KernelContext* context, size_t index, Shape* shape,
-                 const void** data) {
-  const Value* value = nullptr;
-  LUCID_RETURN_IF_ERROR(Call<KernelContext_GetInput>(runtime.api, context, index, &value));
-  LUCID_RETURN_IF_ERROR(GetShape(runtime, value, shape));
-  return GetData(runtime.api, value, data);
 }
 
 // ---- The kernel of one node.
@@ -209,6 +85,8 @@ struct Kernel : BagKernel {
   std::shared_ptr<const void> table_memory;  // where args.weight is not the runtime's own
   std::unique_ptr<float[]> pairs;            // where args.scale is not
 
+  static Status* Create(const CustomOp& op, const Api* api, const KernelInfo* info,
+                        std::unique_ptr<Kernel>* kernel);
   Status* Compute(KernelContext* context) const;
   Status* BindNumbers(const KernelInfo* info);
   Status* JoinRows(const KernelInfo* info, const void* const* numbers);
@@ -229,6 +107,41 @@ lucid::Status CheckRowNumbers(const char* name, TensorShape shape, int64_t rows)
 }
 
 }  // namespace
+
+lucid::Status ReadBagAttributes(Attributes* attributes, DType dtype, bool flat, bool weighted,
+                                EmbeddingBagArgs* args) {
+  const int64_t mode = attributes->Int("mode", kMean);
+  args->padding_idx = attributes->Int("padding_idx", kNoPadding);
+  args->max_norm =
+      attributes->Double("max_norm", "max_norm_lo", std::numeric_limits<float>::infinity());
+  args->norm_type = attributes->Double("norm_type", "norm_type_lo", 2);
+  if (flat) args->include_last_offset = attributes->Int("include_last_offset", 0) != 0;
+  const int64_t stash_type = dtype == kFloat64 ? kElementDouble : kElementFloat;
+  const int64_t found = attributes->Int("stash_type", stash_type);
+  if (!attributes->status().ok()) return attributes->status();
+  if (mode < kSum || mode > kMax) {
+    return Refuse("mode = %lld is not 0 (sum), 1 (mean) or 2 (max)", static_cast<long long>(mode));
+  }
+  args->mode = static_cast<int32_t>(mode);
+  if (found != stash_type) {
+    return Refuse("stash_type = %lld must be %lld for this type of weight",
+                  static_cast<long long>(found), static_cast<long long>(stash_type));
+  }
+  return CheckEmbeddingBagAttributes(*args, weighted);
+}
+
+Status* InferBags(const Api* api, ShapeInferContext* context, size_t index, bool flat, Dim* bags) {
+  ElementType type;
+  Dim dims[2];
+  LUCID_RETURN_IF_ERROR(InferInput(api, context, index, flat ? 1 : 2, &type, dims));
+  *bags = dims[0];
+  if (!flat) return nullptr;
+  int64_t include_last_offset = 0;
+  LUCID_RETURN_IF_ERROR(InferInt(api, context, "include_last_offset", &include_last_offset));
+  // A symbol less one has no name.
+  if (include_last_offset) *bags = {dims[0].size > 0 ? dims[0].size - 1 : -1, nullptr};
+  return nullptr;
+}
 
 // [V, D] of a table that may be packed.
 lucid::Status BagKernel::SetTableShape(TensorShape given, int64_t dims[2],
@@ -291,10 +204,10 @@ Status* BagKernel::Bind(KernelContext* context, EmbeddingBagArgs* bound, Value**
                                a.weight_shape[0]);
     }
   }
-  if (!status.ok()) return ToOrt(api, *op, status);
+  if (!status.ok()) return ToOrt(api, op->form->name, status);
   int64_t dims[2] = {0, a.weight_shape[1]};
   status = CountBags(a, &dims[0]);
-  if (!status.ok()) return ToOrt(api, *op, status);
+  if (!status.ok()) return ToOrt(api, op->form->name, status);
 
   LUCID_RETURN_IF_ERROR(Call<KernelContext_GetOutput>(api, context, 0, dims, 2, output));
   return Call<GetTensorMutableData>(api, *output, &a.output);
@@ -310,22 +223,10 @@ Status* BagKernel::Init(const Op& node_op, const Api* api, const KernelInfo* inf
   args.output_type = op->output_type;
   args.scale_type = op->output_type;
   args.scale_stride = op->output_type == kFloat16 ? 2 : 4;
-  return ToOrt(api, *op, ReadAttributes(*op, api, info, &args, &embedding_dim));
+  return ToOrt(api, op->form->name, ReadAttributes(*op, api, info, &args, &embedding_dim));
 }
 
 namespace {
-
-struct Host {
-  const Api* api;
-  const KernelContext* context;
-};
-
-bool RunTasks(void* host, void (*task)(void*, size_t), size_t count, void* argument) {
-  const Host& h = *static_cast<const Host*>(host);
-  // A batch per task: the pool deals them out as threads become free.
-  return !Failed(h.api,
-                 Call<KernelContext_ParallelFor>(h.api, h.context, task, count, count, argument));
-}
 
 Status* Kernel::Compute(KernelContext* context) const {
   const Api* api = op->runtime->api;
@@ -333,16 +234,7 @@ Status* Kernel::Compute(KernelContext* context) const {
   Value* output = nullptr;
   LUCID_RETURN_IF_ERROR(Bind(context, &a, &output));
   Host host = {api, context};
-  return ToOrt(api, *op, RunEmbeddingBag(a, isa, {RunTasks, &host}));
-}
-
-// The constant value of an input, or null.
-Status* ConstantInput(const Api* api, const KernelInfo* info, size_t index, const Value** value) {
-  int is_constant = 0;
-  *value = nullptr;
-  Status* status = Call<KernelInfoGetConstantInput_tensor>(api, info, index, &is_constant, value);
-  if (!is_constant) *value = nullptr;
-  return status;
+  return ToOrt(api, op->form->name, RunEmbeddingBag(a, isa, host.Threads()));
 }
 
 // Constant scales, and zero_points or biases, move to where they cost the fewest cache lines:
@@ -423,9 +315,11 @@ Status* Kernel::JoinRows(const KernelInfo* info, const void* const* numbers) {
   return nullptr;
 }
 
-Status* CreateKernel(const Op& op, const Api* api, const KernelInfo* info, void** out) {
+Status* Kernel::Create(const CustomOp& custom_op, const Api* api, const KernelInfo* info,
+                       std::unique_ptr<Kernel>* out) {
+  const Op& op = Self(&custom_op);
   auto kernel = std::make_unique<Kernel>();
-  LUCID_RETURN_IF_ERROR(ToOrt(api, op, ActiveIsa(&kernel->isa)));
+  LUCID_RETURN_IF_ERROR(ToOrt(api, op.form->name, ActiveIsa(&kernel->isa)));
   LUCID_RETURN_IF_ERROR(kernel->Init(op, api, info));
   EmbeddingBagArgs& args = kernel->args;
 
@@ -447,109 +341,29 @@ Status* CreateKernel(const Op& op, const Api* api, const KernelInfo* info, void*
     LUCID_RETURN_IF_ERROR(
         PlaceConstantTable(*op.runtime, info, bytes, &args.weight, &kernel->table_memory));
   }
-  *out = kernel.release();
+  *out = std::move(kernel);
   return nullptr;
 }
-
-Status* LUCID_ORT_CALL CreateKernelV2(const CustomOp* op, const Api* api, const KernelInfo* info,
-                                      void** kernel) {
-  try {
-    return CreateKernel(Self(op), api, info, kernel);
-  } catch (...) {
-    return Call<CreateStatus>(api, kFail, "lucid_onnx: out of memory");
-  }
-}
-
-Status* LUCID_ORT_CALL KernelComputeV2(void* kernel, KernelContext* context) {
-  const Kernel& k = *static_cast<const Kernel*>(kernel);
-  try {
-    return k.Compute(context);
-  } catch (...) {
-    return Call<CreateStatus>(k.op->runtime->api, kFail, "lucid_onnx: out of memory");
-  }
-}
-
-void LUCID_ORT_CALL KernelDestroy(void* kernel) { delete static_cast<Kernel*>(kernel); }
 
 // ---- Shape inference: [B, D] where both are known.
-
-struct Dim {
-  int64_t size = -1;           // -1: unknown
-  const char* name = nullptr;  // or a symbol
-
-  bool known() const { return size >= 0 || (name && *name); }
-};
-
-// The type of an input and its first two dimensions; unknown ones where the rank is another. (The
-// runtime gives an input of unknown rank as one of rank 0.)
-Status* InferInput(const Api* api, ShapeInferContext* context, size_t index, size_t rank,
-                   ElementType* type, Dim dims[2]) {
-  TypeAndShape* info = nullptr;  // belongs to the context
-  LUCID_RETURN_IF_ERROR(Call<ShapeInferContext_GetInputTypeShape>(api, context, index, &info));
-  LUCID_RETURN_IF_ERROR(Call<GetTensorElementType>(api, info, type));
-  size_t found = 0;
-  LUCID_RETURN_IF_ERROR(Call<GetDimensionsCount>(api, info, &found));
-  if (found != rank) return nullptr;
-  int64_t sizes[2];
-  const char* names[2] = {nullptr, nullptr};
-  LUCID_RETURN_IF_ERROR(Call<GetDimensions>(api, info, sizes, rank));
-  LUCID_RETURN_IF_ERROR(Call<GetSymbolicDimensions>(api, info, names, rank));
-  for (size_t i = 0; i < rank; ++i) {
-    dims[i].size = sizes[i];
-    dims[i].name = names[i];
-  }
-  return nullptr;
-}
-
-// The value of an INT attribute, if it is there.
-Status* IntAttribute(const Api* api, ShapeInferContext* context, const char* name, int64_t* value) {
-  const OpAttr* attribute = nullptr;
-  size_t size = 0;
-  if (Failed(api, Call<ShapeInferContext_GetAttribute>(api, context, name, &attribute))) {
-    return nullptr;
-  }
-  return Call<ReadOpAttr>(api, attribute, kAttrInt, value, sizeof(*value), &size);
-}
 
 // The runtime asks one op of each name, whatever the types at hand: only op.form may be believed.
 Status* InferShape(const Op& op, const Api* api, ShapeInferContext* context) {
   const Form& form = *op.form;
-  Dim weight[2], bags[2], unused[2];
-  ElementType output_type, index_type;
+  Dim weight[2], unused[2];
+  ElementType output_type;
   LUCID_RETURN_IF_ERROR(InferInput(api, context, 0, 2, &output_type, weight));
   if (form.Quantized()) {
     LUCID_RETURN_IF_ERROR(InferInput(api, context, 1, 1, &output_type, unused));
     int64_t dim = -1;
-    LUCID_RETURN_IF_ERROR(IntAttribute(api, context, "embedding_dim", &dim));
+    LUCID_RETURN_IF_ERROR(InferInt(api, context, "embedding_dim", &dim));
     if (dim >= 0) weight[1] = {dim, nullptr};
   }
-  LUCID_RETURN_IF_ERROR(form.flat
-                            ? InferInput(api, context, form.OffsetsInput(), 1, &index_type, bags)
-                            : InferInput(api, context, form.IndicesInput(), 2, &index_type, bags));
-  if (form.flat) {
-    int64_t include_last_offset = 0;
-    LUCID_RETURN_IF_ERROR(IntAttribute(api, context, "include_last_offset", &include_last_offset));
-    if (include_last_offset) {
-      bags[0].name = nullptr;  // a symbol less one has no name
-      bags[0].size = bags[0].size > 0 ? bags[0].size - 1 : -1;
-    }
-  }
-  // The runtime takes a size of -1 literally, and an invented symbol could meet another node's.
-  if (!weight[1].known() || !bags[0].known()) return nullptr;
-
-  const int64_t sizes[2] = {bags[0].size, weight[1].size};
-  const char* names[2] = {bags[0].size < 0 ? bags[0].name : "",
-                          weight[1].size < 0 ? weight[1].name : ""};
-  TypeAndShape* shape = nullptr;
-  LUCID_RETURN_IF_ERROR(Call<CreateTensorTypeAndShapeInfo>(api, &shape));
-  Status* status = Call<SetTensorElementType>(api, shape, output_type);
-  if (!status) status = Call<SetDimensions>(api, shape, sizes, 2);
-  if (!status) status = Call<SetSymbolicDimensions>(api, shape, names, 2);
-  if (!status) {
-    status = Call<ShapeInferContext_SetOutputTypeShape>(api, context, 0, shape);
-  }
-  Call<ReleaseTensorTypeAndShapeInfo>(api, shape);
-  return status;
+  Dim output[2];
+  LUCID_RETURN_IF_ERROR(InferBags(
+      api, context, form.flat ? form.OffsetsInput() : form.IndicesInput(), form.flat, &output[0]));
+  output[1] = weight[1];
+  return InferOutput(api, context, 0, output_type, output, 2);
 }
 
 Status* LUCID_ORT_CALL InferOutputShape(const CustomOp* op, ShapeInferContext* context) {
@@ -559,7 +373,6 @@ Status* LUCID_ORT_CALL InferOutputShape(const CustomOp* op, ShapeInferContext* c
 // ---- The description of an op.
 
 const char* LUCID_ORT_CALL GetName(const CustomOp* op) { return Self(op).form->name; }
-const char* LUCID_ORT_CALL GetProvider(const CustomOp*) { return nullptr; }  // the CPU's
 size_t LUCID_ORT_CALL GetInputCount(const CustomOp* op) { return Self(op).form->Inputs(); }
 size_t LUCID_ORT_CALL GetOutputCount(const CustomOp*) { return 1; }
 ElementType LUCID_ORT_CALL GetInputType(const CustomOp* op, size_t index) {
@@ -573,35 +386,17 @@ ElementType LUCID_ORT_CALL GetInputType(const CustomOp* op, size_t index) {
 ElementType LUCID_ORT_CALL GetOutputType(const CustomOp* op, size_t) {
   return kElementOf[Self(op).output_type];
 }
-// Zero for all of these: required, the default memory, and no variadic inputs.
-int LUCID_ORT_CALL GetZero(const CustomOp*) { return 0; }
-int LUCID_ORT_CALL GetZeroAt(const CustomOp*, size_t) { return 0; }
-int LUCID_ORT_CALL GetFirstVersion(const CustomOp*) { return 1; }
-int LUCID_ORT_CALL GetLastVersion(const CustomOp*) { return std::numeric_limits<int>::max(); }
 
 Op MakeOp(const Runtime& runtime, const CustomOp& kernel, const Form& form, DType dtype,
           DType output_type, IndexType index_type, IndexType offset_type) {
   Op op = {};
-  op.version = kApiVersion;
+  static_cast<CustomOp&>(op) = kernel;
   op.GetName = GetName;
-  op.GetExecutionProviderType = kernel.GetExecutionProviderType;
-  op.KernelDestroy = kernel.KernelDestroy;
-  op.CreateKernelV2 = kernel.CreateKernelV2;
-  op.KernelComputeV2 = kernel.KernelComputeV2;
   op.GetInputType = GetInputType;
   op.GetInputTypeCount = GetInputCount;
   op.GetOutputType = GetOutputType;
   op.GetOutputTypeCount = GetOutputCount;
-  op.GetInputCharacteristic = GetZeroAt;
-  op.GetOutputCharacteristic = GetZeroAt;
-  op.GetInputMemoryType = GetZeroAt;
-  op.GetVariadicInputMinArity = GetZero;
-  op.GetVariadicInputHomogeneity = GetZero;
-  op.GetVariadicOutputMinArity = GetZero;
-  op.GetVariadicOutputHomogeneity = GetZero;
   op.InferOutputShapeFn = runtime.has_data_reference ? InferOutputShape : nullptr;
-  op.GetStartVersion = GetFirstVersion;
-  op.GetEndVersion = GetLastVersion;
   op.runtime = &runtime;
   op.form = &form;
   op.dtype = dtype;
@@ -638,11 +433,8 @@ Status* AddBagOps(const Runtime& runtime, CustomOpDomain* domain, const CustomOp
 }
 
 Status* AddEmbeddingBagOps(const Runtime& runtime, CustomOpDomain* domain) {
-  CustomOp kernel = {};
-  kernel.GetExecutionProviderType = GetProvider;
-  kernel.CreateKernelV2 = CreateKernelV2;
-  kernel.KernelComputeV2 = KernelComputeV2;
-  kernel.KernelDestroy = KernelDestroy;
+  CustomOp kernel = DescribeOp();
+  KernelFunctions<Kernel>::SetIn(&kernel);
   return AddBagOps(runtime, domain, kernel);
 }
 

@@ -2,11 +2,8 @@
 // forms, the attributes and tensors of a node as the arguments of a kernel, and the registration.
 #pragma once
 
-#include <memory>
-
-#include "base/types.h"
 #include "embedding_bag/embedding_bag.h"
-#include "ort/register.h"
+#include "ort/adapter.h"
 
 namespace lucid {
 namespace ort {
@@ -37,19 +34,6 @@ struct Op : CustomOp {
   IndexType index_type, offset_type;
 };
 
-#define LUCID_RETURN_IF_ERROR(expression)                   \
-  do {                                                      \
-    if (Status* const error_ = (expression)) return error_; \
-  } while (false)
-
-constexpr size_t kMostDims = 8;
-
-// A shape, with room for it where the runtime cannot lend its own.
-struct Shape {
-  TensorShape shape = {nullptr, 0};
-  int64_t dims[kMostDims];
-};
-
 // The kernel of one node.
 struct BagKernel {
   const Op* op = nullptr;
@@ -59,6 +43,8 @@ struct BagKernel {
   int64_t embedding_dim = -1;  // of a quantised table
   // Of a quantised table: args has scale, and zero_point or bias, of so many rows; else -1.
   int64_t bound_numbers = -1;
+
+  const Api* api() const { return op->runtime->api; }
 
   // Reads the attributes.
   Status* Init(const Op& node_op, const Api* api, const KernelInfo* info);
@@ -70,14 +56,15 @@ struct BagKernel {
   lucid::Status SetTableShape(TensorShape given, int64_t dims[2], TensorShape* shape) const;
 };
 
-// Frees the status and tells whether it was an error.
-bool Failed(const Api* api, Status* status);
+// Reads what every operator of bags has, and refuses what it does not allow. `flat`: indices [N].
+lucid::Status ReadBagAttributes(Attributes* attributes, DType dtype, bool flat, bool weighted,
+                                EmbeddingBagArgs* args);
 
-// A refusal by this library, under the name of the op.
-Status* ToOrt(const Api* api, const Op& op, const lucid::Status& status);
+// B, from offsets (flat) or two-dimensional indices at that input.
+Status* InferBags(const Api* api, ShapeInferContext* context, size_t index, bool flat, Dim* bags);
 
-// Adds every name and combination of types to the domain, with the four functions of `kernel`:
-// which provider it is for, and what makes, runs and frees the kernel of a node.
+// Adds every name and combination of types to the domain, as ops that are like `kernel`: for its
+// provider, and with its functions to make, run and free the kernel of a node.
 Status* AddBagOps(const Runtime& runtime, CustomOpDomain* domain, const CustomOp& kernel);
 
 }  // namespace ort

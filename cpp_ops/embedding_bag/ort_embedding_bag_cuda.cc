@@ -70,6 +70,8 @@ struct Kernel : BagKernel {
   mutable std::mutex mutex;
   mutable std::vector<std::unique_ptr<Entry>> entries;
 
+  static Status* Create(const CustomOp& op, const Api* api, const KernelInfo* info,
+                        std::unique_ptr<Kernel>* kernel);
   ~Kernel() {
     for (const auto& entry : entries) entry->bounds.Free();
   }
@@ -147,20 +149,20 @@ Status* Kernel::Compute(KernelContext* context) const {
   Value* output = nullptr;
   LUCID_RETURN_IF_ERROR(Bind(context, &a, &output));
   LucidCudaPlan plan;
-  LUCID_RETURN_IF_ERROR(ToOrt(api, *op, PlanCudaEmbeddingBag(a, &plan)));
+  LUCID_RETURN_IF_ERROR(ToOrt(api, op->form->name, PlanCudaEmbeddingBag(a, &plan)));
   if (plan.blocks == 0 && plan.check_blocks == 0) return nullptr;
 
   void* stream = nullptr;
   LUCID_RETURN_IF_ERROR(Call<KernelContext_GetGPUComputeStream>(api, context, &stream));
   bool capturing = false;
-  LUCID_RETURN_IF_ERROR(ToOrt(api, *op, IsCudaCapturing(stream, &capturing)));
+  LUCID_RETURN_IF_ERROR(ToOrt(api, op->form->name, IsCudaCapturing(stream, &capturing)));
   if (capturing && !deferred) {
-    return ToOrt(api, *op,
+    return ToOrt(api, op->form->name,
                  Refuse("a CUDA graph cannot record a run that waits for the device: set the "
                         "session configuration lucid.bounds_check to deferred"));
   }
   Entry* entry = nullptr;
-  LUCID_RETURN_IF_ERROR(ToOrt(api, *op, Take(stream, &entry)));
+  LUCID_RETURN_IF_ERROR(ToOrt(api, op->form->name, Take(stream, &entry)));
   lucid::Status status;
   if (deferred && !capturing) status = ReportEarlier(*entry);
   Scratch scratch(api);
@@ -175,48 +177,29 @@ Status* Kernel::Compute(KernelContext* context) const {
     }
   }
   GiveBack(entry);
-  return failed ? failed : ToOrt(api, *op, status);
+  return failed ? failed : ToOrt(api, op->form->name, status);
 }
 
-// ---- The functions of an op.
-
-Status* LUCID_ORT_CALL CreateKernelV2(const CustomOp* custom_op, const Api* api,
-                                      const KernelInfo* info, void** out) {
-  const Op& op = *static_cast<const Op*>(custom_op);
-  try {
-    auto kernel = std::make_unique<Kernel>();
-    LUCID_RETURN_IF_ERROR(kernel->Init(op, api, info));
-    kernel->deferred = op.runtime->deferred_bounds;
-    // Now, because nothing may be allocated while a CUDA graph is recorded.
-    LUCID_RETURN_IF_ERROR(ToOrt(api, op, kernel->Add()));
-    *out = kernel.release();
-    return nullptr;
-  } catch (...) {
-    return Call<CreateStatus>(api, kFail, "lucid_onnx: out of memory");
-  }
+Status* Kernel::Create(const CustomOp& custom_op, const Api* api, const KernelInfo* info,
+                       std::unique_ptr<Kernel>* out) {
+  const Op& op = static_cast<const Op&>(custom_op);
+  auto kernel = std::make_unique<Kernel>();
+  LUCID_RETURN_IF_ERROR(kernel->Init(op, api, info));
+  kernel->deferred = op.runtime->deferred_bounds;
+  // Now, because nothing may be allocated while a CUDA graph is recorded.
+  LUCID_RETURN_IF_ERROR(ToOrt(api, op.form->name, kernel->Add()));
+  *out = std::move(kernel);
+  return nullptr;
 }
-
-Status* LUCID_ORT_CALL KernelComputeV2(void* kernel, KernelContext* context) {
-  const Kernel& k = *static_cast<const Kernel*>(kernel);
-  try {
-    return k.Compute(context);
-  } catch (...) {
-    return Call<CreateStatus>(k.op->runtime->api, kFail, "lucid_onnx: out of memory");
-  }
-}
-
-void LUCID_ORT_CALL KernelDestroy(void* kernel) { delete static_cast<Kernel*>(kernel); }
 
 const char* LUCID_ORT_CALL GetProvider(const CustomOp*) { return LUCID_CUDA_PROVIDER; }
 
 }  // namespace
 
 Status* AddCudaEmbeddingBagOps(const Runtime& runtime, CustomOpDomain* domain) {
-  CustomOp kernel = {};
+  CustomOp kernel = DescribeOp();
   kernel.GetExecutionProviderType = GetProvider;
-  kernel.CreateKernelV2 = CreateKernelV2;
-  kernel.KernelComputeV2 = KernelComputeV2;
-  kernel.KernelDestroy = KernelDestroy;
+  KernelFunctions<Kernel>::SetIn(&kernel);
   return AddBagOps(runtime, domain, kernel);
 }
 

@@ -680,11 +680,24 @@ int64_t Piece(const PoolJob& job, int64_t begin, int64_t end, char* row, int64_t
   LUCID_FOR_DTYPE(job.dtype, return PoolPiece<T>(job, begin, end, row, count));
 }
 
+template <class T>
+double ClipRow(const PoolJob& job, const char* row) {
+  if constexpr (kIsQuantized<T>) {
+    return 1;
+  } else {
+    return Clip<T>(job, row, Factor<T>());
+  }
+}
+
+double ClipOf(const PoolJob& job, const char* row) {
+  LUCID_FOR_DTYPE(job.dtype, return ClipRow<T>(job, row));
+}
+
 }  // namespace
 
 namespace LUCID_ISA {
 extern const PoolKernel kPoolRows;
-const PoolKernel kPoolRows = {Bags, Piece};
+const PoolKernel kPoolRows = {Bags, Piece, ClipOf};
 }  // namespace LUCID_ISA
 
 }  // namespace lucid

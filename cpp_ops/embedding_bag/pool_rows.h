@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include "base/isa.h"
+
 namespace lucid {
 
 // A longer bag is cut into pieces of this many positions.
@@ -48,6 +50,14 @@ struct PoolKernel {
   // rounded or divided in, and counts them without the padded ones. Returns as above.
   // If the count is 0, the row is left as it was.
   int64_t (*piece)(const PoolJob& job, int64_t begin, int64_t end, char* row, int64_t* count);
+
+  // The clip of a row that is not quantised: what it is multiplied with, 1 for most.
+  double (*clip)(const PoolJob& job, const char* row);
 };
+
+const PoolKernel& PoolKernelOf(Isa isa);
+
+// Sets what the norms of job.dtype are taken with.
+void SetGeneralNorm(PoolJob* job);
 
 }  // namespace lucid

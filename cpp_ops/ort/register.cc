@@ -36,6 +36,7 @@ Status* AddOps(const Runtime& runtime, CustomOpDomain* domain) {
   Status* status = nullptr;
 #if !defined(LUCID_EMULATE_CUDA)  // there both would be the CPU's
   status = AddEmbeddingBagOps(runtime, domain);
+  if (!status) status = AddEmbeddingBagGradOps(runtime, domain);
 #endif
 #if defined(LUCID_WITH_CUDA)
   if (!status) status = AddCudaEmbeddingBagOps(runtime, domain);

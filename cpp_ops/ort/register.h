@@ -20,6 +20,7 @@ using AddOp = Status* (*)(const Runtime& runtime, CustomOpDomain* domain, const 
 
 // Adds every name and combination of types to the domain. The structs live as long as the process.
 Status* AddEmbeddingBagOps(const Runtime& runtime, CustomOpDomain* domain);
+Status* AddEmbeddingBagGradOps(const Runtime& runtime, CustomOpDomain* domain);
 
 // The same for the CUDA provider; in liblucid_onnx_ops_cuda alone.
 Status* AddCudaEmbeddingBagOps(const Runtime& runtime, CustomOpDomain* domain);

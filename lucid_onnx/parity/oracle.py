@@ -32,8 +32,8 @@ class _Bag(OpRun):
             return (embedding_bag.reference.embedding_bag(arrays.pop("indices"), **arrays, **keywords),)
         if operator is embedding_bag_grad:
             keywords |= {"scale_grad_by_freq": attributes.scale_grad_by_freq, "sparse": op.sparse}
-            given = arrays.pop("grad_output"), arrays.pop("indices")
-            return embedding_bag_grad.reference.embedding_bag_grad(*given, **arrays, **keywords)
+            gradient, indices = arrays.pop("grad_output"), arrays.pop("indices")
+            return embedding_bag_grad.reference.embedding_bag_grad(gradient, indices, **arrays, **keywords)
         kind = attributes.codes
         codes = quantized_embedding_bag.spec.unpack(arrays.pop("codes"), kind, attributes.embedding_dim)
         pool = quantized_embedding_bag.reference.quantized_embedding_bag

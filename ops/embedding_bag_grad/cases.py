@@ -120,7 +120,7 @@ class Case:
             if len(wrong):
                 k = tuple(int(i) for i in wrong[0])
                 raise AssertionError(
-                    f"{self.name}: {name}{list(k)} = {value[k]!r}, expected {exact[k]!r} "
+                    f"{self.name}: {name}{list(k)} = {value[k].item()!r}, expected {exact[k].item()!r} "
                     f"within {slack * tolerance[k]:.3g} ({len(wrong)} of {value.size} elements are off)"
                 )
 

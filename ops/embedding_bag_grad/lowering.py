@@ -85,7 +85,7 @@ class _Positions(NamedTuple):
     bag: str  #: [M]: the bag of each
     starts: str  #: [B]: the first of each bag among the M
     counts: str  #: [B]: how many each bag has
-    count: str  #: [1]: M
+    total: str  #: [1]: M
     num_rows: str  #: [1]: V
     dim: str  #: [1]: D
 
@@ -149,7 +149,7 @@ def _values(e: Emitter, weight: str, gradient: str, at: _Positions) -> _Source:
     is_max = e.Equal(e.attribute("mode", _INT), _MAX)
     read = at.row
     if not e.is_static:
-        read = e.Slice(at.row, [0], e.Mul(at.count, e.Cast(is_max, to=onnx.TensorProto.INT64)))
+        read = e.Slice(at.row, [0], e.Mul(at.total, e.Cast(is_max, to=onnx.TensorProto.INT64)))
         stash(e, 0)
     rows = _rows(e, weight, read)
     table = e.select(
@@ -158,15 +158,15 @@ def _values(e: Emitter, weight: str, gradient: str, at: _Positions) -> _Source:
         lambda b: _of_maximum(b, rows, gradient, at),
         lambda b: divided,
     )
-    number = e.Range(0, e.Squeeze(at.count), 1)
+    number = e.Range(0, e.Squeeze(at.total), 1)
     return _Source(table, number if e.is_static else e.Where(is_max, number, at.bag))
 
 
 def _of_maximum(e: Emitter, rows: str, gradient: str, at: _Positions) -> str:
     """[M, D]: the bag's gradient in the columns where a position is its bag's first maximum, else 0."""
-    numbers = e.Range(0, e.Squeeze(at.count), 1)
+    numbers = e.Range(0, e.Squeeze(at.total), 1)
     largest = _pool(
-        e, "max", Table(at.count, at.dim, lambda index: e.Gather(rows, index), rows), numbers, at.starts, at
+        e, "max", Table(at.total, at.dim, lambda index: e.Gather(rows, index), rows), numbers, at.starts, at
     )
     largest = e.Gather(largest, at.bag)
     wins = e.Or(e.Equal(rows, largest), e.And(e.IsNaN(rows), e.IsNaN(largest)))
@@ -186,7 +186,7 @@ def _pool(
     plain = bags.Attributes(mode, include_last_offset=True).to_onnx(op, double=False)
     del plain["stash_type"]
     output = e.name()
-    inputs = ("", numbers, e.Concat(starts, at.count, axis=0), *(() if weights is None else (weights,)))
+    inputs = ("", numbers, e.Concat(starts, at.total, axis=0), *(() if weights is None else (weights,)))
     pool(e.fixing(plain), op, inputs, output, table)
     return output
 
@@ -203,12 +203,12 @@ class _Sorted(NamedTuple):
 def _sorted(e: Emitter, at: _Positions) -> _Sorted:
     # A dummy of row V behind the others keeps every tensor non-empty. The keys are distinct, so that it does not
     # matter whether a runtime's sort is stable.
-    total = e.Add(at.count, 1)
+    total = e.Add(at.total, 1)
     keys = e.Add(e.Mul(e.Concat(at.row, at.num_rows, axis=0), total), e.Range(0, e.Squeeze(total), 1))
     keys, _ = e.several("TopK", (keys, total), {"axis": 0, "largest": 0, "sorted": 1}, 2)
     row = e.Div(keys, total)
-    order = e.Slice(e.Sub(keys, e.Mul(row, total)), [0], at.count)
-    new = e.Greater(e.Sub(row, e.Concat([-1], e.Slice(row, [0], at.count), axis=0)), 0)
+    order = e.Slice(e.Sub(keys, e.Mul(row, total)), [0], at.total)
+    new = e.Greater(e.Sub(row, e.Concat([-1], e.Slice(row, [0], at.total), axis=0)), 0)
     starts = e.Squeeze(e.NonZero(new), [0])  # [U + 1]
     kept = e.Sub(e.Shape(starts), 1)
     begins = e.Slice(starts, [0], kept)
@@ -254,7 +254,7 @@ def _write_entries(
     def divided(b: Emitter) -> str:
         by_row = _sorted(b, at)
         # The number of each position's row among those that occur, by where the rows begin.
-        marks = b.ScatterElements(b.Expand(0, at.count), by_row.starts, b.Expand(1, b.Shape(by_row.starts)))
+        marks = b.ScatterElements(b.Expand(0, at.total), by_row.starts, b.Expand(1, b.Shape(by_row.starts)))
         lengths = b.Gather(by_row.lengths, b.Sub(b.CumSum(marks, 0), 1))
         return _by_frequency(b, values, b.ScatterElements(lengths, by_row.order, lengths))
 

@@ -56,13 +56,14 @@ def embedding_bag_grad(
     offsets = None if offsets is None else np.asarray(offsets)
     weights = None if per_sample_weights is None else np.asarray(per_sample_weights)
     attributes = spec.Attributes(mode, padding_idx, max_norm, norm_type, include_last_offset, scale_grad_by_freq)
+    op = spec.variant(sparse=sparse, two_d=x.ndim == 2, weighted=weights is not None)
     found = entries(grad_output, x, weight, offsets, weights, attributes)
     with np.errstate(all="ignore"):
-        if sparse:
+        if op.sparse:
             outputs = [found.rows, found.values.astype(weight.dtype)]
         else:
             outputs = [dense(found, len(weight)).astype(weight.dtype)]
-        if weights is not None:
+        if op.weighted:
             outputs.append(found.per_sample_weights.astype(weight.dtype))
     return tuple(outputs)
 

@@ -98,7 +98,13 @@ VARIANTS: Mapping[str, Variant] = {
 
 
 def variant(*, sparse: bool, two_d: bool, weighted: bool) -> Variant:
-    """The operator name for a dense or sparse gradient, 1-D or 2-D indices, with or without per_sample_weights."""
+    """The operator name for a dense or sparse gradient, 1-D or 2-D indices, with or without per_sample_weights.
+
+    Raises:
+        TypeError: ``sparse``, which comes from a caller, is no bool.
+    """
+    if not isinstance(sparse, (bool, np.bool_)):
+        raise TypeError(f"sparse = {sparse!r} must be a bool")
     return VARIANTS[_name(sparse, two_d, weighted)]
 
 

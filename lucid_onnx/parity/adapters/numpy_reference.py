@@ -34,8 +34,8 @@ class _NumPy:
         if operator == "embedding_bag":
             return [reference.embedding_bag(arrays.pop("indices"), **arrays, **_finite(call))]
         if operator == "embedding_bag_grad":
-            given = arrays.pop("grad_output"), arrays.pop("indices")
-            return list(gradient.embedding_bag_grad(*given, **arrays, **_finite(call)))
+            grad_output, indices = arrays.pop("grad_output"), arrays.pop("indices")
+            return list(gradient.embedding_bag_grad(grad_output, indices, **arrays, **_finite(call)))
         kind = quantized_spec.CODES_TYPES[call.pop("codes_type")]
         codes = quantized_spec.unpack(arrays.pop("codes"), kind, call.pop("embedding_dim"))
         return [

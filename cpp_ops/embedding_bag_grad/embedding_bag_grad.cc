@@ -1,0 +1,596 @@
+// Validation, the sorting of the positions by row, and the split into tasks. The loops are in
+// grad_rows-inl.h.
+//
+// What a row of the table gets is a bag sum: of the rows of grad_output, over the positions that
+// look the row up. So the positions are sorted by row, the sums are cut into tasks without regard
+// to rows, and no two tasks write the same row: nothing races, and the order of additions is that
+// of the positions. All memory but the outputs is proportional to positions and grad_output.
+#include "embedding_bag_grad/embedding_bag_grad.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <new>
+
+#include "base/isa.h"
+#include "base/types.h"
+#include "embedding_bag/pool_rows.h"
+#include "embedding_bag_grad/grad_rows.h"
+
+#if defined(LUCID_X86_64)
+#include <emmintrin.h>
+#endif
+
+namespace lucid {
+
+#define LUCID_POOL_ROWS(isa)         \
+  namespace isa {                    \
+  extern const GradKernel kGradRows; \
+  }
+#include "embedding_bag/kernels.inc"
+#undef LUCID_POOL_ROWS
+
+namespace {
+
+constexpr const GradKernel* kKernels[] = {
+#define LUCID_POOL_ROWS(isa) &isa::kGradRows,
+#include "embedding_bag/kernels.inc"
+#undef LUCID_POOL_ROWS
+};
+static_assert(sizeof(kKernels) / sizeof(kKernels[0]) == kIsaCount, "a kernel per instruction set");
+
+std::atomic<int64_t> g_runs[kIsaCount];
+
+// Less work than this, in bytes, is done on the caller's thread: see embedding_bag.cc.
+constexpr double kInlineBytes = 128 << 10;
+constexpr double kTaskBytes = 64 << 10;
+constexpr int64_t kMostTasks = 128;
+constexpr int64_t kClearBytes = 1 << 20;        // of a task that clears, or more
+constexpr int64_t kMostCachedBytes = 32 << 20;  // to be cleared by way of the caches
+
+// Positions are looked at and sorted in chunks of at least so many, and never in more chunks.
+constexpr int64_t kChunk = 4096;
+constexpr int64_t kMostChunks = 32;
+constexpr int kMostDigitBits = 11;  // of a row number: what a pass of the sort looks at
+
+// For %lld: int64_t is long on some platforms and long long on others.
+long long Wide(int64_t x) { return x; }
+
+int64_t IndexAt(const void* base, int32_t type, int64_t i) {
+  return type == kInt64 ? LoadUnaligned<int64_t>(base, i) : LoadUnaligned<int32_t>(base, i);
+}
+
+// Room for count elements that nobody has written to; null if there is none.
+template <class E>
+std::unique_ptr<E[]> Room(int64_t count, int64_t size = 1) {
+  if (size > 0 && count > PTRDIFF_MAX / static_cast<int64_t>(sizeof(E)) / size) return nullptr;
+  return std::unique_ptr<E[]>(new (std::nothrow) E[static_cast<size_t>(count * size)]);
+}
+
+Status NoMemory(const char* what, int64_t count) {
+  return Error(Code::kOutOfMemory, "no memory for %s of %lld positions", what, Wide(count));
+}
+
+struct GradRun {
+  GradJob job = {};
+  const GradKernel* kernel = nullptr;
+  const ParallelFor* parallel_for = nullptr;
+  bool in_line = true;  // all on the caller's thread
+  int64_t num_bags = 0;
+  int64_t positions = 0;  // that belong to a bag
+  int64_t chunks = 1;
+  int64_t tasks = 1;
+  std::unique_ptr<int64_t[]> bag_of, chunk_entries, counts, frequencies;
+  std::unique_ptr<GradEntry[]> entries, other_entries;
+  std::unique_ptr<char[]> scaled, winners;
+
+  size_t AccumulatorSize() const { return job.forward.dtype == kFloat64 ? 8 : 4; }
+
+  int64_t BagBegin(int64_t i) const {
+    const PoolJob& f = job.forward;
+    if (!f.offsets) return i * f.bag_length;
+    return i < f.num_offsets ? IndexAt(f.offsets, f.offset_type, i) : f.num_positions;
+  }
+
+  // The bag of a position that belongs to one.
+  int64_t BagOf(int64_t position) const {
+    if (!job.forward.offsets) return position / job.forward.bag_length;
+    int64_t low = 0, high = num_bags;  // the last bag that begins at or before it
+    while (high - low > 1) {
+      const int64_t middle = low + (high - low) / 2;
+      (BagBegin(middle) <= position ? low : high) = middle;
+    }
+    return low;
+  }
+
+  // The first of part `i` of `parts` equal ones of n.
+  static int64_t Cut(int64_t n, int64_t i, int64_t parts) {
+    return n / parts * i + n % parts * i / parts;
+  }
+  int64_t ChunkBegin(int64_t chunk) const { return Cut(positions, chunk, chunks); }
+
+  // Cuts so that tasks share positions and bags evenly.
+  int64_t FirstBag(int64_t task) const {
+    const int64_t before = Cut(positions + num_bags, task, tasks);
+    int64_t low = 0, high = num_bags;
+    if (task >= tasks) return high;
+    while (low < high) {
+      const int64_t middle = low + (high - low) / 2;
+      if (BagBegin(middle) + middle < before) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    return low;
+  }
+
+  // task(i) once for every i in [0, count), on any threads.
+  template <class F>
+  Status ForEach(int64_t count, const F& task) const;
+
+  Status CheckIndices(const EmbeddingBagArgs& a, int64_t* num_entries);
+  Status Sort();
+  Status SortPass(const GradEntry* from, GradEntry* to, int shift, int bits);
+  Status Clear(void* data, int64_t bytes) const;
+  Status Prepare();
+  Status Sums();
+  Status LongSums();
+  template <class T>
+  void CombinePieces(const char* pieces, int64_t count, int64_t entries, double* sum, int64_t row);
+  Status Frequencies();
+};
+
+template <class F>
+Status GradRun::ForEach(int64_t count, const F& task) const {
+  struct Call {
+    const F& task;
+    std::atomic<int> failed{0};
+  };
+  Call call = {task};
+  // An exception that left a task on a host's thread would hang or end the process.
+  const auto entry = [](void* argument, size_t i) {
+    Call* const c = static_cast<Call*>(argument);
+    try {
+      c->task(static_cast<int64_t>(i));
+    } catch (...) {
+      c->failed.store(1);
+    }
+  };
+  if (in_line) {
+    for (int64_t i = 0; i < count; ++i) entry(&call, static_cast<size_t>(i));
+  } else if (!parallel_for->run(parallel_for->host, entry, static_cast<size_t>(count), &call)) {
+    return Error(Code::kInternal, "the host could not run the tasks");
+  }
+  return call.failed.load() ? Error(Code::kInternal, "a task failed") : Status();
+}
+
+// job.bag_of. Refuses the first index outside the table, and counts the others in every chunk but
+// the padded ones: chunk_entries[c] is how many stand before chunk c.
+Status GradRun::CheckIndices(const EmbeddingBagArgs& a, int64_t* num_entries) {
+  chunk_entries = Room<int64_t>(chunks + 1);
+  bag_of = Room<int64_t>(positions);
+  if (!chunk_entries || !bag_of) return NoMemory("the bags", positions);
+  job.bag_of = bag_of.get();
+  std::atomic<int64_t> bad{kNoBadPosition};
+  const Status status = ForEach(chunks, [&](int64_t chunk) {
+    const PoolJob& f = job.forward;
+    const int64_t begin = ChunkBegin(chunk), end = ChunkBegin(chunk + 1);
+    int64_t bag = begin < end ? BagOf(begin) : 0;
+    for (int64_t k = begin; k < end; ++bag) {
+      const int64_t stop = std::min(end, BagBegin(bag + 1));
+      for (; k < stop; ++k) bag_of[static_cast<size_t>(k)] = bag;
+    }
+    int64_t count = 0;
+    for (int64_t k = begin; k < end; ++k) {
+      const int64_t index = IndexAt(f.indices, f.index_type, k);
+      if (static_cast<uint64_t>(index) >= static_cast<uint64_t>(f.rows)) {
+        int64_t lowest = bad.load();
+        while (k < lowest && !bad.compare_exchange_weak(lowest, k)) {
+        }
+        break;
+      }
+      count += index != f.padding;
+    }
+    chunk_entries[static_cast<size_t>(chunk)] = count;
+  });
+  if (!status.ok()) return status;
+  if (bad.load() != kNoBadPosition) {
+    return RefuseIndex(a, bad.load(), IndexAt(a.indices, a.index_type, bad.load()));
+  }
+  int64_t sum = 0;
+  for (int64_t chunk = 0; chunk <= chunks; ++chunk) {
+    const int64_t count = chunk < chunks ? chunk_entries[static_cast<size_t>(chunk)] : 0;
+    chunk_entries[static_cast<size_t>(chunk)] = sum;
+    sum += count;
+  }
+  *num_entries = sum;
+  return status;
+}
+
+// One pass of a stable sort by `bits` bits of the row numbers, from bit `shift` on. Every chunk
+// counts its digits, and then knows where each of them goes: behind those that are less, and those
+// that are equal in the chunks before. Without `from`, the entries come from the indices.
+Status GradRun::SortPass(const GradEntry* from, GradEntry* to, int shift, int bits) {
+  const int64_t digits = int64_t{1} << bits, mask = digits - 1;
+  const PoolJob& f = job.forward;
+  const auto begin_of = [&](int64_t chunk) {
+    return from ? Cut(job.num_entries, chunk, chunks) : ChunkBegin(chunk);
+  };
+  // Calls visit(entry) for the entries of a chunk.
+  const auto for_entries = [&](int64_t chunk, const auto& visit) {
+    const int64_t end = begin_of(chunk + 1);
+    for (int64_t k = begin_of(chunk); k < end; ++k) {
+      if (from) {
+        visit(from[k]);
+      } else {
+        const int64_t row = IndexAt(f.indices, f.index_type, k);
+        if (row != f.padding) visit(GradEntry{row, k});
+      }
+    }
+  };
+  Status status = ForEach(chunks, [&](int64_t chunk) {
+    int64_t* const count = counts.get() + chunk * digits;
+    std::fill(count, count + digits, 0);
+    for_entries(chunk, [&](const GradEntry& entry) { ++count[entry.row >> shift & mask]; });
+  });
+  if (!status.ok()) return status;
+  int64_t before = 0;
+  for (int64_t digit = 0; digit < digits; ++digit) {
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      int64_t& count = counts[static_cast<size_t>(chunk * digits + digit)];
+      const int64_t equal = count;
+      count = before;
+      before += equal;
+    }
+  }
+  return ForEach(chunks, [&](int64_t chunk) {
+    int64_t* const next = counts.get() + chunk * digits;
+    for_entries(chunk,
+                [&](const GradEntry& entry) { to[next[entry.row >> shift & mask]++] = entry; });
+  });
+}
+
+// job.entries: the positions by row, and those of a row in their order.
+Status GradRun::Sort() {
+  int bits = 1;  // of the largest row number
+  while (bits < 63 && (job.forward.rows - 1) >> bits > 0) ++bits;
+  int most = 4;  // a digit's; fewer for few positions, whose counts are soon more than they are
+  while (most < kMostDigitBits && positions / chunks >> most > 0) ++most;
+  const int passes = (bits + most - 1) / most;
+  const int digit = (bits + passes - 1) / passes;
+  entries = Room<GradEntry>(job.num_entries);
+  other_entries = Room<GradEntry>(job.num_entries);
+  counts = Room<int64_t>(chunks << digit);
+  if (!entries || !other_entries || !counts) return NoMemory("the order", positions);
+  const GradEntry* from = nullptr;
+  for (int pass = 0; pass < passes; ++pass) {
+    GradEntry* const to = (pass % 2 ? other_entries : entries).get();
+    const Status status = SortPass(from, to, pass * digit, digit);
+    if (!status.ok()) return status;
+    from = to;
+  }
+  job.entries = from;
+  return Status();
+}
+
+// Clears memory that is more than the caches hold, past them: 256 MB take 15 to 19 ms, and 22 to
+// 27 by memset (Emerald Rapids, one thread).
+void ClearPastCaches(char* data, int64_t bytes) {
+#if defined(LUCID_X86_64)
+  const int64_t head = std::min<int64_t>(-reinterpret_cast<intptr_t>(data) & 63, bytes);
+  std::memset(data, 0, static_cast<size_t>(head));
+  int64_t i = head;
+  for (; i + 64 <= bytes; i += 64) {
+    for (int64_t j = 0; j < 64; j += 16) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(data + i + j), _mm_setzero_si128());
+    }
+  }
+  _mm_sfence();
+  std::memset(data + i, 0, static_cast<size_t>(bytes - i));
+#else
+  std::memset(data, 0, static_cast<size_t>(bytes));
+#endif
+}
+
+Status GradRun::Clear(void* data, int64_t bytes) const {
+  if (bytes == 0) return Status();
+  const int64_t count = std::min(bytes / kClearBytes + 1, kMostTasks);
+  return ForEach(count, [&](int64_t task) {
+    const int64_t begin = Cut(bytes, task, count), size = Cut(bytes, task + 1, count) - begin;
+    char* const part = static_cast<char*>(data) + begin;
+    if (bytes > kMostCachedBytes) {
+      ClearPastCaches(part, size);
+    } else {
+      std::memset(part, 0, static_cast<size_t>(size));
+    }
+  });
+}
+
+// job.grads and job.winners.
+Status GradRun::Prepare() {
+  const PoolJob& f = job.forward;
+  job.grads = job.grad_output;
+  const bool as_it_is = f.mode != kMean && (f.dtype == kFloat32 || f.dtype == kFloat64);
+  if (!as_it_is) {
+    scaled = Room<char>(num_bags * f.columns, static_cast<int64_t>(AccumulatorSize()));
+    if (!scaled) return NoMemory("the gradients", positions);
+    job.grads = job.scaled = scaled.get();
+    const Status status = ForEach(
+        tasks, [&](int64_t task) { kernel->scale(job, FirstBag(task), FirstBag(task + 1)); });
+    if (!status.ok()) return status;
+  }
+  if (f.mode != kMax) return Status();
+  // The winners have the accumulators' size.
+  if (f.dtype != kFloat64 && positions > INT32_MAX) {
+    return Refuse("%lld indices are more than the gradient of mode 'max' takes for this dtype",
+                  Wide(positions));
+  }
+  winners = Room<char>(num_bags * f.columns, static_cast<int64_t>(AccumulatorSize()));
+  const std::unique_ptr<char[]> best =
+      Room<char>(tasks * f.columns, static_cast<int64_t>(AccumulatorSize()));
+  if (!winners || !best) return NoMemory("the maxima", positions);
+  job.winners = winners.get();
+  return ForEach(tasks, [&](int64_t task) {
+    kernel->winners(job, FirstBag(task), FirstBag(task + 1),
+                    best.get() + static_cast<size_t>(task * f.columns) * AccumulatorSize());
+  });
+}
+
+Status GradRun::Sums() {
+  const Status status = ForEach(tasks, [&](int64_t task) {
+    kernel->sums(job, Cut(job.num_entries, task, tasks), Cut(job.num_entries, task + 1, tasks));
+  });
+  return status.ok() ? LongSums() : status;
+}
+
+template <class T>
+void GradRun::CombinePieces(const char* pieces, int64_t count, int64_t num_entries, double* sum,
+                            int64_t row) {
+  using A = Accumulator<T>;
+  const int64_t columns = job.forward.columns;
+  char* const out = job.output + static_cast<size_t>(row * columns) * sizeof(T);
+  for (int64_t c = 0; c < columns; ++c) sum[c] = LoadUnaligned<A>(pieces, c);
+  for (int64_t p = 1; p < count; ++p) {
+    for (int64_t c = 0; c < columns; ++c) sum[c] += LoadUnaligned<A>(pieces, p * columns + c);
+  }
+  for (int64_t c = 0; c < columns; ++c) {
+    A value = static_cast<A>(sum[c]);
+    if (job.by_frequency) value /= static_cast<A>(num_entries);
+    T rounded;
+    FromAccumulator(CanonicalNan(value), &rounded);
+    std::memcpy(out + static_cast<size_t>(c) * sizeof(T), &rounded, sizeof(T));
+  }
+}
+
+// The rows with more than kPiece entries: their pieces are summed on all threads, and then joined.
+Status GradRun::LongSums() {
+  struct Long {
+    int64_t begin, end, first_piece;
+  };
+  // Such a row has an entry at a multiple of kPiece, and the one kPiece before or behind it.
+  const int64_t places = job.num_entries / kPiece + 1;
+  std::unique_ptr<Long[]> rows;
+  int64_t count = 0, pieces = 0;
+  const auto less = [](const GradEntry& a, const GradEntry& b) { return a.row < b.row; };
+  for (int64_t place = 0, done = 0; place < job.num_entries; place += kPiece) {
+    if (place < done) continue;
+    const GradEntry* const end_of_all = job.entries + job.num_entries;
+    const GradEntry* const at = job.entries + place;
+    const auto range = std::equal_range(job.entries + done, end_of_all, *at, less);
+    done = range.second - job.entries;
+    if (range.second - range.first <= kPiece) continue;
+    if (!rows) rows.reset(new (std::nothrow) Long[static_cast<size_t>(places)]);
+    if (!rows) return NoMemory("the rows", positions);
+    rows[static_cast<size_t>(count++)] = {range.first - job.entries, done, pieces};
+    pieces += (range.second - range.first + kPiece - 1) / kPiece;
+  }
+  const int64_t columns = job.forward.columns;
+  if (count == 0 || columns == 0) return Status();
+  const int64_t row_bytes = columns * static_cast<int64_t>(AccumulatorSize());
+  const std::unique_ptr<char[]> partial = Room<char>(pieces, row_bytes);
+  const std::unique_ptr<double[]> sum = Room<double>(columns);
+  if (!partial || !sum) return NoMemory("the partial sums", positions);
+  const Status status = ForEach(pieces, [&](int64_t piece) {
+    const Long* const after =
+        std::upper_bound(rows.get(), rows.get() + count, piece,
+                         [](int64_t value, const Long& row) { return value < row.first_piece; });
+    const Long& row = after[-1];
+    const int64_t begin = row.begin + (piece - row.first_piece) * kPiece;
+    kernel->piece(job, begin, std::min(begin + kPiece, row.end),
+                  partial.get() + static_cast<size_t>(piece * row_bytes));
+  });
+  if (!status.ok()) return status;
+  for (int64_t i = 0; i < count; ++i) {
+    const Long& row = rows[static_cast<size_t>(i)];
+    LUCID_FOR_FLOAT_TYPE(
+        job.forward.dtype,
+        CombinePieces<T>(partial.get() + static_cast<size_t>(row.first_piece * row_bytes),
+                         (row.end - row.begin + kPiece - 1) / kPiece, row.end - row.begin,
+                         sum.get(), job.entries[row.begin].row));
+  }
+  return status;
+}
+
+// job.frequencies: at every position that gives something, how many give something to its row.
+Status GradRun::Frequencies() {
+  frequencies = Room<int64_t>(positions);
+  if (!frequencies) return NoMemory("the frequencies", positions);
+  job.frequencies = frequencies.get();
+  return ForEach(tasks, [&](int64_t task) {
+    const GradEntry* const all_end = job.entries + job.num_entries;
+    const int64_t end = Cut(job.num_entries, task + 1, tasks);
+    const auto less = [](const GradEntry& a, const GradEntry& b) { return a.row < b.row; };
+    for (int64_t j = Cut(job.num_entries, task, tasks); j < end;) {
+      const auto range = std::equal_range(job.entries, all_end, job.entries[j], less);
+      const int64_t stop = std::min<int64_t>(end, range.second - job.entries);
+      for (; j < stop; ++j) {
+        frequencies[static_cast<size_t>(job.entries[j].position)] = range.second - range.first;
+      }
+    }
+  });
+}
+
+// Everything but the values of indices. *positions is the number that belong to a bag.
+Status CheckGrad(const EmbeddingBagGradArgs& args, int64_t* num_bags, int64_t* padding,
+                 int64_t* longest) {
+  const EmbeddingBagArgs& a = args.forward;
+  if (args.size_bytes != static_cast<int64_t>(sizeof(EmbeddingBagGradArgs))) {
+    return Refuse("size_bytes = %lld is not %lld", Wide(args.size_bytes),
+                  Wide(sizeof(EmbeddingBagGradArgs)));
+  }
+  Status status = CheckEmbeddingBag(a, num_bags, padding);
+  if (!status.ok()) return status;
+  if (a.dtype > kFloat64)
+    return Refuse("dtype = %d is one of codes: they have no gradient", a.dtype);
+  if (args.sparse != 0 && args.sparse != 1) return Refuse("sparse = %d is not 0 or 1", args.sparse);
+  if (args.scale_grad_by_freq != 0 && args.scale_grad_by_freq != 1) {
+    return Refuse("scale_grad_by_freq = %d is not 0 or 1", args.scale_grad_by_freq);
+  }
+  if (args.grad_per_sample_weights && a.mode != kSum) {
+    return Refuse("grad_per_sample_weights needs mode 'sum'");
+  }
+  if (args.grad_output_shape[0] != *num_bags || args.grad_output_shape[1] != a.weight_shape[1]) {
+    return Refuse("grad_output has shape [%lld, %lld], expected [%lld, %lld]",
+                  Wide(args.grad_output_shape[0]), Wide(args.grad_output_shape[1]), Wide(*num_bags),
+                  Wide(a.weight_shape[1]));
+  }
+  return CheckOffsets(a, longest);
+}
+
+// How many positions belong to a bag.
+int64_t Positions(const EmbeddingBagArgs& a, int64_t num_bags) {
+  if (a.indices_rank == 2) return a.indices_shape[0] * a.indices_shape[1];
+  if (!a.include_last_offset) return a.indices_shape[0];
+  return IndexAt(a.offsets, a.offset_type, num_bags);
+}
+
+}  // namespace
+
+Status SetGradOutputShape(TensorShape grad_output, EmbeddingBagGradArgs* args) {
+  int64_t num_bags;
+  const Status status = CountBags(args->forward, &num_bags);
+  if (!status.ok()) return status;
+  const int64_t columns = args->forward.weight_shape[1];
+  if (grad_output.rank != 2) {
+    return Refuse("grad_output has %lld dimensions, expected [%lld, %lld]",
+                  Wide(static_cast<int64_t>(grad_output.rank)), Wide(num_bags), Wide(columns));
+  }
+  args->grad_output_shape[0] = grad_output.dims[0];
+  args->grad_output_shape[1] = grad_output.dims[1];
+  if (grad_output.dims[0] == num_bags && grad_output.dims[1] == columns) return status;
+  return Refuse("grad_output has shape [%lld, %lld], expected [%lld, %lld]",
+                Wide(grad_output.dims[0]), Wide(grad_output.dims[1]), Wide(num_bags),
+                Wide(columns));
+}
+
+Status CountGradEntries(const EmbeddingBagGradArgs& args, int64_t* num_entries) {
+  const EmbeddingBagArgs& a = args.forward;
+  int64_t num_bags, padding, longest;
+  const Status status = CheckGrad(args, &num_bags, &padding, &longest);
+  if (!status.ok()) return status;
+  const int64_t positions = Positions(a, num_bags);
+  *num_entries = positions;
+  for (int64_t k = 0; padding >= 0 && k < positions; ++k) {
+    *num_entries -= IndexAt(a.indices, a.index_type, k) == padding;
+  }
+  return status;
+}
+
+Status RunEmbeddingBagGrad(const EmbeddingBagGradArgs& args, Isa isa,
+                           const ParallelFor& parallel_for) {
+  const EmbeddingBagArgs& a = args.forward;
+  GradRun run;
+  GradJob& job = run.job;
+  PoolJob& f = job.forward;
+  int64_t longest;
+  Status status = CheckGrad(args, &run.num_bags, &f.padding, &longest);
+  if (!status.ok()) return status;
+  const bool flat = a.indices_rank == 1;
+  f.weight = static_cast<const char*>(a.weight);
+  f.indices = static_cast<const char*>(a.indices);
+  f.offsets = flat ? static_cast<const char*>(a.offsets) : nullptr;
+  f.per_sample_weights = static_cast<const char*>(a.per_sample_weights);
+  f.rows = a.weight_shape[0];
+  f.columns = a.weight_shape[1];
+  f.row_bytes = a.row_stride != 0 ? a.row_stride : RowBytes(a.dtype, f.columns);
+  f.num_offsets = a.num_offsets;
+  f.bag_length = flat ? 0 : a.indices_shape[1];
+  f.num_positions = flat ? a.indices_shape[0] : a.indices_shape[0] * a.indices_shape[1];
+  f.max_norm = a.max_norm;
+  f.norm_type = a.norm_type;
+  f.dtype = a.dtype;
+  f.index_type = a.index_type;
+  f.offset_type = a.offset_type;
+  f.mode = a.mode;
+  f.output_type = a.output_type;
+  // Without bags or positions the sizes may claim anything.
+  run.positions = run.num_bags == 0 || longest == 0 ? 0 : Positions(a, run.num_bags);
+  f.last_position = run.positions - 1;
+  SetGeneralNorm(&f);
+  job.pool = &PoolKernelOf(isa);
+  job.grad_output = static_cast<const char*>(args.grad_output);
+  job.output = static_cast<char*>(args.sparse ? args.values : args.grad_weight);
+  job.rows = args.rows;
+  job.grad_weights = static_cast<char*>(args.grad_per_sample_weights);
+  run.kernel = kKernels[static_cast<int>(isa)];
+  run.parallel_for = &parallel_for;
+  g_runs[static_cast<int>(isa)].fetch_add(1, std::memory_order_relaxed);
+
+  const int64_t dense_bytes = args.sparse ? 0 : f.rows * RowBytes(f.dtype, f.columns);
+  const double bytes =
+      static_cast<double>(run.positions) * static_cast<double>(RowBytes(f.dtype, f.columns) + 16) +
+      static_cast<double>(dense_bytes);
+  run.in_line = bytes <= kInlineBytes;
+  if (!run.in_line) {
+    run.chunks = std::min(run.positions / kChunk + 1, kMostChunks);
+    run.tasks = std::min(static_cast<int64_t>(std::min(bytes / kTaskBytes, 1e6)) + 1,
+                         std::min(kMostTasks, run.positions + 1));
+  }
+
+  status = run.CheckIndices(a, &job.num_entries);
+  if (!status.ok()) return status;
+  if (args.sparse && args.num_entries != job.num_entries) {
+    return Refuse("num_entries = %lld is not %lld", Wide(args.num_entries), Wide(job.num_entries));
+  }
+  if (!args.sparse) status = run.Clear(job.output, dense_bytes);
+  if (status.ok() && job.grad_weights) {
+    const int64_t size = RowBytes(f.dtype, 1);
+    status = run.Clear(job.grad_weights + run.positions * size,
+                       (f.num_positions - run.positions) * size);
+  }
+  if (!status.ok() || job.num_entries == 0) {
+    if (status.ok() && job.grad_weights) {
+      status = run.Clear(job.grad_weights, run.positions * RowBytes(f.dtype, 1));
+    }
+    return status;
+  }
+  const bool sorted = (!args.sparse && f.columns > 0) || args.scale_grad_by_freq;
+  if (sorted) status = run.Sort();
+  if (status.ok()) status = run.Prepare();
+  if (!status.ok()) return status;
+  if (args.sparse) {
+    if (args.scale_grad_by_freq) status = run.Frequencies();
+    if (!status.ok()) return status;
+    status = run.ForEach(run.chunks, [&](int64_t chunk) {
+      run.kernel->values(job, run.ChunkBegin(chunk), run.ChunkBegin(chunk + 1),
+                         run.chunk_entries[static_cast<size_t>(chunk)]);
+    });
+  } else if (sorted) {
+    job.by_frequency = args.scale_grad_by_freq != 0;
+    status = run.Sums();
+  }
+  if (!status.ok() || !job.grad_weights) return status;
+  return run.ForEach(run.chunks, [&](int64_t chunk) {
+    run.kernel->dots(job, run.ChunkBegin(chunk), run.ChunkBegin(chunk + 1));
+  });
+}
+
+int64_t EmbeddingBagGradRuns(Isa isa) {
+  return g_runs[static_cast<int>(isa)].load(std::memory_order_relaxed);
+}
+
+}  // namespace lucid

@@ -1,0 +1,217 @@
+// The gradient of EmbeddingBag as custom ops of ONNX Runtime, one per combination of inputs and
+// outputs. The inputs are grad_output and then those of EmbeddingBag's name:
+//
+//   EmbeddingBagGrad...        gives grad_weight [V, D]
+//   EmbeddingBagSparseGrad...  gives rows [M] and values [M, D]
+//
+// and those of ...Weighted names give grad_per_sample_weights too, as their last output.
+#include <initializer_list>
+#include <memory>
+
+#include "embedding_bag/ort_embedding_bag.h"
+#include "embedding_bag_grad/embedding_bag_grad.h"
+#include "ort/adapter.h"
+#include "ort/register.h"
+
+namespace lucid {
+namespace ort {
+namespace {
+
+struct GradForm {
+  const char* name;
+  bool sparse;
+  bool flat;  // indices [N] with offsets
+  bool weighted;
+
+  static constexpr size_t kGradOutput = 0, kWeight = 1, kIndices = 2, kOffsets = 3;
+  size_t WeightsInput() const { return 3u + flat; }
+  size_t Inputs() const { return WeightsInput() + weighted; }
+  size_t WeightsOutput() const { return 1u + sparse; }
+  size_t Outputs() const { return WeightsOutput() + weighted; }
+};
+
+constexpr GradForm kForms[] = {
+    {"EmbeddingBagGrad", false, true, false},
+    {"EmbeddingBagGradWeighted", false, true, true},
+    {"EmbeddingBagGrad2D", false, false, false},
+    {"EmbeddingBagGrad2DWeighted", false, false, true},
+    {"EmbeddingBagSparseGrad", true, true, false},
+    {"EmbeddingBagSparseGradWeighted", true, true, true},
+    {"EmbeddingBagSparseGrad2D", true, false, false},
+    {"EmbeddingBagSparseGrad2DWeighted", true, false, true},
+};
+
+// One name with one combination of types.
+struct GradOp : CustomOp {
+  const Runtime* runtime;
+  const GradForm* form;
+  DType dtype;
+  IndexType index_type, offset_type;
+};
+
+const GradOp& Self(const CustomOp* op) { return *static_cast<const GradOp*>(op); }
+
+// ---- The kernel of one node.
+
+class GradKernelOfNode {
+ public:
+  static Status* Create(const CustomOp& op, const Api* api, const KernelInfo* info,
+                        std::unique_ptr<GradKernelOfNode>* kernel);
+  Status* Compute(KernelContext* context) const;
+  const Api* api() const { return op_->runtime->api; }
+
+ private:
+  lucid::Status ReadAttributes(const Api* api, const KernelInfo* info);
+  Status* Bind(const KernelContext* context, EmbeddingBagGradArgs* bound, Shape* indices) const;
+  Status* AddOutput(KernelContext* context, size_t index, const int64_t* dims, size_t rank,
+                    void** data) const;
+
+  const GradOp* op_ = nullptr;
+  EmbeddingBagGradArgs args_ = {};  // the attributes and types; a run adds its tensors to a copy
+  Isa isa_;
+};
+
+lucid::Status GradKernelOfNode::ReadAttributes(const Api* api, const KernelInfo* info) {
+  Attributes attributes(api, info);
+  const int64_t by_frequency = attributes.Int("scale_grad_by_freq", 0);
+  if (by_frequency != 0 && by_frequency != 1) {
+    return Refuse("scale_grad_by_freq = %lld is not 0 or 1", static_cast<long long>(by_frequency));
+  }
+  args_.scale_grad_by_freq = static_cast<int32_t>(by_frequency);
+  return ReadBagAttributes(&attributes, op_->dtype, op_->form->flat, op_->form->weighted,
+                           &args_.forward);
+}
+
+Status* GradKernelOfNode::Create(const CustomOp& op, const Api* api, const KernelInfo* info,
+                                 std::unique_ptr<GradKernelOfNode>* out) {
+  auto kernel = std::make_unique<GradKernelOfNode>();
+  const GradOp& self = Self(&op);
+  kernel->op_ = &self;
+  EmbeddingBagGradArgs& args = kernel->args_;
+  args.size_bytes = sizeof(args);
+  args.sparse = self.form->sparse;
+  args.forward.size_bytes = sizeof(args.forward);
+  args.forward.dtype = args.forward.output_type = self.dtype;
+  args.forward.index_type = self.index_type;
+  args.forward.offset_type = self.offset_type;
+  args.forward.indices_rank = self.form->flat ? 1 : 2;
+  LUCID_RETURN_IF_ERROR(ToOrt(api, self.form->name, ActiveIsa(&kernel->isa_)));
+  LUCID_RETURN_IF_ERROR(ToOrt(api, self.form->name, kernel->ReadAttributes(api, info)));
+  *out = std::move(kernel);
+  return nullptr;
+}
+
+// Adds the inputs of a run, checked as far as shapes go.
+Status* GradKernelOfNode::Bind(const KernelContext* context, EmbeddingBagGradArgs* bound,
+                               Shape* indices) const {
+  const Runtime& runtime = *op_->runtime;
+  const GradForm& form = *op_->form;
+  *bound = args_;
+  EmbeddingBagArgs& f = bound->forward;
+  Shape grad, weight, offsets, weights;
+  LUCID_RETURN_IF_ERROR(GetInput(runtime, context, form.kGradOutput, &grad, &bound->grad_output));
+  LUCID_RETURN_IF_ERROR(GetInput(runtime, context, form.kWeight, &weight, &f.weight));
+  LUCID_RETURN_IF_ERROR(GetInput(runtime, context, form.kIndices, indices, &f.indices));
+  if (form.flat) {
+    LUCID_RETURN_IF_ERROR(GetInput(runtime, context, form.kOffsets, &offsets, &f.offsets));
+  }
+  if (form.weighted) {
+    LUCID_RETURN_IF_ERROR(
+        GetInput(runtime, context, form.WeightsInput(), &weights, &f.per_sample_weights));
+  }
+  lucid::Status status =
+      SetEmbeddingBagShapes(weight.shape, indices->shape, form.flat ? &offsets.shape : nullptr,
+                            form.weighted ? &weights.shape : nullptr, &f);
+  if (status.ok()) status = SetGradOutputShape(grad.shape, bound);
+  return ToOrt(runtime.api, form.name, status);
+}
+
+Status* GradKernelOfNode::AddOutput(KernelContext* context, size_t index, const int64_t* dims,
+                                    size_t rank, void** data) const {
+  Value* value = nullptr;
+  LUCID_RETURN_IF_ERROR(Call<KernelContext_GetOutput>(api(), context, index, dims, rank, &value));
+  return Call<GetTensorMutableData>(api(), value, data);
+}
+
+Status* GradKernelOfNode::Compute(KernelContext* context) const {
+  const GradForm& form = *op_->form;
+  EmbeddingBagGradArgs a;
+  Shape indices;
+  LUCID_RETURN_IF_ERROR(Bind(context, &a, &indices));
+  if (form.sparse) {
+    LUCID_RETURN_IF_ERROR(ToOrt(api(), form.name, CountGradEntries(a, &a.num_entries)));
+    const int64_t dims[2] = {a.num_entries, a.forward.weight_shape[1]};
+    void* rows = nullptr;
+    LUCID_RETURN_IF_ERROR(AddOutput(context, 0, dims, 1, &rows));
+    a.rows = static_cast<int64_t*>(rows);
+    LUCID_RETURN_IF_ERROR(AddOutput(context, 1, dims, 2, &a.values));
+  } else {
+    LUCID_RETURN_IF_ERROR(AddOutput(context, 0, a.forward.weight_shape, 2, &a.grad_weight));
+  }
+  if (form.weighted) {
+    LUCID_RETURN_IF_ERROR(AddOutput(context, form.WeightsOutput(), indices.shape.dims,
+                                    indices.shape.rank, &a.grad_per_sample_weights));
+  }
+  Host host = {api(), context};
+  return ToOrt(api(), form.name, RunEmbeddingBagGrad(a, isa_, host.Threads()));
+}
+
+// ---- Shape inference: of what does not depend on padding.
+
+Status* LUCID_ORT_CALL InferOutputShapes(const CustomOp* op, ShapeInferContext* context) {
+  // The runtime asks one op of each name, whatever the types at hand: only the form may be
+  // believed.
+  const GradForm& form = *Self(op).form;
+  const Api* api = Self(op).runtime->api;
+  ElementType type, index_type;
+  Dim weight[2], indices[2];
+  LUCID_RETURN_IF_ERROR(InferInput(api, context, form.kWeight, 2, &type, weight));
+  if (!form.sparse) LUCID_RETURN_IF_ERROR(InferOutput(api, context, 0, type, weight, 2));
+  if (!form.weighted) return nullptr;
+  const size_t rank = form.flat ? 1 : 2;
+  LUCID_RETURN_IF_ERROR(InferInput(api, context, form.kIndices, rank, &index_type, indices));
+  return InferOutput(api, context, form.WeightsOutput(), type, indices, rank);
+}
+
+// ---- The description of an op.
+
+const char* LUCID_ORT_CALL GetName(const CustomOp* op) { return Self(op).form->name; }
+size_t LUCID_ORT_CALL GetInputCount(const CustomOp* op) { return Self(op).form->Inputs(); }
+size_t LUCID_ORT_CALL GetOutputCount(const CustomOp* op) { return Self(op).form->Outputs(); }
+ElementType LUCID_ORT_CALL GetInputType(const CustomOp* op, size_t index) {
+  const GradOp& self = Self(op);
+  if (index == GradForm::kIndices) return kElementOfIndex[self.index_type];
+  if (self.form->flat && index == GradForm::kOffsets) return kElementOfIndex[self.offset_type];
+  return kElementOf[self.dtype];
+}
+ElementType LUCID_ORT_CALL GetOutputType(const CustomOp* op, size_t index) {
+  return Self(op).form->sparse && index == 0 ? kElementInt64 : kElementOf[Self(op).dtype];
+}
+
+}  // namespace
+
+Status* AddEmbeddingBagGradOps(const Runtime& runtime, CustomOpDomain* domain) {
+  CustomOp base = DescribeOp();
+  KernelFunctions<GradKernelOfNode>::SetIn(&base);
+  base.GetName = GetName;
+  base.GetInputType = GetInputType;
+  base.GetInputTypeCount = GetInputCount;
+  base.GetOutputType = GetOutputType;
+  base.GetOutputTypeCount = GetOutputCount;
+  base.InferOutputShapeFn = runtime.has_data_reference ? InferOutputShapes : nullptr;
+  for (const GradForm& form : kForms) {
+    for (const DType dtype : {kFloat32, kFloat16, kBFloat16, kFloat64}) {
+      for (const IndexType index_type : {kInt32, kInt64}) {
+        for (const IndexType offset_type : {kInt32, kInt64}) {
+          if (!form.flat && offset_type != kInt32) continue;  // there is no offsets to have a type
+          GradOp* const op = new GradOp{base, &runtime, &form, dtype, index_type, offset_type};
+          LUCID_RETURN_IF_ERROR(Call<CustomOpDomain_Add>(runtime.api, domain, op));
+        }
+      }
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace ort
+}  // namespace lucid

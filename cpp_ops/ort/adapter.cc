@@ -1,0 +1,190 @@
+#include "ort/adapter.h"
+
+#include <cmath>
+#include <cstdio>
+#include <limits>
+
+namespace lucid {
+namespace ort {
+
+bool Failed(const Api* api, Status* status) {
+  if (status) Call<ReleaseStatus>(api, status);
+  return status != nullptr;
+}
+
+Status* ToOrt(const Api* api, const char* op_name, const lucid::Status& status) {
+  if (status.ok()) return nullptr;
+  char text[sizeof(status.message) + 64];
+  std::snprintf(text, sizeof(text), "%s: %s", op_name, status.message);
+  return Call<CreateStatus>(api, status.code == Code::kInvalidArgument ? kInvalidArgument : kFail,
+                            text);
+}
+
+int64_t Attributes::Int(const char* name, int64_t value) {
+  int64_t found;
+  if (!Failed(api_, Call<KernelInfoGetAttribute_int64>(api_, info_, name, &found))) return found;
+  float other;
+  NoteType(name, "an INT",
+           !Failed(api_, Call<KernelInfoGetAttribute_float>(api_, info_, name, &other)));
+  return value;
+}
+
+float Attributes::Float(const char* name, float value) {
+  float found;
+  if (!Failed(api_, Call<KernelInfoGetAttribute_float>(api_, info_, name, &found))) return found;
+  int64_t other;
+  NoteType(name, "a FLOAT",
+           !Failed(api_, Call<KernelInfoGetAttribute_int64>(api_, info_, name, &other)));
+  return value;
+}
+
+double Attributes::Double(const char* name, const char* low_name, float value) {
+  const float high = Float(name, value), low = Float(low_name, 0);
+  return std::isinf(high) ? high : static_cast<double>(high) + static_cast<double>(low);
+}
+
+// The runtime does not tell "absent" from "of another type", and a default in the place of
+// mode = "max" would be a wrong result.
+void Attributes::NoteType(const char* name, const char* expected, bool other_number) {
+  if (!status_.ok()) return;
+  size_t size = 0;
+  if (other_number ||
+      !Failed(api_, Call<KernelInfoGetAttribute_string>(api_, info_, name, nullptr, &size))) {
+    status_ = Refuse("%s must be %s attribute", name, expected);
+  }
+}
+
+Status* GetShape(const Runtime& runtime, const Value* value, Shape* out) {
+  const Api* api = runtime.api;
+  if (runtime.has_data_reference) {
+    ElementType type;
+    return Call<GetTensorElementTypeAndShapeDataReference>(api, value, &type, &out->shape.dims,
+                                                           &out->shape.rank);
+  }
+  TypeAndShape* info = nullptr;
+  LUCID_RETURN_IF_ERROR(Call<GetTensorTypeAndShape>(api, value, &info));
+  Status* status = Call<GetDimensionsCount>(api, info, &out->shape.rank);
+  if (!status) {
+    // Of a rank that no input has, only the first dimensions are told.
+    if (out->shape.rank > kMostDims) out->shape.rank = kMostDims;
+    status = Call<GetDimensions>(api, info, out->dims, out->shape.rank);
+  }
+  out->shape.dims = out->dims;
+  Call<ReleaseTensorTypeAndShapeInfo>(api, info);
+  return status;
+}
+
+Status* GetData(const Api* api, const Value* value, const void** data) {
+  void* found = nullptr;
+  Status* status = Call<GetTensorMutableData>(api, const_cast<Value*>(value), &found);
+  *data = found;
+  return status;
+}
+
+Status* GetInput(const Runtime& runtime, const KernelContext* context, size_t index, Shape* shape,
+                 const void** data) {
+  const Value* value = nullptr;
+  LUCID_RETURN_IF_ERROR(Call<KernelContext_GetInput>(runtime.api, context, index, &value));
+  LUCID_RETURN_IF_ERROR(GetShape(runtime, value, shape));
+  return GetData(runtime.api, value, data);
+}
+
+Status* ConstantInput(const Api* api, const KernelInfo* info, size_t index, const Value** value) {
+  int is_constant = 0;
+  *value = nullptr;
+  Status* status = Call<KernelInfoGetConstantInput_tensor>(api, info, index, &is_constant, value);
+  if (!is_constant) *value = nullptr;
+  return status;
+}
+
+namespace {
+
+bool RunTasks(void* host, void (*task)(void*, size_t), size_t count, void* argument) {
+  const Host& h = *static_cast<const Host*>(host);
+  // A batch per task: the pool deals them out as threads become free.
+  return !Failed(h.api,
+                 Call<KernelContext_ParallelFor>(h.api, h.context, task, count, count, argument));
+}
+
+}  // namespace
+
+ParallelFor Host::Threads() { return {RunTasks, this}; }
+
+Status* InferInput(const Api* api, ShapeInferContext* context, size_t index, size_t rank,
+                   ElementType* type, Dim dims[2]) {
+  TypeAndShape* info = nullptr;  // belongs to the context
+  LUCID_RETURN_IF_ERROR(Call<ShapeInferContext_GetInputTypeShape>(api, context, index, &info));
+  LUCID_RETURN_IF_ERROR(Call<GetTensorElementType>(api, info, type));
+  size_t found = 0;
+  LUCID_RETURN_IF_ERROR(Call<GetDimensionsCount>(api, info, &found));
+  if (found != rank) return nullptr;
+  int64_t sizes[2];
+  const char* names[2] = {nullptr, nullptr};
+  LUCID_RETURN_IF_ERROR(Call<GetDimensions>(api, info, sizes, rank));
+  LUCID_RETURN_IF_ERROR(Call<GetSymbolicDimensions>(api, info, names, rank));
+  for (size_t i = 0; i < rank; ++i) {
+    dims[i].size = sizes[i];
+    dims[i].name = names[i];
+  }
+  return nullptr;
+}
+
+Status* InferInt(const Api* api, ShapeInferContext* context, const char* name, int64_t* value) {
+  const OpAttr* attribute = nullptr;
+  size_t size = 0;
+  if (Failed(api, Call<ShapeInferContext_GetAttribute>(api, context, name, &attribute))) {
+    return nullptr;
+  }
+  return Call<ReadOpAttr>(api, attribute, kAttrInt, value, sizeof(*value), &size);
+}
+
+Status* InferOutput(const Api* api, ShapeInferContext* context, size_t index, ElementType type,
+                    const Dim* dims, size_t rank) {
+  int64_t sizes[2];
+  const char* names[2];
+  for (size_t i = 0; i < rank; ++i) {
+    // The runtime takes a size of -1 literally, and an invented symbol could meet another node's.
+    if (!dims[i].known()) return nullptr;
+    sizes[i] = dims[i].size;
+    names[i] = dims[i].size < 0 ? dims[i].name : "";
+  }
+  TypeAndShape* shape = nullptr;
+  LUCID_RETURN_IF_ERROR(Call<CreateTensorTypeAndShapeInfo>(api, &shape));
+  Status* status = Call<SetTensorElementType>(api, shape, type);
+  if (!status) status = Call<SetDimensions>(api, shape, sizes, rank);
+  if (!status) status = Call<SetSymbolicDimensions>(api, shape, names, rank);
+  if (!status) {
+    status = Call<ShapeInferContext_SetOutputTypeShape>(api, context, index, shape);
+  }
+  Call<ReleaseTensorTypeAndShapeInfo>(api, shape);
+  return status;
+}
+
+namespace {
+
+const char* LUCID_ORT_CALL GetCpu(const CustomOp*) { return nullptr; }
+int LUCID_ORT_CALL GetZero(const CustomOp*) { return 0; }
+int LUCID_ORT_CALL GetZeroAt(const CustomOp*, size_t) { return 0; }
+int LUCID_ORT_CALL GetFirstVersion(const CustomOp*) { return 1; }
+int LUCID_ORT_CALL GetLastVersion(const CustomOp*) { return std::numeric_limits<int>::max(); }
+
+}  // namespace
+
+CustomOp DescribeOp() {
+  CustomOp op = {};
+  op.version = kApiVersion;
+  op.GetExecutionProviderType = GetCpu;
+  op.GetInputCharacteristic = GetZeroAt;
+  op.GetOutputCharacteristic = GetZeroAt;
+  op.GetInputMemoryType = GetZeroAt;
+  op.GetVariadicInputMinArity = GetZero;
+  op.GetVariadicInputHomogeneity = GetZero;
+  op.GetVariadicOutputMinArity = GetZero;
+  op.GetVariadicOutputHomogeneity = GetZero;
+  op.GetStartVersion = GetFirstVersion;
+  op.GetEndVersion = GetLastVersion;
+  return op;
+}
+
+}  // namespace ort
+}  // namespace lucid
