@@ -145,8 +145,10 @@ _LIBRARY.impl("embedding_bag_sparse_grad", lambda *arguments: _grad(True, *argum
 
 
 def _keywords(settings: Any) -> dict[str, Any]:
-    names = ["max_norm", "norm_type", "scale_grad_by_freq", "mode", "include_last_offset", "padding_idx", "native"]
-    return dict(zip(names, settings, strict=True))
+    names = ("max_norm", "norm_type", "scale_grad_by_freq", "mode", "include_last_offset", "padding_idx", "native")
+    keywords = dict(zip(names, settings, strict=True))
+    # Of the forms, the one that a session starts with soonest.
+    return {**keywords, "form": "native" if keywords["native"] else "standard"}
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
