@@ -18,8 +18,6 @@ from .ops.embedding_bag import spec
 from .ops.quantized_embedding_bag.table import QuantizedTable
 from .session import InferenceSession
 
-#: What the native library has no kernel of. In a portable model the function runs.
-_WITHOUT_KERNEL = frozenset(gradient_op.spec.VARIANTS)
 _PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
 
 
@@ -132,8 +130,6 @@ def embedding_bag_grad(
     gradient_op.spec.check_shapes(gradient, table, indices, starts, weights, attributes)
     attributes.check(weighted=weights is not None, num_rows=table.shape[0])
     _check_choices(form, native, provider)
-    if form == "native":
-        raise ValueError("form = 'native', but the native library has no kernel of gradients: 'portable' runs them")
     if with_per_sample_weights and weights is None:
         raise ValueError("with_per_sample_weights = True, but per_sample_weights is None")
     op = gradient_op.spec.variant(sparse=sparse, two_d=indices.ndim == 2, weighted=weights is not None)
@@ -226,7 +222,7 @@ def _run(
     """
     indices, starts = given["indices"], given["offsets"]
     assert indices is not None
-    kernel = native and form != "standard" and op.name not in _WITHOUT_KERNEL
+    kernel = native and form != "standard"
     if not kernel:  # standard operators cannot refuse all that the contract refuses
         check()
     session = _session(

@@ -69,6 +69,24 @@ class Args(ctypes.Structure):
     )
 
 
+class GradArgs(ctypes.Structure):
+    """EmbeddingBagGradArgs of cpp_ops/embedding_bag_grad/embedding_bag_grad.h."""
+
+    _fields_ = (
+        ("size_bytes", ctypes.c_int64),
+        ("forward", Args),
+        ("grad_output", ctypes.c_void_p),
+        ("grad_weight", ctypes.c_void_p),
+        ("rows", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("grad_per_sample_weights", ctypes.c_void_p),
+        ("grad_output_shape", ctypes.c_int64 * 2),
+        ("num_entries", ctypes.c_int64),
+        ("sparse", ctypes.c_int32),
+        ("scale_grad_by_freq", ctypes.c_int32),
+    )
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
     path = library_path()

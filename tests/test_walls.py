@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
-from test_isa import Args, library, needs_library
+from test_isa import Args, GradArgs, library, needs_library
 
 import lucid_onnx
 from lucid_onnx.ops import OPERATORS
 from lucid_onnx.ops.embedding_bag import spec
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNELS = [ROOT / "cpp_ops" / "base", ROOT / "cpp_ops" / "embedding_bag"]
-ADAPTERS = ("ort_embedding_bag.cc", "ort_embedding_bag.h", "ort_embedding_bag_cuda.cc")
+KERNELS = [ROOT / "cpp_ops" / name for name in ("base", "embedding_bag", "embedding_bag_grad")]
+ADAPTERS = ("ort_embedding_bag.cc", "ort_embedding_bag.h", "ort_embedding_bag_cuda.cc", "ort_embedding_bag_grad.cc")
 
 
 def relative(path: Path) -> str:
@@ -291,8 +291,9 @@ def test_sources_of_one_instruction_set_have_no_library_code() -> None:
         "<intrin.h>",
         "<arm_neon.h>",
     }
-    sources = sorted((ROOT / "cpp_ops" / "embedding_bag").glob("pool_rows_*.cc"))
-    assert {p.stem for p in sources} >= {"pool_rows_baseline", "pool_rows_avx2", "pool_rows_avx512", "pool_rows_neon"}
+    sources = sorted(p for folder in KERNELS for p in folder.glob("*_rows_*.cc"))
+    isas = ("baseline", "avx2", "avx512", "neon")
+    assert {p.stem for p in sources} >= {f"{loop}_rows_{isa}" for loop in ("pool", "grad") for isa in isas}
     waiting, seen = list(sources), set()
     while waiting:
         path = waiting.pop()
@@ -305,7 +306,7 @@ def test_sources_of_one_instruction_set_have_no_library_code() -> None:
                 assert header in allowed, f"{relative(path)} includes {header}"
             else:
                 waiting.append(ROOT / "cpp_ops" / header.strip('"'))
-    assert "pool_rows-inl.h" in {p.name for p in seen}
+    assert {"pool_rows-inl.h", "grad_rows-inl.h"} <= {p.name for p in seen}
 
 
 _INTRINSICS = r"\b_mm\d*_\w+|\b__m(?:128|256|512)\w*|\bv(?:ld|st)1q?_\w+|\bfloat32x4_t\b|immintrin|arm_neon|vector_size"
@@ -314,7 +315,8 @@ _INTRINSICS = r"\b_mm\d*_\w+|\b__m(?:128|256|512)\w*|\bv(?:ld|st)1q?_\w+|\bfloat
 def test_the_adapter_and_the_contract_have_no_intrinsics() -> None:
     folder = ROOT / "cpp_ops"
     paths = [*folder.glob("*.cc"), *folder.glob("*.h"), *(folder / "ort").iterdir()]
-    paths += [folder / "embedding_bag" / n for n in (*ADAPTERS, "embedding_bag.cc", "embedding_bag.h")]
+    contracts = ("embedding_bag.cc", "embedding_bag.h", "embedding_bag_grad.cc", "embedding_bag_grad.h")
+    paths += [path for name in (*ADAPTERS, *contracts) for path in folder.glob(f"*/{name}")]
     for path in paths:
         assert not re.search(_INTRINSICS, path.read_text()), relative(path)
     assert re.search(_INTRINSICS, (folder / "base" / "simd.h").read_text())  # or the pattern finds nothing
@@ -381,11 +383,18 @@ def test_the_adapters_defaults_are_the_specs() -> None:
 def test_the_adapters_names_are_the_specs() -> None:
     text = (ROOT / "cpp_ops" / "embedding_bag" / "ort_embedding_bag.cc").read_text()
     forms = re.findall(r'\{"(\w+)", Table::k(\w+), (true|false), (true|false)\}', text)
+    gradient = OPERATORS["embedding_bag_grad"]
     seconds = {"Rows": None, "Scale": None, "ZeroPoint": "zero_point", "Bias": "bias"}
     assert {(name, seconds[table], flat == "true", weighted == "true") for name, table, flat, weighted in forms} == {
         (v.name, getattr(v, "second", None), not v.two_d, v.weighted)
         for operator in OPERATORS.values()
+        if operator is not gradient
         for v in operator.spec.VARIANTS.values()
+    }
+    text = (ROOT / "cpp_ops" / "embedding_bag_grad" / "ort_embedding_bag_grad.cc").read_text()
+    forms = re.findall(r'\{"(\w+)", (true|false), (true|false), (true|false)\}', text)
+    assert {(name, sparse == "true", flat == "true", weighted == "true") for name, sparse, flat, weighted in forms} == {
+        (v.name, v.sparse, not v.two_d, v.weighted) for v in gradient.spec.VARIANTS.values()
     }
     assert f'"{spec.DOMAIN}"' in (ROOT / "cpp_ops" / "ort" / "register.cc").read_text()
 
@@ -418,8 +427,10 @@ def test_a_node_without_attributes_has_the_specs_defaults(name: str) -> None:
 
 def test_the_table_of_offsets_in_c_api_h_is_the_mirrors() -> None:
     text = (ROOT / "cpp_ops" / "c_api.h").read_text()
-    found = {name: int(byte) for byte, name in re.findall(r"(\d+)  (?:const void\*|void\*|\w+(?:\[2\])?) +(\w+)", text)}
-    assert found == {name: getattr(Args, name).offset for name, _ in Args._fields_}
+    for mirror, table in zip((Args, GradArgs), text.split("and those of EmbeddingBagGradArgs"), strict=True):
+        pattern = r"(\d+)  (?:const void\*|void\*|int64_t\*|\w+(?:\[2\])?) +(\w+)"
+        found = {name: int(byte) for byte, name in re.findall(pattern, table)}
+        assert found == {name: getattr(mirror, name).offset for name, _ in mirror._fields_}
 
 
 def _project_version() -> str:
