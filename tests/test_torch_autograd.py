@@ -68,7 +68,7 @@ def operator() -> Any:
     return found
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_torchs_samples(dtype: torch.dtype) -> None:
     """Output and gradients; of 16 bits against torch's in float64, as torch's own gradients are summed in 16 bits."""
     torch.manual_seed(0)
