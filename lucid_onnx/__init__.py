@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .ops.quantized_embedding_bag.table import QuantizedTable
     from .rewrite import FuseReport, QuantizeReport, fuse, lower, quantize
     from .session import InferenceSession, register
+    from .training import Trainer, build_training_model
 
 __version__ = "0.1.0"
 
@@ -41,10 +42,12 @@ __all__ = [
     "InferenceSession",
     "QuantizeReport",
     "QuantizedTable",
+    "Trainer",
     "build_collection_model",
     "build_grad_model",
     "build_model",
     "build_quantized_model",
+    "build_training_model",
     "embedding_bag",
     "embedding_bag_collection",
     "embedding_bag_grad",
@@ -77,6 +80,8 @@ _HOME = {
     "QuantizedTable": "ops.quantized_embedding_bag.table",
     "InferenceSession": "session",
     "register": "session",
+    "Trainer": "training",
+    "build_training_model": "training",
     "embedding_bag": "functional",
     "embedding_bag_grad": "functional",
     "embedding_bag_collection": "functional",

@@ -1,4 +1,4 @@
-"""The way in from PyTorch: bags of a torch.nn.Module as ``ai.lucid`` nodes of an ONNX file.
+"""The way in from PyTorch: bags of a torch.nn.Module as ``ai.lucid`` nodes of an ONNX file, and `embedding_bag`.
 
 torch.onnx.export does the work, with our translations of the operators that a bag comes down to (see
 `translation_table`). What a translation cannot decide, because it sees one operator at a time, it leaves as a
@@ -29,6 +29,8 @@ try:
     from onnx_ir.passes.common import IdentityEliminationPass, RemoveUnusedNodesPass
     from onnxscript.values import Op, Opset
     from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    from .autograd import embedding_bag as embedding_bag
 except ImportError as error:
     raise ImportError(
         f"lucid_onnx.torch needs {str(error.name).partition('.')[0]}, which is not installed: "

@@ -1,0 +1,165 @@
+"""`embedding_bag` on tensors of PyTorch, forward and backward on our kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from .ops.embedding_bag.spec import BFLOAT16
+
+#: What both directions take behind their tensors, in order.
+_Settings = tuple["float | None", float, bool, str, bool, "int | None", bool]
+
+
+def embedding_bag(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    offsets: torch.Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: torch.Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+    *,
+    native: bool = True,
+) -> torch.Tensor:
+    """torch.nn.functional.embedding_bag on ONNX Runtime and our kernels, differentiable once.
+
+    The gradients are those of ``weight`` and ``per_sample_weights``. Unlike torch's function this one
+
+    - leaves the table as it is: ``max_norm`` clips rows as they are read, where torch writes them back into ``weight``.
+      The output and the gradients of a call are the same;
+    - has ``scale_grad_by_freq`` with ``sparse``, ``sparse`` with "max", and "max" with ``per_sample_weights`` = None in
+      16 bits as the specification says (``lucid_onnx.ops.embedding_bag_grad.spec``): accumulated in float32;
+    - leaves positions behind the last of ``include_last_offset`` out of every bag;
+    - refuses what the specification refuses, with its errors: an index outside the table is an IndexError.
+
+    Args:
+        input: int32 or int64, [N] with ``offsets`` or [B, L].
+        weight: [V, D] of float32, float16, bfloat16 or float64, on the CPU.
+        sparse: the gradient of ``weight`` is a sparse COO tensor, not coalesced, with an entry for each position that
+            is in a bag and not padded.
+        offsets, max_norm, norm_type, scale_grad_by_freq, mode, per_sample_weights, include_last_offset, padding_idx: as
+            in `lucid_onnx.embedding_bag`.
+        native: whether the native library is registered; without it standard operators run.
+
+    Returns:
+        [B, D], of the dtype of ``weight``.
+
+    Raises:
+        IndexError, TypeError, ValueError: as `lucid_onnx.embedding_bag`; ValueError for a tensor that is not a
+            dense one on the CPU.
+    """
+    given = {"input": input, "weight": weight, "offsets": offsets, "per_sample_weights": per_sample_weights}
+    for name, tensor in given.items():
+        if tensor is None and name not in ("input", "weight"):
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
+        if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+            raise ValueError(f"{name} is a {tensor.layout} tensor on {tensor.device}, expected a dense one on the CPU")
+    settings = (max_norm, norm_type, scale_grad_by_freq, mode, include_last_offset, padding_idx, native)
+    output = _EmbeddingBag.apply(input, weight, offsets, per_sample_weights, sparse, settings)
+    assert isinstance(output, torch.Tensor)
+    return output
+
+
+class _EmbeddingBag(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        indices: torch.Tensor,
+        weight: torch.Tensor,
+        offsets: torch.Tensor | None,
+        per_sample_weights: torch.Tensor | None,
+        sparse: bool,
+        settings: _Settings,
+    ) -> torch.Tensor:
+        from .functional import embedding_bag as run
+
+        output = run(
+            _array(indices),
+            _array(weight),
+            None if offsets is None else _array(offsets),
+            per_sample_weights=None if per_sample_weights is None else _array(per_sample_weights),
+            **_keywords(settings),
+        )
+        # A gradient that does not look at the table's numbers need not mind if they change before it is taken.
+        reads = per_sample_weights is not None or settings[3] == "max"
+        ctx.save_for_backward(indices, offsets, per_sample_weights, weight if reads else None)
+        ctx.weight = None if reads else weight.detach()
+        ctx.sparse, ctx.settings = sparse, settings
+        return _tensor(output)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        indices, offsets, per_sample_weights, weight = ctx.saved_tensors
+        weight = ctx.weight if weight is None else weight
+        arguments = (grad_output, indices, weight, offsets, per_sample_weights, *ctx.settings)
+        if ctx.sparse:
+            rows, values, by_sample = torch.ops.lucid_onnx.embedding_bag_sparse_grad(*arguments)
+            by_weight = torch.sparse_coo_tensor(rows[None], values, weight.shape, check_invariants=False)
+        else:
+            by_weight, by_sample = torch.ops.lucid_onnx.embedding_bag_grad(*arguments)
+        return None, by_weight, None, None if per_sample_weights is None else by_sample, None, None
+
+
+# The gradient is an operator of torch's dispatcher, so that torch knows what to do with it where a tensor stands for
+# many, as in the batched gradients of torch.autograd.gradcheck: it calls it for each.
+_SIGNATURE = (
+    "(Tensor grad_output, Tensor indices, Tensor weight, Tensor? offsets, Tensor? per_sample_weights, float? max_norm,"
+    " float norm_type, bool scale_grad_by_freq, str mode, bool include_last_offset, int? padding_idx, bool native)"
+)
+_LIBRARY = torch.library.Library("lucid_onnx", "DEF")
+_LIBRARY.define(f"embedding_bag_grad{_SIGNATURE} -> (Tensor, Tensor)")
+_LIBRARY.define(f"embedding_bag_sparse_grad{_SIGNATURE} -> (Tensor, Tensor, Tensor)")
+
+
+def _grad(sparse: bool, *arguments: Any) -> tuple[torch.Tensor, ...]:
+    """The gradient's outputs, and that of per_sample_weights always last: empty where there are none."""
+    from .functional import embedding_bag_grad as run
+
+    grad_output, indices, weight, offsets, per_sample_weights, *settings = arguments
+    got = run(
+        _array(grad_output),
+        _array(indices),
+        _array(weight),
+        None if offsets is None else _array(offsets),
+        per_sample_weights=None if per_sample_weights is None else _array(per_sample_weights),
+        with_per_sample_weights=per_sample_weights is not None,
+        sparse=sparse,
+        **_keywords(tuple(settings)),
+    )
+    outputs = [_tensor(array) for array in (got if isinstance(got, tuple) else (got,))]
+    return (*outputs, *(() if per_sample_weights is not None else (weight.new_empty(0),)))
+
+
+_LIBRARY.impl("embedding_bag_grad", lambda *arguments: _grad(False, *arguments), "CPU")
+_LIBRARY.impl("embedding_bag_sparse_grad", lambda *arguments: _grad(True, *arguments), "CPU")
+
+
+def _keywords(settings: Any) -> dict[str, Any]:
+    names = ("max_norm", "norm_type", "scale_grad_by_freq", "mode", "include_last_offset", "padding_idx", "native")
+    keywords = dict(zip(names, settings, strict=True))
+    # Of the forms, the one that a session starts with soonest.
+    return {**keywords, "form": "native" if keywords["native"] else "standard"}
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    """The memory of a tensor; a copy only of one that is not contiguous."""
+    tensor = tensor.detach().contiguous()
+    if tensor.dtype == torch.bfloat16:  # which NumPy has from ml_dtypes
+        return np.asarray(tensor.view(torch.int16).numpy().view(BFLOAT16))
+    return np.asarray(tensor.numpy())
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    if array.dtype == BFLOAT16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

@@ -1,0 +1,447 @@
+"""Train a table by ONNX Runtime alone: bags, a loss, its gradient and the update of the table in one graph.
+
+A step reads the rows of the batch and writes them back; nothing in the graph takes time or memory in proportion to
+the table but the one ScatterND that puts the rows into it, and that copies nothing where its output is bound to the
+memory of its input. `Trainer` binds it so. This is safe because every node that reads the numbers of a table is an
+ancestor of the ScatterND that writes it, so that no runtime may run them the other way round; and the nodes that
+refuse a batch are ancestors of every ScatterND, so that nothing is written then.
+
+The gradient of a row that a batch has several times is added up first, by the operator's own bags: the positions
+sorted by row are indices, and where a row begins is an offset. So each row is a target of the ScatterND once, and
+the additions have one order, at any thread count.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper
+
+from .builder import FORMS, TABLE_TYPES, Form, convert, make_grad_node, make_node
+from .ops.embedding_bag import spec
+from .ops.embedding_bag.lowering import refusal
+from .ops.emit import Emitter
+
+Loss = Literal["mse", "logistic"]
+Optimizer = Literal["sgd", "rowwise_adagrad"]
+Reduction = Literal["mean", "sum"]
+_LOSSES: tuple[str, ...] = ("mse", "logistic")
+_OPTIMIZERS: tuple[str, ...] = ("sgd", "rowwise_adagrad")
+_REDUCTIONS: tuple[str, ...] = ("mean", "sum")
+_DTYPES = ("float32", "float64")
+_INDEX_TYPES = {"int32": TensorProto.INT32, "int64": TensorProto.INT64}
+
+#: The tables that a model may have, and what the number of their rows is called.
+_ROWS = {"weight": "num_rows", "target_weight": "num_target_rows"}
+
+
+def build_training_model(
+    *,
+    loss: Loss,
+    optimizer: Optimizer = "sgd",
+    reduction: Reduction = "mean",
+    eps: float = 1e-8,
+    mode: str = "mean",
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    padding_idx: int | None = None,
+    include_last_offset: bool = False,
+    two_d: bool = False,
+    per_sample_weights: bool = False,
+    scale_grad_by_freq: bool = False,
+    index_dtype: npt.DTypeLike = "int64",
+    weight_dtype: npt.DTypeLike = "float32",
+    form: Form = "portable",
+    opset: int = spec.DEFAULT_OPSET,
+) -> onnx.ModelProto:
+    """A model of one training step: tables and a batch in, the loss and the new tables out. `Trainer` runs it.
+
+    =================== ============ ================================ ===========================================
+    input               dtype        shape                            is there
+    =================== ============ ================================ ===========================================
+    weight              weight_dtype [V, D]                           always
+    target_weight       weight_dtype [W, D]                           for the loss "logistic"
+    state, target_state weight_dtype [V], [W]                         for "rowwise_adagrad", one a table; begin at 0
+    indices, offsets    index_dtype  as in `build_model`              as in `build_model`
+    per_sample_weights  weight_dtype as ``indices``                   where asked for
+    target              weight_dtype [B, D]                           for "mse"
+    targets             index_dtype  [B, K], rows of target_weight    for "logistic"
+    labels              weight_dtype [B, K], in [0, 1]                for "logistic"
+    learning_rate       weight_dtype a scalar                         always
+    =================== ============ ================================ ===========================================
+
+    Outputs are ``loss``, a scalar, and for each table and state its new value: ``new_weight``, ``new_target_weight``,
+    ``new_state``, ``new_target_state``.
+
+    With ``pooled`` = the bags of ``weight``, [B, D], the loss is
+
+    - "mse": ``torch.nn.functional.mse_loss(pooled, target)``;
+    - "logistic": ``torch.nn.functional.binary_cross_entropy_with_logits(scores, labels)``, where ``scores[b, k]`` is
+      the dot product of bag b and row ``targets[b, k]`` of ``target_weight``. With label 1 for what belongs to the bag
+      and 0 for what was drawn at random, this is negative sampling.
+
+    Args:
+        optimizer: "sgd" is ``row -= learning_rate * g``, with g the gradient of the row, added up over the batch.
+            "rowwise_adagrad" is that of FBGEMM (EXACT_ROWWISE_ADAGRAD), with one number of state for a row:
+            ``state += mean(g * g)``, then ``row -= learning_rate / (sqrt(state) + eps) * g``. Rows that a batch does
+            not have stay as they are.
+        reduction: "mean" over the elements of ``target`` or ``labels``, or their "sum". The loss of no elements is 0.
+        eps: of Adagrad, > 0.
+        mode, max_norm, norm_type, padding_idx, include_last_offset, two_d, per_sample_weights, scale_grad_by_freq,
+            index_dtype, form, opset: as in `build_grad_model`. Rows are clipped as they are read, and the row that is
+            updated is the one in the table. The padded row is never updated.
+        weight_dtype: float32 or float64; sums of many small updates need more than 16 bits.
+
+    Raises:
+        TypeError: a dtype that the model cannot have.
+        ValueError: anything else that cannot be, named with its value.
+    """
+    _choose("loss", loss, _LOSSES)
+    _choose("optimizer", optimizer, _OPTIMIZERS)
+    _choose("reduction", reduction, _REDUCTIONS)
+    _choose("form", form, FORMS)
+    dtype = _dtype("weight_dtype", weight_dtype, _DTYPES)
+    index = _dtype("index_dtype", index_dtype, tuple(_INDEX_TYPES))
+    if isinstance(eps, bool) or not isinstance(eps, (int, float, np.floating)):
+        raise TypeError(f"eps = {eps!r} must be a number")
+    if not 0 < eps < np.inf:
+        raise ValueError(f"eps = {eps!r} must be > 0 and finite")
+    if isinstance(opset, bool) or not isinstance(opset, int):
+        raise TypeError(f"opset = {opset!r} must be an integer")
+    if not spec.MIN_OPSET <= opset <= spec.MAX_OPSET:
+        raise ValueError(f"opset = {opset} is outside [{spec.MIN_OPSET}, {spec.MAX_OPSET}]")
+
+    e = Emitter(opset, "step_", {})
+    tables = _Tables(e, dtype, optimizer, float(eps))
+    offsets = None if two_d else "offsets"
+    weights = "per_sample_weights" if per_sample_weights else None
+    bag: dict[str, Any] = {
+        "mode": mode,
+        "max_norm": max_norm,
+        "norm_type": norm_type,
+        "padding_idx": padding_idx,
+        "include_last_offset": include_last_offset,
+        "per_sample_weights": weights,
+        "weight_dtype": dtype,
+    }
+    pooled = e.name()
+    e.nodes.append(make_node(tables.read("weight"), "indices", offsets, pooled, **bag))
+    gradient = _mse(e, pooled, reduction, dtype) if loss == "mse" else _logistic(e, tables, pooled, reduction, dtype)
+    outputs = [e.name() for _ in range(3 if per_sample_weights else 2)]
+    e.nodes.append(
+        make_grad_node(
+            gradient,
+            tables.read("weight"),
+            "indices",
+            offsets,
+            outputs,
+            **bag,
+            sparse=True,
+            scale_grad_by_freq=scale_grad_by_freq,
+        )
+    )
+    rows, values = outputs[:2]
+    found = _by_row(e, rows, e.Shape("weight", start=0, end=1))
+    tables.update("weight", found.rows, _sums(e, values, found.order, found.starts, None, dtype))
+
+    number, integer = TABLE_TYPES[dtype], _INDEX_TYPES[index.name]
+    positions = ["num_bags", "bag_length"] if two_d else ["num_indices"]
+    batch: dict[str, tuple[int, list[str]]] = {
+        "indices": (integer, positions),
+        **({} if two_d else {"offsets": (integer, ["num_offsets" if include_last_offset else "num_bags"])}),
+        **({"per_sample_weights": (number, positions)} if per_sample_weights else {}),
+    }
+    if loss == "mse":
+        batch["target"] = (number, ["num_bags", "embedding_dim"])
+    else:
+        batch["targets"] = (integer, ["num_bags", "num_targets"])
+        batch["labels"] = (number, ["num_bags", "num_targets"])
+    graph = helper.make_graph(
+        e.nodes,
+        "training_step",
+        [
+            *(helper.make_tensor_value_info(n, number, shape) for n, shape in tables.shapes.items()),
+            *(helper.make_tensor_value_info(n, *value) for n, value in batch.items()),
+            helper.make_tensor_value_info("learning_rate", number, []),
+        ],
+        [
+            helper.make_tensor_value_info("loss", number, []),
+            *(helper.make_tensor_value_info(f"new_{n}", number, shape) for n, shape in tables.shapes.items()),
+        ],
+    )
+    imports = [helper.make_opsetid("", opset)]
+    version = helper.find_min_ir_version_for(imports)
+    model = helper.make_model(graph, opset_imports=imports, ir_version=version, producer_name="lucid-onnx")
+    convert(model, form)
+    _drop_unread(model.graph)
+    return model
+
+
+def _drop_unread(graph: onnx.GraphProto) -> None:
+    """Take away the nodes that lead to no output: in standard operators, the gradient of per_sample_weights."""
+    needed = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    kept.reverse()
+    del graph.node[:]
+    graph.node.extend(kept)
+
+
+def _choose(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} = {value!r} is not one of {', '.join(map(repr, choices))}")
+
+
+def _dtype(name: str, dtype: npt.DTypeLike, choices: tuple[str, ...]) -> np.dtype:
+    found = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    if found not in choices:
+        raise TypeError(f"{name} = {found} is not one of {', '.join(choices)}")
+    return np.dtype(found)
+
+
+class _Tables:
+    """The tables of a step, and their updates, each of which comes after every read of its table."""
+
+    def __init__(self, e: Emitter, dtype: np.dtype, optimizer: str, eps: float) -> None:
+        self.shapes: dict[str, list[str]] = {}  #: of tables and states, in the order of the model's inputs
+        self._e, self._dtype, self._optimizer, self._eps = e, dtype, optimizer, eps
+        self._written: set[str] = set()
+
+    def read(self, table: str) -> str:
+        """The table's name, for a node that reads it before it is written."""
+        assert table not in self._written
+        self.shapes[table] = [_ROWS[table], "embedding_dim"]
+        if self._optimizer == "rowwise_adagrad":
+            self.shapes[_state(table)] = [_ROWS[table]]
+        return table
+
+    def update(self, table: str, rows: str, gradient: str) -> None:
+        """Write ``new_<table>``, and its state, from the gradients [U, D] of distinct rows [U]."""
+        e = self._e
+        old = e.Gather(self.read(table), rows)
+        where = e.Unsqueeze(rows, [1])
+        rate = "learning_rate"
+        if self._optimizer == "rowwise_adagrad":
+            state = _state(table)
+            dim = e.Cast(e.Max(e.Shape(table, start=1), 1), to=TABLE_TYPES[self._dtype])
+            mean = e.Div(e.reduce("ReduceSum", e.Mul(gradient, gradient), 1), dim)
+            new = e.Add(e.Gather(state, rows), mean)
+            e.node("ScatterND", (state, where, new), {}, f"new_{state}")
+            rate = e.Unsqueeze(e.Div(rate, e.Add(e.Sqrt(new), e.constant(self._dtype.type(self._eps)))), [1])
+        e.node("ScatterND", (table, where, e.Sub(old, e.Mul(rate, gradient))), {}, f"new_{table}")
+        self._written.add(table)
+
+
+def _state(table: str) -> str:
+    return table.replace("weight", "state")
+
+
+def _mse(e: Emitter, pooled: str, reduction: str, dtype: np.dtype) -> str:
+    """Write ``loss``; its gradient [B, D]."""
+    target = _of_shape(e, "target", e.Shape(pooled))
+    difference = e.Sub(pooled, target)
+    total = e.ReduceSum(e.Mul(difference, difference), keepdims=0)
+    two = e.constant(dtype.type(2))
+    return _reduced(e, total, e.Mul(two, difference), e.Size(target), reduction, dtype)
+
+
+def _logistic(e: Emitter, tables: _Tables, pooled: str, reduction: str, dtype: np.dtype) -> str:
+    """Write ``loss`` and the update of target_weight; the gradient [B, D] of the bags."""
+    num_bags, dim = e.Shape(pooled, start=0, end=1), e.Shape(pooled, start=1)
+    # As many bags as rows of targets, or an error.
+    shape = e.Shape("targets")
+    targets = _of_shape(e, "targets", e.Concat(num_bags, e.Shape("targets", start=1), axis=0))
+    labels = _of_shape(e, "labels", shape)
+    num_targets = e.Shape(targets, start=1)
+    flat = e.Reshape(targets, [-1])
+    # One row a bag: the operator's own lookup, which refuses an index outside the table.
+    read = e.name()
+    e.nodes.append(
+        make_node(tables.read("target_weight"), e.Unsqueeze(flat, [1]), None, read, mode="sum", weight_dtype=dtype)
+    )
+    rows = e.Reshape(read, e.Concat(num_bags, num_targets, dim, axis=0), allowzero=1)  # [B, K, D]
+    scores = e.reduce("ReduceSum", e.Mul(rows, e.Unsqueeze(pooled, [1])), 2)  # [B, K]
+    zero, one = e.constant(dtype.type(0)), e.constant(dtype.type(1))
+    # log(1 + exp(s)) - s * label, without an exp that overflows.
+    softplus = e.Add(e.Max(scores, zero), e.Log(e.Add(one, e.Exp(e.Neg(e.Abs(scores))))))
+    total = e.ReduceSum(e.Sub(softplus, e.Mul(scores, labels)), keepdims=0)
+    by_score = _reduced(e, total, e.Sub(e.Sigmoid(scores), labels), e.Size(labels), reduction, dtype)
+    gradient = e.reduce("ReduceSum", e.Mul(rows, e.Unsqueeze(by_score, [2])), 1)
+    # Position p is bag p / K's: the gradient of a row is a weighted sum of bags.
+    found = _by_row(e, e.Cast(flat, to=TensorProto.INT64), e.Shape("target_weight", start=0, end=1))
+    weights = e.Gather(e.Reshape(by_score, [-1]), found.order)
+    bags = e.Div(found.order, e.Max(num_targets, 1))
+    tables.update("target_weight", found.rows, _sums(e, pooled, bags, found.starts, weights, dtype))
+    return str(gradient)
+
+
+def _reduced(e: Emitter, total: str, gradient: str, count: str, reduction: str, dtype: np.dtype) -> str:
+    """Write ``loss``, the sum or mean of ``count`` terms; the gradient of it from that of the sum."""
+    if reduction == "sum":
+        e.node("Identity", (total,), {}, "loss")
+        return gradient
+    count = e.Cast(e.Max(count, 1), to=TABLE_TYPES[dtype])
+    e.node("Div", (total, count), {}, "loss")
+    return str(e.Div(gradient, count))
+
+
+def _of_shape(e: Emitter, value: str, shape: str) -> str:
+    """``value``, if it has this shape; else an error, as it would be broadcast."""
+    wrong = e.Not(e.Equal(e.Shape(value), shape))
+    return str(e.Reshape(value, e.Add(e.Shape(value), refusal(e, wrong)), allowzero=1))
+
+
+class _ByRow(NamedTuple):
+    """M positions sorted by row, and within a row as they were; U rows occur."""
+
+    rows: str  #: [U]: the rows, ascending
+    order: str  #: [M]: the position that stands where
+    starts: str  #: [U + 1]: where each row begins, and M
+
+
+def _by_row(e: Emitter, row: str, num_rows: str) -> _ByRow:
+    # A dummy of row V behind the others keeps every tensor non-empty, and where it stands is the last row's end. The
+    # keys are distinct, so that it does not matter whether a runtime's sort is stable.
+    count = e.Shape(row)
+    total = e.Add(count, 1)
+    keys = e.Add(e.Mul(e.Concat(row, num_rows, axis=0), total), e.Range(0, e.Squeeze(total), 1))
+    keys, _ = e.several("TopK", (keys, total), {"axis": 0, "largest": 0, "sorted": 1}, 2)
+    sorted_row = e.Div(keys, total)
+    order = e.Slice(e.Sub(keys, e.Mul(sorted_row, total)), [0], count)
+    new = e.Greater(e.Sub(sorted_row, e.Concat([-1], e.Slice(sorted_row, [0], count), axis=0)), 0)
+    starts = e.Squeeze(e.NonZero(new), [0])
+    rows = e.Gather(sorted_row, e.Slice(starts, [0], e.Sub(e.Shape(starts), 1)))
+    return _ByRow(rows, order, starts)
+
+
+def _sums(e: Emitter, table: str, numbers: str, starts: str, weights: str | None, dtype: np.dtype) -> str:
+    """[U, D]: rows ``numbers`` of a table, summed from each start to the next."""
+    output = e.name()
+    e.nodes.append(
+        make_node(
+            table,
+            numbers,
+            starts,
+            output,
+            mode="sum",
+            include_last_offset=True,
+            per_sample_weights=weights,
+            weight_dtype=dtype,
+        )
+    )
+    return output
+
+
+class Trainer:
+    """A training step that runs again and again over tables that stay where they are.
+
+    Args:
+        model: of `build_training_model`, as `InferenceSession` takes it.
+        tables: the arrays of its inputs that have an output ``new_<name>`` (``weight``, ``target_weight`` and their
+            states), C-contiguous, writable and of the model's dtype. Each step changes them in place.
+        **kwargs: go on to `InferenceSession`: ``native``, ``providers`` (CPUExecutionProvider alone),
+            ``session_options``.
+
+    Attributes:
+        tables: the arrays by name, as given.
+        session: the `InferenceSession`.
+
+    Example::
+
+        table = np.random.rand(1000, 64).astype(np.float32)
+        trainer = lucid_onnx.Trainer(lucid_onnx.build_training_model(loss="mse"), {"weight": table})
+        loss = trainer.step(0.1, indices=words, offsets=starts, target=target)
+
+    Raises:
+        TypeError, ValueError: a table that is missing, or is none that a step could change in place.
+    """
+
+    def __init__(
+        self, model: str | os.PathLike[str] | bytes | onnx.ModelProto, tables: Mapping[str, np.ndarray], **kwargs: Any
+    ) -> None:
+        from .session import InferenceSession
+
+        providers = list(kwargs.get("providers") or ["CPUExecutionProvider"])
+        if providers != ["CPUExecutionProvider"]:
+            raise ValueError(f"providers = {providers}: tables are trained in place by CPUExecutionProvider alone")
+        self.session = InferenceSession(model, **kwargs)
+        inputs = {i.name: i for i in self.session.get_inputs()}
+        outputs = [o.name for o in self.session.get_outputs()]
+        trained = [name for name in inputs if f"new_{name}" in outputs]
+        if "loss" not in outputs or "learning_rate" not in inputs or not trained:
+            raise ValueError("the model is none of build_training_model: it has no loss, learning_rate or new table")
+        if set(tables) != set(trained):
+            raise ValueError(f"tables = {sorted(tables)}, but the model trains {sorted(trained)}")
+        self._dtype = np.dtype({"tensor(float)": np.float32, "tensor(double)": np.float64}[inputs[trained[0]].type])
+        self._batch = [name for name in inputs if name not in (*trained, "learning_rate")]
+        self.tables = {name: _table(name, tables[name], self._dtype, len(inputs[name].shape)) for name in trained}
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        """Tables have rows of one length, states a number for each row, and no two are the same memory."""
+        dim = self.tables["weight"].shape[1]
+        for name, table in self.tables.items():
+            if table.ndim == 1:
+                rows = len(self.tables[name.replace("state", "weight")])
+                if len(table) != rows:
+                    raise ValueError(f"{name} has shape {list(table.shape)}, expected [{rows}]")
+            elif table.shape[1] != dim:
+                raise ValueError(f"{name} has {table.shape[1]} columns, weight has {dim}: they must be equal")
+            elif not len(table):
+                raise ValueError(f"{name} has no rows to train")
+        for (name, table), (other, second) in itertools.combinations(self.tables.items(), 2):
+            if np.may_share_memory(table, second):
+                raise ValueError(f"{name} and {other} share memory, and both are trained in place")
+
+    def step(self, learning_rate: float, **batch: npt.ArrayLike) -> float:
+        """Run a step over a batch, and change the tables.
+
+        Args:
+            learning_rate: a finite number.
+            batch: the model's other inputs by name, of its dtypes.
+
+        Returns:
+            The loss, before the step.
+
+        Raises:
+            ValueError: an input is missing, unknown, or the learning rate is not finite.
+            Exception: onnxruntime's own for a batch that is refused; the tables are as they were then.
+        """
+        if set(batch) != set(self._batch):
+            raise ValueError(f"batch = {sorted(batch)}, but the model takes {sorted(self._batch)}")
+        rate = np.asarray(learning_rate, self._dtype)
+        if rate.ndim or not np.isfinite(rate):
+            raise ValueError(f"learning_rate = {learning_rate!r} is no finite number")
+        binding = self.session.io_binding()
+        for name, value in batch.items():
+            binding.bind_cpu_input(name, np.ascontiguousarray(value))
+        binding.bind_cpu_input("learning_rate", rate)
+        for name, table in self.tables.items():
+            where = ("cpu", 0, table.dtype.type, table.shape, table.ctypes.data)
+            binding.bind_input(name, *where)
+            binding.bind_output(f"new_{name}", *where)
+        loss = np.empty((), self._dtype)
+        binding.bind_output("loss", "cpu", 0, loss.dtype.type, loss.shape, loss.ctypes.data)
+        self.session.run_with_iobinding(binding)
+        return float(loss)
+
+
+def _table(name: str, table: np.ndarray, dtype: np.dtype, rank: int) -> np.ndarray:
+    if not isinstance(table, np.ndarray):
+        raise TypeError(f"{name} is a {type(table).__name__}, expected a numpy.ndarray, which is trained in place")
+    if table.dtype != dtype:
+        raise TypeError(f"{name} has dtype {table.dtype}, the model has {dtype}")
+    if table.ndim != rank:
+        raise ValueError(f"{name} has shape {list(table.shape)}, expected {rank} dimensions")
+    if not (table.flags.c_contiguous and table.flags.writeable):
+        raise ValueError(f"{name} is not C-contiguous and writable, as an array that is trained in place must be")
+    return table
