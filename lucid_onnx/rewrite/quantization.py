@@ -306,7 +306,7 @@ def _squares(rows: np.ndarray) -> np.ndarray:
 
 
 def _careful_error(rows: np.ndarray, lost: np.ndarray) -> np.ndarray:
-    """The error of each row, with no square out of range; elements that are not finite lose nothing, in ``lost`` too."""
+    """The error of each row, with no square out of range. What is not finite lost nothing, in ``lost`` too."""
     finite = np.isfinite(rows)
     lost[~finite] = 0
     whole = np.where(finite, rows, 0)
@@ -333,6 +333,10 @@ class _Lost:
             # Infinity and NaN, and what is no number any more when it is squared.
             odd = np.flatnonzero(~((squares > _SMALLEST_SQUARE) & (squares + lost_squares < np.inf)))
             error = np.sqrt(lost_squares / squares)
+        if len(odd):
+            zeros = ~rows[odd].any(axis=1)  # which lost nothing, and are many in some tables
+            error[odd[zeros]] = 0
+            odd = odd[~zeros]
         if len(odd):
             error[odd] = _careful_error(rows[odd], part := lost[odd])
             lost[odd] = part
