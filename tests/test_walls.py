@@ -159,7 +159,10 @@ TOOLS: dict[str, set[str]] = {
         *("InferenceSession", "rewrite", "parity"),
     },
     # in rewrite/
-    **{name: {"builder", "rewrite"} for name in ("files", "fusion", "lowering", "patterns", "picture", "quantization")},
+    **{
+        name: {"builder", "rewrite"}
+        for name in ("files", "fusion", "lowering", "patterns", "picture", "quantization", "segments")
+    },
     # in parity/
     **{name: {"parity"} for name in ("explain", "html", "markdown", "process", "worker", "probes", "suite")},
     "matrix": {"parity", "__version__"},
@@ -178,7 +181,7 @@ EAGER = {
     "torch": {"torch", "onnxscript", "onnx_ir"},
 }
 EAGER["pytest_plugin"] = {"pytest"}
-EAGER |= {"files": {"google"}, **{name: {"onnx_ir"} for name in ("expressions", "patterns", "fusion")}}
+EAGER |= {"files": {"google"}, **{name: {"onnx_ir"} for name in ("expressions", "patterns", "fusion", "segments")}}
 LAZY = {
     "functional": {"onnxruntime"},
     "info": {"onnxruntime"},

@@ -219,6 +219,10 @@ def _normal(
             )
         if first.op == "Expand" and first.inputs[0] is not None and first.inputs[0].array is not None:
             return _normal("Expand", (make("Cast", first.inputs[0], **attributes), first.inputs[1]), {}, value, output)
+    axes = inputs[1] if op in _AXES and len(inputs) == 2 else None
+    if axes is not None and axes.array is not None and axes.array.ndim == 0:  # as torch 2.6 writes it
+        inputs = (inputs[0], _constant(axes.array.reshape(1)))
+        given = [i for i in inputs if i is not None]
     if op == "Slice" and len(inputs) == 5 and (steps := inputs[4]) is not None and steps.array is not None:
         inputs = inputs[:4] if (steps.array == 1).all() else inputs
     if op == "Slice" and first is not None and len(inputs) in (3, 4) and _is_whole(inputs):

@@ -26,10 +26,8 @@ from .segments import segments
 #: What an opset before `spec.MIN_OPSET` is raised to.
 _RAISED_OPSET = spec.DEFAULT_OPSET
 #: What `_Search` may compute anew, as it is written in every opset from 11 on.
-_COMPUTED = frozenset(
-    ("Cast", "Concat", "CumSum", "Equal", "Expand", "Gather", "Less", "NonZero", "Not", "Reshape", "ScatterElements")
-    + ("Shape", "Slice", "Sub", "Where")
-)
+_COMPUTED = frozenset(("Cast", "Concat", "CumSum", "Equal", "Expand", "Gather", "Less", "NonZero", "Not", "Reshape"))
+_COMPUTED |= {"ScatterElements", "Shape", "Slice", "Sub", "Where"}
 _ATEN_DOMAINS = ("org.pytorch.aten", "aten")
 
 
@@ -89,8 +87,8 @@ def fuse(
     """Find the bags that a model has written out, and put one node in the place of each.
 
     Found are nn.EmbeddingBag as torch exports it (dynamo or not, optimized or not, and as an ATen node), a Gather
-    over indices [B, L] with a reduction over L, a fixed number of bags written out one after another, and what
-    `lower` makes, of codes too. A graph is fused only if it is, node for node and up to what changes no value, what
+    over indices [B, L] with a reduction over L, a fixed number of bags written out one after another, lookups that
+    TensorFlow's segment operators pool, as tf2onnx writes them, and what `lower` makes, of codes too. A graph is fused only if it is, node for node and up to what changes no value, what
     such a bag is written as; `lucid_onnx.rewrite.patterns` says where the two differ all the same. Above all, a bag
     refuses a negative index, where ONNX's Gather counts from the end.
 

@@ -431,7 +431,9 @@ def torch_dynamo(root: Expression) -> Iterator[Guess]:
                 for offsets, flat in itertools.product(_dynamo_offsets(bag), (True, False)):
                     yield whole, _as_dynamo(whole, offsets, clips_flat=flat)
             # Before torch 2.13 an index was compared with padding_idx as it is.
-            for offsets, wraps in itertools.product(_dynamo_offsets(bag), (True,) if padding_idx is None else (True, False)):
+            for offsets, wraps in itertools.product(
+                _dynamo_offsets(bag), (True,) if padding_idx is None else (True, False)
+            ):
                 yield bag, _as_dynamo(bag, offsets, wraps=wraps)
 
 
@@ -768,12 +770,10 @@ class GatherReduce:
 
 
 #: Of which inputs an element of the result may be taken as it is.
-_TAKES = {
-    **dict.fromkeys(
-        ("Reshape", "Squeeze", "Unsqueeze", "Expand", "Slice", "Transpose", "Gather", "Cast", "Identity"), (0,)
-    ),
-    **{"ScatterND": (0, 2), "ScatterElements": (0, 2), "Where": (1, 2), "If": (1, 2)},
-}
+_TAKES: dict[str, tuple[int, ...]] = dict.fromkeys(
+    ("Cast", "Expand", "Gather", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"), (0,)
+)
+_TAKES |= {"If": (1, 2), "ScatterElements": (0, 2), "ScatterND": (0, 2), "Where": (1, 2)}
 
 
 def _has_negatives(e: Expression | None) -> bool:
@@ -784,7 +784,7 @@ def _has_negatives(e: Expression | None) -> bool:
         if found is None:
             continue
         if found.op == "ConstantOfShape" and isinstance(filler := found.attributes.get("value"), tuple):
-            dtype, shape, data = filler
+            dtype, _, data = filler
             if (np.frombuffer(data, dtype.numpy()) < 0).any():
                 return True
         elif found.array is not None and found.array.dtype.kind == "i" and (found.array < 0).any():

@@ -31,8 +31,8 @@ class _Segments(NamedTuple):
     """What a grid was made from."""
 
     numbers: Expression  #: int64 [N], the segment of each position
-    count: Expression  #: int64 [1], how many segments there are
-    is_given: bool  #: the count does not come from the numbers
+    total: Expression  #: int64 [1], how many segments there are
+    is_given: bool  #: the total does not come from the numbers
     ordered: Expression  #: the graph's own sorted numbers
     at: Expression  #: and where those were
 
@@ -53,10 +53,10 @@ class _Segments(NamedTuple):
 def segments(root: Expression) -> Iterator[Guess]:
     """A lookup in a table whose rows are pooled by segment.
 
-    Taken for what TensorFlow means: the mean of an empty segment between others is zeros, where the graph has 0 / 0, and
-    so is its maximum, where the graph has -inf. A negative segment is refused, as TensorFlow's sorted operators refuse it
-    (the graph counts it from the end), and a negative index, as by all bags. The square root of the number of rows, by
-    which sqrt_n divides, stays behind a bag of sums, and so does the sum of weights of a weighted mean.
+    Taken for what TensorFlow means: the mean of an empty segment between others is zeros, where the graph has 0 / 0,
+    and so is its maximum, where the graph has -inf. A negative segment is refused, as TensorFlow's sorted operators
+    do (the graph counts it from the end), and a negative index, as by all bags. The square root of the number of
+    rows, by which sqrt_n divides, stays behind a bag of sums, and so does the sum of weights of a weighted mean.
     """
     if root.op == "Div":
         sums, divisor = root.inputs
@@ -206,7 +206,7 @@ def _as_tf2onnx(op: str, data: Expression, found: _Segments) -> Expression:
     place = make("Mod", each, make("Gather", counts, found.unique(2)))
     at = [make("Unsqueeze", e, [-1]) for e in (found.sorted(0), place)]
     longest = make("ReduceMax", counts, [0], keepdims=1)
-    holes = _filled(make("Concat", found.count, longest, axis=0), -1, ir.DataType.INT64)
+    holes = _filled(make("Concat", found.total, longest, axis=0), -1, ir.DataType.INT64)
     grid = make("ScatterND", holes, make("Concat", *at, axis=1), found.sorted(1))
     width = make("Slice", make("Shape", data), [1], [_LAST], [0])
     nothing = _filled(width, 0 if op == "ReduceSum" else -np.inf, dtype)
@@ -218,14 +218,10 @@ def _divisor(divisor: Expression | None, found: _Segments, bag: Bag) -> Expressi
     """What a mean divides by: the counts, scattered into zeros that are written in either of two ways."""
     scale = _first(divisor)
     scattered = _first(_first(scale) if found.is_given else scale)
-    zeros, count = _first(scattered), found.count
-    whole = count.array is not None and zeros is not None and zeros.array is not None
-    if whole and np.array_equal(zeros.array, np.zeros(int(count.array[0]), np.int64)):  # type: ignore[union-attr,index]
-        same = zeros
-    else:
-        same = _filled(count, 0, ir.DataType.INT64)
-    assert same is not None
-    number = make("Cast", found.counts(same), to=int(bag.weight.type or ir.DataType.FLOAT))
+    zeros, same = _first(scattered), _filled(found.total, 0, ir.DataType.INT64)
+    if zeros is not None and zeros.array is not None and found.total.array is not None:
+        same = constant(np.zeros(int(found.total.array[0]), np.int64))
+    number = make("Cast", found.totals(same), to=int(bag.weight.type or ir.DataType.FLOAT))
     if found.is_given:
         number = make("Max", number, constant(1, np.float32))
     return make("Unsqueeze", number, [1])
@@ -246,8 +242,8 @@ def _offsets(found: _Segments) -> Expression:
     starts = make("Reshape", make("NonZero", make("Not", make("Equal", before, numbers))), [-1])
     ends = make("Slice", make("Concat", starts, make("Shape", found.numbers), axis=0), [1], [_LAST], [0])
     which = make("Gather", numbers, starts)
-    which = make("Where", make("Less", which, 0), found.count, which)
-    none = make("Expand", constant([0]), found.count)
+    which = make("Where", make("Less", which, 0), found.total, which)
+    none = make("Expand", constant([0]), found.total)
     counts = make("ScatterElements", none, which, make("Sub", ends, starts), axis=0)
     found_offsets = make("CumSum", counts, 0, exclusive=1)
     found_offsets.told = Expression("Value", dtype=ir.DataType.INT64, shape=(None,))
