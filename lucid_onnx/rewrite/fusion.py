@@ -88,9 +88,10 @@ def fuse(
 
     Found are nn.EmbeddingBag as torch exports it (dynamo or not, optimized or not, and as an ATen node), a Gather
     over indices [B, L] with a reduction over L, a fixed number of bags written out one after another, lookups that
-    TensorFlow's segment operators pool, as tf2onnx writes them, and what `lower` makes, of codes too. A graph is fused only if it is, node for node and up to what changes no value, what
-    such a bag is written as; `lucid_onnx.rewrite.patterns` says where the two differ all the same. Above all, a bag
-    refuses a negative index, where ONNX's Gather counts from the end.
+    TensorFlow's segment operators pool, as tf2onnx writes them, and what `lower` makes, of codes too. A graph is
+    fused only if it is, node for node and up to what changes no value, what such a bag is written as;
+    `lucid_onnx.rewrite.patterns` and `.segments` say where the two differ all the same. Above all, a bag refuses a
+    negative index, where ONNX's Gather counts from the end.
 
     Inputs, outputs and metadata keep their names and order, and tables stay where they are: external data is neither
     loaded nor changed, and is copied only if ``output`` is in another folder. A model whose opset is below 16 is

@@ -221,7 +221,7 @@ def _divisor(divisor: Expression | None, found: _Segments, bag: Bag) -> Expressi
     zeros, same = _first(scattered), _filled(found.total, 0, ir.DataType.INT64)
     if zeros is not None and zeros.array is not None and found.total.array is not None:
         same = constant(np.zeros(int(found.total.array[0]), np.int64))
-    number = make("Cast", found.totals(same), to=int(bag.weight.type or ir.DataType.FLOAT))
+    number = make("Cast", found.counts(same), to=int(bag.weight.type or ir.DataType.FLOAT))
     if found.is_given:
         number = make("Max", number, constant(1, np.float32))
     return make("Unsqueeze", number, [1])
