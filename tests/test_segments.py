@@ -28,7 +28,7 @@ class Lookup:
         count: the number of segments: "largest" of them and one more, "given" as an input, or a constant.
         distinct: every distinct row is looked up once, as tf.nn.embedding_lookup_sparse does.
         weighted: None, or how the weights got their axis: "Unsqueeze", "constant shape" or "computed shape".
-        segment_type: of the segments as they come in.
+        segment_type: of the ids and of the segments as they come in.
         change: called with an operator and its inputs and attributes before each node; may change them.
     """
 
@@ -48,12 +48,16 @@ class Lookup:
         self._nodes: list[onnx.NodeProto] = []
         rows = np.random.default_rng(0).standard_normal((V, D)).astype(dtype)
         self._initializers = {"table": rows}
-        self._inputs = {"ids": INT64, "segments": segment_type}
+        self._inputs = {"ids": segment_type, "segments": segment_type}
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
         if distinct:
-            unique = self._multiple(4, "Unique", "ids", sorted=0)
-            data = self("Gather", self("Gather", "table", unique[0], axis=0), unique[2], axis=0)
+            narrow = segment_type is np.int32  # which Unique is given in 64 bits
+            ids = self("Cast", "ids", to=TensorProto.INT64) if narrow else "ids"
+            unique = self._multiple(4, "Unique", ids, sorted=0)
+            looked_up = self("Cast", unique[0], to=TensorProto.INT32) if narrow else unique[0]
+            inverse = self("Cast", unique[2], to=TensorProto.INT32)
+            data = self("Gather", self("Gather", "table", looked_up, axis=0), inverse, axis=0)
         else:
             data = self("Gather", "table", "ids", axis=0)
         if weighted is not None:
@@ -158,7 +162,10 @@ def filled(kind: int, number: float) -> onnx.TensorProto:
 def feed_of(lookup: Lookup, segments: list[int], count: int | None = None) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(len(segments))
     inputs = {v.name: helper.tensor_dtype_to_np_dtype(v.type.tensor_type.elem_type) for v in lookup.model.graph.input}
-    feed = {"ids": rng.integers(0, V, len(segments)), "segments": np.array(segments, inputs["segments"])}
+    feed = {
+        "ids": rng.integers(0, V, len(segments)).astype(inputs["ids"]),
+        "segments": np.array(segments, inputs["segments"]),
+    }
     if "weights" in inputs:
         feed["weights"] = rng.standard_normal(len(segments)).astype(inputs["weights"])
     if "count" in inputs:

@@ -24,6 +24,7 @@ from .expressions import Expression, constant, difference, make
 from .patterns import Bag, Guess
 
 _MODES = {"ReduceSum": "sum", "ReduceMax": "max"}
+_INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
 _LAST = 2**63 - 1
 
 
@@ -132,21 +133,32 @@ def _looked_up(data: Expression) -> tuple[Expression, Expression, Expression | N
     weight, indices = data.inputs
     if weight is not None and indices is not None and weight.op == "Gather" and weight.attributes.get("axis") == 0:
         table, distinct = weight.inputs
-        looked_up = _first(distinct)
-        if distinct is not None and looked_up is not None and _is_lookup(distinct, indices) and looked_up.rank == 1:
-            weight, indices = table, looked_up
+        every = None if distinct is None else _repeated(distinct, indices)
+        if every is not None and every.rank == 1:
+            weight, indices = table, every
     if weight is None or indices is None or weight.rank != 2 or indices.rank != 1:
         return None
     return weight, indices, factors
 
 
-def _is_lookup(distinct: Expression, inverse: Expression) -> bool:
-    """Whether these are an array's distinct numbers, and for each element which one it is."""
-    both = (distinct.op, distinct.output) == ("Unique", 0) and (inverse.op, inverse.output) == ("Unique", 2)
-    if not both or "axis" in distinct.attributes:
-        return False
-    other = make("Unique", distinct.inputs[0], output=2, **distinct.attributes)
-    return difference(inverse, other) is None
+def _repeated(distinct: Expression, inverse: Expression) -> Expression | None:
+    """``x`` where ``distinct[inverse]`` is x: its distinct numbers, and for each element which one it is.
+
+    tf2onnx has Unique work in 64 bits, and casts what goes in and comes out.
+    """
+    if inverse.op == "Cast" and inverse.type in _INTEGERS and inverse.inputs[0] is not None:
+        inverse = inverse.inputs[0]
+    kept = distinct.type if distinct.op == "Cast" else None
+    found = _first(distinct) if kept is not None else distinct
+    if found is None or (found.op, found.output, inverse.op) != ("Unique", 0, "Unique") or "axis" in found.attributes:
+        return None
+    every = _first(found)
+    if difference(inverse, make("Unique", every, output=2, **found.attributes)) is not None:
+        return None
+    if kept is not None:  # a cast there and back
+        every = _first(every) if every is not None and every.op == "Cast" else None
+        return every if every is not None and every.type == kept in _INTEGERS else None
+    return every
 
 
 def _of_column(column: Expression | None) -> Expression | None:
