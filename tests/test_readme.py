@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import types
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 
 def python_blocks() -> list[str]:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     return blocks
 
 
@@ -26,7 +27,7 @@ def test_blocks_run(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
     blocks = [block for block in python_blocks() if "import torch" not in block]
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     monkeypatch.chdir(tmp_path)
     # What an exporter would have left: torch is not needed for a graph of standard operators.
     exported = lucid_onnx.build_model(np.eye(3, dtype=np.float32), mode="sum", form="standard")
@@ -35,7 +36,10 @@ def test_blocks_run(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     entry = {"dtype": "F32", "shape": [4, 3], "data_offsets": [0, rows.nbytes]}
     header = json.dumps({"bag.weight": entry}).encode()
     (tmp_path / "ranker.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + rows.tobytes())
-    names: dict[str, Any] = {}
+    # Lucid runs on Apple Silicon only: what its bag has, by attributes.
+    settings = {"mode": "sum", "padding_idx": None, "max_norm": None, "norm_type": 2.0, "include_last_offset": False}
+    trained = types.SimpleNamespace(weight=rows, scale_grad_by_freq=False, sparse=False, **settings)
+    names: dict[str, Any] = {"trained": trained}
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
     table = names["table"]
@@ -47,7 +51,8 @@ def test_blocks_run(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (tmp_path / "bag.onnx").is_file()
     assert onnx.load("small.onnx").graph.node[0].op_type == "QuantizedEmbeddingBagBias"
     assert (tmp_path / "small.onnx").stat().st_size < (tmp_path / "large.onnx").stat().st_size / 4
-    assert names["bag_model"] == lucid_onnx.build_model(rows, padding_idx=0)
+    assert names["bag_model"] == onnx.load("checkpoint.onnx") == lucid_onnx.build_model(rows, padding_idx=0)
+    assert names["module_model"] == onnx.load("trained.onnx") == lucid_onnx.build_model(rows, mode="sum")
     assert [n.op_type for n in onnx.load("fast.onnx").graph.node] == ["EmbeddingBag"]
     assert b"ai.lucid" not in (tmp_path / "anywhere.onnx").read_bytes()
 
