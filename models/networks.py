@@ -50,14 +50,20 @@ class DLRM(nn.Module):
     Output: the probability of a click, float32 [B, 1].
     """
 
-    def __init__(self, rows: Sequence[int] = ROWS, dim: int = 16) -> None:
+    def __init__(
+        self,
+        rows: Sequence[int] = ROWS,
+        dim: int = 16,
+        bottom: Sequence[int] = (64, 32),
+        top: Sequence[int] = (128, 64),
+    ) -> None:
         super().__init__()
         self.tables = nn.ModuleList(nn.EmbeddingBag(n, dim, mode="sum", sparse=True) for n in rows)
-        self.bottom = _layers((13, 64, 32, dim), nn.ReLU())
+        self.bottom = _layers((13, *bottom, dim), nn.ReLU())
         vectors = len(rows) + 1
         row, column = torch.tril_indices(vectors, vectors, offset=-1)
         self.register_buffer("pairs", row * vectors + column, persistent=False)
-        self.top = _layers((dim + vectors * (vectors - 1) // 2, 128, 64, 1), nn.Sigmoid())
+        self.top = _layers((dim + vectors * (vectors - 1) // 2, *top, 1), nn.Sigmoid())
 
     def forward(self, dense: Tensor, offsets: Tensor, *indices: Tensor) -> Tensor:
         x = self.bottom(dense)

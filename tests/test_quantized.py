@@ -122,7 +122,7 @@ def test_quantize_is_within_half_a_scale(kind: str, dtype: str) -> None:
 def test_quantize_in_parts_is_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     weight = np.random.RandomState(2).standard_normal((101, 9)).astype(np.float32)
     whole = QuantizedTable.quantize(weight, kind)
-    monkeypatch.setattr("lucid_onnx.ops.quantized_embedding_bag.table._ROWS_AT_ONCE", 90)
+    monkeypatch.setattr("lucid_onnx.ops.quantized_embedding_bag.table._AT_ONCE", 90)
     parts = QuantizedTable.quantize(weight, kind)
     for name, array in whole.inputs.items():
         assert array.tobytes() == parts.inputs[name].tobytes()

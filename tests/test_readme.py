@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import types
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,10 @@ def test_blocks_run(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     entry = {"dtype": "F32", "shape": [4, 3], "data_offsets": [0, rows.nbytes]}
     header = json.dumps({"bag.weight": entry}).encode()
     (tmp_path / "ranker.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + rows.tobytes())
-    names: dict[str, Any] = {}
+    # Lucid runs on Apple Silicon only: what its bag has, by attributes.
+    settings = {"mode": "sum", "padding_idx": None, "max_norm": None, "norm_type": 2.0, "include_last_offset": False}
+    trained = types.SimpleNamespace(weight=rows, scale_grad_by_freq=False, sparse=False, **settings)
+    names: dict[str, Any] = {"trained": trained}
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
     table = names["table"]
@@ -54,7 +58,8 @@ def test_blocks_run(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (tmp_path / "bag.onnx").is_file()
     assert onnx.load("small.onnx").graph.node[0].op_type == "QuantizedEmbeddingBagBias"
     assert (tmp_path / "small.onnx").stat().st_size < (tmp_path / "large.onnx").stat().st_size / 4
-    assert names["bag_model"] == lucid_onnx.build_model(rows, padding_idx=0)
+    assert names["bag_model"] == onnx.load("checkpoint.onnx") == lucid_onnx.build_model(rows, padding_idx=0)
+    assert names["module_model"] == onnx.load("trained.onnx") == lucid_onnx.build_model(rows, mode="sum")
     assert [n.op_type for n in onnx.load("fast.onnx").graph.node] == ["EmbeddingBag"]
     assert b"ai.lucid" not in (tmp_path / "anywhere.onnx").read_bytes()
 

@@ -165,7 +165,7 @@ TOOLS: dict[str, set[str]] = {
     # in rewrite/
     **{
         name: {"builder", "rewrite"}
-        for name in ("files", "fusion", "lowering", "merging", "patterns", "picture", "quantization")
+        for name in ("files", "fusion", "lowering", "merging", "patterns", "picture", "quantization", "segments")
     },
     # in parity/
     **{name: {"parity"} for name in ("explain", "html", "markdown", "process", "worker", "probes", "suite")},
@@ -185,7 +185,10 @@ EAGER = {
     "torch": {"torch", "onnxscript", "onnx_ir"},
 }
 EAGER["pytest_plugin"] = {"pytest"}
-EAGER |= {"files": {"google"}, **{name: {"onnx_ir"} for name in ("expressions", "patterns", "fusion", "merging")}}
+EAGER |= {
+    "files": {"google"},
+    **{name: {"onnx_ir"} for name in ("expressions", "patterns", "fusion", "merging", "segments")},
+}
 LAZY = {
     "functional": {"onnxruntime"},
     "info": {"onnxruntime"},

@@ -135,13 +135,13 @@ def _constant(array: np.ndarray, value: ir.Value | None = None, folded: tuple[Ex
     )
 
 
-def make(op: str, *inputs: Expression | int | Sequence[int] | None, **attributes: Any) -> Expression:
+def make(op: str, *inputs: Expression | int | Sequence[int] | None, output: int = 0, **attributes: Any) -> Expression:
     """An operator of the standard domain over its inputs, in normal form; ints and lists are int64 constants.
 
     Attributes are those of the newest opset: axes are inputs. Defaults may be left out.
     """
     operands = tuple(i if i is None or isinstance(i, Expression) else constant(i) for i in inputs)
-    return _normal(op, operands, attributes, None, 0)
+    return _normal(op, operands, attributes, None, output)
 
 
 def loop(
@@ -219,6 +219,10 @@ def _normal(
             )
         if first.op == "Expand" and first.inputs[0] is not None and first.inputs[0].array is not None:
             return _normal("Expand", (make("Cast", first.inputs[0], **attributes), first.inputs[1]), {}, value, output)
+    axes = inputs[1] if op in _AXES and len(inputs) == 2 else None
+    if axes is not None and axes.array is not None and axes.array.ndim == 0:  # as torch 2.6 writes it
+        inputs = (inputs[0], _constant(axes.array.reshape(1)))
+        given = [i for i in inputs if i is not None]
     if op == "Slice" and len(inputs) == 5 and (steps := inputs[4]) is not None and steps.array is not None:
         inputs = inputs[:4] if (steps.array == 1).all() else inputs
     if op == "Slice" and first is not None and len(inputs) in (3, 4) and _is_whole(inputs):
@@ -267,6 +271,12 @@ def _with_defaults(op: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
                     default = onnx.helper.get_attribute_value(attribute.default_value)
                     _DEFAULTS[op][name] = default.decode() if isinstance(default, bytes) else default
     return {**_DEFAULTS[op], **attributes}
+
+
+def set_attributes(e: Expression) -> dict[str, Any]:
+    """The attributes that differ from what the newest opset has where they are missing."""
+    defaults = _with_defaults(e.op, {})
+    return {name: value for name, value in e.attributes.items() if name not in defaults or defaults[name] != value}
 
 
 def _dtype(op: str, inputs: Sequence[Expression], attributes: Mapping[str, Any]) -> ir.DataType | None:

@@ -20,11 +20,15 @@ from lucid_onnx.builder import FORMS, Form, convert
 from lucid_onnx.ops.embedding_bag import spec
 
 from . import files, patterns
-from .expressions import Expression, Reader, difference, inside
+from .expressions import Expression, Reader, difference, inside, set_attributes
 from .merging import Merged, Unmerged, merge
+from .segments import segments
 
 #: What an opset before `spec.MIN_OPSET` is raised to.
 _RAISED_OPSET = spec.DEFAULT_OPSET
+#: What `_Search` may compute anew, as it is written in every opset from 11 on.
+_COMPUTED = frozenset(("Cast", "Concat", "CumSum", "Equal", "Expand", "Gather", "Less", "NonZero", "Not", "Reshape"))
+_COMPUTED |= {"ScatterElements", "Shape", "Slice", "Sub", "Where"}
 _ATEN_DOMAINS = ("org.pytorch.aten", "aten")
 
 
@@ -92,10 +96,11 @@ def fuse(
     """Find the bags that a model has written out, and put one node in the place of each.
 
     Found are nn.EmbeddingBag as torch exports it (dynamo or not, optimized or not, and as an ATen node), a Gather
-    over indices [B, L] with a reduction over L, a fixed number of bags written out one after another, and what
-    `lower` makes, of codes too. A graph is fused only if it is, node for node and up to what changes no value, what
-    such a bag is written as; `lucid_onnx.rewrite.patterns` says where the two differ all the same. Above all, a bag
-    refuses a negative index, where ONNX's Gather counts from the end.
+    over indices [B, L] with a reduction over L, a fixed number of bags written out one after another, lookups that
+    TensorFlow's segment operators pool, as tf2onnx writes them, and what `lower` makes, of codes too. A graph is
+    fused only if it is, node for node and up to what changes no value, what such a bag is written as;
+    `lucid_onnx.rewrite.patterns` and `.segments` say where the two differ all the same. Above all, a bag refuses a
+    negative index, where ONNX's Gather counts from the end.
 
     Inputs, outputs and metadata keep their names and order, and tables stay where they are: external data is neither
     loaded nor changed, and is copied only if ``output`` is in another folder. A model whose opset is below 16 is
@@ -222,6 +227,7 @@ class _Search:
             "torch legacy export": patterns.torch_legacy,
             "torch dynamo export": patterns.torch_dynamo,
             "unrolled bags": patterns.unrolled,
+            "tf2onnx segments": segments,
             "standard form": patterns.Standard(_opset(model.graph.opset_imports)),
             "standard form of codes": patterns.QuantizedStandard(_opset(model.graph.opset_imports)),
             "Gather and reduction": patterns.GatherReduce(assume_nonempty=assume_nonempty),
@@ -350,24 +356,29 @@ class _Search:
         if e.array is not None:
             node = ir.node("Constant", [], {"value": ir.tensor(e.array)})
         else:
-            assert e.op == "Cast"  # `_out_of_reach` has looked
-            assert e.inputs[0] is not None
-            node = ir.node("Cast", [self._value(e.inputs[0], graph, before)], dict(e.attributes))
+            assert e.op in _COMPUTED  # `_out_of_reach` has looked
+            inputs = [None if i is None else self._value(i, graph, before) for i in e.inputs]
+            node = ir.node(e.op, inputs, set_attributes(e))
         node.outputs[0].name = next(self._names)
         graph.insert_before(before, node)
         self._reader.of[node.outputs[0]] = e
+        if e.value is None:  # a pattern's own, which may read it again
+            e.value = node.outputs[0]
         return node.outputs[0]
 
     def _out_of_reach(self, bag: patterns.Bag, node: ir.Node) -> str | None:
         """Why an input of a bag cannot be had where ``node`` stands, or None."""
         for name, e in bag.inputs.items():
-            inner: Expression | None = e
-            while inner is not None and (inner.value is None or not self._is_seen(inner.value, node.graph)):
-                if inner.array is not None:
-                    break
-                if inner.op != "Cast":
+            waiting: list[Expression | None] = [e]
+            while waiting:
+                inner = waiting.pop()
+                if inner is None or inner.array is not None:
+                    continue
+                if inner.value is not None and self._is_seen(inner.value, node.graph):
+                    continue
+                if inner.op not in _COMPUTED or (inner.op != "Cast" and inner.value is not None) or inner.output:
                     return f"its {name} are computed inside of a branch, {inner}"
-                inner = inner.inputs[0]
+                waiting += inner.inputs
         return None
 
     def _is_seen(self, value: ir.Value, graph: ir.Graph | ir.Function | None) -> bool:

@@ -430,8 +430,11 @@ def torch_dynamo(root: Expression) -> Iterator[Guess]:
                 whole = dataclasses.replace(bag, weight=table, attributes=attributes)
                 for offsets, flat in itertools.product(_dynamo_offsets(bag), (True, False)):
                     yield whole, _as_dynamo(whole, offsets, clips_flat=flat)
-            for offsets in _dynamo_offsets(bag):
-                yield bag, _as_dynamo(bag, offsets)
+            # Before torch 2.13 an index was compared with padding_idx as it is.
+            for offsets, wraps in itertools.product(
+                _dynamo_offsets(bag), (True,) if padding_idx is None else (True, False)
+            ):
+                yield bag, _as_dynamo(bag, offsets, wraps=wraps)
 
 
 def _clipped(weight: Expression) -> tuple[Expression, float, float] | None:
@@ -487,8 +490,13 @@ def _is_scaled_gather(e: Expression) -> bool:
     return gather is not None and scale is not None and gather.op == "Gather" and scale.op == "Unsqueeze"
 
 
-def _as_dynamo(bag: Bag, offsets: Expression, *, clips_flat: bool = True) -> Expression:
-    """``clips_flat``: the rows to clip are found by indices [B * L], and not by indices [B, L]."""
+def _as_dynamo(bag: Bag, offsets: Expression, *, clips_flat: bool = True, wraps: bool = True) -> Expression:
+    """How the exporter writes a bag.
+
+    Args:
+        clips_flat: the rows to clip are found by indices [B * L], and not by indices [B, L].
+        wraps: an index below zero is compared with padding_idx as the row that it means.
+    """
     indices = bag.indices if bag.offsets is not None else make("Reshape", bag.indices, [-1])
     last = bag.attributes.include_last_offset
     table = bag.weight if bag.attributes.max_norm is None else _as_clipped(bag, indices if clips_flat else bag.indices)
@@ -504,7 +512,7 @@ def _as_dynamo(bag: Bag, offsets: Expression, *, clips_flat: bool = True) -> Exp
     rows = make("Cast", rows, to=int(ir.DataType.FLOAT))
     width = make("Shape", table, start=1)
     zeros = make("Expand", constant([0], np.float32), make("Concat", constant([1]), width, axis=0))
-    write = _padded_rows if padded else _plain_rows
+    write = functools.partial(_padded_rows, wraps=wraps) if padded else _plain_rows
     total = make("Reshape", make("Size", indices), [-1]) if padded else make("Shape", indices_1d)
     bags = make("Size", offsets)
     if last:
@@ -569,6 +577,8 @@ def _padded_rows(
     total: Expression,
     k: Expression,
     zeros: Expression,
+    *,
+    wraps: bool,
 ) -> Expression:
     start, end = make("Gather", bounds, k), make("Gather", bounds, make("Add", k, 1))
     num_rows = make("Squeeze", make("Shape", bag.weight, start=0, end=1))  # the clipped table has as many
@@ -576,8 +586,8 @@ def _padded_rows(
 
     def body(i: Expression, condition: Expression, kept: Expression, j: Expression) -> Sequence[Expression]:
         index = make("Gather", indices, j)
-        from_end = _select(make("Less", index, _zero(index)), make("Add", index, num_rows), index)
-        keep = make("Not", make("Equal", from_end, padding_idx))
+        row = _select(make("Less", index, _zero(index)), make("Add", index, num_rows), index) if wraps else index
+        keep = make("Not", make("Equal", row, padding_idx))
         longer = make("Concat", kept, make("Reshape", j, [-1]), axis=0)
         next_j = make("Add", j, 1)
         return make("Less", next_j, end), _select(keep, longer, kept), next_j
@@ -683,6 +693,8 @@ class GatherReduce:
         bag = Bag(weight, indices, None, None, spec.Attributes(mode), keepdims=bool(root.attributes["keepdims"]))
         if axes.constant() not in (1, -2):
             yield bag, f"{root.op} goes over {_axes_name(axes)}, not over the rows of a bag, axis 1"
+        elif _has_negatives(indices):
+            yield bag, "its indices have numbers below zero by construction, which count from the end"
         elif rows.op == "Gather":
             yield bag, self._objection(bag) or root
         elif mode != "sum":
@@ -755,6 +767,31 @@ class GatherReduce:
 
     def _with_padding(self, bag: Bag, padded: int) -> Bag:
         return dataclasses.replace(bag, attributes=dataclasses.replace(bag.attributes, padding_idx=padded))
+
+
+#: Of which inputs an element of the result may be taken as it is.
+_TAKES: dict[str, tuple[int, ...]] = dict.fromkeys(
+    ("Cast", "Expand", "Gather", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"), (0,)
+)
+_TAKES |= {"If": (1, 2), "ScatterElements": (0, 2), "ScatterND": (0, 2), "Where": (1, 2)}
+
+
+def _has_negatives(e: Expression | None) -> bool:
+    """Whether some elements are numbers below zero that the graph itself puts there, as tf2onnx does for holes."""
+    waiting = [e]
+    while waiting:
+        found = waiting.pop()
+        if found is None:
+            continue
+        if found.op == "ConstantOfShape" and isinstance(filler := found.attributes.get("value"), tuple):
+            dtype, _, data = filler
+            if (np.frombuffer(data, dtype.numpy()) < 0).any():
+                return True
+        elif found.array is not None and found.array.dtype.kind == "i" and (found.array < 0).any():
+            return True
+        taken = range(len(found.inputs)) if found.op == "Concat" else _TAKES.get(found.op, ())
+        waiting += [found.inputs[k] for k in taken if k < len(found.inputs)]
+    return False
 
 
 def _at_least(number: Expression | None) -> Expression | None:

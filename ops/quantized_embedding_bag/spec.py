@@ -176,9 +176,14 @@ def pack(codes: np.ndarray) -> np.ndarray:
         ValueError: another rank.
     """
     kind = codes_type(codes)
+    return as_stored(codes if kind.bits == 8 else codes.astype(np.int8), kind)
+
+
+def as_stored(codes: np.ndarray, kind: CodesType) -> np.ndarray:
+    """As `pack`, of codes [V, D] in int8 or uint8, those of 4 bits in int8 too."""
     if kind.bits == 8:
         return np.ascontiguousarray(codes)
-    nibbles = codes.astype(np.int8).view(np.uint8) & 15
+    nibbles = codes.view(np.uint8) & 15
     if codes.shape[1] % 2:
         nibbles = np.concatenate([nibbles, np.zeros((len(codes), 1), np.uint8)], axis=1)
     return np.ascontiguousarray(nibbles[:, ::2] | nibbles[:, 1::2] << 4)

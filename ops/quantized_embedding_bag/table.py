@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,47 @@ import numpy.typing as npt
 from ..embedding_bag import spec as embedding_bag
 from . import reference, spec
 
-_ROWS_AT_ONCE = 1 << 24  # elements: float64 work space of some 100 MB
+_AT_ONCE = 1 << 16  # elements: float64 work space that stays in the caches of a core
+
+
+class QuantizedRows(NamedTuple):
+    """Some rows of a table: codes as stored, scale float32 [n], bias likewise or None, and the rows that they mean."""
+
+    codes: np.ndarray
+    scale: np.ndarray
+    bias: np.ndarray | None
+    meant: np.ndarray  #: float64 [n, D]
+
+
+def extremes(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the largest element of each row [n, D], float64 [n]; NaN of a row with NaN, 0 for D = 0."""
+    if rows.shape[1] == 0:
+        return np.zeros(len(rows)), np.zeros(len(rows))
+    # NumPy's argmax over short rows takes a third of the time of its max.
+    at = rows.argmin(axis=1, keepdims=True), rows.argmax(axis=1, keepdims=True)
+    low, high = (np.take_along_axis(rows, k, axis=1)[:, 0].astype(np.float64) for k in at)
+    return low, high
+
+
+def quantize_rows(rows: np.ndarray, low: np.ndarray, high: np.ndarray, kind: spec.CodesType) -> QuantizedRows:
+    """Codes for finite rows, float64 [n, D], whose `extremes` are given: see `QuantizedTable.quantize`."""
+    if kind.lowest < 0:
+        bias, shift = None, np.zeros((len(rows), 1))
+    else:
+        bias = low.astype(np.float32) + np.float32(0)  # a zero without a sign
+        shift = bias.astype(np.float64)[:, None]
+        low, high = low - shift[:, 0], high - shift[:, 0]
+    scale = (np.maximum(np.abs(low), np.abs(high)) / kind.highest).astype(np.float32)
+    scale[scale == 0] = 1  # a row of equal numbers: its codes are 0
+    step = scale.astype(np.float64)[:, None]
+    numbers = rows / step if bias is None else (rows - shift) / step
+    np.rint(numbers, out=numbers)
+    numbers.clip(kind.lowest, kind.highest, out=numbers)
+    codes = spec.as_stored(numbers.astype(kind.stored if kind.bits == 8 else np.int8), kind)
+    numbers *= step
+    if bias is not None:
+        numbers += shift
+    return QuantizedRows(codes, scale, bias, numbers)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,21 +129,20 @@ class QuantizedTable:
         codes = np.empty((num_rows, kind.stored_columns(dim)), kind.stored)
         scale = np.empty(num_rows, np.float32)
         bias = None if kind.lowest < 0 else np.empty(num_rows, np.float32)
-        step = max(1, _ROWS_AT_ONCE // max(dim, 1))
+        step = max(1, _AT_ONCE // max(dim, 1))
         for begin in range(0, num_rows, step):
             part = slice(begin, begin + step)
             rows = table[part].astype(np.float64)
-            if not np.isfinite(rows).all():
-                r, d = (int(i) for i in np.argwhere(~np.isfinite(rows))[0])
-                raise ValueError(f"weight[{begin + r}, {d}] = {rows[r, d]} has no code")
-            low = 0.0 if bias is None else rows.min(axis=1, initial=np.inf)
+            low, high = extremes(rows)
+            if not np.isfinite(high - low).all():
+                wrong = np.argwhere(~np.isfinite(rows))
+                if len(wrong):
+                    r, d = (int(i) for i in wrong[0])
+                    raise ValueError(f"weight[{begin + r}, {d}] = {rows[r, d]} has no code")
+            found = quantize_rows(rows, low, high, kind)
+            codes[part], scale[part] = found.codes, found.scale
             if bias is not None:
-                bias[part] = np.where(np.isfinite(low), low, 0)
-                rows -= bias[part].astype(np.float64)[:, None]
-            scale[part] = np.abs(rows).max(axis=1, initial=0) / kind.highest
-            scale[part][scale[part] == 0] = 1  # a row of equal numbers: its codes are 0
-            found = np.rint(rows / scale[part].astype(np.float64)[:, None]).clip(kind.lowest, kind.highest)
-            codes[part] = spec.pack(found.astype(kind.dtype))
+                bias[part] = found.bias
         return cls(codes, kind.name, dim, scale, bias=bias)
 
     @classmethod

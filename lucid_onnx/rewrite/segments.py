@@ -1,0 +1,262 @@
+"""Rows pooled by the number of their segment, as tf2onnx writes TensorFlow's segment operators.
+
+tf.math.segment_sum, _mean and _max, unsorted_segment_sum, and sparse_segment_sum, _mean and _sqrt_n become one graph:
+the segments' numbers are sorted (TopK) and counted (Unique), positions are put into a grid [segments, longest] that
+is -1 elsewhere (ScatterND), and the rows with a row of zeros behind them are gathered by that grid and reduced. Under
+tf.nn.embedding_lookup_sparse the rows are those of a table, looked up once for every distinct index.
+
+The bag takes the indices in the order of the sorted segments, and as offsets how many there are of each, added up:
+an integer or two per index in the place of a grid of rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import onnx_ir as ir
+
+from lucid_onnx.ops.embedding_bag import spec
+
+from .expressions import Expression, constant, difference, make
+from .patterns import Bag, Guess
+
+_MODES = {"ReduceSum": "sum", "ReduceMax": "max"}
+_INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
+_LAST = 2**63 - 1
+
+
+class _Segments(NamedTuple):
+    """What a grid was made from."""
+
+    numbers: Expression  #: int64 [N], the segment of each position
+    total: Expression  #: int64 [1], how many segments there are
+    is_given: bool  #: the total does not come from the numbers
+    ordered: Expression  #: the graph's own sorted numbers
+    at: Expression  #: and where those were
+
+    def sorted(self, output: int) -> Expression:
+        """``ordered`` and ``at``, as they are written."""
+        shape = make("Shape", self.numbers)
+        return make("TopK", self.numbers, shape, output=output, axis=0, largest=0, sorted=1)
+
+    def unique(self, output: int) -> Expression:
+        """The distinct numbers, and of each position which one it has, and how many have each."""
+        return make("Unique", self.sorted(0), output=output, axis=0, sorted=1)
+
+    def counts(self, zeros: Expression) -> Expression:
+        """int64 [segments]."""
+        return make("ScatterElements", zeros, self.unique(0), self.unique(3), axis=0)
+
+
+def segments(root: Expression) -> Iterator[Guess]:
+    """A lookup in a table whose rows are pooled by segment.
+
+    Taken for what TensorFlow means: the mean of an empty segment between others is zeros, where the graph has 0 / 0,
+    and so is its maximum, where the graph has -inf. A negative segment is refused, as TensorFlow's sorted operators
+    do (the graph counts it from the end), and a negative index, as by all bags. The square root of the number of
+    rows, by which sqrt_n divides, stays behind a bag of sums, and so does the sum of weights of a weighted mean.
+    """
+    if root.op == "Div":
+        sums, divisor = root.inputs
+        if sums is None or sums.op != "ReduceSum":
+            return
+        for bag, written in segments(sums):
+            found = _grid_of(sums)
+            if isinstance(written, str) or found is None or bag.per_sample_weights is not None:
+                return
+            if difference(divisor, number := _divisor(divisor, found, bag)) is None:  # else the sum is a bag
+                mean = dataclasses.replace(bag, attributes=spec.Attributes("mean"))
+                yield mean, make("Div", written, number)
+        return
+    found = _grid_of(root)
+    data = _data_of(root)
+    looked_up = None if data is None else _looked_up(data)
+    if found is None or data is None or looked_up is None:
+        return
+    weight, indices, factors = looked_up
+    bag = Bag(
+        weight,
+        _told(make("Gather", indices, found.at), indices),
+        _offsets(found),
+        None if factors is None else _told(make("Gather", factors, found.at), factors),
+        spec.Attributes(_MODES[root.op]),
+    )
+    if root.op == "ReduceMax" and found.is_given:
+        yield bag, "the number of segments is given, and the maximum of one that is empty is no row of zeros"
+    elif root.op == "ReduceMax" and factors is not None:
+        yield bag, "a maximum over rows times weights is no bag"
+    else:
+        yield bag, _as_tf2onnx(root.op, data, found)
+
+
+# ---- What there is.
+
+
+def _data_of(root: Expression) -> Expression | None:
+    """The rows, in front of the one that holes in the grid read."""
+    rows = root.inputs[0] if root.op in _MODES and len(root.inputs) == 2 else None
+    table = rows.inputs[0] if rows is not None and rows.op == "Gather" else None
+    return table.inputs[0] if table is not None and table.op == "Concat" and len(table.inputs) == 2 else None
+
+
+def _grid_of(root: Expression) -> _Segments | None:
+    rows = root.inputs[0] if root.op in _MODES and len(root.inputs) == 2 else None
+    grid = rows.inputs[1] if rows is not None and rows.op == "Gather" else None
+    if grid is None or grid.op != "ScatterND" or len(grid.inputs) != 3:
+        return None
+    holes, places, at = grid.inputs
+    ordered = _first(_first(places))
+    shape = _first(holes)
+    count = _first(shape) if shape is not None and shape.op == "Concat" else None
+    numbers = _first(at) if at is not None and at.op == "TopK" else None
+    if shape is not None and shape.array is not None and shape.array.shape == (2,):
+        count = constant(shape.array[:1])
+    if count is None or numbers is None or ordered is None or at is None:
+        return None
+    return _Segments(numbers, count, difference(count, _largest(numbers)) is not None, ordered, at)
+
+
+def _looked_up(data: Expression) -> tuple[Expression, Expression, Expression | None] | None:
+    """Table, indices and weights of rows; None where they are not looked up."""
+    factors = None
+    if data.op == "Mul" and len(data.inputs) == 2:
+        one, other = data.inputs
+        data, column = (one, other) if one is not None and one.op == "Gather" else (other, one)  # type: ignore[assignment]
+        factors = _of_column(column)
+        if factors is None or data is None:
+            return None
+    if data.op != "Gather" or data.attributes.get("axis") != 0:
+        return None
+    weight, indices = data.inputs
+    if weight is not None and indices is not None and weight.op == "Gather" and weight.attributes.get("axis") == 0:
+        table, distinct = weight.inputs
+        every = None if distinct is None else _repeated(distinct, indices)
+        if every is not None and every.rank == 1:
+            weight, indices = table, every
+    if weight is None or indices is None or weight.rank != 2 or indices.rank != 1:
+        return None
+    return weight, indices, factors
+
+
+def _repeated(distinct: Expression, inverse: Expression) -> Expression | None:
+    """``x`` where ``distinct[inverse]`` is x: its distinct numbers, and for each element which one it is.
+
+    tf2onnx has Unique work in 64 bits, and casts what goes in and comes out.
+    """
+    if inverse.op == "Cast" and inverse.type in _INTEGERS and inverse.inputs[0] is not None:
+        inverse = inverse.inputs[0]
+    kept = distinct.type if distinct.op == "Cast" else None
+    found = _first(distinct) if kept is not None else distinct
+    if found is None or (found.op, found.output, inverse.op) != ("Unique", 0, "Unique") or "axis" in found.attributes:
+        return None
+    every = _first(found)
+    if difference(inverse, make("Unique", every, output=2, **found.attributes)) is not None:
+        return None
+    if kept is not None:  # a cast there and back
+        every = _first(every) if every is not None and every.op == "Cast" else None
+        return every if every is not None and every.type == kept in _INTEGERS else None
+    return every
+
+
+def _of_column(column: Expression | None) -> Expression | None:
+    """w [N] of what is w [N, 1], however it got that axis."""
+    inner = _first(column)
+    if column is None or inner is None or inner.rank != 1 or len(column.inputs) != 2 or column.inputs[1] is None:
+        return None
+    target = column.inputs[1]
+    if column.op == "Unsqueeze":
+        return inner if target.constant() in (1, -1) else None
+    if column.op != "Reshape":
+        return None
+    if target.array is not None:
+        return inner if target.array.tolist() == [-1, 1] else None
+    return inner if difference(_uncast(target), make("Concat", make("Shape", inner), [1], axis=0)) is None else None
+
+
+def _uncast(e: Expression) -> Expression:
+    """A computation of sizes without its casts to 32 bits and back, which no size needs."""
+    if e.op == "Cast" and e.inputs[0] is not None:
+        return _uncast(e.inputs[0])
+    if e.op == "Concat":
+        return make("Concat", *(None if i is None else _uncast(i) for i in e.inputs), axis=e.attributes["axis"])
+    if e.array is not None and e.array.dtype == np.int32:
+        return constant(e.array)
+    return e
+
+
+def _first(e: Expression | None) -> Expression | None:
+    return e.inputs[0] if e is not None and e.inputs else None
+
+
+def _told(e: Expression, source: Expression) -> Expression:
+    """``e``, of the type of ``source`` and of one dimension."""
+    e.told = Expression("Value", dtype=source.type, shape=(None,))
+    return e
+
+
+# ---- How it is written.
+
+
+def _largest(numbers: Expression) -> Expression:
+    """One more than the largest number, [1]."""
+    return make("Unsqueeze", make("Add", make("ReduceMax", numbers, [0], keepdims=0), 1), [0])
+
+
+def _filled(shape: Expression, number: float, dtype: ir.DataType) -> Expression:
+    value = (dtype, (1,), np.asarray([number], dtype.numpy()).tobytes())
+    return make("ConstantOfShape", shape, value=value)
+
+
+def _as_tf2onnx(op: str, data: Expression, found: _Segments) -> Expression:
+    """The reduction, without what it is divided by."""
+    dtype = data.type or ir.DataType.FLOAT
+    counts = found.unique(3)
+    each = make("Range", 0, make("Squeeze", make("Shape", found.numbers), [0]), 1)
+    place = make("Mod", each, make("Gather", counts, found.unique(2)))
+    at = [make("Unsqueeze", e, [-1]) for e in (found.sorted(0), place)]
+    longest = make("ReduceMax", counts, [0], keepdims=1)
+    holes = _filled(make("Concat", found.total, longest, axis=0), -1, ir.DataType.INT64)
+    grid = make("ScatterND", holes, make("Concat", *at, axis=1), found.sorted(1))
+    width = make("Slice", make("Shape", data), [1], [_LAST], [0])
+    nothing = _filled(width, 0 if op == "ReduceSum" else -np.inf, dtype)
+    rows = make("Gather", make("Concat", data, make("Unsqueeze", nothing, [0]), axis=0), grid)
+    return make(op, rows, [1], keepdims=0)
+
+
+def _divisor(divisor: Expression | None, found: _Segments, bag: Bag) -> Expression:
+    """What a mean divides by: the counts, scattered into zeros that are written in either of two ways."""
+    scale = _first(divisor)
+    scattered = _first(_first(scale) if found.is_given else scale)
+    zeros, same = _first(scattered), _filled(found.total, 0, ir.DataType.INT64)
+    if zeros is not None and zeros.array is not None and found.total.array is not None:
+        same = constant(np.zeros(int(found.total.array[0]), np.int64))
+    number = make("Cast", found.counts(same), to=int(bag.weight.type or ir.DataType.FLOAT))
+    if found.is_given:
+        number = make("Max", number, constant(1, np.float32))
+    return make("Unsqueeze", number, [1])
+
+
+# ---- What the bag reads.
+
+
+def _offsets(found: _Segments) -> Expression:
+    """Where each segment begins among the sorted ones.
+
+    Without Unique, which ONNX Runtime is slow at, and with no target twice. A negative number becomes one that
+    ScatterElements refuses.
+    """
+    numbers = found.ordered
+    first = make("Sub", make("Slice", numbers, [0], [1], [0]), [1])  # another number than the first one
+    before = make("Slice", make("Concat", first, numbers, axis=0), [0], [-1], [0])
+    starts = make("Reshape", make("NonZero", make("Not", make("Equal", before, numbers))), [-1])
+    ends = make("Slice", make("Concat", starts, make("Shape", found.numbers), axis=0), [1], [_LAST], [0])
+    which = make("Gather", numbers, starts)
+    which = make("Where", make("Less", which, 0), found.total, which)
+    none = make("Expand", constant([0]), found.total)
+    counts = make("ScatterElements", none, which, make("Sub", ends, starts), axis=0)
+    found_offsets = make("CumSum", counts, 0, exclusive=1)
+    found_offsets.told = Expression("Value", dtype=ir.DataType.INT64, shape=(None,))
+    return found_offsets
