@@ -20,6 +20,7 @@ class Known:
         kinds: of its difference; empty for any.
         note: what its note contains.
         forms: empty for any.
+        whole_form: where one cell of a form ends so, all do, and the others are not tried.
     """
 
     runtimes: str
@@ -29,6 +30,7 @@ class Known:
     kinds: tuple[str, ...] = ()
     note: str = ""
     forms: tuple[str, ...] = ()
+    whole_form: bool = False
 
 
 KNOWN: tuple[Known, ...] = (
@@ -189,6 +191,12 @@ KNOWN: tuple[Known, ...] = (
 
 def why(cell: Cell) -> str:
     """The sentence that explains a cell; empty if there is none, or nothing to explain."""
+    known = find(cell)
+    return "" if known is None else known.sentence
+
+
+def find(cell: Cell) -> Known | None:
+    """What is known of a cell; None if that is nothing."""
     for known in KNOWN:
         if (
             cell.status == known.status
@@ -198,5 +206,5 @@ def why(cell: Cell) -> str:
             and (not known.kinds or (cell.difference is not None and cell.difference.kind in known.kinds))
             and known.note in cell.note
         ):
-            return known.sentence
-    return ""
+            return known
+    return None

@@ -21,6 +21,7 @@ _SIGNS = {
     matrix.CRASHED: "✕",
     matrix.HUNG: "…",
     matrix.ABSENT: "·",
+    matrix.LEFT_OUT: "-",
     matrix.NOT_RUN: "○",
 }
 #: What makes a row worth showing.
@@ -167,7 +168,10 @@ def _head(columns: Sequence[tuple[Column, str]]) -> str:
 
 def _total(report: Report, column: Column, form: str) -> str:
     mine = [c.status for c in report.cells if (c.runtime, c.form) == (column.runtime, form)]
-    equal, ran = mine.count(matrix.EQUAL), sum(s not in (matrix.NOT_RUN, matrix.UNSUPPORTED) for s in mine)
+    equal, ran = (
+        mine.count(matrix.EQUAL),
+        sum(s not in (matrix.LEFT_OUT, matrix.NOT_RUN, matrix.UNSUPPORTED) for s in mine),
+    )
     share = "-" if not ran else "all" if equal == ran else f"{100 * equal / ran:.0f}%" if equal else "0"
     if share == "100%":
         share = "99%"
