@@ -82,13 +82,18 @@ def _roles(
     for node in graph.node:
         if node.domain == spec.DOMAIN and node.op_type in OPERATOR_OF:
             op = OPERATOR_OF[node.op_type].spec.VARIANTS[node.op_type]
-            named = {n: origin(v) for n, v in zip(op.inputs, node.input, strict=True)}
+            tables = [name for name in op.inputs if name in ("weight", "codes")]
+            if len(tables) != 1:  # an operator over several: its inputs are as others
+                continue
+            values = dict(zip(op.inputs, node.input, strict=True))
+            named = {n: origin(v) for n, v in values.items()}
             attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-            table = initializers.get(node.input[0])
+            table = initializers.get(values[tables[0]])
             rows = table.dims[0] if table is not None else None
             padding = attributes.get("padding_idx", spec.NO_PADDING)
-            if named[op.inputs[0]] is not None:
-                roles[str(named[op.inputs[0]])] = _Role("table")
+            origin_of_table = named[tables[0]]
+            if origin_of_table is not None:
+                roles[origin_of_table] = _Role("table")
             indices = named["indices"]
             if indices is not None:
                 role = _Role("indices", rows, None if padding == spec.NO_PADDING else padding, two_d=op.two_d)

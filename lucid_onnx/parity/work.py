@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
 from lucid_onnx.builder import to_form
 from lucid_onnx.conformance import case_model
@@ -91,26 +91,45 @@ def operators(pattern: str = "*") -> list[Job]:
             {"data": np.array([1, 1, 0, 1, 0], np.float32)},
             np.array([[0, 1, 3]], np.int64),
         ),
+        _operator(
+            "operator_non_zero_and_not",
+            "NonZero of five flags, and of their opposites",
+            [
+                helper.make_node("NonZero", ["data"], ["y"]),
+                helper.make_node("Not", ["data"], ["opposite"]),
+                helper.make_node("NonZero", ["opposite"], ["z"]),
+            ],
+            {"data": np.array([False, False, False, False, True])},
+            np.array([[4]], np.int64),
+            np.array([[0, 1, 2, 3]], np.int64),
+        ),
     )
     return [job for job in found if fnmatch.fnmatchcase(job.name, pattern)]
 
 
-def _operator(name: str, about: str, node: onnx.NodeProto, arrays: Mapping[str, np.ndarray], exact: np.ndarray) -> Job:
-    kinds = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.int64): TensorProto.INT64}
-    result = np.dtype(np.int64 if exact.dtype == np.int64 else np.float32)
+def _operator(
+    name: str,
+    about: str,
+    nodes: onnx.NodeProto | Sequence[onnx.NodeProto],
+    arrays: Mapping[str, np.ndarray],
+    *exact: np.ndarray,
+) -> Job:
+    """A job of a few nodes whose outputs "y", "z" must be ``exact``, in float32 or int64."""
+    results = {n: e.astype(np.int64 if e.dtype == np.int64 else np.float32) for n, e in zip("yz", exact, strict=False)}
     axes = {n: a for n, a in arrays.items() if n == "axes"}  # a constant, which most runtimes ask for
     inputs = {n: a for n, a in arrays.items() if n not in axes}
+    kind = helper.np_dtype_to_tensor_dtype
     graph = helper.make_graph(
-        [node],
+        [nodes] if isinstance(nodes, onnx.NodeProto) else nodes,
         name,
-        [helper.make_tensor_value_info(n, kinds[a.dtype], a.shape) for n, a in inputs.items()],
-        [helper.make_tensor_value_info("y", kinds[result], [None] * exact.ndim)],
+        [helper.make_tensor_value_info(n, kind(a.dtype), a.shape) for n, a in inputs.items()],
+        [helper.make_tensor_value_info(n, kind(a.dtype), [None] * a.ndim) for n, a in results.items()],
         [onnx.numpy_helper.from_array(a, n) for n, a in axes.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", spec.DEFAULT_OPSET)], ir_version=8)
     programs = {"given": Program("given", model.SerializeToString(deterministic=True))}
-    expected = Expected(exact.astype(result), exact.astype(np.float64), np.zeros(exact.shape))
-    return Job(name, "operators", about, inputs, [expected], programs.get)
+    expected = [Expected(r, r.astype(np.float64), np.zeros(r.shape)) for r in results.values()]
+    return Job(name, "operators", about, inputs, expected, programs.get)
 
 
 AnyCase = cases.Case | quantized_embedding_bag.cases.Case
@@ -148,9 +167,9 @@ def _large() -> dict[str, cases.Case]:
 def case_job(case: AnyCase, group: str) -> Job:
     """A case with its programs; models are made when they are asked for."""
     attributes = case.attributes
-    call: dict[str, Any] = {"operator": "embedding_bag", **case.keywords}
+    operator = next(name for name, o in OPERATORS.items() if type(case).__module__ == o.cases.__name__)
+    call: dict[str, Any] = {"operator": operator, **case.keywords}
     if isinstance(attributes, quantized_embedding_bag.spec.Attributes):
-        call["operator"] = "quantized_embedding_bag"
         call |= {"codes_type": attributes.codes_type, "embedding_dim": attributes.embedding_dim}
     call = {name: "inf" if value == np.inf else value for name, value in call.items()}
 
@@ -162,8 +181,17 @@ def case_job(case: AnyCase, group: str) -> Job:
             return Program("call", call=call)
         return Program(form, case_model(case, form).SerializeToString(deterministic=True))
 
-    expected = [Expected(case.expected(), case.exact, np.broadcast_to(case.tolerance, case.exact.shape))]
-    return Job(case.name, group, _about(case), case.inputs, expected, program)
+    return Job(case.name, group, _about(case), case.inputs, case_expected(case), program)
+
+
+def case_expected(case: AnyCase) -> list[Expected]:
+    """Of each output; an operator of several has tuples where others have arrays."""
+
+    def outputs(of: Any) -> Sequence[np.ndarray]:
+        return of if isinstance(of, (list, tuple)) else (of,)
+
+    parts = zip(outputs(case.expected()), outputs(case.exact), outputs(case.tolerance), strict=True)
+    return [Expected(rounded, exact, np.broadcast_to(limit, exact.shape)) for rounded, exact, limit in parts]
 
 
 def _about(case: AnyCase) -> str:
@@ -265,7 +293,7 @@ def _bag_expected(proto: onnx.ModelProto, arrays: Mapping[str, np.ndarray]) -> l
         named.get("per_sample_weights"),
         attributes,
     )
-    return [Expected(case.expected(), case.exact, case.tolerance)]
+    return case_expected(case)
 
 
 def _expected(result: np.ndarray, tolerance: float) -> Expected:

@@ -27,8 +27,10 @@ class _Torch:
     def load(self, program: Program) -> Any:
         if program.call is None:
             raise UnsupportedError("it takes calls, not models")
-        if program.call["operator"] != "embedding_bag":
+        if program.call["operator"] == "quantized_embedding_bag":
             raise UnsupportedError("torch's bags over codes have their numbers in another layout")
+        if program.call["operator"] != "embedding_bag":
+            raise UnsupportedError(f"nothing here calls torch for {program.call['operator']}")
         return {name: math.inf if value == "inf" else value for name, value in program.call.items()}
 
     def run(self, loaded: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
