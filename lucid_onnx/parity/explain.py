@@ -33,6 +33,8 @@ class Known:
     whole_form: bool = False
 
 
+_FLOAT64_OPENVINO = "OpenVINO computes float64 in float32: every number of the result is one."
+
 KNOWN: tuple[Known, ...] = (
     # PyTorch.
     Known(
@@ -133,6 +135,20 @@ KNOWN: tuple[Known, ...] = (
         )
         for runtime in ("onnxruntime*", "web-*", "openvino", "tinygrad")
     ),
+    Known(
+        "onnxruntime*",
+        "operator_scatter_nd_add_float16",
+        "refused",
+        "ONNX Runtime's ScatterND adds no float16 on the CPU.",
+        note="ScatterND",
+    ),
+    Known(
+        "web-wasm-*",
+        "operator_scatter_nd_add_float16",
+        "refused",
+        "ONNX Runtime's ScatterND adds no float16 on the CPU.",
+        note="ScatterND",
+    ),
     *(
         Known(
             runtime,
@@ -147,16 +163,45 @@ KNOWN: tuple[Known, ...] = (
         "web-webgpu",
         "*",
         "refused",
-        "ONNX Runtime Web makes no WebGPU session of this form: it leaves a Cast without a provider.",
+        "onnxruntime-web has no Cast to float64 for WebGPU, and the function's body has one for max_norm.",
         forms=("portable",),
-        note="transformer_memcpy",
+        note="Provider type for Cast node",
+        whole_form=True,
     ),
     Known(
         "web-webgpu",
-        "*_no_columns",
+        "*",
         "refused",
-        "onnxruntime-web's createBindGroup has no buffer for a tensor without elements here.",
+        "onnxruntime-web has no Cast to float64 for WebGPU, which max_norm and float64 tables need.",
+        note="Provider type for Cast node",
+    ),
+    Known(
+        "web-webgpu",
+        "*",
+        "refused",
+        "This GPU, or what stands in for one, has no shader-f16.",
+        note="requires f16 but the device does not support it",
+    ),
+    Known(
+        "web-webgpu",
+        "*",
+        "refused",
+        "onnxruntime-web's ScatterND for WebGPU fails over updates without elements.",
         note="createBindGroup",
+    ),
+    Known(
+        "web-webgpu",
+        "operator_scatter_nd_add_float16",
+        "refused",
+        "onnxruntime-web's ScatterND for WebGPU adds no float16.",
+        note="Reduction is not supported",
+    ),
+    Known(
+        "web-webgpu",
+        "max_*",
+        "refused",
+        "onnxruntime-web's ReduceMax for WebGPU refuses a tensor without elements.",
+        note="reduction_ops.h",
     ),
     # Others.
     *(
@@ -167,24 +212,67 @@ KNOWN: tuple[Known, ...] = (
             "It knows no model-local functions: give it the standard form.",
             forms=("portable",),
             note=note,
+            whole_form=True,
         )
         for runtime, note in (
-            ("openvino", "ai.lucid.EmbeddingBag"),
-            ("openvino", "ai.lucid.Quantized"),
+            ("openvino", "ai.lucid."),
             ("tinygrad", "'ai.lucid' is not a valid Domain"),
             ("iree", "onnx.EmbeddingBag"),
             ("iree", "onnx.Quantized"),
         )
     ),
-    Known("openvino", "weights_nan_at_padding", "differs", "OpenVINO computes float64 in float32.", ("value",)),
-    Known("openvino", "*float64", "differs", "OpenVINO computes float64 in float32.", ("value",)),
+    Known("openvino", "weights_nan_at_padding", "differs", _FLOAT64_OPENVINO, ("value",)),
+    Known("openvino", "*float64", "differs", _FLOAT64_OPENVINO, ("value",)),
     Known("openvino", "max_nan_inf", "differs", "OpenVINO gives -FLT_MAX where the maximum is -inf.", ("infinity",)),
+    Known(
+        "openvino",
+        "*bfloat16",
+        "differs",
+        "OpenVINO computes in bfloat16 where the CPU can: products are rounded before they are added, sums before "
+        "they are divided.",
+        ("value",),
+    ),
     Known(
         "tinygrad",
         "*",
         "refused",
         "tinygrad's Range gives int32 for int64, which its ScatterElements then refuses.",
         note="expect self.dtype=dtypes.long to be equal to src.dtype=dtypes.int",
+    ),
+    *(
+        Known(
+            "tinygrad",
+            jobs,
+            "hung",
+            "tinygrad's ScatterND compares every index with every position, which takes it minutes to simplify here.",
+        )
+        for jobs in ("*_long_among_short", "*_three_rounds", "scale_*", "operator_scatter_nd_add")
+    ),
+    *(
+        Known(
+            "iree",
+            "*",
+            "differs",
+            "IREE finds wrong positions where a graph asks NonZero of flags and of their opposites, as a lowered bag "
+            "does over its blocks.",
+            (kind,),
+            forms=("standard",),
+        )
+        for kind in ("value", "NaN", "infinity")
+    ),
+    Known(
+        "iree",
+        "operator_non_zero_and_not",
+        "differs",
+        "IREE finds wrong positions where a graph asks NonZero of flags and of their opposites.",
+        ("value",),
+    ),
+    Known(
+        "iree",
+        "*",
+        "refused",
+        "IREE makes float32 of float64 unless it is told not to, and then finds half of the bytes.",
+        note="exceeds backing buffer byte length",
     ),
 )
 

@@ -200,6 +200,7 @@ class _Visit:
         self._spoils = False  # a refusal leaves the runtime's process useless
         self._not_loaded: tuple[Any, process.RefusalError] | None = None  # the program that was refused last
         self._closed: dict[str, Cell] = {}  # of each form that is refused as a whole, the cell that showed it
+        self._no_good: dict[tuple[str, str], str] = {}  # why the good call of probes does not run, by form and name
 
     def all(self, jobs: Sequence[Job], tests: Sequence[probes.Probe]) -> tuple[Column, list[Cell], list[Outcome]]:
         """Its column, cells and outcomes."""
@@ -314,7 +315,7 @@ class _Visit:
         name = self._entry.name
         late = self._out_of_time()
         if late is not None:
-            return Cell(job.name, name, form, NOT_RUN, late)
+            return Cell(job.name, name, form, NOT_RUN, late, why=f"Not run: {late}.")
         load_seconds = None
         try:
             load_seconds = self._load(form, job)
@@ -378,7 +379,8 @@ class _Visit:
             status = CRASHED if isinstance(error, process.CrashError) else HUNG
             self._hangs += status == HUNG
         cell = Cell(job.name, self._entry.name, form, status, _shortened(str(error)))
-        return dataclasses.replace(cell, why=explain.why(cell))
+        # What a runtime announces is the explanation.
+        return dataclasses.replace(cell, why=f"{cell.note}." if status == UNSUPPORTED else explain.why(cell))
 
     def _probe(self, form: str, probe: probes.Probe) -> Outcome:
         outcome, note = self._judged(form, probe)
@@ -387,13 +389,21 @@ class _Visit:
     def _judged(self, form: str, probe: probes.Probe) -> tuple[str, str]:
         if self._out_of_time() is not None:
             return "not run", str(self._out_of_time())
+        good = form, probe.good.name
+        if good in self._no_good:  # nor does it now
+            return "not run", self._no_good[good]
         try:
             self._load(form, probe.good)
             if not self._good_call(probe.good):
-                return "not run", "the good call gave wrong numbers"
-        except (process.RefusalError, process.CrashError, process.HangError) as error:
-            self._loaded = None if not isinstance(error, process.RefusalError) else self._loaded
-            return "not run", str(error)
+                self._no_good[good] = "the good call gave wrong numbers"
+        except process.RefusalError as error:
+            self._no_good[good] = str(error)
+        except (process.CrashError, process.HangError) as error:
+            self._loaded = None
+            self._hangs += isinstance(error, process.HangError)
+            self._no_good[good] = str(error)
+        if good in self._no_good:
+            return "not run", self._no_good[good]
         timeout = self._entry.run_timeout
         try:
             _, outputs = self._worker.run(probe.inputs, runs=1, seconds=0, timeout=timeout)

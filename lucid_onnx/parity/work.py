@@ -71,6 +71,17 @@ def operators(pattern: str = "*") -> list[Job]:
             np.stack([np.zeros(dim), updates.sum(0, dtype=np.float64)]),
         ),
         _operator(
+            "operator_scatter_nd_add_float16",
+            "ScatterND with reduction add of float16",
+            helper.make_node("ScatterND", ["data", "indices", "updates"], ["y"], reduction="add"),
+            {
+                "data": np.zeros((2, 4), np.float16),
+                "indices": np.array([[1], [0], [1]], np.int64),
+                "updates": updates[:3, :4].astype(np.float16),
+            },
+            np.stack([updates[1, :4], updates[0, :4] + updates[2, :4]]).astype(np.float16),
+        ),
+        _operator(
             "operator_reduce_max_nan",
             "ReduceMax over rows with a NaN in them",
             helper.make_node("ReduceMax", ["data", "axes"], ["y"], keepdims=0),
@@ -102,6 +113,7 @@ def operators(pattern: str = "*") -> list[Job]:
             {"data": np.array([False, False, False, False, True])},
             np.array([[4]], np.int64),
             np.array([[0, 1, 2, 3]], np.int64),
+            open_shapes=True,
         ),
     )
     return [job for job in found if fnmatch.fnmatchcase(job.name, pattern)]
@@ -113,16 +125,24 @@ def _operator(
     nodes: onnx.NodeProto | Sequence[onnx.NodeProto],
     arrays: Mapping[str, np.ndarray],
     *exact: np.ndarray,
+    open_shapes: bool = False,
 ) -> Job:
-    """A job of a few nodes whose outputs "y", "z" must be ``exact``, in float32 or int64."""
-    results = {n: e.astype(np.int64 if e.dtype == np.int64 else np.float32) for n, e in zip("yz", exact, strict=False)}
+    """A job of a few nodes whose outputs "y", "z" must be ``exact``; float32 for float64.
+
+    With ``open_shapes`` the model does not say how large its inputs are.
+    """
+    results = {n: e.astype(np.float32) if e.dtype == np.float64 else e for n, e in zip("yz", exact, strict=False)}
     axes = {n: a for n, a in arrays.items() if n == "axes"}  # a constant, which most runtimes ask for
     inputs = {n: a for n, a in arrays.items() if n not in axes}
     kind = helper.np_dtype_to_tensor_dtype
+
+    def shape(name: str, array: np.ndarray) -> Sequence[int | str]:
+        return [f"{name}_{axis}" for axis in range(array.ndim)] if open_shapes else array.shape
+
     graph = helper.make_graph(
         [nodes] if isinstance(nodes, onnx.NodeProto) else nodes,
         name,
-        [helper.make_tensor_value_info(n, kind(a.dtype), a.shape) for n, a in inputs.items()],
+        [helper.make_tensor_value_info(n, kind(a.dtype), shape(n, a)) for n, a in inputs.items()],
         [helper.make_tensor_value_info(n, kind(a.dtype), [None] * a.ndim) for n, a in results.items()],
         [onnx.numpy_helper.from_array(a, n) for n, a in axes.items()],
     )

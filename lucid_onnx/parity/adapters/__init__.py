@@ -54,8 +54,8 @@ def _node(kind: str) -> Callable[[], Sequence[str]]:
     return lambda: javascript.command(kind)
 
 
-# The form that most runtimes take comes first: their time may be up before the end.
-_MODELS = ("standard", "given", "portable")
+# The few single operators first, then the form that most runtimes take: their time may be up before the end.
+_MODELS = ("given", "standard", "portable")
 _ALL = (
     Entry("numpy", "NumPy reference", ("call",), python(".numpy_reference:RUNTIME")),
     Entry("onnxruntime-native", "ONNX Runtime, our library", ("native", "portable"), python(".ort:NATIVE")),
@@ -72,7 +72,7 @@ _ALL = (
         _node("webgpu"),
         run_timeout=45.0,
         slow=True,
-        few=30,
+        few=100,
         why_few="WebGPU without a GPU takes seconds for a run",
     ),
     Entry("onnx-reference", "onnx.reference", _MODELS, python(".onnx_reference:RUNTIME")),
@@ -84,7 +84,8 @@ _ALL = (
         _MODELS,
         python(".tinygrad:RUNTIME"),
         slow=True,
-        few=20,
+        run_timeout=40.0,
+        few=12,
         why_few="it compiles for seconds whenever a size is new",
     ),
     Entry(
@@ -93,7 +94,7 @@ _ALL = (
         _MODELS,
         python(".iree:RUNTIME"),
         slow=True,
-        few=18,
+        few=14,
         few_programs=True,
         why_few="it compiles each for many seconds",
     ),
