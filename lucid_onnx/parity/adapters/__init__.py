@@ -54,8 +54,8 @@ def _node(kind: str) -> Callable[[], Sequence[str]]:
     return lambda: javascript.command(kind)
 
 
-# The few single operators first, then the form that most runtimes take: their time may be up before the end.
-_MODELS = ("given", "standard", "portable")
+# The few single operators first, and at the end what takes long: a runtime's time may be up before it.
+_MODELS = ("given", "portable", "standard")
 _ALL = (
     Entry("numpy", "NumPy reference", ("call",), python(".numpy_reference:RUNTIME")),
     Entry("onnxruntime-native", "ONNX Runtime, our library", ("native", "portable"), python(".ort:NATIVE")),
