@@ -170,6 +170,13 @@ KNOWN: tuple[Known, ...] = (
     ),
     Known(
         "web-webgpu",
+        "*bfloat16",
+        "refused",
+        "onnxruntime-web has no Cast to or from bfloat16 for WebGPU.",
+        note="Provider type for Cast node",
+    ),
+    Known(
+        "web-webgpu",
         "*",
         "refused",
         "onnxruntime-web has no Cast to float64 for WebGPU, which max_norm and float64 tables need.",
@@ -223,7 +230,9 @@ KNOWN: tuple[Known, ...] = (
     ),
     Known("openvino", "weights_nan_at_padding", "differs", _FLOAT64_OPENVINO, ("value",)),
     Known("openvino", "*float64", "differs", _FLOAT64_OPENVINO, ("value",)),
-    Known("openvino", "max_nan_inf", "differs", "OpenVINO gives -FLT_MAX where the maximum is -inf.", ("infinity",)),
+    Known(
+        "openvino", "max_nan_inf", "differs", "OpenVINO's ReduceMax gives -FLT_MAX where all is -inf.", ("infinity",)
+    ),
     Known(
         "openvino",
         "*bfloat16",
