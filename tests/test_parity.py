@@ -418,6 +418,14 @@ def test_every_known_difference_names_somebody(bags: list[str]) -> None:
         assert known.sentence.endswith(".")
 
 
+def test_what_is_known_explains_no_more() -> None:
+    """torch rounds a 16-bit mean twice, which is no excuse for more than that."""
+    for margin, known in ((2.0, True), (6.0, False)):
+        difference = measure.Difference("value", same_bits=False, margin=margin, wrong=1, size=20)
+        found = matrix.Cell("mean_ragged_float16", "torch", "call", "differs", difference=difference)
+        assert bool(explain.why(found)) is known
+
+
 @pytest.mark.parametrize(
     "runtime",
     ["numpy", "onnxruntime-native", "onnxruntime", "onnxruntime-node", "web-wasm-1", "web-wasm-4", "onnx-reference"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ class Known:
         kinds: of its difference; empty for any.
         note: what its note contains.
         forms: empty for any.
+        margin: the largest difference that it explains, in tolerances.
         whole_form: where one cell of a form ends so, all do, and the others are not tried.
     """
 
@@ -30,6 +32,7 @@ class Known:
     kinds: tuple[str, ...] = ()
     note: str = ""
     forms: tuple[str, ...] = ()
+    margin: float = math.inf
     whole_form: bool = False
 
 
@@ -50,6 +53,7 @@ KNOWN: tuple[Known, ...] = (
         "differs",
         "torch rounds the sum to 16 bits, divides, and rounds again.",
         ("value",),
+        margin=5,
     ),
     Known(
         "torch",
@@ -57,6 +61,7 @@ KNOWN: tuple[Known, ...] = (
         "differs",
         "torch writes the clipped rows back into the 16-bit table before it pools them.",
         ("value",),
+        margin=20,
     ),
     Known(
         "torch",
@@ -64,6 +69,7 @@ KNOWN: tuple[Known, ...] = (
         "differs",
         "torch writes the clipped rows back into the 16-bit table before it pools them.",
         ("value",),
+        margin=20,
     ),
     Known(
         "torch",
@@ -84,6 +90,7 @@ KNOWN: tuple[Known, ...] = (
         "differs",
         "torch adds one row after another in float32: the error grows with the length of the bag.",
         ("value",),
+        margin=10,
     ),
     Known(
         "torch",
@@ -91,6 +98,7 @@ KNOWN: tuple[Known, ...] = (
         "differs",
         "torch adds one row after another in float32: the error grows with the length of the bag.",
         ("value",),
+        margin=10,
     ),
     Known(
         "torch",
@@ -228,8 +236,8 @@ KNOWN: tuple[Known, ...] = (
             ("iree", "onnx.Quantized"),
         )
     ),
-    Known("openvino", "weights_nan_at_padding", "differs", _FLOAT64_OPENVINO, ("value",)),
-    Known("openvino", "*float64", "differs", _FLOAT64_OPENVINO, ("value",)),
+    Known("openvino", "weights_nan_at_padding", "differs", _FLOAT64_OPENVINO, ("value",), margin=1e6),
+    Known("openvino", "*float64", "differs", _FLOAT64_OPENVINO, ("value",), margin=1e6),
     Known(
         "openvino", "max_nan_inf", "differs", "OpenVINO's ReduceMax gives -FLT_MAX where all is -inf.", ("infinity",)
     ),
@@ -240,6 +248,7 @@ KNOWN: tuple[Known, ...] = (
         "OpenVINO computes in bfloat16 where the CPU can: products are rounded before they are added, sums before "
         "they are divided.",
         ("value",),
+        margin=1000,
     ),
     Known(
         "tinygrad",
@@ -302,6 +311,7 @@ def find(cell: Cell) -> Known | None:
             and (not known.forms or cell.form in known.forms)
             and (not known.kinds or (cell.difference is not None and cell.difference.kind in known.kinds))
             and known.note in cell.note
+            and (cell.difference is None or cell.difference.margin <= known.margin)
         ):
             return known
     return None

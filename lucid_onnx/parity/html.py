@@ -448,7 +448,7 @@ td:focus-visible{outline:2px solid var(--dot)}
 .differs,.bad{background:var(--differs);color:#fff}
 .unsteady{background:repeating-linear-gradient(45deg,var(--unsteady) 0 5px,#a6527f 5px 10px);color:#fff}
 .refused,.other{background:var(--refused);color:var(--refused-ink)}
-.unsupported,.not-run,.absent,.none{background:var(--tint);color:var(--faint)}
+.unsupported,.left-out,.not-run,.absent,.none{background:var(--tint);color:var(--faint)}
 .crashed,.hung{background:var(--dead);color:var(--dead-ink)}
 .why{list-style:none;padding:0;margin:0;columns:2 420px;column-gap:28px}
 .why li{display:flex;gap:10px;break-inside:avoid;padding:8px 0;border-top:1px solid var(--line);overflow-wrap:anywhere}
