@@ -76,7 +76,9 @@ def read() -> Text:
         words=tuple(word for word, _ in kept),
         counts=np.array([count for _, count in kept]),
         passages=tuple(
-            np.array(ids) for ids in ([number[w] for w in passage if w in number] for passage in passages) if len(ids) > 1
+            np.array(ids)
+            for ids in ([number[w] for w in passage if w in number] for passage in passages)
+            if len(ids) > 1
         ),
     )
 
@@ -167,7 +169,9 @@ def curve(losses: Sequence[float], every: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Train word vectors on Python's documentation with ONNX Runtime alone.")
+    parser = argparse.ArgumentParser(
+        description="Train word vectors on Python's documentation with ONNX Runtime alone."
+    )
     parser.add_argument("--output", type=Path, default=Path("word-vectors-loss.svg"), help="the picture of the loss")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="times that the text is read")
     parser.add_argument("--no-library", action="store_true", help="run standard operators, not our kernels")

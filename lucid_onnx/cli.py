@@ -513,8 +513,12 @@ def _parity(
         str, typer.Option(metavar="NAME,NAME", help="Which runtimes; --list shows their names.")
     ] = "all",
     cases: Annotated[
-        str, typer.Option(metavar="PATTERN", help="Of the suite, the cases with such names: 'max_*'.")
-    ] = "*",
+        str | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Of the suite, the cases with such names: 'max_*'. Without it, slow runtimes are given some of all.",
+        ),
+    ] = None,
     inputs: Annotated[
         list[str] | None,
         typer.Option(
@@ -570,18 +574,19 @@ def _parity(
     if model is None:
         if inputs or tolerance is not None:
             raise UserError("--input and --tolerance are MODEL's, and no MODEL is given")
-        jobs = [*work.conformance(cases), *work.scale(cases), *work.operators(cases)]
+        pattern = "*" if cases is None else cases
+        jobs = [*work.conformance(pattern), *work.scale(pattern), *work.operators(pattern)]
         if not jobs:
             raise UserError(f"--cases {cases}: no case has such a name")
     else:
-        if cases != "*":
+        if cases is not None:
             raise UserError(f"--cases {cases}: is the suite's, and MODEL {model} is given")
         _check_file(model)
         given = {name: _read_npy(path) for name, path in _named_files(inputs or []).items()}
         limit = work.MODEL_TOLERANCE if tolerance is None else tolerance
         with _refused(work.CannotRunError), _reading(model):
             jobs = work.model(Path(model), given, tolerance=limit)
-    limits = matrix.Limits(runs=runs, budget=budget, at_once=at_once)
+    limits = matrix.Limits(runs=runs, budget=budget, at_once=at_once, every_case=cases is not None)
     with _bars() as progress:
         report = matrix.run(chosen, jobs, bad_input=bad_input, limits=limits, progress=progress)
     texts = {

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,14 @@ from onnx import TensorProto, helper
 
 import lucid_onnx
 import planted_runtimes
+from lucid_onnx import pytest_plugin
 from lucid_onnx.cli import main
 from lucid_onnx.ops.embedding_bag import cases as bag_cases
+from lucid_onnx.parity import explain, markdown, matrix, measure, oracle, probes, process, suite, wire, work
 from lucid_onnx.parity import html as as_html
 from lucid_onnx.parity import inputs as made_inputs
-from lucid_onnx.parity import markdown, matrix, measure, oracle, probes, process, suite, wire, work
 from lucid_onnx.parity.adapters import ENTRIES, Entry, javascript, python
-from lucid_onnx.parity.explain import KNOWN
+from lucid_onnx.parity.explain import KNOWN, Known
 
 TESTS = Path(__file__).resolve().parent
 CASES = ("sum_ragged_float32", "mean_ragged_float32", "max_ragged_float32", "sum_dim_1", "sum_dim_7")
@@ -170,11 +172,52 @@ def test_a_worker_that_cannot_start_is_absent() -> None:
     assert "No module named 'no_such_module'" in str(report.columns[0].missing)
 
 
-def test_time_that_is_up_is_said() -> None:
-    limits = matrix.Limits(budget=0)
-    report = matrix.run([ENTRIES["numpy"]], jobs("sum_dim_7"), limits=limits)
-    assert [(c.status, c.note) for c in report.cells] == [("not run", "its 0 s were up")]
+def test_time_that_is_up_and_cases_that_are_left_out_are_said() -> None:
+    few = dataclasses.replace(ENTRIES["numpy"], few=2, why_few="it is only an example")
+    report = matrix.run([few], jobs(*CASES), limits=matrix.Limits(budget=0))
+    up = ("not run", "Not run: its 0 s were up.")
+    out = ("left out", "It is given 2 of 5 cases, evenly spread: it is only an example.")
+    assert {c.job: (c.status, c.why) for c in report.cells} == dict(zip(CASES, (up, out, up, out, out), strict=True))
     assert {o.outcome for o in report.outcomes} == {"not run"}
+    assert report.failures == []
+    everything = matrix.run([few], jobs(*CASES), bad_input=False, limits=matrix.Limits(runs=1, every_case=True))
+    assert {c.status for c in everything.cells} == {"equal"}
+
+
+def test_a_form_that_is_never_taken_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=":" if sys.platform != "win32" else ";")
+    known = Known("refusing", "*", "refused", "It takes no means.", note="means are beyond me", whole_form=True)
+    monkeypatch.setattr(explain, "KNOWN", (known,))
+    report = matrix.run(
+        [entry("REFUSING")],
+        jobs("max_ragged_float32", "mean_r*s_float32", "mean_ragged_float32", "sum_dim_7"),
+        bad_input=False,
+    )
+    maximum = cell(report, "refusing", "max_ragged_float32")
+    assert (maximum.status, maximum.why) == ("unsupported", "no maxima.")
+    first, second = (c for c in report.cells if c.job.startswith("mean"))
+    assert first.note == "RuntimeError: means are beyond me"
+    assert second.note == f"Not tried, as {first.job} was refused: {first.note}"
+    # Nor is any other, from then on.
+    later = report.cells[report.cells.index(second) :]
+    assert any(c.job == "sum_dim_7" for c in later)
+    assert {(c.status, c.why) for c in later} == {("refused", "It takes no means.")}
+
+
+def test_all_outputs_of_a_case_are_compared() -> None:
+    exact = (np.array([1.0, 2.0]), np.array([[3, 4]]), np.array([5.0]))
+    case = types.SimpleNamespace(
+        expected=lambda: tuple(e.astype(np.float32) if e.dtype == np.float64 else e for e in exact),
+        exact=exact,
+        tolerance=(np.float64(0.5), np.zeros((1, 2)), np.zeros(1)),
+    )
+    expected = work.case_expected(case)  # type: ignore[arg-type]
+    right = [e.rounded for e in expected]
+    assert measure.compare(right, expected).kind == "equal"
+    assert measure.compare([right[0] + np.float32(0.4), *right[1:]], expected).kind == "equal"
+    assert measure.compare([right[0], right[1] + 1, right[2]], expected).where == "output 1[0, 0] = 4, expected 3"
+    assert measure.compare([*right[:2], right[2] * 2], expected).where.startswith("output 2[0] = 10, expected 5")
+    assert measure.compare(right[:2], expected).kind == "count"
 
 
 # ---- Tolerances and distances.
@@ -361,11 +404,37 @@ def test_torchs_differences_are_found(here: matrix.Report) -> None:
         assert all(c.why for c in found.values() if c.status == status)
 
 
-def test_every_known_difference_names_somebody() -> None:
+@pytest.fixture(scope="module")
+def bags() -> list[str]:
+    """The names of all cases."""
+    return [*suite.names(), *work._large()]
+
+
+def test_every_known_difference_names_somebody(bags: list[str]) -> None:
     for known in KNOWN:
         assert known.status in matrix.STATUSES
         assert any(fnmatch.fnmatchcase(name, known.runtimes) for name in ENTRIES)
+        assert fnmatch.filter([*bags, *(job.name for job in work.operators())], known.jobs)
         assert known.sentence.endswith(".")
+
+
+def test_what_is_known_explains_no_more() -> None:
+    """torch rounds a 16-bit mean twice, which is no excuse for more than that."""
+    for margin, known in ((2.0, True), (6.0, False)):
+        difference = measure.Difference("value", same_bits=False, margin=margin, wrong=1, size=20)
+        found = matrix.Cell("mean_ragged_float16", "torch", "call", "differs", difference=difference)
+        assert bool(explain.why(found)) is known
+
+
+@pytest.mark.parametrize(
+    "runtime",
+    ["numpy", "onnxruntime-native", "onnxruntime", "onnxruntime-node", "web-wasm-1", "web-wasm-4", "onnx-reference"],
+)
+def test_what_we_promise_has_no_excuse(runtime: str, bags: list[str]) -> None:
+    """A bag that differs there fails: nothing that is known explains it away."""
+    for known in KNOWN:
+        if known.status in matrix.FAILURES and fnmatch.fnmatchcase(runtime, known.runtimes):
+            assert not fnmatch.filter(bags, known.jobs), known
 
 
 # ---- A user's model.
@@ -584,13 +653,8 @@ def test_a_case_of_the_suite_checks() -> None:
         suite.case("sum_ragged_float32", "given")
 
 
-EXAMPLE = """
-import onnxruntime
-
-def test_my_runtime(parity):
-    session = onnxruntime.InferenceSession(parity.model_bytes)
-    parity.check(session.run(None, parity.inputs))
-"""
+#: What docs/authors.md tells them to write: the fixture's example, and the one for ONNX's runner.
+FIXTURE, RUNNER = re.findall(r"```python\n(.*?)```", (TESTS.parent / "docs" / "authors.md").read_text(), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -618,7 +682,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Mapping[s
     environment["PYTHON"] = str(interpreter)
     project = folder / "project"
     project.mkdir()
-    (project / "test_mine.py").write_text(EXAMPLE)
+    (project / "test_mine.py").write_text(FIXTURE)
     return project, environment
 
 
@@ -636,41 +700,65 @@ def author(installed: tuple[Path, Mapping[str, str]], *arguments: str) -> str:
 
 
 def test_three_lines_of_an_author_run(installed: tuple[Path, Mapping[str, str]]) -> None:
-    output = author(installed, "-q", "--lucid-parity-cases", "max_ragged_float*")
-    assert "3 passed" in output, output
+    """And fail over a wrong runtime, and are nothing to who does not use them."""
+    (installed[0] / "test_wrong.py").write_text(
+        "def test_wrong(parity):\n    parity.check([e * 1.5 for e in parity.expected])\n"
+    )
+    (installed[0] / "test_other.py").write_text(
+        "import sys\nimport pytest\n\nEARLY = {'numpy', 'onnx', 'lucid_onnx.parity'} & set(sys.modules)\n\n"
+        "@pytest.fixture(params=[1, 2])\ndef parity(request):\n    return request.param\n\n"
+        "def test_own_fixture(parity):\n    assert parity in (1, 2)\n    assert not EARLY\n"
+    )
     forms = ("--lucid-parity-form", "portable", "--lucid-parity-form", "standard")
-    output = author(installed, "-v", "--lucid-parity-cases", "sum_dim_?", *forms)
+    # What does not use the fixture comes first: it must find nothing imported.
+    files = ("test_other.py", "test_mine.py", "test_wrong.py")
+    output = author(installed, "-v", "--lucid-parity-cases", "sum_dim_?", *forms, *files)
     assert "test_mine.py::test_my_runtime[sum_dim_7-portable] PASSED" in output, output
     assert "test_mine.py::test_my_runtime[sum_dim_7-standard] PASSED" in output
+    assert "sum_dim_1 (standard): output[0, 0] = " in output
+    assert "test_wrong.py::test_wrong[sum_dim_1-portable] FAILED" in output
+    assert "4 failed, 6 passed" in output
 
 
 def test_an_authors_model_runs(installed: tuple[Path, Mapping[str, str]]) -> None:
     onnx.save(two_bags(), installed[0] / "two.onnx")
-    output = author(installed, "-v", "--lucid-parity", "two.onnx")
+    output = author(installed, "-v", "--lucid-parity", "two.onnx", "test_mine.py")
     assert "test_my_runtime[two-inputs2-standard] PASSED" in output, output
     assert "3 passed" in output
-    output = author(installed, "--lucid-parity", "none.onnx")
-    assert "--lucid-parity none.onnx: no such file" in output, output
 
 
-def test_a_wrong_runtime_fails_there(installed: tuple[Path, Mapping[str, str]]) -> None:
-    (installed[0] / "test_wrong.py").write_text(
-        "def test_wrong(parity):\n    parity.check([e * 1.5 for e in parity.expected])\n"
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"--lucid-parity": ["none.onnx"]}, "--lucid-parity none.onnx: no such file"),
+        ({"--lucid-parity-cases": "none*"}, r"--lucid-parity-cases none\*: no case has such a name"),
+    ],
+)
+def test_what_the_plugin_refuses(options: Mapping[str, Any], message: str) -> None:
+    given = {"--lucid-parity": [], "--lucid-parity-cases": "*", "--lucid-parity-form": None, **options}
+    metafunc = types.SimpleNamespace(
+        fixturenames=["lucid_parity_case"], config=types.SimpleNamespace(getoption=given.__getitem__)
     )
-    output = author(installed, "-q", "test_wrong.py", "--lucid-parity-cases", "sum_dim_1")
-    assert "1 failed" in output, output
-    assert "sum_dim_1 (standard): output[0, 0] = " in output
+    with pytest.raises(pytest.UsageError, match=message):
+        pytest_plugin.pytest_generate_tests(metafunc)  # type: ignore[arg-type]
 
 
-def test_who_does_not_use_it_pays_nothing(installed: tuple[Path, Mapping[str, str]]) -> None:
-    (installed[0] / "test_other.py").write_text(
-        "import sys\nimport pytest\n\n"
-        "@pytest.fixture(params=[1, 2])\ndef parity(request):\n    return request.param\n\n"
-        "def test_own_fixture(parity):\n    assert parity in (1, 2)\n"
-        "    assert not {'numpy', 'onnx', 'lucid_onnx.parity'} & set(sys.modules)\n"
+def test_onnxs_runner_of_an_author_runs(installed: tuple[Path, Mapping[str, str]]) -> None:
+    names = ("sum_dim_7", "sum_dim_7_expanded", "max_nan_inf_expanded", "int4_bias_max_ragged_float32")
+    for name in names:
+        target = installed[0] / "models" / "conformance" / name
+        shutil.copytree(TESTS.parent / "models" / "conformance" / name, target)
+    wrong = installed[0] / "models" / "conformance" / "sum_dim_1"
+    shutil.copytree(TESTS.parent / "models" / "conformance" / "sum_dim_1", wrong)
+    (wrong / "test_data_set_0" / "output_0.pb").write_bytes(
+        onnx.numpy_helper.from_array(np.zeros((3, 1), np.float32)).SerializeToString()
     )
-    output = author(installed, "-q", "test_other.py")
-    assert "2 passed" in output, output
+    (installed[0] / "test_backend.py").write_text(RUNNER)
+    output = author(installed, "-v", "test_backend.py")
+    for name in names:
+        assert re.search(rf"test_backend.py::\w+::test_lucid_{name}_cpu PASSED", output), output
+    assert re.search(r"test_lucid_sum_dim_1_cpu FAILED", output), output
+    assert re.search(r"1 failed, 4 passed, 5 skipped", output), output  # those for CUDA
 
 
 # ---- JavaScript.

@@ -21,8 +21,8 @@ from lucid_onnx.ops import OPERATORS
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.parity import work
 
-#: The releases in which the race was seen, with two threads (onnxruntime#18048).
-SEEN_IN = ("1.31", "1.32")
+#: The releases in which the race was seen, with two threads and with four (onnxruntime#18048).
+SEEN_IN = ("1.17", "1.31", "1.32")
 SCATTERS = ("ScatterND", "ScatterElements", "Scatter")
 RUNS = 40
 

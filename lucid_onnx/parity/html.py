@@ -21,6 +21,7 @@ _SIGNS = {
     matrix.CRASHED: "✕",
     matrix.HUNG: "…",
     matrix.ABSENT: "·",
+    matrix.LEFT_OUT: "-",
     matrix.NOT_RUN: "○",
 }
 #: What makes a row worth showing.
@@ -167,7 +168,10 @@ def _head(columns: Sequence[tuple[Column, str]]) -> str:
 
 def _total(report: Report, column: Column, form: str) -> str:
     mine = [c.status for c in report.cells if (c.runtime, c.form) == (column.runtime, form)]
-    equal, ran = mine.count(matrix.EQUAL), sum(s not in (matrix.NOT_RUN, matrix.UNSUPPORTED) for s in mine)
+    equal, ran = (
+        mine.count(matrix.EQUAL),
+        sum(s not in (matrix.LEFT_OUT, matrix.NOT_RUN, matrix.UNSUPPORTED) for s in mine),
+    )
     share = "-" if not ran else "all" if equal == ran else f"{100 * equal / ran:.0f}%" if equal else "0"
     if share == "100%":
         share = "99%"
@@ -444,7 +448,7 @@ td:focus-visible{outline:2px solid var(--dot)}
 .differs,.bad{background:var(--differs);color:#fff}
 .unsteady{background:repeating-linear-gradient(45deg,var(--unsteady) 0 5px,#a6527f 5px 10px);color:#fff}
 .refused,.other{background:var(--refused);color:var(--refused-ink)}
-.unsupported,.not-run,.absent,.none{background:var(--tint);color:var(--faint)}
+.unsupported,.left-out,.not-run,.absent,.none{background:var(--tint);color:var(--faint)}
 .crashed,.hung{background:var(--dead);color:var(--dead-ink)}
 .why{list-style:none;padding:0;margin:0;columns:2 420px;column-gap:28px}
 .why li{display:flex;gap:10px;break-inside:avoid;padding:8px 0;border-top:1px solid var(--line);overflow-wrap:anywhere}

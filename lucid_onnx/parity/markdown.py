@@ -13,6 +13,7 @@ _COUNTED = (
     matrix.UNSUPPORTED,
     matrix.CRASHED,
     matrix.HUNG,
+    matrix.LEFT_OUT,
     matrix.NOT_RUN,
 )
 

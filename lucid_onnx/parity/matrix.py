@@ -20,7 +20,7 @@ from . import explain, measure, probes, process
 from .adapters import Entry, NotHereError
 from .work import Job
 
-EQUAL, DIFFERS, UNSTEADY, REFUSED, UNSUPPORTED, CRASHED, HUNG, ABSENT, NOT_RUN = (
+EQUAL, DIFFERS, UNSTEADY, REFUSED, UNSUPPORTED, CRASHED, HUNG, ABSENT, LEFT_OUT, NOT_RUN = (
     "equal",
     "differs",
     "unsteady",
@@ -29,6 +29,7 @@ EQUAL, DIFFERS, UNSTEADY, REFUSED, UNSUPPORTED, CRASHED, HUNG, ABSENT, NOT_RUN =
     "crashed",
     "hung",
     "absent",
+    "left out",
     "not run",
 )
 #: What each status means, in the order of a report.
@@ -41,6 +42,7 @@ STATUSES = {
     CRASHED: "the process of the runtime died",
     HUNG: "the process of the runtime did not answer in time",
     ABSENT: "the runtime is not here",
+    LEFT_OUT: "not among the cases that this runtime is given, unless all are asked for",
     NOT_RUN: "the runtime's time was up",
 }
 #: A runtime that claims to run something must not end so, unless it is known why.
@@ -142,12 +144,14 @@ class Limits:
         runs: of each cell, as far as ``seconds`` for it last, but at least two.
         budget: seconds for each runtime; what is left after them is "not run".
         at_once: how many runtimes run beside each other.
+        every_case: also those that a runtime's entry leaves out.
     """
 
     runs: int = 20
     seconds: float = 0.1
     budget: float = 240.0
     at_once: int = 2
+    every_case: bool = False
 
 
 #: Told of each finished piece: the runtime, how many pieces it has done, and how many it has.
@@ -194,6 +198,9 @@ class _Visit:
         self._begin = 0.0
         self._refused: int | None = None  # the cell that the process which is running refused last
         self._spoils = False  # a refusal leaves the runtime's process useless
+        self._not_loaded: tuple[Any, process.RefusalError] | None = None  # the program that was refused last
+        self._closed: dict[str, Cell] = {}  # of each form that is refused as a whole, the cell that showed it
+        self._no_good: dict[tuple[str, str], str] = {}  # why the good call of probes does not run, by form and name
 
     def all(self, jobs: Sequence[Job], tests: Sequence[probes.Probe]) -> tuple[Column, list[Cell], list[Outcome]]:
         """Its column, cells and outcomes."""
@@ -221,9 +228,16 @@ class _Visit:
                     done += 1
                     self._progress(entry.name, done, total)
             for form in entry.forms:
+                chosen, why = self._chosen(jobs, form)
                 for job in _by_program(jobs, form):
-                    cells.append(self._cell(form, job))
-                    self._look_back(form, job, cells)
+                    if job.name not in chosen:
+                        cells.append(Cell(job.name, entry.name, form, LEFT_OUT, why=why))
+                    elif form in self._closed:
+                        cells.append(dataclasses.replace(self._closed[form], job=job.name))
+                    else:
+                        cells.append(self._cell(form, job))
+                        self._look_back(form, job, cells)
+                        self._close(form, cells[-1])
                     done += 1
                     self._progress(entry.name, done, total)
             restarts = self._worker.starts - 1
@@ -249,6 +263,29 @@ class _Visit:
         ]
         return Column(entry.name, entry.title, entry.forms, None, why), cells, []
 
+    def _chosen(self, jobs: Sequence[Job], form: str) -> tuple[set[str], str]:
+        """The names of the jobs to run, and a sentence about the others."""
+        entry = self._entry
+        suite = [job for job in jobs if job.group in ("conformance", "scale") and job.program(form) is not None]
+        names = {job.name for job in jobs}
+        if entry.few is None or self._limits.every_case:
+            return names, ""
+        units = list(_programs(suite, form)) if entry.few_programs else [[job] for job in suite]
+        if len(units) <= entry.few:
+            return names, ""
+        kept = [units[k * len(units) // entry.few] for k in range(entry.few)]
+        names -= {job.name for job in suite} - {job.name for unit in kept for job in unit}
+        what = "programs, each with all of its cases" if entry.few_programs else "cases"
+        return names, f"It is given {entry.few} of {len(units)} {what}, evenly spread: {entry.why_few}."
+
+    def _close(self, form: str, cell: Cell) -> None:
+        """Ask no more of a form of which one cell ended as all will."""
+        known = explain.find(cell)
+        if known is not None and known.whole_form:
+            self._closed[form] = dataclasses.replace(
+                cell, note=f"Not tried, as {cell.job} was {cell.status}: {cell.note}"
+            )
+
     def _out_of_time(self) -> str | None:
         if self._hangs >= _HANGS_ENOUGH:
             return f"given up after {_HANGS_ENOUGH} hangs"
@@ -262,9 +299,15 @@ class _Visit:
         assert program is not None
         if program == self._loaded:
             return None
+        if self._not_loaded is not None and program == self._not_loaded[0]:
+            raise self._not_loaded[1]
         self._loaded = None
         call = None if program.call is None else dict(program.call)
-        seconds = self._worker.load(form, program.model, call, self._entry.load_timeout)
+        try:
+            seconds = self._worker.load(form, program.model, call, self._entry.load_timeout)
+        except process.RefusalError as error:
+            self._not_loaded = program, error
+            raise
         self._loaded = program
         return seconds
 
@@ -272,7 +315,7 @@ class _Visit:
         name = self._entry.name
         late = self._out_of_time()
         if late is not None:
-            return Cell(job.name, name, form, NOT_RUN, late)
+            return Cell(job.name, name, form, NOT_RUN, late, why=f"Not run: {late}.")
         load_seconds = None
         try:
             load_seconds = self._load(form, job)
@@ -336,7 +379,8 @@ class _Visit:
             status = CRASHED if isinstance(error, process.CrashError) else HUNG
             self._hangs += status == HUNG
         cell = Cell(job.name, self._entry.name, form, status, _shortened(str(error)))
-        return dataclasses.replace(cell, why=explain.why(cell))
+        # What a runtime announces is the explanation.
+        return dataclasses.replace(cell, why=f"{cell.note}." if status == UNSUPPORTED else explain.why(cell))
 
     def _probe(self, form: str, probe: probes.Probe) -> Outcome:
         outcome, note = self._judged(form, probe)
@@ -345,13 +389,21 @@ class _Visit:
     def _judged(self, form: str, probe: probes.Probe) -> tuple[str, str]:
         if self._out_of_time() is not None:
             return "not run", str(self._out_of_time())
+        good = form, probe.good.name
+        if good in self._no_good:  # nor does it now
+            return "not run", self._no_good[good]
         try:
             self._load(form, probe.good)
             if not self._good_call(probe.good):
-                return "not run", "the good call gave wrong numbers"
-        except (process.RefusalError, process.CrashError, process.HangError) as error:
-            self._loaded = None if not isinstance(error, process.RefusalError) else self._loaded
-            return "not run", str(error)
+                self._no_good[good] = "the good call gave wrong numbers"
+        except process.RefusalError as error:
+            self._no_good[good] = str(error)
+        except (process.CrashError, process.HangError) as error:
+            self._loaded = None
+            self._hangs += isinstance(error, process.HangError)
+            self._no_good[good] = str(error)
+        if good in self._no_good:
+            return "not run", self._no_good[good]
         timeout = self._entry.run_timeout
         try:
             _, outputs = self._worker.run(probe.inputs, runs=1, seconds=0, timeout=timeout)
@@ -380,13 +432,18 @@ class _Visit:
 
 def _by_program(jobs: Iterable[Job], form: str) -> list[Job]:
     """Those that have the form, with jobs over the same program beside each other: it is loaded once for them."""
+    return [job for group in _programs(jobs, form) for job in group]
+
+
+def _programs(jobs: Iterable[Job], form: str) -> Iterable[list[Job]]:
+    """Those that have the form, a list for each program."""
     groups: dict[Any, list[Job]] = {}
     for job in jobs:
         program = job.program(form)
         if program is not None:
             key = (program.model, None if program.call is None else tuple(sorted(map(repr, program.call.items()))))
             groups.setdefault(key, []).append(job)
-    return [job for group in groups.values() for job in group]
+    return groups.values()
 
 
 def _shortened(text: str) -> str:

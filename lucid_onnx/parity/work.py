@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
 from lucid_onnx.builder import to_form
 from lucid_onnx.conformance import AnyCase, case_model
@@ -77,6 +77,17 @@ def operators(pattern: str = "*") -> list[Job]:
             np.stack([np.zeros(dim), updates.sum(0, dtype=np.float64)]),
         ),
         _operator(
+            "operator_scatter_nd_add_float16",
+            "ScatterND with reduction add of float16",
+            helper.make_node("ScatterND", ["data", "indices", "updates"], ["y"], reduction="add"),
+            {
+                "data": np.zeros((2, 4), np.float16),
+                "indices": np.array([[1], [0], [1]], np.int64),
+                "updates": updates[:3, :4].astype(np.float16),
+            },
+            np.stack([updates[1, :4], updates[0, :4] + updates[2, :4]]).astype(np.float16),
+        ),
+        _operator(
             "operator_reduce_max_nan",
             "ReduceMax over rows with a NaN in them",
             helper.make_node("ReduceMax", ["data", "axes"], ["y"], keepdims=0),
@@ -97,26 +108,54 @@ def operators(pattern: str = "*") -> list[Job]:
             {"data": np.array([1, 1, 0, 1, 0], np.float32)},
             np.array([[0, 1, 3]], np.int64),
         ),
+        _operator(
+            "operator_non_zero_and_not",
+            "NonZero of five flags, and of their opposites",
+            [
+                helper.make_node("NonZero", ["data"], ["y"]),
+                helper.make_node("Not", ["data"], ["opposite"]),
+                helper.make_node("NonZero", ["opposite"], ["z"]),
+            ],
+            {"data": np.array([False, False, False, False, True])},
+            np.array([[4]], np.int64),
+            np.array([[0, 1, 2, 3]], np.int64),
+            open_shapes=True,
+        ),
     )
     return [job for job in found if fnmatch.fnmatchcase(job.name, pattern)]
 
 
-def _operator(name: str, about: str, node: onnx.NodeProto, arrays: Mapping[str, np.ndarray], exact: np.ndarray) -> Job:
-    kinds = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.int64): TensorProto.INT64}
-    result = np.dtype(np.int64 if exact.dtype == np.int64 else np.float32)
+def _operator(
+    name: str,
+    about: str,
+    nodes: onnx.NodeProto | Sequence[onnx.NodeProto],
+    arrays: Mapping[str, np.ndarray],
+    *exact: np.ndarray,
+    open_shapes: bool = False,
+) -> Job:
+    """A job of a few nodes whose outputs "y", "z" must be ``exact``; float32 for float64.
+
+    With ``open_shapes`` the model does not say how large its inputs are.
+    """
+    results = {n: e.astype(np.float32) if e.dtype == np.float64 else e for n, e in zip("yz", exact, strict=False)}
     axes = {n: a for n, a in arrays.items() if n == "axes"}  # a constant, which most runtimes ask for
     inputs = {n: a for n, a in arrays.items() if n not in axes}
+    kind = helper.np_dtype_to_tensor_dtype
+
+    def shape(name: str, array: np.ndarray) -> Sequence[int | str]:
+        return [f"{name}_{axis}" for axis in range(array.ndim)] if open_shapes else array.shape
+
     graph = helper.make_graph(
-        [node],
+        [nodes] if isinstance(nodes, onnx.NodeProto) else nodes,
         name,
-        [helper.make_tensor_value_info(n, kinds[a.dtype], a.shape) for n, a in inputs.items()],
-        [helper.make_tensor_value_info("y", kinds[result], [None] * exact.ndim)],
+        [helper.make_tensor_value_info(n, kind(a.dtype), shape(n, a)) for n, a in inputs.items()],
+        [helper.make_tensor_value_info(n, kind(a.dtype), [None] * a.ndim) for n, a in results.items()],
         [onnx.numpy_helper.from_array(a, n) for n, a in axes.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", spec.DEFAULT_OPSET)], ir_version=8)
     programs = {"given": Program("given", model.SerializeToString(deterministic=True))}
-    expected = Expected(exact.astype(result), exact.astype(np.float64), np.zeros(exact.shape))
-    return Job(name, "operators", about, inputs, [expected], programs.get)
+    expected = [Expected(r, r.astype(np.float64), np.zeros(r.shape)) for r in results.values()]
+    return Job(name, "operators", about, inputs, expected, programs.get)
 
 
 def conformance(pattern: str = "*") -> list[Job]:
@@ -153,13 +192,11 @@ def case_job(case: AnyCase, group: str) -> Job:
     attributes = case.attributes
     call: dict[str, Any] | None = None  # of a collection, which no other runtime has
     if not isinstance(case, embedding_bag_collection.cases.Case):
-        call = {"operator": "embedding_bag", **case.keywords}
+        operator = next(name for name, o in OPERATORS.items() if type(case).__module__ == o.cases.__name__)
+        call = {"operator": operator, **case.keywords}
         call = {name: "inf" if value == np.inf else value for name, value in call.items()}
     if call is not None and isinstance(attributes, quantized_embedding_bag.spec.Attributes):
-        call["operator"] = "quantized_embedding_bag"
         call |= {"codes_type": attributes.codes_type, "embedding_dim": attributes.embedding_dim}
-    if isinstance(case, embedding_bag_grad.cases.Case):
-        call = {**(call or {}), "operator": "embedding_bag_grad"}
 
     @functools.cache
     def program(form: str) -> Program | None:
@@ -169,14 +206,17 @@ def case_job(case: AnyCase, group: str) -> Job:
             return Program("call", call=call)
         return Program(form, case_model(case, form).SerializeToString(deterministic=True))
 
-    outputs: Any = (case.expected(), case.exact, case.tolerance)
-    if not isinstance(case, embedding_bag_grad.cases.Case):
-        outputs = tuple((output,) for output in outputs)
-    expected = [
-        Expected(rounded, exact, np.broadcast_to(tolerance, exact.shape))
-        for rounded, exact, tolerance in zip(*outputs, strict=True)
-    ]
-    return Job(case.name, group, _about(case), case.inputs, expected, program)
+    return Job(case.name, group, _about(case), case.inputs, case_expected(case), program)
+
+
+def case_expected(case: AnyCase) -> list[Expected]:
+    """Of each output; an operator of several has tuples where others have arrays."""
+
+    def outputs(of: Any) -> Sequence[np.ndarray]:
+        return of if isinstance(of, (list, tuple)) else (of,)
+
+    parts = zip(outputs(case.expected()), outputs(case.exact), outputs(case.tolerance), strict=True)
+    return [Expected(rounded, exact, np.broadcast_to(limit, exact.shape)) for rounded, exact, limit in parts]
 
 
 def _about(case: AnyCase) -> str:
@@ -279,7 +319,7 @@ def _bag_expected(proto: onnx.ModelProto, arrays: Mapping[str, np.ndarray]) -> l
         named.get("per_sample_weights"),
         attributes,
     )
-    return [Expected(case.expected(), case.exact, case.tolerance)]
+    return case_expected(case)
 
 
 def _expected(result: np.ndarray, tolerance: float) -> Expected:

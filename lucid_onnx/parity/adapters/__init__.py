@@ -22,6 +22,9 @@ class Entry:
         command: how to start its worker; raises `NotHereError`.
         slow: it is begun first, so that the others run beside it.
         load_timeout, run_timeout: seconds after which it hangs.
+        few: how many cases of the suite it is given unless all are asked for, for one that would need hours; None: all.
+        few_programs: ``few`` counts programs, each with all of its cases, for one that is slow to compile.
+        why_few: a clause that says what takes it so long.
     """
 
     name: str
@@ -31,6 +34,9 @@ class Entry:
     slow: bool = False
     load_timeout: float = 120.0
     run_timeout: float = 60.0
+    few: int | None = None
+    few_programs: bool = False
+    why_few: str = ""
 
 
 #: With "-m" the folder that we happen to be in would come first on the path of modules.
@@ -48,8 +54,8 @@ def _node(kind: str) -> Callable[[], Sequence[str]]:
     return lambda: javascript.command(kind)
 
 
-# The form that most runtimes take comes first: their time may be up before the end.
-_MODELS = ("standard", "given", "portable")
+# The few single operators first, and at the end what takes long: a runtime's time may be up before it.
+_MODELS = ("given", "portable", "standard")
 _ALL = (
     Entry("numpy", "NumPy reference", ("call",), python(".numpy_reference:RUNTIME")),
     Entry("onnxruntime-native", "ONNX Runtime, our library", ("native", "portable"), python(".ort:NATIVE")),
@@ -59,11 +65,38 @@ _ALL = (
     Entry("onnxruntime-node", "ONNX Runtime, Node", _MODELS, _node("node")),
     Entry("web-wasm-1", "ONNX Runtime Web, 1 thread", _MODELS, _node("wasm-1")),
     Entry("web-wasm-4", "ONNX Runtime Web, 4 threads", _MODELS, _node("wasm-4")),
-    Entry("web-webgpu", "ONNX Runtime Web, WebGPU", _MODELS, _node("webgpu"), run_timeout=45.0),
+    Entry(
+        "web-webgpu",
+        "ONNX Runtime Web, WebGPU",
+        _MODELS,
+        _node("webgpu"),
+        run_timeout=45.0,
+        slow=True,
+        few=100,
+        why_few="WebGPU without a GPU takes seconds for a run",
+    ),
     Entry("onnx-reference", "onnx.reference", _MODELS, python(".onnx_reference:RUNTIME")),
     Entry("torch", "PyTorch, eager", ("call",), python(".torch_eager:RUNTIME")),
     Entry("openvino", "OpenVINO", _MODELS, python(".openvino:RUNTIME"), slow=True),
-    Entry("tinygrad", "tinygrad", _MODELS, python(".tinygrad:RUNTIME"), slow=True),
-    Entry("iree", "IREE", _MODELS, python(".iree:RUNTIME"), slow=True),
+    Entry(
+        "tinygrad",
+        "tinygrad",
+        _MODELS,
+        python(".tinygrad:RUNTIME"),
+        slow=True,
+        run_timeout=40.0,
+        few=12,
+        why_few="it compiles for seconds whenever a size is new",
+    ),
+    Entry(
+        "iree",
+        "IREE",
+        _MODELS,
+        python(".iree:RUNTIME"),
+        slow=True,
+        few=14,
+        few_programs=True,
+        why_few="it compiles each for many seconds",
+    ),
 )
 ENTRIES: Mapping[str, Entry] = {entry.name: entry for entry in _ALL}

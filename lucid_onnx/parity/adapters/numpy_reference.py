@@ -26,6 +26,8 @@ class _NumPy:
     def load(self, program: Program) -> Any:
         if program.call is None:
             raise UnsupportedError("it takes calls, not models")
+        if program.call["operator"] not in ("embedding_bag", "embedding_bag_grad", "quantized_embedding_bag"):
+            raise UnsupportedError(f"nothing here calls the reference of {program.call['operator']}")
         return dict(program.call)
 
     def run(self, loaded: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:

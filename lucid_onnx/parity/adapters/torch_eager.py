@@ -31,8 +31,10 @@ class _Torch:
             raise UnsupportedError(
                 "torch divides by the frequency of another row (pytorch#190063), and has no sparse max"
             )
-        if program.call["operator"] != "embedding_bag":
+        if program.call["operator"] == "quantized_embedding_bag":
             raise UnsupportedError("torch's bags over codes have their numbers in another layout")
+        if program.call["operator"] != "embedding_bag":
+            raise UnsupportedError(f"nothing here calls torch for {program.call['operator']}")
         return {name: math.inf if value == "inf" else value for name, value in program.call.items()}
 
     def run(self, loaded: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
