@@ -70,6 +70,11 @@ def test_standard_form(case: cases.Case) -> None:
 
 
 @few_cases
+def test_native_form(case: cases.Case, native: None) -> None:
+    case.check(*call(case, form="native"))
+
+
+@few_cases
 def test_portable_form_has_the_standard_forms_bits(case: cases.Case) -> None:
     got = session(case_model(case, "portable"), native=False).run(None, case.inputs)
     assert bits(got) == bits(call(case, form="standard", native=False))
@@ -288,6 +293,11 @@ def calls(draw: st.DrawFn) -> cases.Case:
 
 
 @given(calls())
+def test_native_is_the_reference(native: None, case: cases.Case) -> None:
+    case.check(*call(case))
+
+
+@given(calls())
 def test_standard_is_the_reference(case: cases.Case) -> None:
     got = call(case, form="standard", native=False)
     case.check(*got)
@@ -318,8 +328,8 @@ def giant() -> cases.Case:
 
 
 @pytest.mark.parametrize("mode", ["weights", "mean", "max"])
-@pytest.mark.parametrize("form", ["portable", "standard"])
-def test_a_row_that_everybody_hits_is_exact(giant: cases.Case, mode: str, form: str) -> None:
+@pytest.mark.parametrize("form", ["native", "portable", "standard"])
+def test_a_row_that_everybody_hits_is_exact(giant: cases.Case, mode: str, form: str, native: None) -> None:
     case = giant
     if mode != "weights":
         case = dataclasses.replace(case, per_sample_weights=None, attributes=spec.Attributes(mode))
@@ -333,8 +343,8 @@ def test_a_row_that_everybody_hits_is_exact(giant: cases.Case, mode: str, form: 
             )
     expected = bits(case.expected())
     assert np.abs(case.exact[0]).max() < 2**24
-    for threads in (1, 2, 8) if form == "standard" else (2,):
-        runner = session(case_model(case, form), native=False, threads=threads)
+    for threads in (2,) if form == "portable" else (1, 2, 8):
+        runner = session(case_model(case, form), native=form == "native", threads=threads)
         for k in range(3):
             assert bits(runner.run(None, case.inputs)) == expected, f"{threads} threads, run {k}"
 
@@ -415,8 +425,10 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("wrong", "kind", "message"), REFUSED, ids=[str(k) for k in range(len(REFUSED))])
-@pytest.mark.parametrize("how", [{}, {"form": "standard", "native": False}], ids=["portable", "standard"])
-def test_refusals(how: dict[str, Any], wrong: dict[str, Any], kind: type[Exception], message: str) -> None:
+@pytest.mark.parametrize("how", [{"form": "native"}, {"form": "standard", "native": False}], ids=["native", "standard"])
+def test_refusals(
+    how: dict[str, Any], wrong: dict[str, Any], kind: type[Exception], message: str, native: None
+) -> None:
     with pytest.raises(kind) as caught:
         lucid_onnx.embedding_bag_grad(**{**GOOD, **wrong}, **how)
     assert type(caught.value) is kind

@@ -18,7 +18,7 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 
 def python_blocks() -> list[str]:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     return blocks
 
 
@@ -26,7 +26,7 @@ def test_blocks_run(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
     blocks = [block for block in python_blocks() if "import torch" not in block]
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     monkeypatch.chdir(tmp_path)
     # What an exporter would have left: torch is not needed for a graph of standard operators.
     exported = lucid_onnx.build_model(np.eye(3, dtype=np.float32), mode="sum", form="standard")
@@ -44,6 +44,10 @@ def test_blocks_run(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     np.testing.assert_allclose(names["pooled"], means, rtol=1e-6)
     # Half a step of 4 bits over [0, 1), and a float's rounding.
     np.testing.assert_allclose(names["pooled_codes"], means, atol=0.5 / 15 + 1e-6)
+    spread = np.zeros_like(names["table_grad"])
+    np.add.at(spread, names["rows"], names["values"])
+    np.testing.assert_allclose(spread, names["table_grad"], rtol=1e-6)
+    assert spread[[1, 3, 4, 5]].sum() == pytest.approx(128)  # two bags of 64 ones, shared out and none lost
     assert (tmp_path / "bag.onnx").is_file()
     assert onnx.load("small.onnx").graph.node[0].op_type == "QuantizedEmbeddingBagBias"
     assert (tmp_path / "small.onnx").stat().st_size < (tmp_path / "large.onnx").stat().st_size / 4
