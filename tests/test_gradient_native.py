@@ -208,6 +208,8 @@ def test_portable_models_run_the_kernel_where_it_is(sparse: bool) -> None:
         ({"offsets": np.zeros(0, np.int64)}, "offsets is empty, shape [0], but indices has 4 entries"),
         ({"grad_output": np.ones((3, 5), np.float32)}, "grad_output has shape [3, 5], expected [2, 5]"),
         ({"grad_output": np.ones((2, 4), np.float32)}, "grad_output has shape [2, 4], expected [2, 5]"),
+        ({"grad_output": np.ones(10, np.float32)}, "grad_output has shape [10], expected [2, 5]"),
+        ({"grad_output": np.ones((1, 2, 5), np.float32)}, "grad_output has shape [1, 2, 5], expected [2, 5]"),
         ({"weight": np.ones((4, 5), np.float32)}, "indices[1] = 5 is outside [0, 4)"),
         (
             {"per_sample_weights": np.ones(3, np.float32)},

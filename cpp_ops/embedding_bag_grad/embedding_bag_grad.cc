@@ -9,9 +9,8 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
+#include <cstdio>
 #include <cstring>
-#include <limits>
 #include <memory>
 #include <new>
 
@@ -452,15 +451,17 @@ Status SetGradOutputShape(TensorShape grad_output, EmbeddingBagGradArgs* args) {
   const Status status = CountBags(args->forward, &num_bags);
   if (!status.ok()) return status;
   const int64_t columns = args->forward.weight_shape[1];
-  if (grad_output.rank != 2) {
-    return Refuse("grad_output has %lld dimensions, expected [%lld, %lld]",
-                  Wide(static_cast<int64_t>(grad_output.rank)), Wide(num_bags), Wide(columns));
+  if (grad_output.rank == 2) {
+    args->grad_output_shape[0] = grad_output.dims[0];
+    args->grad_output_shape[1] = grad_output.dims[1];
+    if (grad_output.dims[0] == num_bags && grad_output.dims[1] == columns) return status;
   }
-  args->grad_output_shape[0] = grad_output.dims[0];
-  args->grad_output_shape[1] = grad_output.dims[1];
-  if (grad_output.dims[0] == num_bags && grad_output.dims[1] == columns) return status;
-  return Refuse("grad_output has shape [%lld, %lld], expected [%lld, %lld]",
-                Wide(grad_output.dims[0]), Wide(grad_output.dims[1]), Wide(num_bags),
+  char shape[120] = "";
+  for (size_t i = 0, used = 0; i < grad_output.rank && used + 28 < sizeof(shape); ++i) {
+    used += static_cast<size_t>(std::snprintf(shape + used, sizeof(shape) - used, "%s%lld",
+                                              i ? ", " : "", Wide(grad_output.dims[i])));
+  }
+  return Refuse("grad_output has shape [%s], expected [%lld, %lld]", shape, Wide(num_bags),
                 Wide(columns));
 }
 
