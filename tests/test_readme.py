@@ -38,6 +38,8 @@ def test_blocks_run(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     names: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
+    assert names["loss"] < 0.2
+    assert set(np.flatnonzero(names["trained"].any(1))) == {1, 3, 4, 5}
     table = names["table"]
     assert isinstance(table, np.ndarray)
     means = [table[[3, 1]].mean(0), table[[4, 1, 5]].mean(0)]
