@@ -44,7 +44,7 @@ def test_the_loss_is_the_same_without_the_library(native: None, example: Any, te
     trainers = {way: example.trainer(text, native=way) for way in (True, False)}
     losses = {way: [trainer.step(example.LEARNING_RATE, **b) for b in batches] for way, trainer in trainers.items()}
     # log 2 for every pair, as the words' other rows are zeros: nothing is known yet
-    assert losses[True][0] == pytest.approx(np.log(2), abs=1e-6)
+    assert losses[True][0] == pytest.approx(np.log(2), abs=2e-5)  # a float32 sum, one term after another
     np.testing.assert_allclose(losses[True], losses[False], rtol=0, atol=1e-5)
     assert losses[True][-1] < 0.95 * losses[True][0]
 
