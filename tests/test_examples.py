@@ -52,9 +52,8 @@ def test_the_loss_is_the_same_without_the_library(native: None, example: Any, te
 def test_batches_are_words_of_one_passage(example: Any) -> None:
     """With passages that have no word in common, no bag may have words of another's passage."""
     passages = tuple(np.arange(30 * k, 30 * k + 30) for k in range(80))
-    text = example.Text(
-        tuple(f"w{i}" for i in range(2400)), np.full(2400, 9), passages
-    )  # none so frequent that it is left out
+    # No word is so frequent that it is left out.
+    text = example.Text(tuple(f"w{i}" for i in range(2400)), np.full(2400, 9), passages)
     (batch, *_) = example.batches(text, 1, np.random.default_rng(0))
     owners = np.repeat(np.arange(example.BATCH), np.diff(batch["offsets"], append=len(batch["indices"])))
     centres = batch["targets"][owners, 0]
