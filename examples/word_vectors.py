@@ -2,8 +2,8 @@
 
     python examples/word_vectors.py
 
-This is CBOW with negative sampling. The words around a word are a bag, and their mean should score high with that word and
-low with words drawn at random::
+This is CBOW with negative sampling. The words around a word are a bag, and their mean should score high with that word
+and low with words drawn at random::
 
     bag    = mean of table[words around]                       (ai.lucid::EmbeddingBag)
     loss   = -log sigmoid(bag . other[word]) - sum over the drawn of log sigmoid(-bag . other[drawn])
@@ -68,18 +68,20 @@ def read() -> Text:
         tree = ast.parse(path.read_bytes())
         kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         texts += [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, kinds)]
+    return text_of(texts)
+
+
+def text_of(texts: Sequence[str]) -> Text:
+    """The words of texts in any case, where they occur `_LEAST` times or more."""
     passages = [re.findall(r"[a-z]+", passage.lower()) for text in texts for passage in re.split(r"\n\s*\n", text)]
     counts = Counter(word for passage in passages for word in passage if len(word) > 1)
     kept = [(word, count) for word, count in counts.most_common() if count >= _LEAST]
     number = {word: i for i, (word, _) in enumerate(kept)}
+    known = ([number[word] for word in passage if word in number] for passage in passages)
     return Text(
         words=tuple(word for word, _ in kept),
         counts=np.array([count for _, count in kept]),
-        passages=tuple(
-            np.array(ids)
-            for ids in ([number[w] for w in passage if w in number] for passage in passages)
-            if len(ids) > 1
-        ),
+        passages=tuple(np.array(ids) for ids in known if len(ids) > 1),
     )
 
 
@@ -169,9 +171,7 @@ def curve(losses: Sequence[float], every: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description="Train word vectors on Python's documentation with ONNX Runtime alone."
-    )
+    parser = argparse.ArgumentParser(description="Train word vectors by ONNX Runtime alone.")
     parser.add_argument("--output", type=Path, default=Path("word-vectors-loss.svg"), help="the picture of the loss")
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="times that the text is read")
     parser.add_argument("--no-library", action="store_true", help="run standard operators, not our kernels")
@@ -198,11 +198,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         files.open(given.output.name).write(curve(losses, every).encode())
     console.print(
         f"{len(losses)} steps in {time.perf_counter() - begin:.0f} s: loss {np.mean(losses[:20]):.4f} at first,"
-        f" {np.mean(losses[-100:]):.4f} at last; drawn to {os.fspath(given.output)}"
+        f" {np.mean(losses[-100:]):.4f} at last; drawn to {os.fspath(given.output)}",
+        soft_wrap=True,
     )
     for word in ASKED:
         if word in text.words:
-            console.print(f"[bold]{word:<10}[/] {' '.join(neighbours(text, step.tables['weight'], word))}")
+            console.print(
+                f"[bold]{word:<10}[/] {' '.join(neighbours(text, step.tables['weight'], word))}", soft_wrap=True
+            )
     return 0
 
 

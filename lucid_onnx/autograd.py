@@ -34,8 +34,8 @@ def embedding_bag(
 
     - leaves the table as it is: ``max_norm`` clips rows as they are read, where torch writes them back into ``weight``.
       The output and the gradients of a call are the same;
-    - has ``scale_grad_by_freq`` with ``sparse``, ``sparse`` with "max", and "max" with ``per_sample_weights`` = None in
-      16 bits as the specification says (``lucid_onnx.ops.embedding_bag_grad.spec``): accumulated in float32;
+    - has ``scale_grad_by_freq`` and ``sparse`` in every mode, and divides by the row's own count;
+    - accumulates gradients of 16 bits in float32, and rounds once (``lucid_onnx.ops.embedding_bag_grad.spec``);
     - leaves positions behind the last of ``include_last_offset`` out of every bag;
     - refuses what the specification refuses, with its errors: an index outside the table is an IndexError.
 

@@ -249,7 +249,7 @@ def _mse(e: Emitter, pooled: str, reduction: str, dtype: np.dtype) -> str:
     """Write ``loss``; its gradient [B, D]."""
     target = _of_shape(e, "target", e.Shape(pooled))
     difference = e.Sub(pooled, target)
-    total = e.ReduceSum(e.Mul(difference, difference), keepdims=0)
+    total = _total(e, e.Mul(difference, difference))
     two = e.constant(dtype.type(2))
     return _reduced(e, total, e.Mul(two, difference), e.Size(target), reduction, dtype)
 
@@ -273,7 +273,7 @@ def _logistic(e: Emitter, tables: _Tables, pooled: str, reduction: str, dtype: n
     zero, one = e.constant(dtype.type(0)), e.constant(dtype.type(1))
     # log(1 + exp(s)) - s * label, without an exp that overflows.
     softplus = e.Add(e.Max(scores, zero), e.Log(e.Add(one, e.Exp(e.Neg(e.Abs(scores))))))
-    total = e.ReduceSum(e.Sub(softplus, e.Mul(scores, labels)), keepdims=0)
+    total = _total(e, e.Sub(softplus, e.Mul(scores, labels)))
     by_score = _reduced(e, total, e.Sub(e.Sigmoid(scores), labels), e.Size(labels), reduction, dtype)
     gradient = e.reduce("ReduceSum", e.Mul(rows, e.Unsqueeze(by_score, [2])), 1)
     # Position p is bag p / K's: the gradient of a row is a weighted sum of bags.
@@ -282,6 +282,11 @@ def _logistic(e: Emitter, tables: _Tables, pooled: str, reduction: str, dtype: n
     bags = e.Div(found.order, e.Max(num_targets, 1))
     tables.update("target_weight", found.rows, _sums(e, pooled, bags, found.starts, weights, dtype))
     return str(gradient)
+
+
+def _total(e: Emitter, terms: str) -> str:
+    """The sum of [B, K]: row by row and then of rows, as ONNX Runtime adds one after another."""
+    return str(e.ReduceSum(e.reduce("ReduceSum", terms, 1), keepdims=0))
 
 
 def _reduced(e: Emitter, total: str, gradient: str, count: str, reduction: str, dtype: np.dtype) -> str:

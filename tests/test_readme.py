@@ -19,7 +19,7 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 
 def python_blocks() -> list[str]:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 9
+    assert len(blocks) == 11
     return blocks
 
 
@@ -27,7 +27,7 @@ def test_blocks_run(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
     blocks = [block for block in python_blocks() if "import torch" not in block]
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     monkeypatch.chdir(tmp_path)
     # What an exporter would have left: torch is not needed for a graph of standard operators.
     exported = lucid_onnx.build_model(np.eye(3, dtype=np.float32), mode="sum", form="standard")
@@ -42,6 +42,8 @@ def test_blocks_run(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     names: dict[str, Any] = {"trained": trained}
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
+    assert names["loss"] < 0.2
+    assert set(np.flatnonzero(names["trained"].any(1))) == {1, 3, 4, 5}
     table = names["table"]
     assert isinstance(table, np.ndarray)
     means = [table[[3, 1]].mean(0), table[[4, 1, 5]].mean(0)]
@@ -67,7 +69,7 @@ def test_blocks_run(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_block_for_torch_runs(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
-    (block,) = [block for block in python_blocks() if "import torch" in block]
+    block, training = [block for block in python_blocks() if "import torch" in block]
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(compile(block, str(README), "exec"), names)
@@ -77,3 +79,7 @@ def test_the_block_for_torch_runs(native: None, tmp_path: Path, monkeypatch: pyt
     got = lucid_onnx.InferenceSession("module.onnx").run(None, {"input": words, "offsets": starts})[0]
     expected = names["module"](torch.from_numpy(words), torch.from_numpy(starts)).detach().numpy()
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+    exec(compile(training, str(README), "exec"), names)
+    rows = names["rows"].detach()
+    mean = rows[[3, 1]].mean(0)
+    torch.testing.assert_close(names["rows"].grad.to_dense()[[3, 1, 4]], torch.stack([mean, mean, 2 * rows[4]]))

@@ -145,7 +145,7 @@ def test_no_operator_knows_another() -> None:
 
 #: What the tools may import of each other. What is not listed may import nothing but the meaning.
 TOOLS: dict[str, set[str]] = {
-    "__init__": {"reference", "builder", "library", "functional", "session", "rewrite", "parity"},
+    "__init__": {"reference", "builder", "library", "functional", "session", "rewrite", "parity", "training"},
     "pytest_plugin": {"parity"},
     "builder": set(),
     "conformance": {"builder"},
@@ -153,7 +153,9 @@ TOOLS: dict[str, set[str]] = {
     "reference": set(),
     "session": {"builder", "library"},
     "functional": {"builder", "library", "session"},
-    "torch": {"builder"},
+    "torch": {"builder", "autograd"},
+    "autograd": {"functional"},
+    "training": {"builder", "session"},
     "info": {"session", "library", "__version__"},
     "demo": {"builder", "info", "reference", "session", "InferenceSession"},
     "checkpoint": set(),
@@ -183,6 +185,7 @@ EAGER = {
     "cli": {"typer", "rich"},
     "info": {"google"},
     "torch": {"torch", "onnxscript", "onnx_ir"},
+    "autograd": {"torch"},
 }
 EAGER["pytest_plugin"] = {"pytest"}
 EAGER |= {
