@@ -19,7 +19,7 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 
 def python_blocks() -> list[str]:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 11
+    assert len(blocks) == 13
     return blocks
 
 
@@ -27,7 +27,7 @@ def test_blocks_run(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
     blocks = [block for block in python_blocks() if "import torch" not in block]
-    assert len(blocks) == 9
+    assert len(blocks) == 11
     monkeypatch.chdir(tmp_path)
     # What an exporter would have left: torch is not needed for a graph of standard operators.
     exported = lucid_onnx.build_model(np.eye(3, dtype=np.float32), mode="sum", form="standard")
