@@ -171,3 +171,30 @@ class Emitter:
         if op_type == "ReduceSum" or self.opset >= 18:
             return self.node(op_type, (x, [axis]), {"keepdims": keepdims})
         return self.node(op_type, (x,), {"axes": [axis], "keepdims": keepdims})
+
+
+def forms(
+    spec: Any, expand: Callable[[Emitter, Any, Sequence[str], Sequence[str]], None]
+) -> tuple[Callable[[Any, int], onnx.FunctionProto], Callable[..., list[onnx.NodeProto]]]:
+    """An operator's ``function`` and ``nodes``, from what writes its nodes into an Emitter."""
+
+    def function(op: Any, opset: int) -> onnx.FunctionProto:
+        """The operator as a model-local function, generic in its attributes and dtypes."""
+        e = Emitter(opset)
+        expand(e, op, op.inputs, op.outputs)
+        return e.function(spec.DOMAIN, op.name, op.inputs, op.outputs, spec.attribute_names(op))
+
+    def nodes(
+        op: Any,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        attributes: dict[str, int | float],
+        opset: int,
+        prefix: str,
+    ) -> list[onnx.NodeProto]:
+        """The operator as standard nodes for one node's attributes (see ``spec.Attributes.to_onnx``)."""
+        e = Emitter(opset, prefix, attributes)
+        expand(e, op, inputs, outputs)
+        return e.nodes
+
+    return function, nodes

@@ -4,6 +4,7 @@
 
 #include "base/types.h"
 #include "embedding_bag/embedding_bag.h"
+#include "embedding_bag/tasks.h"
 
 namespace lucid {
 namespace {
@@ -23,9 +24,6 @@ struct ShapeText {
     std::snprintf(text + used, sizeof(text) - used, "]");
   }
 };
-
-// For %lld: int64_t is long on some platforms and long long on others.
-long long Wide(int64_t x) { return x; }
 
 bool IsQuantized(int32_t dtype) { return dtype >= kInt8; }
 

@@ -10,6 +10,7 @@
 
 #include "base/types.h"
 #include "embedding_bag/pool_rows.h"
+#include "embedding_bag/tasks.h"
 
 namespace lucid {
 
@@ -30,22 +31,6 @@ constexpr const PoolKernel* kKernels[] = {
 static_assert(sizeof(kKernels) / sizeof(kKernels[0]) == kIsaCount, "a kernel per instruction set");
 
 std::atomic<int64_t> g_runs[kIsaCount];
-
-// Less work than this, in bytes of table rows, is done at once on the caller's thread: a real
-// ParallelFor leaves the host's threads spinning, which costs the next small run more than it won.
-constexpr double kInlineBytes = 128 << 10;
-
-// A task is about this many bytes of rows, but there are never more than kMostTasks of them (the
-// pieces of long bags are tasks of their own).
-constexpr double kTaskBytes = 64 << 10;
-constexpr int64_t kMostTasks = 128;
-
-// For %lld: int64_t is long on some platforms and long long on others.
-long long Wide(int64_t x) { return x; }
-
-int64_t IndexAt(const void* base, int32_t type, int64_t i) {
-  return type == kInt64 ? LoadUnaligned<int64_t>(base, i) : LoadUnaligned<int32_t>(base, i);
-}
 
 template <class I>
 Status CheckOffsetsOf(const EmbeddingBagArgs& a, int64_t* longest) {

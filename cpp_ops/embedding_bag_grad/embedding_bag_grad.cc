@@ -17,6 +17,7 @@
 #include "base/clear.h"
 #include "base/types.h"
 #include "embedding_bag/pool_rows.h"
+#include "embedding_bag/tasks.h"
 #include "embedding_bag_grad/grad_rows.h"
 
 namespace lucid {
@@ -39,10 +40,6 @@ static_assert(sizeof(kKernels) / sizeof(kKernels[0]) == kIsaCount, "a kernel per
 
 std::atomic<int64_t> g_runs[kIsaCount];
 
-// Less work than this, in bytes, is done on the caller's thread: see embedding_bag.cc.
-constexpr double kInlineBytes = 128 << 10;
-constexpr double kTaskBytes = 64 << 10;
-constexpr int64_t kMostTasks = 128;
 constexpr int64_t kClearBytes = 1 << 20;        // of a task that clears, or more
 constexpr int64_t kMostCachedBytes = 32 << 20;  // to be cleared by way of the caches
 
@@ -50,13 +47,6 @@ constexpr int64_t kMostCachedBytes = 32 << 20;  // to be cleared by way of the c
 constexpr int64_t kChunk = 4096;
 constexpr int64_t kMostChunks = 32;
 constexpr int kMostDigitBits = 11;  // of a row number: what a pass of the sort looks at
-
-// For %lld: int64_t is long on some platforms and long long on others.
-long long Wide(int64_t x) { return x; }
-
-int64_t IndexAt(const void* base, int32_t type, int64_t i) {
-  return type == kInt64 ? LoadUnaligned<int64_t>(base, i) : LoadUnaligned<int32_t>(base, i);
-}
 
 // Room for count elements that nobody has written to; null if there is none.
 template <class E>

@@ -19,39 +19,18 @@ table without rows has nothing to gather, not even for the dummy; then there are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import onnx
 
-from ..emit import Emitter
+from ..emit import Emitter, forms
 from . import spec
 
 _INT, _FLOAT = onnx.AttributeProto.INT, onnx.AttributeProto.FLOAT
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 64
 _MAX = spec.MODES.index("max")
-
-
-def function(op: spec.Variant, opset: int) -> onnx.FunctionProto:
-    """The operator as a model-local function, generic in its attributes and dtypes."""
-    e = Emitter(opset)
-    expand(e, op, op.inputs, *op.outputs)
-    return e.function(spec.DOMAIN, op.name, op.inputs, op.outputs, spec.attribute_names(op))
-
-
-def nodes(
-    op: spec.Variant,
-    inputs: tuple[str, ...],
-    outputs: tuple[str, ...],
-    attributes: dict[str, int | float],
-    opset: int,
-    prefix: str,
-) -> list[onnx.NodeProto]:
-    """The operator as standard nodes for one node's attributes (see `spec.Attributes.to_onnx`)."""
-    e = Emitter(opset, prefix, attributes)
-    expand(e, op, inputs, *outputs)
-    return e.nodes
 
 
 class Table(NamedTuple):
@@ -74,7 +53,7 @@ class Layout(Protocol):
     def inputs(self) -> tuple[str, ...]: ...
 
 
-def expand(e: Emitter, op: spec.Variant, inputs: tuple[str, ...], output: str) -> None:
+def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Write the operator's nodes into ``e``."""
     weight = inputs[0]
     table = Table(
@@ -83,10 +62,10 @@ def expand(e: Emitter, op: spec.Variant, inputs: tuple[str, ...], output: str) -
         lambda index: e.cast_to_attribute(e.Gather(weight, index), "stash_type"),
         weight,
     )
-    pool(e, op, inputs, output, table)
+    pool(e, op, inputs, outputs[0], table)
 
 
-def pool(e: Emitter, op: Layout, inputs: tuple[str, ...], output: str, table: Table) -> None:
+def pool(e: Emitter, op: Layout, inputs: Sequence[str], output: str, table: Table) -> None:
     """Write into ``e`` the nodes that pool the rows of a table, whatever it is made of."""
     if not spec.MIN_OPSET <= e.opset <= spec.MAX_OPSET:
         raise ValueError(f"opset = {e.opset} is outside [{spec.MIN_OPSET}, {spec.MAX_OPSET}]")
@@ -491,3 +470,6 @@ class _Padding:
             counted,
             lambda b: lengths,
         )
+
+
+function, nodes = forms(spec, expand)

@@ -15,41 +15,21 @@ for the other modes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import onnx
 
 from ..embedding_bag import spec as bags
 from ..embedding_bag.lowering import Segments, Table, clipped, pool, read_bags, refusal, stash
-from ..emit import Emitter
+from ..emit import Emitter, forms
 from . import spec
 
 _INT = onnx.AttributeProto.INT
 _MEAN, _MAX = bags.MODES.index("mean"), bags.MODES.index("max")
 
 
-def function(op: spec.Variant, opset: int) -> onnx.FunctionProto:
-    """The operator as a model-local function, generic in its attributes and dtypes."""
-    e = Emitter(opset)
-    expand(e, op, op.inputs, op.outputs)
-    return e.function(spec.DOMAIN, op.name, op.inputs, op.outputs, spec.attribute_names(op))
-
-
-def nodes(
-    op: spec.Variant,
-    inputs: tuple[str, ...],
-    outputs: tuple[str, ...],
-    attributes: dict[str, int | float],
-    opset: int,
-    prefix: str,
-) -> list[onnx.NodeProto]:
-    """The operator as standard nodes for one node's attributes (see `spec.Attributes.to_onnx`)."""
-    e = Emitter(opset, prefix, attributes)
-    expand(e, op, inputs, outputs)
-    return e.nodes
-
-
-def expand(e: Emitter, op: spec.Variant, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
+def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Write the operator's nodes into ``e``."""
     if not bags.MIN_OPSET <= e.opset <= bags.MAX_OPSET:
         raise ValueError(f"opset = {e.opset} is outside [{bags.MIN_OPSET}, {bags.MAX_OPSET}]")
@@ -266,3 +246,6 @@ def _write_entries(
     )
     e.node("Identity", (at.row,), {}, result["rows"])
     e.node("CastLike", (values, weight), {}, result["values"])
+
+
+function, nodes = forms(spec, expand)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx
 
 from ..embedding_bag.lowering import Table, pool
-from ..emit import Emitter
+from ..emit import Emitter, forms
 from . import spec
 
 _INT = onnx.AttributeProto.INT
@@ -14,28 +16,7 @@ _NIBBLES = tuple(t.onnx_type for t in spec.CODES_TYPES.values() if t.bits == 4)
 _INT4 = spec.CODES_TYPES["int4"].onnx_type
 
 
-def function(op: spec.Variant, opset: int) -> onnx.FunctionProto:
-    """The operator as a model-local function, generic in its attributes and dtypes."""
-    e = Emitter(opset)
-    expand(e, op, op.inputs, *op.outputs)
-    return e.function(spec.DOMAIN, op.name, op.inputs, op.outputs, spec.attribute_names(op))
-
-
-def nodes(
-    op: spec.Variant,
-    inputs: tuple[str, ...],
-    outputs: tuple[str, ...],
-    attributes: dict[str, int | float],
-    opset: int,
-    prefix: str,
-) -> list[onnx.NodeProto]:
-    """The operator as standard nodes for one node's attributes (see `spec.Attributes.to_onnx`)."""
-    e = Emitter(opset, prefix, attributes)
-    expand(e, op, inputs, *outputs)
-    return e.nodes
-
-
-def expand(e: Emitter, op: spec.Variant, inputs: tuple[str, ...], output: str) -> None:
+def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Write the operator's nodes into ``e``."""
     named = dict(zip(op.inputs, inputs, strict=True))
     codes, scale = named["codes"], named["scale"]
@@ -60,7 +41,7 @@ def expand(e: Emitter, op: spec.Variant, inputs: tuple[str, ...], output: str) -
             values = e.Add(values, number(named["bias"], index))
         return values
 
-    pool(e, op, inputs, output, Table(e.Shape(codes, start=0, end=1), dim, rows, scale))
+    pool(e, op, inputs, outputs[0], Table(e.Shape(codes, start=0, end=1), dim, rows, scale))
 
 
 def _unpacked(e: Emitter, stored: str, dim: str) -> str:
@@ -77,3 +58,6 @@ def _unpacked(e: Emitter, stored: str, dim: str) -> str:
     signed = e.Equal(e.attribute("codes_type", _INT), _INT4)
     wrap = e.Where(signed, number(16), number(0))
     return str(e.Sub(nibbles, e.Mul(wrap, e.Floor(e.Mul(nibbles, number(1 / 8))))))
+
+
+function, nodes = forms(spec, expand)

@@ -20,19 +20,10 @@
 #include <vector>
 
 #include "base/pages.h"
+#include "base/test/testing.h"
 
 namespace lucid {
 namespace {
-
-int g_failures = 0;
-
-#define CHECK(condition)                                          \
-  do {                                                            \
-    if (!(condition)) {                                           \
-      std::printf("%s:%d: %s\n", __FILE__, __LINE__, #condition); \
-      ++g_failures;                                               \
-    }                                                             \
-  } while (false)
 
 constexpr size_t kMiB = size_t{1} << 20;
 constexpr TableMemory kAuto = TableMemory::kAuto, kInplace = TableMemory::kInplace,

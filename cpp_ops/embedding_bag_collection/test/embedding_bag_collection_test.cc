@@ -14,46 +14,12 @@
 #include <thread>
 #include <vector>
 
+#include "base/test/testing.h"
 #include "base/types.h"
 #include "embedding_bag/embedding_bag.h"
 
 namespace lucid {
 namespace {
-
-int g_failures = 0;
-int64_t g_checks = 0;
-
-#define CHECK(condition, ...)                                     \
-  do {                                                            \
-    ++g_checks;                                                   \
-    if (!(condition) && ++g_failures <= 20) {                     \
-      std::printf("%s:%d: %s: ", __FILE__, __LINE__, #condition); \
-      std::printf(__VA_ARGS__);                                   \
-      std::printf("\n");                                          \
-    }                                                             \
-  } while (false)
-
-std::mt19937_64 g_random(20240611);
-int64_t Below(int64_t n) { return static_cast<int64_t>(g_random() % static_cast<uint64_t>(n)); }
-
-bool RunThreads(void* host, void (*task)(void*, size_t), size_t count, void* argument) {
-  std::atomic<size_t> next{0};
-  const auto work = [&] {
-    for (size_t i; (i = next.fetch_add(1)) < count;) task(argument, i);
-  };
-  std::vector<std::thread> threads;
-  for (int i = 1; i < *static_cast<int*>(host); ++i) threads.emplace_back(work);
-  work();
-  for (std::thread& thread : threads) thread.join();
-  return true;
-}
-
-bool RunBackwards(void*, void (*task)(void*, size_t), size_t count, void* argument) {
-  while (count > 0) task(argument, --count);
-  return true;
-}
-
-bool RefuseToRun(void*, void (*)(void*, size_t), size_t, void*) { return false; }
 
 std::vector<Isa> Isas() {
   std::vector<Isa> found;

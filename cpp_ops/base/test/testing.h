@@ -1,0 +1,70 @@
+// What the C++ tests share: checks that go on after a failure, random numbers, and hosts to run
+// tasks.
+#pragma once
+
+#include <atomic>
+#include <cstdarg>
+#include <cstdint>
+#include <cstdio>
+#include <random>
+#include <thread>
+#include <vector>
+
+namespace lucid {
+
+inline int64_t g_checks = 0;
+inline int g_failures = 0;
+
+// Prints the first ones.
+inline void Fail(const char* file, int line, const char* condition, const char* format, ...) {
+  if (++g_failures > 20) return;
+  std::printf("%s:%d: %s: ", file, line, condition);
+  va_list arguments;
+  va_start(arguments, format);
+  std::vprintf(format, arguments);
+  va_end(arguments);
+  std::printf("\n");
+}
+
+// CHECK(condition) or CHECK(condition, "what else to print", ...), which is looked at on failure.
+#define CHECK(condition, ...)                                                        \
+  do {                                                                               \
+    ++::lucid::g_checks;                                                             \
+    if (!(condition)) ::lucid::Fail(__FILE__, __LINE__, #condition, "" __VA_ARGS__); \
+  } while (false)
+
+// The same numbers in every run.
+inline std::mt19937_64 g_random(20240607);
+
+inline int64_t Below(int64_t n) {
+  return static_cast<int64_t>(g_random() % static_cast<uint64_t>(n));
+}
+
+inline double Normal() {
+  static std::normal_distribution<double> normal;
+  return normal(g_random);
+}
+
+// ---- Hosts: so many threads, one that takes the tasks in the worst order, and none.
+
+inline bool RunThreads(void* host, void (*task)(void*, size_t), size_t count, void* argument) {
+  const int num_threads = *static_cast<int*>(host);
+  std::atomic<size_t> next{0};
+  const auto work = [&] {
+    for (size_t i; (i = next.fetch_add(1)) < count;) task(argument, i);
+  };
+  std::vector<std::thread> threads;
+  for (int i = 1; i < num_threads; ++i) threads.emplace_back(work);
+  work();
+  for (std::thread& thread : threads) thread.join();
+  return true;
+}
+
+inline bool RunBackwards(void*, void (*task)(void*, size_t), size_t count, void* argument) {
+  while (count > 0) task(argument, --count);
+  return true;
+}
+
+inline bool RefuseToRun(void*, void (*)(void*, size_t), size_t, void*) { return false; }
+
+}  // namespace lucid
