@@ -373,6 +373,10 @@ void TestSweep() {
           c.norm_type = std::vector<double>{2, 1, kInfinity, 3, 0.5}[static_cast<size_t>(Below(5))];
           // Of p = 1/2, the norm of many columns has more digits than a float tells apart.
           if (c.norm_type == 0.5) c.max_norm = static_cast<double>(columns * columns);
+          // What is clipped to max_norm itself is equal but for the last bit, which is not what
+          // decides on a maximum here.
+          if (c.mode == kMax && c.norm_type == kInfinity) c.norm_type = 2;
+          if (c.mode == kMax && columns == 1) c.max_norm = kInfinity;
         }
         CheckCase(&c, {1});
       }
