@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import lucid_onnx
 from lucid_onnx.builder import Replacing
@@ -186,7 +186,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     step = trainer(text, native=not given.no_library)
     console.print(f"a step runs {'standard operators' if given.no_library else 'on our kernels'}")
     losses: list[float] = []
-    columns = (TextColumn("loss {task.fields[loss]:.4f}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f} steps"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=None, loss=np.nan)
         for batch in batches(text, given.epochs, np.random.default_rng(1)):
