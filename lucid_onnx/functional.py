@@ -239,15 +239,15 @@ def embedding_bag_collection(
     op, given = collection.arrange(x, weights, offsets, per_sample_weights, packed=packed)
     collection.check_layout(op, given, attributes)
     _check_choices(form, native, "cpu")
-    kernel = native and form != "standard"
-    if not kernel:
-        collection.check_inputs(op, given, attributes)
     dtypes = tuple((name, given[name].dtype.name) for name in op.inputs)
-    try:
-        return np.asarray(_collection_session(op, attributes, dtypes, form, kernel).run(["output"], given)[0])
-    except Exception:
-        collection.check_inputs(op, given, attributes)
-        raise
+    kernel = native and form != "standard"
+    return _answer(
+        lambda: _collection_session(op, attributes, dtypes, form, kernel),
+        op.outputs,
+        given,
+        lambda: collection.check_inputs(op, given, attributes),
+        kernel,
+    )[0]
 
 
 @functools.lru_cache(maxsize=32)
@@ -291,25 +291,32 @@ def _run(
     indices, starts = given["indices"], given["offsets"]
     assert indices is not None
     kernel = native and form != "standard"
+    index_dtypes = indices.dtype.name, indices.dtype.name if starts is None else starts.dtype.name
+    return _answer(
+        lambda: _session(op.name, attributes, dtype.name, *index_dtypes, form, kernel, provider),
+        outputs,
+        {name: given[name] for name in op.inputs},
+        check,
+        kernel,
+    )
+
+
+def _answer(
+    session: Callable[[], InferenceSession],
+    outputs: Sequence[str],
+    feeds: Mapping[str, np.ndarray | None],
+    check: Callable[[], None],
+    kernel: bool,
+) -> list[np.ndarray]:
+    """The outputs of a session, or the contract's own error."""
     if not kernel:  # standard operators cannot refuse all that the contract refuses
         check()
-    session = _session(
-        op.name,
-        attributes,
-        dtype.name,
-        indices.dtype.name,
-        indices.dtype.name if starts is None else starts.dtype.name,
-        form,
-        kernel,
-        provider,
-    )
     try:
-        got = session.run(list(outputs), {name: given[name] for name in op.inputs})
+        return [np.asarray(output) for output in session().run(list(outputs), feeds)]
     except Exception:
         # The kernel says what is wrong in onnxruntime's exceptions; the contract has its own.
         check()
         raise
-    return [np.asarray(output) for output in got]
 
 
 def _check_choices(form: str, native: bool, provider: str) -> None:

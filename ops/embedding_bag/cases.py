@@ -10,8 +10,8 @@ import dataclasses
 import functools
 import itertools
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -116,15 +116,28 @@ _DTYPES = [d.name for d in spec.TABLE_DTYPES]
 _LAYOUTS = ("ragged", "ends", "rows")  # offsets, offsets with include_last_offset, 2-D
 
 
-@functools.cache
-def all_cases() -> dict[str, Case]:
-    """Every case by name."""
-    cases: dict[str, Case] = {}
-    for case in _generate():
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+_AnyCase = TypeVar("_AnyCase", bound=_Named)
+
+
+def by_name(generated: Iterable[_AnyCase]) -> dict[str, _AnyCase]:
+    """An operator's cases by their names, no two of which may be equal."""
+    cases: dict[str, _AnyCase] = {}
+    for case in generated:
         if case.name in cases:
             raise AssertionError(f"two cases are called {case.name}")
         cases[case.name] = case
     return cases
+
+
+@functools.cache
+def all_cases() -> dict[str, Case]:
+    """Every case by name."""
+    return by_name(_generate())
 
 
 #: The cases that the conformance suite has files of.

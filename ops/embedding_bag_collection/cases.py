@@ -93,7 +93,7 @@ def _packed(tables: Sequence[embedding_bag.Case], arrays: Sequence[np.ndarray | 
 @functools.cache
 def all_cases() -> dict[str, Case]:
     """Every case by name."""
-    return {case.name: case for case in _generate()}
+    return embedding_bag.by_name(_generate())
 
 
 def suite() -> dict[str, Case]:

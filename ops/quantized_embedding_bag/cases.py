@@ -116,12 +116,7 @@ class Case:
 @functools.cache
 def all_cases() -> dict[str, Case]:
     """Every case by name."""
-    cases: dict[str, Case] = {}
-    for case in _generate():
-        if case.name in cases:
-            raise AssertionError(f"two cases are called {case.name}")
-        cases[case.name] = case
-    return cases
+    return embedding_bag.by_name(_generate())
 
 
 def suite() -> dict[str, Case]:

@@ -22,6 +22,7 @@
 #include "base/test/testing.h"
 #include "base/types.h"
 #include "embedding_bag/pool_rows.h"
+#include "embedding_bag/test/fill.h"
 
 namespace lucid {
 namespace {
@@ -344,38 +345,6 @@ void CheckCase(Case* c, bool threads) {
             num_threads);
     }
   }
-}
-
-void FillTable(Case* c, int64_t rows, int64_t columns) {
-  c->rows = rows;
-  c->columns = columns;
-  c->weight.resize(static_cast<size_t>(rows * columns));
-  for (double& x : c->weight) x = Normal();
-}
-
-void FillBags(Case* c, const std::vector<int64_t>& lengths, bool include_last_offset) {
-  c->flat = true;
-  c->include_last_offset = include_last_offset;
-  int64_t n = 0;
-  for (const int64_t length : lengths) {
-    c->offsets.push_back(n);
-    n += length;
-  }
-  if (include_last_offset) c->offsets.push_back(n);
-  for (int64_t k = 0; k < n; ++k) c->indices.push_back(Below(c->rows));
-  // Past the last bag: never read, so it may be anything.
-  if (include_last_offset) c->indices.insert(c->indices.end(), {-1, INT32_MAX, c->rows});
-  c->weights.resize(c->indices.size());
-  for (double& x : c->weights) x = Normal();
-}
-
-void FillGrid(Case* c, int64_t bags, int64_t length) {
-  c->flat = false;
-  c->bags = bags;
-  c->length = length;
-  for (int64_t k = 0; k < bags * length; ++k) c->indices.push_back(Below(c->rows));
-  c->weights.resize(c->indices.size());
-  for (double& x : c->weights) x = Normal();
 }
 
 // ---- The tests.
