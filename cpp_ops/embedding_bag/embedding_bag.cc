@@ -123,6 +123,14 @@ struct Run {
   void CombineLongBag(const LongBag& bag, double* sum);
 };
 
+// The bags that this thread has done last, up to `last`. (Those of an earlier call may look like
+// these: then a few rows are fetched late, no more.)
+struct Done {
+  const Run* run;
+  int64_t last;
+};
+thread_local Done t_done;
+
 // False if there is no memory for them.
 bool Run::FindLongBags() {
   for (int64_t i = 0, end = first_position; i < num_bags; ++i) {
@@ -175,7 +183,10 @@ void Run::ReportBad(int64_t position) {
 void Run::DoTask(int64_t task) {
   if (task < bag_tasks) {
     const int64_t first = FirstBagOfTask(task), last = FirstBagOfTask(task + 1);
-    if (first < last) ReportBad(kernel->bags(job, first, last));
+    if (first < last) {
+      ReportBad(kernel->bags(job, first, last, t_done.run == this && t_done.last == first));
+      t_done = {this, last};
+    }
     return;
   }
   const int64_t piece = task - bag_tasks;

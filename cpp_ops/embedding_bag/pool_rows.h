@@ -47,7 +47,9 @@ constexpr int64_t kNoBadPosition = INT64_MAX;
 struct PoolKernel {
   // Computes the output rows of the bags [first, last) but those longer than a piece.
   // Returns the lowest position whose index is outside the table, having stopped there.
-  int64_t (*bags)(const PoolJob& job, int64_t first, int64_t last);
+  // `ahead`: this thread has done the bags before and fetched the first rows of these, as far as it
+  // ever fetches ahead.
+  int64_t (*bags)(const PoolJob& job, int64_t first, int64_t last, bool ahead);
 
   // Pools positions [begin, end), at most kPiece, into a row of accumulators that nothing was
   // rounded or divided in, and counts them without the padded ones. Returns as above.

@@ -349,6 +349,10 @@ void CheckCase(Case* c, bool threads) {
 
 // ---- The tests.
 
+// Lengths around the kernel's steps. Bags of a few rows have a loop of their own.
+const std::vector<int64_t> kBags = {0, 1, 2, 0, 20, 3, 64, 65, 5, 1, 0};
+const std::vector<int64_t> kShortBags = {1, 0, 1, 8, 9, 1, 0, 0, 2, 66, 1, 1, 7, 3, 1, 1};
+
 void TestEverything() {
   const int64_t widths[] = {0,  1,  3,  4,  5,   7,   8,   15,  16,  17,  31,  32,
                             33, 63, 64, 65, 100, 128, 129, 256, 300, 768, 1000};
@@ -376,7 +380,7 @@ void TestEverything() {
             if (turn % 11 == 0) {
               FillGrid(&c, 5, turn % 13);
             } else {
-              FillBags(&c, {0, 1, 2, 0, 20, 3, 64, 65, 5, 1, 0}, turn % 11 < 4);
+              FillBags(&c, turn % 13 < 7 ? kBags : kShortBags, turn % 11 < 4);
             }
             CheckCase(&c, false);
           }
@@ -411,7 +415,7 @@ void TestQuantized() {
           c.max_norm = norms[turn % 13 % 6][0];
           c.norm_type = norms[turn % 13 % 6][1];
           if (turn % 5 == 0) c.padding = -1 - Below(c.rows);
-          FillBags(&c, {0, 1, 2, 0, 20, 3, 64, 65, 5, 1, 0}, turn % 17 < 4);
+          FillBags(&c, turn % 13 < 7 ? kBags : kShortBags, turn % 17 < 4);
           CheckCase(&c, false);
         }
       }
@@ -498,23 +502,32 @@ void TestLongBags() {
   }
 }
 
+// Tables that are fetched from as what the second cache holds, as what the third one holds, and as
+// larger ones are; those to the right have their rows apart.
 void TestManyBags() {
-  for (const bool flat : {true, false}) {
-    for (const int32_t dtype : {kFloat32, kBFloat16}) {
-      Case c;
-      c.dtype = dtype;
-      FillTable(&c, 3000, 64);
-      if (flat) {
-        std::vector<int64_t> lengths;
-        for (int i = 0; i < 2000; ++i) lengths.push_back(Below(4) ? Below(12) : 0);
-        lengths.push_back(900);
-        for (int i = 0; i < 2000; ++i) lengths.push_back(i % 2);
-        FillBags(&c, lengths, false);
-      } else {
-        FillGrid(&c, 700, 11);
+  const struct {
+    int64_t rows, columns, gap;
+  } tables[] = {{3000, 64, 0}, {12000, 64, 0}, {40000, 8, 1000}};
+  for (const auto& table : tables) {
+    for (const bool flat : {true, false}) {
+      for (const int32_t dtype : {kFloat32, kBFloat16, kInt8}) {
+        Case c;
+        c.dtype = dtype;
+        c.gap = table.gap;
+        FillTable(&c, table.rows, table.columns);
+        if (flat) {
+          std::vector<int64_t> lengths;
+          for (int i = 0; i < 2000; ++i) lengths.push_back(Below(4) ? Below(12) : 0);
+          lengths.push_back(900);
+          lengths.push_back(3 * kPiece);
+          for (int i = 0; i < 2000; ++i) lengths.push_back(i % 2);
+          FillBags(&c, lengths, false);
+        } else {
+          FillGrid(&c, 700, 11);
+        }
+        c.mode = dtype == kInt8 ? kSum : kMean;
+        CheckCase(&c, true);
       }
-      c.mode = kMean;
-      CheckCase(&c, true);
     }
   }
 }

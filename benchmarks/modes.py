@@ -1,0 +1,112 @@
+"""What a mode costs beside a plain sum: python benchmarks/modes.py [--rows 1000000 --dim 64 --bags 2048 --length 20]
+
+The same indices as a sum, a mean, a maximum, with per_sample_weights, with padding_idx (a row that one index in twenty
+names), with both, and with max_norm. Every side has its answer checked against torch's first; then they take turns,
+io-bound, over one constant table. Each line has the sum's time over the mode's, and torch's over ours in that mode.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+import lucid_onnx
+from common import BATCHES, options, quiet_torch, shape_parser
+from interleave import compare
+
+PADDING = 7
+MODES: dict[str, dict[str, Any]] = {
+    "sum": {"mode": "sum"},
+    "mean": {"mode": "mean"},
+    "weights": {"mode": "sum", "per_sample_weights": True},
+    "padding": {"mode": "sum", "padding_idx": PADDING},
+    "weights, padding": {"mode": "sum", "per_sample_weights": True, "padding_idx": PADDING},
+    "mean, padding": {"mode": "mean", "padding_idx": PADDING},
+    "max": {"mode": "max"},
+    "max_norm": {"mode": "sum", "max_norm": 7.0},
+}
+
+
+def main() -> int:
+    parser = shape_parser(__doc__)
+    a = parser.parse_args()
+    quiet_torch()
+    import torch
+
+    random = np.random.default_rng(0)
+    table = random.standard_normal((a.rows, a.dim), dtype=np.float32)
+    size = a.bags * a.length
+    offsets = np.arange(a.bags) * a.length
+    weights = random.standard_normal(size, dtype=np.float32)
+    feeds = []
+    for _ in range(BATCHES):
+        indices = random.integers(0, a.rows, size)
+        indices[random.integers(0, size, size // 20)] = PADDING
+        feeds.append({"indices": indices, "offsets": offsets})
+    print(
+        f"V={a.rows} D={a.dim} B={a.bags} L={a.length} float32, {a.turns} turns; "
+        f"{platform.processor() or platform.machine()}, onnxruntime {ort.__version__}, torch {torch.__version__}"
+    )
+    for threads in a.threads:
+        torch.set_num_threads(threads)
+        sides = {}
+        for name, settings in MODES.items():
+            ours, theirs = _ours(table, settings, feeds, weights, threads), _theirs(table, settings, feeds, weights)
+            # Sums of twenty normal numbers in two orders of additions.
+            np.testing.assert_allclose(ours(0), theirs(0), rtol=1e-4, atol=1e-4, err_msg=name)
+            sides[name], sides[f"torch {name}"] = ours, theirs
+        count = BATCHES if BATCHES % len(sides) else BATCHES - 1
+        timings = compare(sides, batches=count, turns=a.turns, unchecked=[n for n in sides if n != "sum"])
+        print(f"{threads} threads; the sum's time over the mode's; torch's time over ours")
+        for name in MODES:
+            torch_ratio = timings[f"torch {name}"].median / timings[name].median
+            print(f"  {name:18s} {timings[name]}   {torch_ratio:6.2f}x")
+    return 0
+
+
+def _ours(table: np.ndarray, settings: dict[str, Any], feeds: list[Any], weights: np.ndarray, threads: int) -> Any:
+    model = lucid_onnx.build_model(table, **settings)
+    session = lucid_onnx.InferenceSession(model, session_options=options(threads))
+    output = np.empty((len(feeds[0]["offsets"]), table.shape[1]), np.float32)
+    value, bound = ort.OrtValue.ortvalue_from_numpy(output), []
+    for feed in feeds:
+        io = session.io_binding()
+        for name, array in (
+            feed | ({"per_sample_weights": weights} if settings.get("per_sample_weights") else {})
+        ).items():
+            io.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        io.bind_ortvalue_output("output", value)
+        bound.append(io)
+
+    def call(batch: int) -> np.ndarray:
+        session.run_with_iobinding(bound[batch])
+        return output
+
+    return call
+
+
+def _theirs(table: np.ndarray, settings: dict[str, Any], feeds: list[Any], weights: np.ndarray) -> Any:
+    import torch
+
+    weight = torch.from_numpy(table)
+    if "max_norm" in settings:
+        weight = weight.clone()  # torch clips the rows of its table in place
+    tensors = [(torch.from_numpy(f["indices"]), torch.from_numpy(f["offsets"])) for f in feeds]
+    more = {k: v for k, v in settings.items() if k != "per_sample_weights"}
+    if settings.get("per_sample_weights"):
+        more["per_sample_weights"] = torch.from_numpy(weights)
+
+    def call(batch: int) -> np.ndarray:
+        indices, offsets = tensors[batch]
+        with torch.inference_mode():
+            return torch.nn.functional.embedding_bag(indices, weight, offsets, **more).numpy()  # type: ignore[no-any-return]
+
+    return call
+
+
+if __name__ == "__main__":
+    sys.exit(main())
