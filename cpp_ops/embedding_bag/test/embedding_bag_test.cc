@@ -254,7 +254,9 @@ struct Case {
     double sum = 0;
     for (int64_t c = 0; c < columns; ++c) {
       const double x = std::abs(row[c]);
-      sum = norm_type == kInfinity ? std::max(sum, x) : sum + std::pow(x, norm_type);
+      sum = norm_type == kInfinity ? std::max(sum, x)
+            : norm_type == 2       ? sum + x * x
+                                   : sum + std::pow(x, norm_type);
     }
     return norm_type == kInfinity ? sum : std::pow(sum, 1 / norm_type);
   }
@@ -265,6 +267,7 @@ struct Case {
     result->assign(total, 0);
     slack->assign(total, 0);
     const int64_t skipped = padding == kNoPadding ? -1 : padding < 0 ? padding + rows : padding;
+    std::vector<double> norms(max_norm < kInfinity ? static_cast<size_t>(rows) : 0, -1);
     for (int64_t i = 0; i < NumBags(); ++i) {
       double* out = result->data() + i * columns;
       double* sizes = slack->data() + i * columns;
@@ -276,7 +279,8 @@ struct Case {
         const double* size = magnitude.empty() ? row : magnitude.data() + index * columns;
         double scale = weighted ? weights[static_cast<size_t>(k)] : 1;
         if (max_norm < kInfinity) {
-          const double norm = Norm(row);
+          double& norm = norms[static_cast<size_t>(index)];
+          if (norm < 0) norm = Norm(row);
           if (norm > max_norm) scale *= max_norm / (norm + 1e-7);
         }
         for (int64_t c = 0; c < columns; ++c) {
