@@ -7,6 +7,7 @@ import fnmatch
 import html.parser
 import importlib.resources
 import io
+import itertools
 import json
 import math
 import os
@@ -454,6 +455,52 @@ def test_torch_divides_by_the_frequency_of_another_row() -> None:
     for number, row in enumerate(rows):
         expected[row] /= counts[rows == order[number]]
     np.testing.assert_allclose(in_torch(case), expected, rtol=1e-5, atol=1e-6)
+
+
+def in_bfloat16(case: bag_cases.Case) -> np.ndarray:
+    """A lowered bag whose every step is rounded to bfloat16, [B, D] float32."""
+
+    def rounded(values: Any) -> np.ndarray:
+        return np.asarray(values, np.float32).astype(ml_dtypes.bfloat16).astype(np.float32)
+
+    a, table, one = case.attributes, case.weight.astype(np.float32), np.float32(1)
+    factors = np.ones((len(table), 1), np.float32)
+    if a.max_norm is not None:
+        squares = rounded(rounded(table * table).sum(1, dtype=np.float32, keepdims=True))
+        norms, limit = rounded(np.sqrt(squares)), np.float32(a.max_norm)
+        factors = np.where(norms > limit, rounded(limit * (one / (norms + np.float32(1e-7)))), one)
+    indices, offsets = case.indices.ravel(), case.offsets
+    if offsets is None:
+        offsets = np.arange(case.indices.shape[0]) * case.indices.shape[1]
+    bounds = [*offsets] if a.include_last_offset else [*offsets, len(indices)]
+    weights = np.ones(len(indices), np.float32)
+    if case.per_sample_weights is not None:
+        weights = case.per_sample_weights.astype(np.float32).ravel()
+    kept = np.ones(len(indices), bool) if a.padding_idx is None else indices != a.padding_idx % len(table)
+    result = np.zeros((len(bounds) - 1, table.shape[1]), np.float32)
+    for i, (begin, end) in enumerate(itertools.pairwise(bounds)):
+        at = np.arange(begin, end)[kept[begin:end]]
+        if len(at):
+            rows = rounded(table[indices[at]] * factors[indices[at]] * weights[at, None])
+            result[i] = rows.max(0) if a.mode == "max" else rounded(rows.sum(0, dtype=np.float32))
+        if a.mode == "mean":
+            result[i] = rounded(result[i] * rounded(one / np.float32(max(1, len(at)))))
+    return result
+
+
+@pytest.mark.parametrize("name", fnmatch.filter(bag_cases.suite(), "*bfloat16"))
+def test_what_openvino_computes_in_bfloat16(name: str) -> None:
+    """Its numbers to the bit, which is what the sentence about them rests on."""
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    from lucid_onnx.parity.adapters.openvino import RUNTIME
+
+    case = bag_cases.suite()[name]
+    program = work.case_job(case, "conformance").program("standard")
+    assert program is not None
+    loaded = RUNTIME.load(program)
+    if loaded.get_compiled_model().get_property("INFERENCE_PRECISION_HINT") != openvino.Type.bf16:
+        pytest.skip("this CPU has no arithmetic in bfloat16")
+    np.testing.assert_array_equal(RUNTIME.run(loaded, case.inputs)[0].astype(np.float32), in_bfloat16(case))
 
 
 @pytest.fixture(scope="module")

@@ -231,8 +231,8 @@ def _unseen(report: Report) -> str:
         for (sentence, witness, gone), names in groups.items()
     )
     return (
-        "<section><h2>What was known, and did not show</h2><p>Each of these is true of some release, or of some runs. "
-        f"What would show it here is equal.</p><ul class=why>{items}</ul></section>"
+        "<section><h2>What was known, and did not show</h2><p>Each of these is true of some release, or of some runs "
+        f"or CPUs. What would show it here is equal.</p><ul class=why>{items}</ul></section>"
     )
 
 

@@ -51,7 +51,7 @@ def page(report: Report) -> str:
         lines.append(f"| {titles[runtime]} | {form} | {status} | {len(found)} | `{found[0].job}` | {_cell(why)} |")
     if report.unseen:
         lines += ["", "## What was known, and did not show", ""]
-        lines += ["*gone*: its witness is equal.  ", "*not seen*: it shows in some runs only.  ", ""]
+        lines += ["*gone*: its witness is equal.  ", "*not seen*: it shows in some runs, or on some CPUs.  ", ""]
         lines += ["| runtime | | witness | what |", "|---|---|---|---|"]
         for known in report.unseen:
             word = "gone" if known.gone else "not seen"
