@@ -424,18 +424,6 @@ KNOWN: tuple[Known, ...] = (
         "tinygrad writes C with __bf16 in it, which the clang that is here does not compile.",
         note="'clang'",
     ),
-    *(
-        Known(
-            "iree",
-            "*",
-            "differs",
-            "IREE finds wrong positions where a graph asks NonZero of flags and of their opposites, as a lowered bag "
-            "does over its blocks.",
-            (kind,),
-            forms=("standard",),
-        )
-        for kind in ("value", "NaN", "infinity")
-    ),
     Known(
         "iree",
         "operator_non_zero_and_not",
