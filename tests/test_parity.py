@@ -457,6 +457,24 @@ def test_torch_divides_by_the_frequency_of_another_row() -> None:
     np.testing.assert_allclose(in_torch(case), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "name", ["max_norm_p2_0_sum_float16", "max_norm_p2_0_mean_bfloat16", "everything_rows_bfloat16"]
+)
+def test_torch_writes_clipped_rows_back(name: str) -> None:
+    """Its result has the bits of its result over a table that was clipped before."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from lucid_onnx.parity.adapters import torch_eager
+
+    case = bag_cases.suite()[name]
+    a = case.attributes
+    table = torch_eager._tensor(case.weight)
+    torch.embedding_renorm_(table, torch.from_numpy(np.unique(case.indices)), a.max_norm, a.norm_type)
+    clipped = dataclasses.replace(
+        case, weight=torch_eager._array(table), attributes=dataclasses.replace(a, max_norm=None)
+    )
+    assert in_torch(case).tobytes() == in_torch(clipped).tobytes()
+
+
 def in_bfloat16(case: bag_cases.Case) -> np.ndarray:
     """A lowered bag whose every step is rounded to bfloat16, [B, D] float32."""
 

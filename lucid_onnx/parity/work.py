@@ -103,6 +103,14 @@ def operators(pattern: str = "*") -> list[Job]:
             for dtype in (np.dtype(np.float16), spec.BFLOAT16)
         ),
         _operator(
+            "operator_scatter_nd_nothing",
+            "ScatterND of no updates at all",
+            helper.make_node("ScatterND", ["data", "indices", "updates"], ["y"]),
+            {"data": values[:, 5:9], "indices": np.zeros((0, 1), np.int64), "updates": np.zeros((0, 4), np.float32)},
+            values[:, 5:9],
+            open_shapes=True,
+        ),
+        _operator(
             "operator_reduce_max_nan",
             "ReduceMax over rows with a NaN in them",
             helper.make_node("ReduceMax", ["data", "axes"], ["y"], keepdims=0),
@@ -202,7 +210,7 @@ def _operator(
 ) -> Job:
     """A job of a few nodes whose outputs "y", "z" must be ``exact``; float32 for float64.
 
-    With ``open_shapes`` the model does not say how large its inputs are. ``limits`` are the job's.
+    With ``open_shapes`` the model does not say how long its inputs are. ``limits`` are the job's.
     """
     results = {n: e.astype(np.float32) if e.dtype == np.float64 else e for n, e in zip("yz", exact, strict=False)}
     axes = {n: a for n, a in arrays.items() if n == "axes"}  # a constant, which most runtimes ask for
@@ -210,7 +218,7 @@ def _operator(
     kind = helper.np_dtype_to_tensor_dtype
 
     def shape(name: str, array: np.ndarray) -> Sequence[int | str]:
-        return [f"{name}_{axis}" for axis in range(array.ndim)] if open_shapes else array.shape
+        return [f"length of {name}", *array.shape[1:]] if open_shapes else array.shape
 
     graph = helper.make_graph(
         [nodes] if isinstance(nodes, onnx.NodeProto) else nodes,
