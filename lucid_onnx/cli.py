@@ -551,10 +551,10 @@ def _parity(
 ) -> int:
     """Compare runtimes: where the numbers are the same, where they differ and by how much.
 
-    Runs the conformance suite, cases of a larger size and some standard operators, or MODEL in all of its forms, on
-    every runtime that is here, each in a process of its own. A runtime that crashes or hangs is a result. The exit
-    code is 1 if a runtime that runs something gives numbers beyond the tolerance, other bits in some run, or no
-    answer, and it is not known why.
+    Runs the conformance suite, cases of a larger size and some standard operators and functions, or MODEL in all of
+    its forms, on every runtime that is here, each in a process of its own. A runtime that crashes or hangs is a
+    result. The exit code is 1 if a runtime that runs something gives numbers beyond the tolerance, other bits in some
+    run, or no answer, and it is not known why.
 
     Example: `lucid-onnx parity ranker.onnx --runtimes onnxruntime,web-webgpu --html report.html`
     """
@@ -673,6 +673,8 @@ def _show_parity(console: Console, report: Report, strict: bool) -> int:
     failures = report.failures + (known if strict else [])
     if known and not strict:
         _say(console, f"{len(known)} differences are known; the reports and --strict have them")
+    if report.unseen:
+        _say(console, f"{len(report.unseen)} that are known did not show; the reports have them")
     for cell in failures[:_SHOWN_FAILURES]:
         _say(console, f"{cell.runtime}, {cell.form}, {cell.job}: {cell.status}: {cell.note}")
     if len(failures) > _SHOWN_FAILURES:

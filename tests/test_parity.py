@@ -7,6 +7,7 @@ import fnmatch
 import html.parser
 import importlib.resources
 import io
+import itertools
 import json
 import math
 import os
@@ -31,6 +32,8 @@ import planted_runtimes
 from lucid_onnx import pytest_plugin
 from lucid_onnx.cli import main
 from lucid_onnx.ops.embedding_bag import cases as bag_cases
+from lucid_onnx.ops.embedding_bag_grad import cases as gradient_cases
+from lucid_onnx.ops.quantized_embedding_bag import cases as quantized_cases
 from lucid_onnx.parity import explain, markdown, matrix, measure, oracle, probes, process, suite, wire, work
 from lucid_onnx.parity import html as as_html
 from lucid_onnx.parity import inputs as made_inputs
@@ -365,15 +368,15 @@ def here(native: None) -> matrix.Report:
     """Those that a few seconds are enough for, over what they are known to differ in."""
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     names = ("numpy", "onnxruntime-native", "onnxruntime", "onnxruntime-cuda", "onnx-reference", "torch")
-    found = jobs("*nan_inf", "mean_ragged_float16", "*slack_after*", "max_ragged_*", "int4_bias*", "sum_one_bag*")
-    found += work.scale("scale_sum_one_bag*")
+    found = jobs("*nan_inf", "mean_ragged_float16", "*slack_after*", "max_ragged_*", "int*_*", "sum_one_bag*", "grad_*")
+    found += work.scale("scale_sum_one_bag*") + work.operators("function_*")
     return matrix.run([ENTRIES[n] for n in names], found, limits=matrix.Limits(runs=20, seconds=0.05))
 
 
 @pytest.mark.parametrize("runtime", ["numpy", "onnxruntime-native", "onnxruntime", "onnx-reference"])
 def test_what_we_promise_is_equal(here: matrix.Report, runtime: str) -> None:
-    cells = [c for c in here.cells if c.runtime == runtime]
-    assert len(cells) >= 14
+    cells = [c for c in here.cells if c.runtime == runtime and c.form != "given"]
+    assert len(cells) >= 17
     assert [c for c in cells if c.status != "equal"] == []
 
 
@@ -400,8 +403,122 @@ def test_torchs_differences_are_found(here: matrix.Report) -> None:
     assert mean.status == "differs"
     assert 1 < mean.difference.margin < 4  # a second rounding, and no more
     assert found["mean_slack_after_last_offset"].status == "differs"
+    gradient, quantized = found["grad_weights_dense_float32"], found["int8_zero_point_mean_rows_float16"]
+    assert (gradient.status, quantized.status) == ("differs", "differs")
     for status in ("differs", "refused"):
         assert all(c.why for c in found.values() if c.status == status)
+
+
+def test_differences_of_functions_are_found(here: matrix.Report) -> None:
+    """onnx.reference has both; ONNX Runtime has neither (any more), and the report says so."""
+    found = {(c.runtime, c.job): c for c in here.cells if c.form == "given"}
+    default, overload = (found["onnx-reference", f"function_{name}"] for name in ("default", "overload"))
+    assert (default.status, overload.status) == ("refused", "differs")
+    assert "onnx.reference does not look at" in default.why
+    assert "onnx.reference does not look at" in overload.why
+    assert found["onnxruntime", "function_default"].status == "equal"
+    cell = found["onnxruntime", "function_overload"]
+    release = tuple(map(int, here.columns[2].version.split(".")[:2]))  # type: ignore[union-attr]
+    assert cell.status == ("equal" if release >= (1, 27) else "differs" if release >= (1, 18) else "refused")
+    gone = [u for u in here.unseen if (u.runtime, u.witness) == ("onnxruntime", cell.job)]
+    assert len(gone) == (2 if cell.status == "equal" else 0)  # what was before 1.27, and before 1.18
+    assert all(u.gone for u in gone)
+
+
+def in_torch(case: Any, **changed: Any) -> np.ndarray:
+    pytest.importorskip("torch", reason="torch is not installed")
+    from lucid_onnx.parity.adapters.torch_eager import RUNTIME
+
+    program = work.case_job(case, "conformance").program("call")
+    assert program is not None
+    assert program.call is not None
+    loaded = RUNTIME.load(dataclasses.replace(program, call={**program.call, **changed}))
+    return np.asarray(RUNTIME.run(loaded, case.inputs)[0])
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per:UserWarning")
+@pytest.mark.parametrize("mode", ["mean", "max"])
+def test_torchs_quantized_bags_sum_whatever_their_mode(mode: str) -> None:
+    case = quantized_cases.make("sums", "int8", "bias", mode="sum")
+    case.check(in_torch(case))
+    case.check(in_torch(case, mode=mode))
+
+
+def test_torch_divides_by_the_frequency_of_another_row() -> None:
+    """Of the row at the place, among the sorted positions, that is this row's number among the rows that occur."""
+    case = gradient_cases.all_cases()["grad_weights_dense_float32"]
+    assert case.attributes.scale_grad_by_freq
+    plain = dataclasses.replace(case, attributes=dataclasses.replace(case.attributes, scale_grad_by_freq=False))
+    order = np.sort(case.indices)
+    rows, counts = np.unique(order, return_counts=True)
+    expected = plain.expected()[0]
+    for number, row in enumerate(rows):
+        expected[row] /= counts[rows == order[number]]
+    np.testing.assert_allclose(in_torch(case), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["max_norm_p2_0_sum_float16", "max_norm_p2_0_mean_bfloat16", "everything_rows_bfloat16"]
+)
+def test_torch_writes_clipped_rows_back(name: str) -> None:
+    """Its result has the bits of its result over a table that was clipped before."""
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from lucid_onnx.parity.adapters import torch_eager
+
+    case = bag_cases.suite()[name]
+    a = case.attributes
+    table = torch_eager._tensor(case.weight)
+    torch.embedding_renorm_(table, torch.from_numpy(np.unique(case.indices)), a.max_norm, a.norm_type)
+    clipped = dataclasses.replace(
+        case, weight=torch_eager._array(table), attributes=dataclasses.replace(a, max_norm=None)
+    )
+    assert in_torch(case).tobytes() == in_torch(clipped).tobytes()
+
+
+def in_bfloat16(case: bag_cases.Case) -> np.ndarray:
+    """A lowered bag whose every step is rounded to bfloat16, [B, D] float32."""
+
+    def rounded(values: Any) -> np.ndarray:
+        return np.asarray(values, np.float32).astype(ml_dtypes.bfloat16).astype(np.float32)
+
+    a, table, one = case.attributes, case.weight.astype(np.float32), np.float32(1)
+    factors = np.ones((len(table), 1), np.float32)
+    if a.max_norm is not None:
+        squares = rounded(rounded(table * table).sum(1, dtype=np.float32, keepdims=True))
+        norms, limit = rounded(np.sqrt(squares)), np.float32(a.max_norm)
+        factors = np.where(norms > limit, rounded(limit * (one / (norms + np.float32(1e-7)))), one)
+    indices, offsets = case.indices.ravel(), case.offsets
+    if offsets is None:
+        offsets = np.arange(case.indices.shape[0]) * case.indices.shape[1]
+    bounds = [*offsets] if a.include_last_offset else [*offsets, len(indices)]
+    weights = np.ones(len(indices), np.float32)
+    if case.per_sample_weights is not None:
+        weights = case.per_sample_weights.astype(np.float32).ravel()
+    kept = np.ones(len(indices), bool) if a.padding_idx is None else indices != a.padding_idx % len(table)
+    result = np.zeros((len(bounds) - 1, table.shape[1]), np.float32)
+    for i, (begin, end) in enumerate(itertools.pairwise(bounds)):
+        at = np.arange(begin, end)[kept[begin:end]]
+        if len(at):
+            rows = rounded(table[indices[at]] * factors[indices[at]] * weights[at, None])
+            result[i] = rows.max(0) if a.mode == "max" else rounded(rows.sum(0, dtype=np.float32))
+        if a.mode == "mean":
+            result[i] = rounded(result[i] * rounded(one / np.float32(max(1, len(at)))))
+    return result
+
+
+@pytest.mark.parametrize("name", fnmatch.filter(bag_cases.suite(), "*bfloat16"))
+def test_what_openvino_computes_in_bfloat16(name: str) -> None:
+    """Its numbers to the bit, which is what the sentence about them rests on."""
+    openvino = pytest.importorskip("openvino", reason="openvino is not installed")
+    from lucid_onnx.parity.adapters.openvino import RUNTIME
+
+    case = bag_cases.suite()[name]
+    program = work.case_job(case, "conformance").program("standard")
+    assert program is not None
+    loaded = RUNTIME.load(program)
+    if loaded.get_compiled_model().get_property("INFERENCE_PRECISION_HINT") != openvino.Type.bf16:
+        pytest.skip("this CPU has no arithmetic in bfloat16")
+    np.testing.assert_array_equal(RUNTIME.run(loaded, case.inputs)[0].astype(np.float32), in_bfloat16(case))
 
 
 @pytest.fixture(scope="module")
@@ -417,6 +534,39 @@ def test_every_known_difference_names_somebody(bags: list[str]) -> None:
         assert any(fnmatch.fnmatchcase(name, known.runtimes) for name in ENTRIES)
         assert fnmatch.filter(cases, known.jobs)
         assert known.sentence.endswith(".")
+
+
+@pytest.mark.parametrize("known", [k for k in KNOWN if k.witness], ids=lambda k: f"{k.runtimes} {k.witness} {k.status}")
+def test_what_is_known_shows_or_is_unseen(known: Known) -> None:
+    """A runtime that still does it is explained; of one that behaves, the report says so."""
+    runtime = next(name for name in ENTRIES if fnmatch.fnmatchcase(name, known.runtimes))
+    difference = measure.Difference(known.kinds[0], margin=1.5) if known.kinds else None
+    form = known.forms[0] if known.forms else "call" if runtime == "torch" else "given"
+    cell = matrix.Cell(known.witness, runtime, form, known.status, known.note, difference)
+    cell = dataclasses.replace(cell, why=explain.why(cell))
+    assert cell.why == known.sentence
+    assert known.sentence not in [u.sentence for u in explain.unseen([cell])]
+    behaves = dataclasses.replace(cell, status="equal", note="", difference=measure.Difference(), why="")
+    gone = explain.Unseen(runtime, known.sentence, known.witness, not known.chance)
+    assert gone in explain.unseen([behaves])
+    for status in {"absent", "left out", "not run", "hung"} - {known.status}:  # which say nothing of it
+        assert explain.unseen([dataclasses.replace(behaves, status=status)]) == []
+
+
+def test_what_did_not_show_is_in_the_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(TESTS), prepend=":" if sys.platform != "win32" else ";")
+    patterns = ("sum_dim_7", "differs", "It is wrong in seven columns.", ("value",))
+    monkeypatch.setattr(
+        explain,
+        "KNOWN",
+        (Known("good", *patterns, witness="sum_dim_7"), Known("wrong", *patterns, witness="sum_dim_7")),
+    )
+    report = matrix.run([entry("GOOD"), entry("WRONG")], jobs("sum_dim_7"), bad_input=False)
+    assert report.unseen == (explain.Unseen("good", "It is wrong in seven columns.", "sum_dim_7", True),)
+    assert report.failures == []
+    assert "| Good | gone | `sum_dim_7` | It is wrong in seven columns. |" in markdown.page(report)
+    assert "gone, by sum_dim_7" in Page(as_html.page(report)).text
+    assert json.loads(json.dumps(report.as_dict()))["unseen"][0]["runtime"] == "good"
 
 
 def test_what_is_known_explains_no_more() -> None:

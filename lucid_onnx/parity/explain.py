@@ -1,10 +1,11 @@
-"""What is known about cells that are not equal: one sentence each."""
+"""What is known about cells that are not equal: one sentence each, and which of it does not show any more."""
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ class Known:
         forms: empty for any.
         margin: the largest difference that it explains, in tolerances.
         whole_form: where one cell of a form ends so, all do, and the others are not tried.
+        witness: a job that always shows it where it is at all; where that is equal, it is gone. Empty if there is none.
+        chance: even that is equal in some runs, or on some CPUs, where it is: what is not seen is not gone.
     """
 
     runtimes: str
@@ -34,6 +37,18 @@ class Known:
     forms: tuple[str, ...] = ()
     margin: float = math.inf
     whole_form: bool = False
+    witness: str = ""
+    chance: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Unseen:
+    """Something known of a runtime that its witness did not show; ``gone``: it is there no more."""
+
+    runtime: str
+    sentence: str
+    witness: str
+    gone: bool
 
 
 _FLOAT64_OPENVINO = "OpenVINO computes float64 in float32: every number of the result is one."
@@ -46,6 +61,24 @@ KNOWN: tuple[Known, ...] = (
         "differs",
         "torch's maximum keeps a NaN only in a bag's first row: one further on loses against every number.",
         ("NaN",),
+        witness="max_nan_inf",
+    ),
+    Known(
+        "torch",
+        "int8_*mean*",
+        "differs",
+        "torch's quantised EmbeddingBag sums, whatever its mode is.",
+        ("value",),
+        witness="int8_zero_point_mean_rows_float16",
+    ),
+    Known(
+        "torch",
+        "max_norm_*mean*16",
+        "differs",
+        "torch writes the clipped rows back into the 16-bit table before it pools them, and rounds a mean twice.",
+        ("value",),
+        margin=20,
+        witness="max_norm_p2_0_mean_float16",
     ),
     Known(
         "torch",
@@ -54,6 +87,7 @@ KNOWN: tuple[Known, ...] = (
         "torch rounds the sum to 16 bits, divides, and rounds again.",
         ("value",),
         margin=5,
+        witness="mean_ragged_float16",
     ),
     Known(
         "torch",
@@ -62,6 +96,7 @@ KNOWN: tuple[Known, ...] = (
         "torch writes the clipped rows back into the 16-bit table before it pools them.",
         ("value",),
         margin=20,
+        witness="max_norm_p2_0_sum_float16",
     ),
     Known(
         "torch",
@@ -77,12 +112,14 @@ KNOWN: tuple[Known, ...] = (
         "differs",
         "torch counts the positions after the last offset when it divides the last bag (pytorch#191965).",
         ("value",),
+        witness="mean_slack_after_last_offset",
     ),
     Known(
         "torch",
         "*_slack_after_last_offset",
         "refused",
         "torch's maximum reads the positions after the last offset (pytorch#191965).",
+        witness="max_slack_after_last_offset",
     ),
     Known(
         "torch",
@@ -91,6 +128,7 @@ KNOWN: tuple[Known, ...] = (
         "torch adds one row after another in float32: the error grows with the length of the bag.",
         ("value",),
         margin=10,
+        witness="sum_one_bag_of_1000",
     ),
     Known(
         "torch",
@@ -106,32 +144,62 @@ KNOWN: tuple[Known, ...] = (
         "refused",
         "torch cannot make the offsets of bags [B, 0]: it asks arange for steps of 0.",
         note="step must be nonzero",
+        witness="sum_rows_3x0",
     ),
-    Known("torch", "*no_columns", "refused", "torch has no largest magnitude of a row without columns."),
+    Known(
+        "torch",
+        "*no_columns",
+        "refused",
+        "torch has no largest magnitude of a row without columns.",
+        witness="max_norm_inf_no_columns",
+    ),
+    Known(
+        "torch",
+        "grad_weights_dense_*",
+        "differs",
+        "torch divides by the frequency of another row under scale_grad_by_freq (pytorch#190063).",
+        ("value",),
+        witness="grad_weights_dense_float32",
+    ),
+    Known(
+        "torch",
+        "grad_max_*",
+        "refused",
+        "torch has no scale_grad_by_freq for maxima.",
+        note="max mode does not support scaling the gradient by the frequency",
+        witness="grad_max_sparse_ends_everything_float32",
+    ),
+    Known(
+        "torch",
+        "int4_*",
+        "differs",
+        "torch's quantised EmbeddingBag of 4 bits has a column more than the table where that has an odd number.",
+        ("shape",),
+        witness="int4_bias_max_ragged_float32",
+    ),
+    Known(
+        "torch",
+        "uint4_*_ends_*",
+        "refused",
+        "torch's quantised EmbeddingBag of 4 bits takes no positions after the last offset.",
+        note="the last offset value should be the size of the indices",
+        witness="uint4_zero_point_weights_ends_float32",
+    ),
     # ONNX Runtime.
-    Known(
-        "onnxruntime*",
-        "operator_scatter_nd_add",
-        "unsteady",
-        "ONNX Runtime's ScatterND adds to one target from several threads without a lock (onnxruntime#18048).",
-    ),
-    Known(
-        "onnxruntime*",
-        "operator_scatter_nd_add",
-        "differs",
-        "ONNX Runtime's ScatterND adds to one target from several threads without a lock (onnxruntime#18048).",
-    ),
-    Known(
-        "web-wasm-4",
-        "operator_scatter_nd_add",
-        "unsteady",
-        "ONNX Runtime's ScatterND adds to one target from several threads without a lock (onnxruntime#18048).",
-    ),
-    Known(
-        "web-wasm-4",
-        "operator_scatter_nd_add",
-        "differs",
-        "ONNX Runtime's ScatterND adds to one target from several threads without a lock (onnxruntime#18048).",
+    *(
+        Known(
+            runtime,
+            job,
+            status,
+            "ONNX Runtime's ScatterND adds to one target, or takes the maximum there, from several threads without a "
+            "lock (onnxruntime#18048).",
+            ("value",),
+            witness=job,
+            chance=True,
+        )
+        for runtime in ("onnxruntime", "onnxruntime-node", "web-wasm-4")
+        for job in ("operator_scatter_nd_add", "operator_scatter_nd_max")
+        for status in ("unsteady", "differs")
     ),
     *(
         Known(
@@ -140,22 +208,55 @@ KNOWN: tuple[Known, ...] = (
             "differs",
             "Its ReduceMax passes over NaN; the lowering of bags looks for NaN itself.",
             ("NaN",),
+            witness="operator_reduce_max_nan",
         )
         for runtime in ("onnxruntime*", "web-*", "openvino", "tinygrad")
     ),
-    Known(
-        "onnxruntime*",
-        "operator_scatter_nd_add_float16",
-        "refused",
-        "ONNX Runtime's ScatterND adds no float16 on the CPU.",
-        note="ScatterND",
+    *(
+        Known(
+            runtime,
+            f"operator_scatter_nd_add_{dtype}",
+            "refused",
+            f"ONNX Runtime's ScatterND adds no {dtype} on the CPU.",
+            note="ScatterND",
+            witness=f"operator_scatter_nd_add_{dtype}",
+        )
+        for runtime in ("onnxruntime", "onnxruntime-node", "web-wasm-*")
+        for dtype in ("float16", "bfloat16")
+    ),
+    *(
+        Known(
+            runtime,
+            "function_overload",
+            "differs",
+            "ONNX Runtime before 1.27 does not look at overloads: of functions of one name the last wins.",
+            ("value",),
+            witness="function_overload",
+        )
+        for runtime in ("onnxruntime", "onnxruntime-node", "web-wasm-*", "web-webgpu")
+    ),
+    *(
+        Known(
+            runtime,
+            "function_fewer_outputs",
+            status,
+            sentence,
+            note=note,
+            witness="function_fewer_outputs",
+        )
+        for runtime in ("onnxruntime", "onnxruntime-node", "web-wasm-*", "web-webgpu")
+        for status, sentence, note in (
+            ("crashed", "ONNX Runtime before 1.30 dies of a function with more outputs than its node.", ""),
+            ("refused", "ONNX Runtime wants all of a function's outputs on its node.", "node has 1 outputs"),
+        )
     ),
     Known(
-        "web-wasm-*",
-        "operator_scatter_nd_add_float16",
+        "onnxruntime",
+        "function_overload",
         "refused",
-        "ONNX Runtime's ScatterND adds no float16 on the CPU.",
-        note="ScatterND",
+        "ONNX Runtime before 1.18 reads no model of IR version 10, which has overloads.",
+        note="IR version",
+        witness="function_overload",
     ),
     *(
         Known(
@@ -164,6 +265,7 @@ KNOWN: tuple[Known, ...] = (
             "refused",
             "ONNX Runtime's tensors of JavaScript have no bfloat16.",
             note="data type: 16",
+            witness="operator_scatter_nd_add_bfloat16",
         )
         for runtime in ("onnxruntime-node", "web-*")
     ),
@@ -175,6 +277,14 @@ KNOWN: tuple[Known, ...] = (
         forms=("portable",),
         note="Provider type for Cast node",
         whole_form=True,
+    ),
+    Known(
+        "web-webgpu",
+        "operator_scatter_nd_add_bfloat16",
+        "refused",
+        "onnxruntime-web has no ScatterND of bfloat16 for WebGPU.",
+        note="Provider type for ScatterND node",
+        witness="operator_scatter_nd_add_bfloat16",
     ),
     Known(
         "web-webgpu",
@@ -201,7 +311,7 @@ KNOWN: tuple[Known, ...] = (
         "web-webgpu",
         "*",
         "refused",
-        "onnxruntime-web's ScatterND for WebGPU fails over updates without elements.",
+        "onnxruntime-web's ScatterND for WebGPU fails over updates that have no columns.",
         note="createBindGroup",
     ),
     Known(
@@ -210,6 +320,7 @@ KNOWN: tuple[Known, ...] = (
         "refused",
         "onnxruntime-web's ScatterND for WebGPU adds no float16.",
         note="Reduction is not supported",
+        witness="operator_scatter_nd_add_float16",
     ),
     Known(
         "web-webgpu",
@@ -228,6 +339,7 @@ KNOWN: tuple[Known, ...] = (
             forms=("portable",),
             note=note,
             whole_form=True,
+            witness="sum_ragged_float32",
         )
         for runtime, note in (
             ("openvino", "ai.lucid."),
@@ -236,47 +348,90 @@ KNOWN: tuple[Known, ...] = (
             ("iree", "onnx.Quantized"),
         )
     ),
-    Known("openvino", "weights_nan_at_padding", "differs", _FLOAT64_OPENVINO, ("value",), margin=1e6),
-    Known("openvino", "*float64", "differs", _FLOAT64_OPENVINO, ("value",), margin=1e6),
+    *(
+        Known(
+            runtime,
+            "function_*",
+            "refused",
+            "It knows no model-local functions: give it the standard form.",
+            forms=("given",),
+            note=note,
+            witness="function_default",
+        )
+        for runtime, note in (
+            ("openvino", "local."),
+            ("tinygrad", "'local' is not a valid Domain"),
+            ("iree", "onnx."),
+            ("iree", "(op_type:Both)"),
+        )
+    ),
     Known(
-        "openvino", "max_nan_inf", "differs", "OpenVINO's ReduceMax gives -FLT_MAX where all is -inf.", ("infinity",)
+        "onnx-reference",
+        "function_default",
+        "refused",
+        "onnx.reference does not look at the defaults of a function's attributes.",
+        note="has linked attributes but None are given",
+        witness="function_default",
+    ),
+    Known(
+        "onnx-reference",
+        "function_overload",
+        "differs",
+        "onnx.reference does not look at overloads: of functions of one name the last wins.",
+        ("value",),
+        witness="function_overload",
+    ),
+    Known("openvino", "weights_nan_at_padding", "differs", _FLOAT64_OPENVINO, ("value",), margin=1e6),
+    Known(
+        "openvino",
+        "*float64",
+        "differs",
+        _FLOAT64_OPENVINO,
+        ("value",),
+        margin=1e6,
+        witness="sum_ragged_float64",
+    ),
+    Known(
+        "openvino",
+        "max_nan_inf",
+        "differs",
+        "OpenVINO's ReduceMax gives -FLT_MAX where all is -inf.",
+        ("infinity",),
+        witness="max_nan_inf",
     ),
     Known(
         "openvino",
         "*bfloat16",
         "differs",
-        "OpenVINO computes in bfloat16 where the CPU can: products are rounded before they are added, sums before "
-        "they are divided.",
+        "OpenVINO computes in bfloat16 where the CPU can: squares, norms, the factors of clipped rows, the rows that "
+        "are added, sums and 1 / count are each rounded.",
         ("value",),
-        margin=1000,
+        margin=300,
+        witness="mean_ragged_bfloat16",
+        chance=True,
     ),
     Known(
         "tinygrad",
         "*",
         "refused",
-        "tinygrad's Range gives int32 for int64, which its ScatterElements then refuses.",
-        note="expect self.dtype=dtypes.long to be equal to src.dtype=dtypes.int",
+        "tinygrad's ScatterND fails over no updates at all, which a lowered bag has in its later rounds.",
+        note="size mismatch, can't reshape ((0, ",
+        witness="operator_scatter_nd_nothing",
     ),
-    *(
-        Known(
-            "tinygrad",
-            jobs,
-            "hung",
-            "tinygrad's ScatterND compares every index with every position, which takes it minutes to simplify here.",
-        )
-        for jobs in ("*_long_among_short", "*_three_rounds", "scale_*", "operator_scatter_nd_add")
+    Known(
+        "tinygrad",
+        "operator_scatter_nd_[am]??",
+        "hung",
+        "tinygrad's ScatterND is an update of the whole tensor for each index, one after another: 100 take it half a "
+        "minute here.",
+        witness="operator_scatter_nd_add",
     ),
-    *(
-        Known(
-            "iree",
-            "*",
-            "differs",
-            "IREE finds wrong positions where a graph asks NonZero of flags and of their opposites, as a lowered bag "
-            "does over its blocks.",
-            (kind,),
-            forms=("standard",),
-        )
-        for kind in ("value", "NaN", "infinity")
+    Known(
+        "tinygrad",
+        "*bfloat16",
+        "refused",
+        "tinygrad writes C with __bf16 in it, which the clang that is here does not compile.",
+        note="'clang'",
     ),
     Known(
         "iree",
@@ -284,6 +439,7 @@ KNOWN: tuple[Known, ...] = (
         "differs",
         "IREE finds wrong positions where a graph asks NonZero of flags and of their opposites.",
         ("value",),
+        witness="operator_non_zero_and_not",
     ),
     Known(
         "iree",
@@ -315,3 +471,22 @@ def find(cell: Cell) -> Known | None:
         ):
             return known
     return None
+
+
+def unseen(cells: Iterable[Cell]) -> list[Unseen]:
+    """What is known of the runtimes that are here and did not show: its witness is equal, and no other cell has it."""
+    cells = list(cells)
+    shown = {(cell.runtime, cell.why) for cell in cells}
+    found: dict[tuple[str, str], Unseen] = {}
+    for known in KNOWN:
+        for cell in cells:
+            key = cell.runtime, known.sentence
+            if (
+                cell.status == "equal"
+                and cell.job == known.witness
+                and fnmatch.fnmatchcase(cell.runtime, known.runtimes)
+                and (not known.forms or cell.form in known.forms)
+                and key not in shown
+            ):
+                found[key] = Unseen(cell.runtime, known.sentence, cell.job, not known.chance)
+    return list(found.values())

@@ -51,6 +51,7 @@ def page(report: Report) -> str:
         "</header>",
         _matrix(report, here),
         _explanations(report),
+        _unseen(report),
         _bad_input(report, here),
         _plots(report, here),
         _runtimes(report),
@@ -148,7 +149,7 @@ def _matrix(report: Report, columns: Sequence[tuple[Column, str]]) -> str:
 _GROUPS = {
     "conformance": "The conformance suite",
     "scale": "At scale: threads, long bags, skewed lengths",
-    "operators": "Standard operators alone, where runtimes are known to part",
+    "operators": "Standard operators and functions alone, where runtimes are known to part",
     "model": "The model",
 }
 
@@ -214,6 +215,25 @@ def _explanations(report: Report) -> str:
             f"<span{alarm}>{escape(text)}</span><br><span class=small>{escape(names)}</span></div></li>"
         )
     return f"<section><h2>What is not equal, and why</h2><ul class=why>{''.join(items)}</ul></section>"
+
+
+def _unseen(report: Report) -> str:
+    if not report.unseen:
+        return ""
+    titles = {column.runtime: column.title for column in report.columns}
+    groups: dict[tuple[str, str, bool], list[str]] = {}
+    for known in report.unseen:
+        groups.setdefault((known.sentence, known.witness, known.gone), []).append(titles[known.runtime])
+    items = "".join(
+        f"<li><i class={_css(matrix.EQUAL)}>{_SIGNS[matrix.EQUAL]}</i><div><b>{escape(', '.join(names))}</b> "
+        f"<span class=small>{'gone' if gone else 'not seen in these runs'}, by {escape(witness)}</span><br>"
+        f"{escape(sentence)}</div></li>"
+        for (sentence, witness, gone), names in groups.items()
+    )
+    return (
+        "<section><h2>What was known, and did not show</h2><p>Each of these is true of some release, or of some runs "
+        f"or CPUs. What would show it here is equal.</p><ul class=why>{items}</ul></section>"
+    )
 
 
 # Bad input.

@@ -49,6 +49,13 @@ def page(report: Report) -> str:
     titles = {column.runtime: column.title for column in report.columns}
     for (runtime, form, status, why), found in _grouped(report).items():
         lines.append(f"| {titles[runtime]} | {form} | {status} | {len(found)} | `{found[0].job}` | {_cell(why)} |")
+    if report.unseen:
+        lines += ["", "## What was known, and did not show", ""]
+        lines += ["*gone*: its witness is equal.  ", "*not seen*: it shows in some runs, or on some CPUs.  ", ""]
+        lines += ["| runtime | | witness | what |", "|---|---|---|---|"]
+        for known in report.unseen:
+            word = "gone" if known.gone else "not seen"
+            lines.append(f"| {titles[known.runtime]} | {word} | `{known.witness}` | {_cell(known.sentence)} |")
     if report.outcomes:
         lines += ["", "## Bad input", "", *_bad_input(report)]
     return "\n".join(lines) + "\n"

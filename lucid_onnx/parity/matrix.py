@@ -115,7 +115,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Everything that was found."""
+    """Everything that was found; ``unseen`` is what was known and did not show."""
 
     made: str
     lucid_onnx: str
@@ -125,6 +125,7 @@ class Report:
     rows: tuple[Row, ...]
     cells: tuple[Cell, ...]
     outcomes: tuple[Outcome, ...]
+    unseen: tuple[explain.Unseen, ...] = ()
 
     @property
     def failures(self) -> list[Cell]:
@@ -176,6 +177,7 @@ def run(
             for entry in sorted(entries, key=lambda e: not e.slow)
         }
         found = [waiting[entry.name].result() for entry in entries]
+    cells = tuple(cell for _, cells, _ in found for cell in cells)
     return Report(
         made=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         lucid_onnx=__version__,
@@ -183,8 +185,9 @@ def run(
         seconds=time.perf_counter() - begin,
         columns=tuple(column for column, _, _ in found),
         rows=tuple(Row(job.name, job.group, job.about) for job in jobs),
-        cells=tuple(cell for _, cells, _ in found for cell in cells),
+        cells=cells,
         outcomes=tuple(outcome for _, _, outcomes in found for outcome in outcomes),
+        unseen=tuple(explain.unseen(cells)),
     )
 
 
@@ -321,8 +324,8 @@ class _Visit:
             load_seconds = self._load(form, job)
             header, outputs = self._worker.run(
                 job.inputs,
-                runs=self._limits.runs,
-                seconds=self._limits.seconds,
+                runs=max(self._limits.runs, job.runs),
+                seconds=max(self._limits.seconds, job.seconds),
                 timeout=self._entry.run_timeout,
             )
         except (process.RefusalError, process.CrashError, process.HangError) as error:

@@ -45,6 +45,7 @@ class Job:
         inputs: in the order of the model's inputs.
         expected: of each output.
         program: the program of a form, or None where this job has none of that form.
+        runs, seconds: it runs so often, as far as so many seconds last, if the comparison's own limits are lower.
     """
 
     name: str
@@ -53,13 +54,15 @@ class Job:
     inputs: Mapping[str, np.ndarray]
     expected: Sequence[Expected]
     program: Callable[[str], Program | None]
+    runs: int = 0
+    seconds: float = 0.0
 
 
 def operators(pattern: str = "*") -> list[Job]:
-    """Standard operators alone, where they are known to part: what a lowering of bags must get around.
+    """Standard operators and functions alone, where runtimes are known to part: what a model of bags must get around.
 
-    They are of the form "given". A scatter of this size that adds to one target races in ONNX Runtime on the CPU,
-    its maximum drops NaN, and what a Gather makes of an index outside its data is every runtime's own.
+    They are of the form "given". A scatter of this size with a reduction to one target races in ONNX Runtime on the
+    CPU, its maximum drops NaN, and what a Gather makes of an index outside its data is every runtime's own.
     """
     random = np.random.RandomState(7)
     count, dim = 100_000, 32
@@ -67,24 +70,45 @@ def operators(pattern: str = "*") -> list[Job]:
     updates = random.randint(-8, 9, (count, dim)).astype(np.float32)
     values = random.standard_normal((3, 40)).astype(np.float32)
     values[0, 3], values[1, 0], values[2, -1] = np.nan, np.nan, np.nan
+    rising = np.cumsum(np.abs(updates), 0, np.float32)  # so that each update to a maximum counts
+    scatters = (
+        ("operator_scatter_nd_add", "add", updates, updates.sum(0, dtype=np.float64)),
+        ("operator_scatter_nd_max", "max", rising, rising[-1].astype(np.float64)),
+    )
     found = (
-        _operator(
-            "operator_scatter_nd_add",
-            "ScatterND with reduction add of 100,000 updates to one target",
-            helper.make_node("ScatterND", ["data", "indices", "updates"], ["y"], reduction="add"),
-            {"data": np.zeros((2, dim), np.float32), "indices": np.ones((count, 1), np.int64), "updates": updates},
-            np.stack([np.zeros(dim), updates.sum(0, dtype=np.float64)]),
+        *(
+            _operator(
+                name,
+                f"ScatterND with reduction {reduction} of 100,000 updates to one target",
+                helper.make_node("ScatterND", ["data", "indices", "updates"], ["y"], reduction=reduction),
+                {"data": np.zeros((2, dim), np.float32), "indices": np.ones((count, 1), np.int64), "updates": rows},
+                np.stack([np.zeros(dim), result]),
+                runs=100,  # a race does not show in every run, and on a busy machine in few
+                seconds=2.0,
+            )
+            for name, reduction, rows, result in scatters
+        ),
+        *(
+            _operator(
+                f"operator_scatter_nd_add_{dtype}",
+                f"ScatterND with reduction add of {dtype}",
+                helper.make_node("ScatterND", ["data", "indices", "updates"], ["y"], reduction="add"),
+                {
+                    "data": np.zeros((2, 4), dtype),
+                    "indices": np.array([[1], [0], [1]], np.int64),
+                    "updates": updates[:3, :4].astype(dtype),
+                },
+                np.stack([updates[1, :4], updates[0, :4] + updates[2, :4]]).astype(dtype),
+            )
+            for dtype in (np.dtype(np.float16), spec.BFLOAT16)
         ),
         _operator(
-            "operator_scatter_nd_add_float16",
-            "ScatterND with reduction add of float16",
-            helper.make_node("ScatterND", ["data", "indices", "updates"], ["y"], reduction="add"),
-            {
-                "data": np.zeros((2, 4), np.float16),
-                "indices": np.array([[1], [0], [1]], np.int64),
-                "updates": updates[:3, :4].astype(np.float16),
-            },
-            np.stack([updates[1, :4], updates[0, :4] + updates[2, :4]]).astype(np.float16),
+            "operator_scatter_nd_nothing",
+            "ScatterND of no updates at all",
+            helper.make_node("ScatterND", ["data", "indices", "updates"], ["y"]),
+            {"data": values[:, 5:9], "indices": np.zeros((0, 1), np.int64), "updates": np.zeros((0, 4), np.float32)},
+            values[:, 5:9],
+            open_shapes=True,
         ),
         _operator(
             "operator_reduce_max_nan",
@@ -120,8 +144,58 @@ def operators(pattern: str = "*") -> list[Job]:
             np.array([[0, 1, 2, 3]], np.int64),
             open_shapes=True,
         ),
+        *_functions(),
     )
     return [job for job in found if fnmatch.fnmatchcase(job.name, pattern)]
+
+
+def _functions() -> tuple[Job, ...]:
+    """Functions of a model's own in ways that ours avoid, since not every runtime follows them."""
+    numbers = np.array([-1, 2, -3], np.float32)
+    imports = [helper.make_opsetid("", spec.DEFAULT_OPSET)]
+
+    def function(name: str, outputs: Sequence[str], nodes: Sequence[onnx.NodeProto], **more: Any) -> onnx.FunctionProto:
+        return helper.make_function("local", name, ["x"], outputs, nodes, imports, **more)
+
+    def node(name: str, output: str, **more: Any) -> onnx.NodeProto:
+        return helper.make_node(name, ["x"], [output], domain="local", **more)
+
+    factor = helper.make_node("Constant", [], ["factor"])
+    kind = onnx.AttributeProto.FLOAT
+    factor.attribute.append(onnx.AttributeProto(name="value_float", ref_attr_name="factor", type=kind))
+    scale = [factor, helper.make_node("Mul", ["x", "factor"], ["y"])]
+    negate, absolute = (helper.make_node(op, ["x"], ["y"]) for op in ("Neg", "Abs"))
+    both = [negate, helper.make_node("Abs", ["x"], ["z"])]
+    return (
+        _operator(
+            "function_default",
+            "a function whose attribute has a default of 3, and a node without that attribute",
+            node("Scale", "y"),
+            {"x": numbers},
+            3 * numbers,
+            functions=[function("Scale", ["y"], scale, attribute_protos=[helper.make_attribute("factor", 3.0)])],
+        ),
+        _operator(
+            "function_overload",
+            "two functions of one name that their overload tells apart, and a node of each",
+            [node("One", "y", overload="negated"), node("One", "z", overload="absolute")],
+            {"x": numbers},
+            -numbers,
+            np.abs(numbers),
+            functions=[
+                function("One", ["y"], [negate], overload="negated"),
+                function("One", ["y"], [absolute], overload="absolute"),
+            ],
+        ),
+        _operator(
+            "function_fewer_outputs",
+            "a function of two outputs, and a node that takes the first alone",
+            node("Both", "y"),
+            {"x": numbers},
+            -numbers,
+            functions=[function("Both", ["y", "z"], both)],
+        ),
+    )
 
 
 def _operator(
@@ -131,10 +205,12 @@ def _operator(
     arrays: Mapping[str, np.ndarray],
     *exact: np.ndarray,
     open_shapes: bool = False,
+    functions: Sequence[onnx.FunctionProto] = (),
+    **limits: Any,
 ) -> Job:
     """A job of a few nodes whose outputs "y", "z" must be ``exact``; float32 for float64.
 
-    With ``open_shapes`` the model does not say how large its inputs are.
+    With ``open_shapes`` the model does not say how long its inputs are. ``limits`` are the job's.
     """
     results = {n: e.astype(np.float32) if e.dtype == np.float64 else e for n, e in zip("yz", exact, strict=False)}
     axes = {n: a for n, a in arrays.items() if n == "axes"}  # a constant, which most runtimes ask for
@@ -142,7 +218,7 @@ def _operator(
     kind = helper.np_dtype_to_tensor_dtype
 
     def shape(name: str, array: np.ndarray) -> Sequence[int | str]:
-        return [f"{name}_{axis}" for axis in range(array.ndim)] if open_shapes else array.shape
+        return [f"length of {name}", *array.shape[1:]] if open_shapes else array.shape
 
     graph = helper.make_graph(
         [nodes] if isinstance(nodes, onnx.NodeProto) else nodes,
@@ -151,10 +227,13 @@ def _operator(
         [helper.make_tensor_value_info(n, kind(a.dtype), [None] * a.ndim) for n, a in results.items()],
         [onnx.numpy_helper.from_array(a, n) for n, a in axes.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", spec.DEFAULT_OPSET)], ir_version=8)
+    imports = [helper.make_opsetid("", spec.DEFAULT_OPSET), *(helper.make_opsetid(f.domain, 1) for f in functions[:1])]
+    # The oldest that can say it: 9 has the defaults of attributes, 10 overloads.
+    version = 10 if any(f.overload for f in functions) else 9 if functions else 8
+    model = helper.make_model(graph, opset_imports=imports, ir_version=version, functions=functions)
     programs = {"given": Program("given", model.SerializeToString(deterministic=True))}
     expected = [Expected(r, r.astype(np.float64), np.zeros(r.shape)) for r in results.values()]
-    return Job(name, "operators", about, inputs, expected, programs.get)
+    return Job(name, "operators", about, inputs, expected, programs.get, **limits)
 
 
 def conformance(pattern: str = "*") -> list[Job]:

@@ -281,16 +281,19 @@ def _first(
     # With padding every block may have holes, except the full dummy: it is the last block.
     spared = e.GreaterOrEqual(e.Range(0, e.Squeeze(cut.total), 1), e.Sub(cut.total, 1))
     whole = e.And(whole, e.Or(padding.is_off(), spared))
-    full = e.Squeeze(e.NonZero(whole), [0])
-    rest = e.Squeeze(e.NonZero(e.Not(whole)), [0])
+    # Whole blocks first. Two NonZero would find both kinds, but IREE gives one the other's positions.
+    number = e.Range(0, e.Squeeze(cut.total), 1)
+    flags = e.Cast(whole, to=onnx.TensorProto.INT64)
+    before, count = e.CumSum(flags, 0, exclusive=1), e.reduce("ReduceSum", flags, 0, keepdims=1)
+    place = e.Where(whole, before, e.Add(count, e.Sub(number, before)))
+    order = e.ScatterElements(number, place, number)  # the inverse of place
+    full, rest = e.Slice(order, [0], count), e.Slice(order, count, cut.total)
     first, end = e.Gather(cut.first, rest), e.Gather(cut.end, rest)
     rows = e.Concat(
         _reduced(e, read(_positions(e, e.Gather(cut.first, full), block))),
         _with_holes(e, first, end, block, absent, identity, dim, read, skip),
         axis=0,
     )
-    order = e.Concat(full, rest, axis=0)
-    place = e.ScatterElements(order, order, e.Range(0, e.Squeeze(cut.total), 1))  # the inverse of order
     return _Round(cut.begins, cut.pieces, rows, place)
 
 

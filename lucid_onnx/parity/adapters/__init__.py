@@ -94,7 +94,7 @@ _ALL = (
         _MODELS,
         python(".iree:RUNTIME"),
         slow=True,
-        few=14,
+        few=12,
         few_programs=True,
         why_few="it compiles each for many seconds",
     ),

@@ -1,4 +1,4 @@
-"""torch.nn.functional.embedding_bag, eager, on the CPU."""
+"""PyTorch, eager, on the CPU: torch.nn.functional.embedding_bag, its gradient, and the module of quantised bags."""
 
 from __future__ import annotations
 
@@ -27,39 +27,84 @@ class _Torch:
     def load(self, program: Program) -> Any:
         if program.call is None:
             raise UnsupportedError("it takes calls, not models")
-        if program.call["operator"] == "embedding_bag_grad":
-            raise UnsupportedError(
-                "torch divides by the frequency of another row (pytorch#190063), and has no sparse max"
-            )
-        if program.call["operator"] == "quantized_embedding_bag":
-            raise UnsupportedError("torch's bags over codes have their numbers in another layout")
-        if program.call["operator"] != "embedding_bag":
-            raise UnsupportedError(f"nothing here calls torch for {program.call['operator']}")
-        return {name: math.inf if value == "inf" else value for name, value in program.call.items()}
+        call = {name: math.inf if value == "inf" else value for name, value in program.call.items()}
+        operator = call.pop("operator")
+        if operator not in _CALLS:
+            raise UnsupportedError(f"nothing here calls torch for {operator}")
+        if operator == "quantized_embedding_bag" and (call["padding_idx"], call["max_norm"]) != (None, None):
+            raise UnsupportedError("torch's bags over codes have no padding_idx and no max_norm")
+        return _CALLS[operator], call
 
     def run(self, loaded: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        import torch
+        function, call = loaded
+        return list(map(_array, function({name: _tensor(array) for name, array in inputs.items()}, call)))
 
-        def tensor(name: str) -> Any:
-            if name not in inputs:
-                return None
-            array = inputs[name].copy()  # max_norm writes into the table
-            if array.dtype == _BFLOAT16:
-                return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-            return torch.from_numpy(array)
 
-        keywords = {name: value for name, value in loaded.items() if name != "operator"}
-        with torch.no_grad():
-            got = torch.nn.functional.embedding_bag(
-                tensor("indices"),
-                tensor("weight"),
-                tensor("offsets"),
-                per_sample_weights=tensor("per_sample_weights"),
-                **keywords,
-            )
-        if got.dtype == torch.bfloat16:
-            return [got.view(torch.int16).numpy().view(_BFLOAT16)]
-        return [got.numpy()]
+def _tensor(array: np.ndarray) -> Any:
+    import torch
 
+    array = array.copy()  # max_norm writes into the table
+    if array.dtype == _BFLOAT16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _array(tensor: Any) -> np.ndarray:
+    import torch
+
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        return np.asarray(tensor.view(torch.int16).numpy().view(_BFLOAT16))
+    return np.asarray(tensor.numpy())
+
+
+def _bag(tensors: dict[str, Any], call: Mapping[str, Any]) -> list[Any]:
+    import torch
+
+    with torch.no_grad():
+        return [torch.nn.functional.embedding_bag(tensors.pop("indices"), tensors.pop("weight"), **tensors, **call)]
+
+
+def _gradient(tensors: dict[str, Any], call: Mapping[str, Any]) -> list[Any]:
+    """The gradients of the table, as rows and values where it is sparse, and of per_sample_weights."""
+    import torch
+
+    leaves = [tensors[name].requires_grad_() for name in ("weight", "per_sample_weights") if name in tensors]
+    grad_output, indices = tensors.pop("grad_output"), tensors.pop("indices")
+    pooled = torch.nn.functional.embedding_bag(indices, tensors.pop("weight"), **tensors, **call)
+    table, *others = torch.autograd.grad(pooled, leaves, grad_output)
+    return [table._indices()[0], table._values(), *others] if call["sparse"] else [table, *others]
+
+
+def _quantized(tensors: dict[str, Any], call: Mapping[str, Any]) -> list[Any]:
+    """torch's module of bags over codes, which are unsigned there and have a zero_point in the place of a bias."""
+    import torch
+    from torch.ao.nn.quantized import EmbeddingBag
+
+    from lucid_onnx.ops.quantized_embedding_bag import spec
+
+    kind, dim = spec.CODES_TYPES[call["codes_type"]], call["embedding_dim"]
+    codes = spec.unpack(tensors["codes"].numpy(), kind, dim)
+    scale = tensors["scale"].float()
+    zero = tensors["zero_point"].float() if "zero_point" in tensors else torch.zeros_like(scale)
+    if "bias" in tensors:
+        zero = -tensors["bias"].float() / scale
+    unsigned = torch.from_numpy(codes.astype(np.int16) - kind.lowest)
+    exact = (unsigned - (zero[:, None] - kind.lowest)) * scale[:, None]
+    dtype = torch.quint4x2 if "4" in call["codes_type"] else torch.quint8
+    module = EmbeddingBag(
+        *codes.shape,
+        mode=call["mode"],
+        include_last_offset=call["include_last_offset"],
+        dtype=dtype,
+        # To its own codes it is exact: they are the nearest.
+        _weight=torch.quantize_per_channel(exact, scale, zero - kind.lowest, 0, dtype),
+    )
+    pooled = module(tensors["indices"], tensors.get("offsets"), tensors.get("per_sample_weights"))
+    return [pooled.to(tensors["scale"].dtype)]
+
+
+#: What a call's operator runs: tensors by name and keyword arguments -> tensors.
+_CALLS = {"embedding_bag": _bag, "embedding_bag_grad": _gradient, "quantized_embedding_bag": _quantized}
 
 RUNTIME = _Torch()
