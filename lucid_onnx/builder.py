@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 
 from .ops import OPERATOR_OF, embedding_bag_grad, quantized_embedding_bag, variant
 from .ops.embedding_bag import spec
+from .ops.embedding_bag.lowering import BLOCKS, Ragged
 from .ops.embedding_bag_collection import lowering as collection_lowering
 from .ops.embedding_bag_collection import spec as collection
 from .ops.quantized_embedding_bag.table import QuantizedTable
@@ -545,8 +546,12 @@ def to_form(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
     return copy
 
 
-def convert(model: onnx.ModelProto, form: str) -> None:
-    """`to_form` in place."""
+def convert(model: onnx.ModelProto, form: str, ragged: Ragged = BLOCKS) -> None:
+    """`to_form` in place; standard operators have bags in the given way.
+
+    Raises:
+        ValueError: as `to_form`, and if flat bags are to be padded to no length.
+    """
     if form not in FORMS:
         raise ValueError(f"form = {form!r} is not one of 'portable', 'standard', 'native'")
     opset = _opset(model)
@@ -569,7 +574,8 @@ def convert(model: onnx.ModelProto, form: str) -> None:
             op, attributes = _normalise(node, known)
             if form == "standard":
                 names = tuple(node.input), tuple(node.output)
-                expanded += OPERATOR_OF[op.name].lowering.nodes(op, *names, attributes, opset, next(prefixes))
+                write = OPERATOR_OF[op.name].lowering.nodes
+                expanded += write(op, *names, attributes, opset, next(prefixes), ragged)
             else:
                 if isinstance(op, collection.Variant):  # of which a model has a name per signature
                     node.op_type = collection.name_of(op.signature, signatures)
@@ -588,7 +594,7 @@ def convert(model: onnx.ModelProto, form: str) -> None:
                 used |= {name: variant(name, {}) for name in collection_lowering.functions_used(op)}
         # What a function calls stands before it: onnx.reference reads them in order.
         for name in sorted(used, key=lambda n: (isinstance(used[n], collection.Variant), n)):
-            model.functions.append(OPERATOR_OF[name].lowering.function(used[name], opset))
+            model.functions.append(OPERATOR_OF[name].lowering.function(used[name], opset, ragged))
 
 
 def save(
