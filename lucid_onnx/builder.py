@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -575,7 +576,8 @@ def convert(model: onnx.ModelProto, form: str, ragged: Ragged = BLOCKS) -> None:
             if form == "standard":
                 names = tuple(node.input), tuple(node.output)
                 write = OPERATOR_OF[op.name].lowering.nodes
-                expanded += write(op, *names, attributes, opset, next(prefixes), ragged)
+                with _named(_where(node)):
+                    expanded += write(op, *names, attributes, opset, next(prefixes), ragged)
             else:
                 if isinstance(op, collection.Variant):  # of which a model has a name per signature
                     node.op_type = collection.name_of(op.signature, signatures)
@@ -594,7 +596,8 @@ def convert(model: onnx.ModelProto, form: str, ragged: Ragged = BLOCKS) -> None:
                 used |= {name: variant(name, {}) for name in collection_lowering.functions_used(op)}
         # What a function calls stands before it: onnx.reference reads them in order.
         for name in sorted(used, key=lambda n: (isinstance(used[n], collection.Variant), n)):
-            model.functions.append(OPERATOR_OF[name].lowering.function(used[name], opset, ragged))
+            with _named(name):
+                model.functions.append(OPERATOR_OF[name].lowering.function(used[name], opset, ragged))
 
 
 def save(
@@ -874,7 +877,7 @@ def _table_types(model: onnx.ModelProto) -> dict[str, tuple[int, int | None]]:
 
 def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) -> tuple[Any, dict[str, int | float]]:
     """Check a node against the contract and write all of its attributes on it; returns them, and its operator name."""
-    where = f"node {node.name or ', '.join(node.output)!r}"
+    where = _where(node)
     if node.op_type not in OPERATOR_OF:
         raise ValueError(f"{where}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(OPERATOR_OF)}")
     meaning = OPERATOR_OF[node.op_type].spec
@@ -915,6 +918,19 @@ def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) 
     del node.attribute[:]
     node.attribute.extend(helper.make_attribute(name, value) for name, value in complete.items())
     return op, complete
+
+
+def _where(node: onnx.NodeProto) -> str:
+    return f"node {node.name or ', '.join(node.output)!r}"
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """A refusal within says where."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _check_collection(

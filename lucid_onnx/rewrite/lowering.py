@@ -31,7 +31,7 @@ def lower(
     ``ragged`` is how standard operators pool bags of different lengths. Gradients are always in blocks.
 
     - "blocks": a few operators over all bags, with memory in proportion to the indices and the output.
-    - "loop": an iteration per bag; a graph of a third of the nodes, and slow where there are many bags.
+    - "loop": an iteration per bag; a graph of a quarter to a third of the nodes, and slow where there are many bags.
     - "padded": a matrix of all bags, each as long as the longest, with as much memory. ONNX Runtime on the CPU refuses
       a bag of more than ``longest_bag`` positions; where nothing is refused, its row is NaN.
 

@@ -896,7 +896,9 @@ class Standard:
         if not spec.MIN_OPSET <= self._opset <= spec.MAX_OPSET or way is None:
             return
         parts = list(inside(root, _LARGEST_BAG))
-        ragged = Ragged(way, next((n for p in parts if (n := _limit(p)) is not None), None) if way == "padded" else None)
+        ragged = Ragged(
+            way, next((n for p in parts if (n := _limit(p)) is not None), None) if way == "padded" else None
+        )
         indices = next((e for p in parts if (e := self._guarded(p)) is not None), None)
         for table in self._tables(parts):
             if indices is None:
@@ -936,12 +938,11 @@ class Standard:
         if matrix is not None and matrix.rank == 2:
             yield matrix, None, _first(weights) if weights is not None and weights.op == "Reshape" else weights
         shape = make("Shape", flat)
-        bounds = (p for p in parts if p.op == "Concat" and len(p.inputs) == 2 and p.inputs[0] is not None)
-        bounds = [p for p in bounds if difference(p.inputs[1], shape) is None]
-        if bounds:  # of several, all but the offsets are computed from the offsets
-            starts = min(bounds, key=lambda p: sum(1 for _ in inside(p, _LARGEST_BAG))).inputs[0]
-            assert starts is not None
-            yield flat, _without_cast(starts), weights
+        pairs = [p.inputs for p in parts if p.op == "Concat" and len(p.inputs) == 2]
+        starts = [e for e, end in pairs if e is not None and difference(end, shape) is None]
+        if starts:  # of several, all but the offsets are computed from the offsets
+            offsets = min(starts, key=lambda e: sum(1 for _ in inside(e, _LARGEST_BAG)))
+            yield flat, _without_cast(offsets), weights
 
     def _guarded(self, e: Expression) -> Expression | None:
         """The indices behind what stands in for a refusal of negative ones."""
@@ -1045,7 +1046,7 @@ def _untyped(name: str) -> onnx.ValueInfoProto:
 
 
 def _way_of(root: Expression) -> str | None:
-    """In which way a bag may have been lowered: Cast? Div? and then the rows of three rounds, a Loop's, or all bags'."""
+    """How a bag may have been lowered: Cast? Div? and then the rows of three rounds, of a Loop, or of all bags."""
     e = root
     if e.op == "Cast" and e.inputs[0] is not None:
         e = e.inputs[0]

@@ -16,7 +16,7 @@ occur once. Its form with a reduction, which would pool a bag in one node, races
 A row of the dummy bag behind the last keeps every tensor non-empty when there are no bags or no indices. A
 table without rows has nothing to gather, not even for the dummy; then there are no blocks at all.
 
-A loop goes over the bags, one after another: a fifth of the nodes, and slow where there are many bags. It adds up in
+A loop goes over the bags, one after another: a quarter of the nodes, and slow where there are many bags. It adds up in
 float64, so that a long bag is as exact as in blocks.
 
 Padded bags are a matrix of positions [longest, B], gathered and reduced at once; bags of more than 64 positions in
@@ -70,7 +70,9 @@ class Ragged:
         if isinstance(self.longest_bag, bool) or not isinstance(self.longest_bag, int):
             raise TypeError(f"longest_bag = {self.longest_bag!r} must be an integer or None")
         if self.way != "padded":
-            raise ValueError(f"longest_bag = {self.longest_bag}, but ragged = {self.way!r}: only 'padded' has a longest")
+            raise ValueError(
+                f"longest_bag = {self.longest_bag}, but ragged = {self.way!r}: only 'padded' has a longest"
+            )
         if not 1 <= self.longest_bag <= LONGEST_BAG:
             raise ValueError(f"longest_bag = {self.longest_bag} is outside [1, {LONGEST_BAG}]")
 
@@ -383,8 +385,8 @@ def _real(e: Emitter, values: str, several: str) -> str:
 def _in_a_loop(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -> str:
     """[B, D], a bag an iteration.
 
-    An iteration has a position more than its bag, and is never without any: ONNX Runtime before 1.19 gives one value the
-    memory of another after an iteration with tensors of no elements.
+    An iteration has a position more than its bag, so that it is never without any: after an iteration with tensors of
+    no elements, ONNX Runtime before 1.19 gives values the memory of others.
     """
     num_bags, starts, ends, lengths, num_indices, indices = read_bags(e, op, named, table.num_rows)
     padding = _Padding(e, indices, table.num_rows)
