@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -18,6 +19,7 @@ from onnx import TensorProto, helper
 
 from .ops import OPERATOR_OF, embedding_bag_grad, quantized_embedding_bag, variant
 from .ops.embedding_bag import spec
+from .ops.embedding_bag.lowering import BLOCKS, Ragged
 from .ops.embedding_bag_collection import lowering as collection_lowering
 from .ops.embedding_bag_collection import spec as collection
 from .ops.quantized_embedding_bag.table import QuantizedTable
@@ -545,8 +547,12 @@ def to_form(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
     return copy
 
 
-def convert(model: onnx.ModelProto, form: str) -> None:
-    """`to_form` in place."""
+def convert(model: onnx.ModelProto, form: str, ragged: Ragged = BLOCKS) -> None:
+    """`to_form` in place; standard operators have bags in the given way.
+
+    Raises:
+        ValueError: as `to_form`, and if flat bags are to be padded to no length.
+    """
     if form not in FORMS:
         raise ValueError(f"form = {form!r} is not one of 'portable', 'standard', 'native'")
     opset = _opset(model)
@@ -569,7 +575,9 @@ def convert(model: onnx.ModelProto, form: str) -> None:
             op, attributes = _normalise(node, known)
             if form == "standard":
                 names = tuple(node.input), tuple(node.output)
-                expanded += OPERATOR_OF[op.name].lowering.nodes(op, *names, attributes, opset, next(prefixes))
+                write = OPERATOR_OF[op.name].lowering.nodes
+                with _named(_where(node)):
+                    expanded += write(op, *names, attributes, opset, next(prefixes), ragged)
             else:
                 if isinstance(op, collection.Variant):  # of which a model has a name per signature
                     node.op_type = collection.name_of(op.signature, signatures)
@@ -588,7 +596,8 @@ def convert(model: onnx.ModelProto, form: str) -> None:
                 used |= {name: variant(name, {}) for name in collection_lowering.functions_used(op)}
         # What a function calls stands before it: onnx.reference reads them in order.
         for name in sorted(used, key=lambda n: (isinstance(used[n], collection.Variant), n)):
-            model.functions.append(OPERATOR_OF[name].lowering.function(used[name], opset))
+            with _named(name):
+                model.functions.append(OPERATOR_OF[name].lowering.function(used[name], opset, ragged))
 
 
 def save(
@@ -868,7 +877,7 @@ def _table_types(model: onnx.ModelProto) -> dict[str, tuple[int, int | None]]:
 
 def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) -> tuple[Any, dict[str, int | float]]:
     """Check a node against the contract and write all of its attributes on it; returns them, and its operator name."""
-    where = f"node {node.name or ', '.join(node.output)!r}"
+    where = _where(node)
     if node.op_type not in OPERATOR_OF:
         raise ValueError(f"{where}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(OPERATOR_OF)}")
     meaning = OPERATOR_OF[node.op_type].spec
@@ -909,6 +918,19 @@ def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) 
     del node.attribute[:]
     node.attribute.extend(helper.make_attribute(name, value) for name, value in complete.items())
     return op, complete
+
+
+def _where(node: onnx.NodeProto) -> str:
+    return f"node {node.name or ', '.join(node.output)!r}"
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """A refusal within says where."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _check_collection(

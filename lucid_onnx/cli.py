@@ -439,6 +439,14 @@ def _lower(
     form: Annotated[
         str, typer.Option(help="standard (no custom domain), portable (runs everywhere) or native (needs the library).")
     ] = "standard",
+    ragged: Annotated[
+        str,
+        typer.Option(help="blocks (all bags at once, in bounded memory), loop (small, slow) or padded (one matrix)."),
+    ] = "blocks",
+    longest_bag: Annotated[
+        int | None,
+        typer.Option(parser=_integer, metavar="INTEGER", help="The most positions of a bag, for --ragged padded."),
+    ] = None,
 ) -> None:
     """Turn the bags of a model into standard operators, or into another form.
 
@@ -450,7 +458,7 @@ def _lower(
     _check_file(model)
     _check_output(output)
     with _refused_model(model), _rewriting_files(model, output):
-        lower(model, output, form=form)
+        lower(model, output, form=form, ragged=ragged, longest_bag=longest_bag)
     console = _console()
     _say(console, f"wrote {output} ({_bytes(output.stat().st_size)}), {form} form")
 

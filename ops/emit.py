@@ -23,21 +23,29 @@ class Emitter:
         prefix: stands before every name, so that several expansions live in one graph.
         attributes: the values of the operator's attributes where they are known. Without them the nodes
             refer to the attributes of the function that they are the body of.
+        choice: which of an operator's lowerings to write, for whoever has several; None for the usual one.
 
     What decides between ways to write an expansion is known of all attributes or of none. A type to cast to
     decides nothing, and may be left to the function where the rest is known (see `fixing`).
     """
 
-    def __init__(self, opset: int, prefix: str = "", attributes: dict[str, int | float] | None = None) -> None:
+    def __init__(
+        self,
+        opset: int,
+        prefix: str = "",
+        attributes: dict[str, int | float] | None = None,
+        choice: Any = None,
+    ) -> None:
         self.opset = opset
+        self.choice = choice
         self.nodes: list[onnx.NodeProto] = []
-        self._prefix = prefix
+        self.prefix = prefix
         self._attributes = attributes
         self._names = iter(range(10**9))
         self._known: dict[tuple[Any, ...], str] = {}  # expression -> its value's name
 
     def name(self) -> str:
-        return f"{self._prefix}{next(self._names)}"
+        return f"{self.prefix}{next(self._names)}"
 
     def __getattr__(self, op_type: str) -> Callable[..., Any]:
         if not op_type[0].isupper():
@@ -139,14 +147,43 @@ class Emitter:
         where = condition()
         branches = {}
         for key, write in (("then_branch", then), ("else_branch", otherwise)):
-            inner = Emitter(self.opset)
-            inner.name = self.name  # type: ignore[method-assign]  # one numbering, no shadowed names
-            inner._known = dict(self._known)  # the outer values are seen inside, not the other way
-            result = write(inner)
-            if not inner.nodes or result not in inner.nodes[-1].output:
-                result = str(inner.Identity(result))  # a branch must make its own output
+            inner = self._inside()
+            result = inner._made(write(inner))
             branches[key] = helper.make_graph(inner.nodes, key, [], [onnx.ValueInfoProto(name=result)])
         return self.node("If", (where,), branches, self.name())
+
+    def stacked(self, count: str, write: Callable[[Emitter, str], str]) -> str:
+        """What ``write`` gives for 0 (int64, scalar), 1 and so on, ``count`` of them, stacked by a Loop.
+
+        The values have one shape, and ``count`` [1] is above zero: of no values a runtime cannot tell the shape.
+        """
+        inner = self._inside()
+        number, going = self.name(), self.name()
+        result = inner._made(write(inner, number))
+        goes_on = inner.node("Identity", (going,), {}, self.name())
+        inputs = [
+            helper.make_tensor_value_info(number, onnx.TensorProto.INT64, []),
+            helper.make_tensor_value_info(going, onnx.TensorProto.BOOL, []),
+        ]
+        outputs = [
+            helper.make_tensor_value_info(goes_on, onnx.TensorProto.BOOL, []),
+            onnx.ValueInfoProto(name=result),  # untyped, as the type may depend on an attribute
+        ]
+        body = helper.make_graph(inner.nodes, "body", inputs, outputs)
+        start = self.constant(np.bool_(True))
+        return self.node("Loop", (self.Squeeze(count), start), {"body": body}, self.name())
+
+    def _inside(self) -> Emitter:
+        """For the nodes of a subgraph: outer values are seen inside, not the other way."""
+        inner = Emitter(self.opset, attributes=self._attributes, choice=self.choice)
+        inner.name = self.name  # type: ignore[method-assign]  # one numbering, no shadowed names
+        inner._known = dict(self._known)
+        return inner
+
+    def _made(self, result: str) -> str:
+        """``result``, as a value that the subgraph has made itself."""
+        made = bool(self.nodes) and result in self.nodes[-1].output
+        return result if made else str(self.Identity(result))
 
     def function(
         self, domain: str, name: str, inputs: Sequence[str], outputs: Sequence[str], attributes: Sequence[str]
@@ -178,9 +215,9 @@ def forms(
 ) -> tuple[Callable[[Any, int], onnx.FunctionProto], Callable[..., list[onnx.NodeProto]]]:
     """An operator's ``function`` and ``nodes``, from what writes its nodes into an Emitter."""
 
-    def function(op: Any, opset: int) -> onnx.FunctionProto:
+    def function(op: Any, opset: int, choice: Any = None) -> onnx.FunctionProto:
         """The operator as a model-local function, generic in its attributes and dtypes."""
-        e = Emitter(opset)
+        e = Emitter(opset, choice=choice)
         expand(e, op, op.inputs, op.outputs)
         return e.function(spec.DOMAIN, op.name, op.inputs, op.outputs, spec.attribute_names(op))
 
@@ -191,9 +228,10 @@ def forms(
         attributes: dict[str, int | float],
         opset: int,
         prefix: str,
+        choice: Any = None,
     ) -> list[onnx.NodeProto]:
         """The operator as standard nodes for one node's attributes (see ``spec.Attributes.to_onnx``)."""
-        e = Emitter(opset, prefix, attributes)
+        e = Emitter(opset, prefix, attributes, choice)
         expand(e, op, inputs, outputs)
         return e.nodes
 

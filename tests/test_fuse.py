@@ -1575,6 +1575,49 @@ def test_a_huge_table_is_not_loaded(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["fused.onnx", "model.onnx", "table.bin"]
 
 
+def test_a_full_disk_leaves_nothing_and_a_copy_is_not_loaded(tmp_path: Path) -> None:
+    """A table of 256 MiB goes to another folder, in pieces; where files must be smaller, nothing appears there."""
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("no /proc/self/status to read the memory from")
+    model = lucid_onnx.build_model(np.zeros((4, 64), np.float32), mode="sum", form="standard")
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.dims[0], tensor.data_location = 2**20, TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="table.bin")
+    table = tmp_path / "table.bin"
+    with table.open("wb") as file:
+        file.truncate(2**28)
+        file.seek(2**27 - 1)
+        file.write(b"a row")
+    before = table.stat()
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    script = (
+        "import os, re, resource, signal, lucid_onnx\n"
+        "os.mkdir('out')\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails, as on a disk that is full\n"
+        "limits = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**26, limits[1]))\n"
+        "for call in (lucid_onnx.fuse, lucid_onnx.lower):\n"
+        "    try:\n        call('model.onnx', 'out/x.onnx')\n"
+        "    except OSError as error:\n        print(error.errno, os.listdir('out'))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, limits)\n"
+        "lucid_onnx.fuse('model.onnx', 'out/fused.onnx')\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    *refused, kibibytes = done.stdout.splitlines()
+    assert refused == ["27 []"] * 2  # EFBIG
+    assert int(kibibytes) < 300_000
+    after = table.stat()
+    assert (after.st_ino, after.st_mtime_ns, after.st_size) == (before.st_ino, before.st_mtime_ns, before.st_size)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["fused.onnx", "fused.onnx.data"]
+    with (tmp_path / "out" / "fused.onnx.data").open("rb") as copy:
+        assert copy.seek(2**27 - 1) + len(copy.read(5) + copy.read()) == 2**28
+        copy.seek(2**27 - 1)
+        assert copy.read(6) == b"a row\0"
+
+
 # ---- The command line.
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import lucid_onnx
 
@@ -19,7 +20,7 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 
 def python_blocks() -> list[str]:
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 13
+    assert len(blocks) == 15
     return blocks
 
 
@@ -27,11 +28,21 @@ def test_blocks_run(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
     blocks = [block for block in python_blocks() if "import torch" not in block]
-    assert len(blocks) == 11
+    assert len(blocks) == 12
     monkeypatch.chdir(tmp_path)
     # What an exporter would have left: torch is not needed for a graph of standard operators.
     exported = lucid_onnx.build_model(np.eye(3, dtype=np.float32), mode="sum", form="standard")
     onnx.save(exported, "exported.onnx")
+    pooled = [lucid_onnx.make_node("table", f"ids_{k}", f"starts_{k}", f"bag_{k}", mode="sum") for k in range(2)]
+    graph = helper.make_graph(
+        [*pooled, helper.make_node("Concat", ["bag_0", "bag_1"], ["bags"], axis=1)],
+        "ranker",
+        [helper.make_tensor_value_info(i, TensorProto.INT64, [i]) for node in pooled for i in node.input[1:]],
+        [helper.make_tensor_value_info("bags", TensorProto.FLOAT, [None, 6])],
+        [numpy_helper.from_array(np.eye(3, dtype=np.float32), "table")],
+    )
+    ranker = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.save(lucid_onnx.to_form(ranker, "standard"), "ranker.onnx")
     rows = np.eye(4, 3, dtype=np.float32)
     entry = {"dtype": "F32", "shape": [4, 3], "data_offsets": [0, rows.nbytes]}
     header = json.dumps({"bag.weight": entry}).encode()
@@ -63,13 +74,19 @@ def test_blocks_run(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert names["bag_model"] == onnx.load("checkpoint.onnx") == lucid_onnx.build_model(rows, padding_idx=0)
     assert names["module_model"] == onnx.load("trained.onnx") == lucid_onnx.build_model(rows, mode="sum")
     assert [n.op_type for n in onnx.load("fast.onnx").graph.node] == ["EmbeddingBag"]
-    assert b"ai.lucid" not in (tmp_path / "anywhere.onnx").read_bytes()
+    for lowered in ("anywhere.onnx", "padded.onnx"):
+        assert b"ai.lucid" not in (tmp_path / lowered).read_bytes()
+        sums = lucid_onnx.InferenceSession(lowered, native=False).run(
+            None, {"indices": np.array([2, 0, 2]), "offsets": np.array([0, 3])}
+        )[0]
+        np.testing.assert_array_equal(sums, [[1, 0, 2], [0, 0, 0]])
+    assert [n.op_type for n in onnx.load("merged.onnx").graph.node] == ["EmbeddingBagCollection"]
 
 
 def test_the_block_for_torch_runs(native: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch", reason="torch is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
-    block, training = [block for block in python_blocks() if "import torch" in block]
+    block, translated, training = [block for block in python_blocks() if "import torch" in block]
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(compile(block, str(README), "exec"), names)
@@ -78,6 +95,13 @@ def test_the_block_for_torch_runs(native: None, tmp_path: Path, monkeypatch: pyt
     words, starts = np.array([7, 0, 999, 0]), np.array([0, 0, 3])  # an empty text, and one of padding alone
     got = lucid_onnx.InferenceSession("module.onnx").run(None, {"input": words, "offsets": starts})[0]
     expected = names["module"](torch.from_numpy(words), torch.from_numpy(starts)).detach().numpy()
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
+    exec(compile(translated, str(README), "exec"), names)
+    model = onnx.load(tmp_path / "translated.onnx")
+    assert [node.op_type for node in model.graph.node] == ["EmbeddingBag"]
+    example = {"input": np.array([3, 1, 4, 1, 5]), "offsets": np.array([0, 2])}
+    got = lucid_onnx.InferenceSession("translated.onnx").run(None, example)[0]
+    expected = names["module"](names["words"], names["starts"]).detach().numpy()
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
     exec(compile(training, str(README), "exec"), names)
     rows = names["rows"].detach()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 import onnx
 
-from lucid_onnx.builder import Form, to_form
+from lucid_onnx.builder import Form, convert
+from lucid_onnx.ops.embedding_bag.lowering import BLOCKS, Ragged
 
 from . import files
+
+RaggedWay = Literal["blocks", "loop", "padded"]
 
 
 def lower(
@@ -16,23 +20,42 @@ def lower(
     output: str | os.PathLike[str] | None = None,
     *,
     form: Form = "standard",
+    ragged: RaggedWay = "blocks",
+    longest_bag: int | None = None,
 ) -> onnx.ModelProto:
     """A model with every ``ai.lucid`` node in another form: `lucid_onnx.to_form`, for files as well.
 
     "standard" leaves no trace of the domain, neither in the graph nor in functions nor among the opsets. External
     data is neither loaded nor changed, and is copied only if ``output`` is in another folder.
 
+    ``ragged`` is how standard operators pool bags of different lengths. Gradients are always in blocks.
+
+    - "blocks": a few operators over all bags, with memory in proportion to the indices and the output.
+    - "loop": an iteration per bag; a graph of a quarter to a third of the nodes, and slow where there are many bags.
+    - "padded": a matrix of all bags, each as long as the longest, with as much memory. ONNX Runtime on the CPU refuses
+      a bag of more than ``longest_bag`` positions; where nothing is refused, its row is NaN.
+
     Args:
         model: a path, or a model; it is not changed.
         output: where to write the result; it appears whole or not at all, and may be the input's path.
         form: "standard", "portable" or "native".
+        ragged: "blocks", "loop" or "padded".
+        longest_bag: for "padded", the most positions of a bag that will come, padded ones too, in [1, 4096]. Indices
+            [B, L] need none: their L is it.
 
     Raises:
         OSError: a file cannot be read or written.
-        ValueError: an unknown form, no ONNX model, an opset outside [16, 26], or one that onnx.checker refuses.
+        TypeError: longest_bag is no integer.
+        ValueError: an unknown form or way, no ONNX model, an opset outside [16, 26], or one that onnx.checker refuses;
+            longest_bag is out of range, missing, or not for this way; another way in the "native" form.
     """
+    way = Ragged(ragged, longest_bag)
+    if form == "native" and way != BLOCKS:
+        raise ValueError(f"ragged = {ragged!r}, but form = 'native': it has no standard operators")
     proto, folder = files.read(model)
-    result = to_form(proto, form)
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    convert(result, form, way)
     complaint = files.check(result)
     if complaint is not None:
         raise ValueError(f"the model in {form} form does not pass onnx.checker: {complaint}")

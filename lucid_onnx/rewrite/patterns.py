@@ -21,6 +21,7 @@ import onnx_ir as ir
 
 from lucid_onnx.ops import OPERATOR_OF, quantized_embedding_bag
 from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.ops.embedding_bag.lowering import LONGEST_BAG, Ragged
 
 from .expressions import Dim, Expression, Reader, constant, difference, inside, loop, make
 
@@ -881,7 +882,7 @@ class _Table(NamedTuple):
 
 
 class Standard:
-    """The nodes that `ops.embedding_bag.lowering` writes for a bag: what ``lower`` did is undone, exactly.
+    """The nodes that `ops.embedding_bag.lowering` writes for a bag, in each way: what ``lower`` did is undone, exactly.
 
     Args:
         opset: the model's; the lowering depends on it.
@@ -891,9 +892,13 @@ class Standard:
         self._opset = opset
 
     def __call__(self, root: Expression) -> Iterator[Guess]:
-        if not spec.MIN_OPSET <= self._opset <= spec.MAX_OPSET or not _ends_as_lowering(root):
+        way = _way_of(root)
+        if not spec.MIN_OPSET <= self._opset <= spec.MAX_OPSET or way is None:
             return
         parts = list(inside(root, _LARGEST_BAG))
+        ragged = Ragged(
+            way, next((n for p in parts if (n := _limit(p)) is not None), None) if way == "padded" else None
+        )
         indices = next((e for p in parts if (e := self._guarded(p)) is not None), None)
         for table in self._tables(parts):
             if indices is None:
@@ -907,7 +912,7 @@ class Standard:
                 for attributes in self._attributes(parts, modes, two_d=inputs[1] is None):
                     bag = self._bag(table, inputs, attributes)
                     if bag.objection() is None:
-                        yield bag, self._written(bag)
+                        yield bag, self._written(bag, ragged)
 
     def _tables(self, parts: list[Expression]) -> Iterator[_Table]:
         """What the table may be."""
@@ -933,11 +938,11 @@ class Standard:
         if matrix is not None and matrix.rank == 2:
             yield matrix, None, _first(weights) if weights is not None and weights.op == "Reshape" else weights
         shape = make("Shape", flat)
-        for p in parts:
-            starts = p.inputs[0] if p.op == "Concat" and len(p.inputs) == 2 else None
-            if starts is not None and difference(p.inputs[1], shape) is None:
-                yield flat, _without_cast(starts), weights
-                return
+        pairs = [p.inputs for p in parts if p.op == "Concat" and len(p.inputs) == 2]
+        starts = [e for e, end in pairs if e is not None and difference(end, shape) is None]
+        if starts:  # of several, all but the offsets are computed from the offsets
+            offsets = min(starts, key=lambda e: sum(1 for _ in inside(e, _LARGEST_BAG)))
+            yield flat, _without_cast(offsets), weights
 
     def _guarded(self, e: Expression) -> Expression | None:
         """The indices behind what stands in for a refusal of negative ones."""
@@ -959,8 +964,8 @@ class Standard:
                     max_norm, norm_type = clip or (None, 2.0)
                     yield spec.Attributes(mode, padding_idx, max_norm, norm_type, last)
 
-    def _written(self, bag: Bag) -> Expression:
-        graph = _lowered(bag.op.name, tuple(bag.to_onnx().items()), self._opset)
+    def _written(self, bag: Bag, ragged: Ragged) -> Expression:
+        graph = _lowered(bag.op.name, tuple(bag.to_onnx().items()), self._opset, ragged)
         reader = Reader()
         reader.of.update(zip(graph.inputs, bag.inputs.values(), strict=True))
         reader.read(graph)
@@ -968,11 +973,12 @@ class Standard:
 
 
 @functools.lru_cache(maxsize=64)  # the bags of a model are often alike
-def _lowered(name: str, attributes: tuple[tuple[str, int | float], ...], opset: int) -> ir.Graph:
+def _lowered(name: str, attributes: tuple[tuple[str, int | float], ...], opset: int, ragged: Ragged) -> ir.Graph:
     """The nodes of a bag in the standard form. Only to be read."""
     operator = OPERATOR_OF[name]
-    inputs = operator.spec.VARIANTS[name].inputs
-    nodes = operator.lowering.nodes(operator.spec.VARIANTS[name], inputs, ("output",), dict(attributes), opset, "_")
+    op = operator.spec.VARIANTS[name]
+    inputs = op.inputs
+    nodes = operator.lowering.nodes(op, inputs, ("output",), dict(attributes), opset, "_", ragged)
     return ir.serde.deserialize_graph(
         onnx.helper.make_graph(nodes, "bag", [_untyped(i) for i in inputs], [_untyped("output")])
     )
@@ -1039,15 +1045,29 @@ def _untyped(name: str) -> onnx.ValueInfoProto:
     return onnx.ValueInfoProto(name=name)
 
 
-def _ends_as_lowering(root: Expression) -> bool:
-    """Cast? Div? Gather of four rounds' rows."""
+def _way_of(root: Expression) -> str | None:
+    """How a bag may have been lowered: Cast? Div? and then the rows of three rounds, of a Loop, or of all bags."""
     e = root
     if e.op == "Cast" and e.inputs[0] is not None:
         e = e.inputs[0]
     if e.op == "Div" and e.inputs[0] is not None:
         e = e.inputs[0]
     rows = _first(e)
-    return e.op == "Gather" and rows is not None and rows.op == "Concat" and len(rows.inputs) == 4
+    if e.op == "Gather" and rows is not None and rows.op == "Concat":
+        return {4: "blocks", 3: "padded"}.get(len(rows.inputs))
+    if e.op == "Where" and len(e.inputs) == 3 and e.inputs[1] is not None:  # a maximum
+        e, rows = e.inputs[1], _first(e.inputs[1])
+    looped = _first(rows)
+    if e.op == "Slice" and rows is not None and rows.op == "Reshape" and looped is not None and looped.op == "Loop":
+        return "loop"
+    return None
+
+
+def _limit(e: Expression) -> int | None:
+    """What the lengths of bags are compared with."""
+    lengths = _first(e)
+    limit = _number(e.inputs[1]) if e.op == "Greater" and lengths is not None and lengths.op == "Sub" else None
+    return limit if isinstance(limit, int) and 1 <= limit <= LONGEST_BAG else None
 
 
 def _without_cast(e: Expression) -> Expression:
@@ -1059,10 +1079,10 @@ def _extended(e: Expression, weight: Expression) -> Expression | None:
     if e.op != "Concat" or len(e.inputs) != 2 or e.attributes["axis"] != 0:
         return None
     body, extra = e.inputs
-    if body is None or extra is None or extra.op != "Expand" or body.dtype not in _FLOATS:
+    if body is None or extra is None or extra.op not in ("Expand", "Constant") or body.dtype not in _FLOATS:
         return None
     found = _without_cast(body) if body.dtype != weight.dtype else body
-    return found if found.dtype == weight.dtype else None
+    return found if found.dtype == weight.dtype and found.rank == 1 else None
 
 
 def _paddings(equal: Expression) -> Iterator[int]:

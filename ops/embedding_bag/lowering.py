@@ -1,7 +1,8 @@
-"""EmbeddingBag in standard ONNX: right at any thread count, with memory bounded by what goes in and out.
+"""EmbeddingBag in standard ONNX, in one of three ways (`Ragged`); right at any thread count.
 
-The body cuts every bag into blocks of C positions, gathers ``[C, blocks, D]``, reduces over C, and does that
-again over the blocks of those bags that have more than one. Three rounds are enough for any input:
+Blocks, the usual way, need memory in proportion to what goes in and out. Every bag is cut into blocks of C positions;
+``[C, blocks, D]`` is gathered and reduced over C, and that is done again over the blocks of those bags that have
+more than one. Three rounds are enough for any input:
 
 1. C is about the mean bag length (16 to 64), so at most ``N + 16 B`` rows are gathered beyond a full block.
 2. Only bags of more than one block come here, with about as many blocks each as they have on average.
@@ -14,10 +15,18 @@ occur once. Its form with a reduction, which would pool a bag in one node, races
 
 A row of the dummy bag behind the last keeps every tensor non-empty when there are no bags or no indices. A
 table without rows has nothing to gather, not even for the dummy; then there are no blocks at all.
+
+A loop goes over the bags, one after another: a quarter of the nodes, and slow where there are many bags. It adds up in
+float64, so that a long bag is as exact as in blocks.
+
+Padded bags are a matrix of positions [longest, B], gathered and reduced at once; bags of more than 64 positions in
+equal pieces. Memory is in proportion to that matrix, whatever is in it. A longer bag is refused, and where a runtime
+refuses nothing it comes out as NaN.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
@@ -30,7 +39,45 @@ from . import spec
 
 _INT, _FLOAT = onnx.AttributeProto.INT, onnx.AttributeProto.FLOAT
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 64
-_MAX = spec.MODES.index("max")
+_MEAN, _MAX = spec.MODES.index("mean"), spec.MODES.index("max")
+
+
+#: The ways to write bags of different lengths.
+RAGGED = ("blocks", "loop", "padded")
+#: What pieces of 64 positions can be, of which there are 64 at most: no more than that is added up in a row.
+LONGEST_BAG = _LARGEST_BLOCK**2
+
+
+@dataclasses.dataclass(frozen=True)
+class Ragged:
+    """How bags are written: one of `RAGGED`, and for "padded" the most positions that a bag may have.
+
+    Without ``longest_bag`` that is the length of indices [B, L]; flat indices need it.
+
+    Raises:
+        TypeError: longest_bag is no integer.
+        ValueError: another way, longest_bag outside [1, `LONGEST_BAG`], or given where nothing is padded.
+    """
+
+    way: str = "blocks"
+    longest_bag: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.way not in RAGGED:
+            raise ValueError(f"ragged = {self.way!r} is not one of 'blocks', 'loop', 'padded'")
+        if self.longest_bag is None:
+            return
+        if isinstance(self.longest_bag, bool) or not isinstance(self.longest_bag, int):
+            raise TypeError(f"longest_bag = {self.longest_bag!r} must be an integer or None")
+        if self.way != "padded":
+            raise ValueError(
+                f"longest_bag = {self.longest_bag}, but ragged = {self.way!r}: only 'padded' has a longest"
+            )
+        if not 1 <= self.longest_bag <= LONGEST_BAG:
+            raise ValueError(f"longest_bag = {self.longest_bag} is outside [1, {LONGEST_BAG}]")
+
+
+BLOCKS = Ragged()
 
 
 class Table(NamedTuple):
@@ -38,7 +85,8 @@ class Table(NamedTuple):
 
     num_rows: str  #: [1]: V
     dim: str  #: [1]: D
-    rows: Callable[[str], str]  #: row numbers -> rows in the accumulation type, one dimension more
+    #: row numbers -> rows in the accumulation type, one dimension more; written where the Emitter writes
+    rows: Callable[[Emitter, str], str]
     like: str  #: a value of the output's type
 
 
@@ -59,80 +107,19 @@ def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], outputs: Sequenc
     table = Table(
         e.Shape(weight, start=0, end=1),
         e.Shape(weight, start=1),
-        lambda index: e.cast_to_attribute(e.Gather(weight, index), "stash_type"),
+        lambda e, index: e.cast_to_attribute(e.Gather(weight, index), "stash_type"),
         weight,
     )
     pool(e, op, inputs, outputs[0], table)
 
 
 def pool(e: Emitter, op: Layout, inputs: Sequence[str], output: str, table: Table) -> None:
-    """Write into ``e`` the nodes that pool the rows of a table, whatever it is made of."""
+    """Write into ``e`` the nodes that pool the rows of a table, whatever it is made of, in the way of ``e.choice``."""
     if not spec.MIN_OPSET <= e.opset <= spec.MAX_OPSET:
         raise ValueError(f"opset = {e.opset} is outside [{spec.MIN_OPSET}, {spec.MAX_OPSET}]")
+    ragged = e.choice or BLOCKS
     named = dict(zip(op.inputs, inputs, strict=True))
-    num_rows, dim = table.num_rows, table.dim
-    live = e.Min(num_rows, [1])  # [1]: 1, or 0 for a table without rows
-
-    num_bags, starts, ends, lengths, num_indices, indices = read_bags(e, op, named, num_rows)
-
-    longest = e.reduce("ReduceMax", e.Concat(lengths, [1], axis=0), 0, keepdims=1)
-    mean_length = e.Div(num_indices, e.Max(num_bags, [1]))
-    cap = e.Min(e.Max(mean_length, [_SMALLEST_BLOCK]), [_LARGEST_BLOCK])
-    # Blocks of equal size for the longest, and so for all where all are alike: no holes.
-    block = ceil_div(e, longest, ceil_div(e, longest, cap))
-
-    # Behind the bags two dummies, over a block of positions behind the last that all read row 0: one empty and
-    # one full, so that neither kind of block is ever missing.
-    segments = e.Mul(e.Add(num_bags, 2), live)
-    behind = e.Add(num_indices, block)
-    segment_starts = e.Slice(e.Concat(starts, num_indices, num_indices, axis=0), [0], segments)
-    segment_ends = e.Slice(e.Concat(ends, num_indices, behind, axis=0), [0], segments)
-    positions = {"indices": e.Concat(indices, e.Expand(0, block), axis=0)}
-    if op.weighted:
-        flat = e.Reshape(named["per_sample_weights"], [-1])
-        flat = e.cast_to_attribute(flat, "stash_type")
-        extra = e.Expand(stash(e, 0), block)
-        positions["weights"] = e.Concat(flat, extra, axis=0)
-
-    padding = _Padding(e, indices, num_rows)
-    counts = padding.count(starts, ends, lengths)
-    identity = _identity(e)
-
-    def index(at: str) -> str:
-        # GatherElements takes a fifth of the time on ONNX Runtime, and onnx.reference fails on more than 64 numbers.
-        return str(e.Gather(positions["indices"], at))
-
-    def table_rows(at: str) -> str:
-        rows = clipped(e, table.rows(index(at)))
-        if op.weighted:
-            rows = e.Mul(rows, e.Unsqueeze(e.Gather(positions["weights"], at), [-1]))
-        return rows
-
-    def padded(at: str) -> str | None:
-        return padding.at(index(at))
-
-    first = _first(e, segment_starts, segment_ends, block, num_indices, identity, dim, table_rows, padded, padding)
-
-    # The second and third round read the rows of the one before. Few bags need them, often none.
-    second, long = _again(e, first, live, identity, dim, final=False)
-    third, longer = _again(e, second, live, identity, dim, final=True)
-    num_first, num_second = e.Shape(first.rows, end=1), e.Shape(second.rows, end=1)
-    place = e.Add(second.begins, num_first)
-    place = e.ScatterElements(place, longer, _real(e, e.Add(third.begins, e.Add(num_first, num_second)), longer))
-    place = e.ScatterElements(first.at(e, first.begins), long, _real(e, place, long))
-
-    # Empty bags, and all bags of a table without rows, read the row of zeros at the end.
-    zero = e.Expand(stash(e, 0), e.Concat([1], dim, axis=0))
-    zero_place = e.Add(e.Add(num_first, num_second), e.Shape(third.rows, end=1))
-    place = e.Slice(e.Concat(place, e.Expand(zero_place, num_bags), axis=0), [0], num_bags)
-    place = e.Where(e.Greater(counts, 0), place, zero_place)
-    pooled = e.Gather(e.Concat(first.rows, second.rows, third.rows, zero, axis=0), place)
-    pooled = e.select(
-        lambda a: a["mode"] == 1,
-        lambda: e.Equal(e.attribute("mode", _INT), 1),
-        lambda b: b.Div(pooled, b.Unsqueeze(b.cast_to_attribute(b.Max(counts, 1), "stash_type"), [1])),
-        lambda b: pooled,
-    )
+    pooled = {"blocks": _in_blocks, "loop": _in_a_loop, "padded": _padded}[ragged.way](e, op, named, table)
     e.node("CastLike", (pooled, table.like), {}, output)
 
 
@@ -179,13 +166,78 @@ def read_bags(e: Emitter, op: Layout, named: Mapping[str, str], num_rows: str) -
     return Segments(num_bags, starts, ends, lengths, num_indices, indices)
 
 
-def refusal(e: Emitter, flags: str) -> str:
+def refusal(e: Emitter, flags: str, **name: str) -> str:
     """[1]: 0, where no flag of at least one is set; elsewhere an error.
 
     Standard operators have no way to raise one, but Gather refuses an index past its data in ONNX Runtime on the CPU.
+    The ``name`` of the node, if it is given one, stands in the error.
     """
     numbers = e.Cast(flags, to=onnx.TensorProto.INT64)
-    return str(e.Gather([0], e.reduce("ReduceMax", numbers, 0, keepdims=1)))
+    return str(e.Gather([0], e.reduce("ReduceMax", numbers, 0, keepdims=1), **name))
+
+
+# ---- Blocks.
+
+
+def _in_blocks(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -> str:
+    num_rows, dim = table.num_rows, table.dim
+    live = e.Min(num_rows, [1])  # [1]: 1, or 0 for a table without rows
+
+    num_bags, starts, ends, lengths, num_indices, indices = read_bags(e, op, named, num_rows)
+
+    longest = e.reduce("ReduceMax", e.Concat(lengths, [1], axis=0), 0, keepdims=1)
+    mean_length = e.Div(num_indices, e.Max(num_bags, [1]))
+    cap = e.Min(e.Max(mean_length, [_SMALLEST_BLOCK]), [_LARGEST_BLOCK])
+    # Blocks of equal size for the longest, and so for all where all are alike: no holes.
+    block = ceil_div(e, longest, ceil_div(e, longest, cap))
+
+    # Behind the bags two dummies, over a block of positions behind the last that all read row 0: one empty and
+    # one full, so that neither kind of block is ever missing.
+    segments = e.Mul(e.Add(num_bags, 2), live)
+    behind = e.Add(num_indices, block)
+    segment_starts = e.Slice(e.Concat(starts, num_indices, num_indices, axis=0), [0], segments)
+    segment_ends = e.Slice(e.Concat(ends, num_indices, behind, axis=0), [0], segments)
+    positions = {"indices": e.Concat(indices, e.Expand(0, block), axis=0)}
+    if op.weighted:
+        flat = e.Reshape(named["per_sample_weights"], [-1])
+        flat = e.cast_to_attribute(flat, "stash_type")
+        extra = e.Expand(stash(e, 0), block)
+        positions["weights"] = e.Concat(flat, extra, axis=0)
+
+    padding = _Padding(e, indices, num_rows)
+    counts = padding.count(starts, ends, lengths)
+    identity = _identity(e)
+
+    def index(at: str) -> str:
+        # GatherElements takes a fifth of the time on ONNX Runtime, and onnx.reference fails on more than 64 numbers.
+        return str(e.Gather(positions["indices"], at))
+
+    def table_rows(at: str) -> str:
+        rows = clipped(e, table.rows(e, index(at)))
+        if op.weighted:
+            rows = e.Mul(rows, e.Unsqueeze(e.Gather(positions["weights"], at), [-1]))
+        return rows
+
+    def padded(at: str) -> str | None:
+        return padding.at(index(at))
+
+    first = _first(e, segment_starts, segment_ends, block, num_indices, identity, dim, table_rows, padded, padding)
+
+    # The second and third round read the rows of the one before. Few bags need them, often none.
+    second, long = _again(e, first, live, identity, dim, final=False)
+    third, longer = _again(e, second, live, identity, dim, final=True)
+    num_first, num_second = e.Shape(first.rows, end=1), e.Shape(second.rows, end=1)
+    place = e.Add(second.begins, num_first)
+    place = e.ScatterElements(place, longer, _real(e, e.Add(third.begins, e.Add(num_first, num_second)), longer))
+    place = e.ScatterElements(first.at(e, first.begins), long, _real(e, place, long))
+
+    # Empty bags, and all bags of a table without rows, read the row of zeros at the end.
+    zero = e.Expand(stash(e, 0), e.Concat([1], dim, axis=0))
+    zero_place = e.Add(e.Add(num_first, num_second), e.Shape(third.rows, end=1))
+    place = e.Slice(e.Concat(place, e.Expand(zero_place, num_bags), axis=0), [0], num_bags)
+    place = e.Where(e.Greater(counts, 0), place, zero_place)
+    pooled = e.Gather(e.Concat(first.rows, second.rows, third.rows, zero, axis=0), place)
+    return _averaged(e, pooled, counts)
 
 
 class _Round(NamedTuple):
@@ -228,10 +280,13 @@ def _cut(e: Emitter, starts: str, ends: str, block: str) -> _Blocks:
     return _Blocks(begins, pieces, total, first, e.Gather(ends, segment))
 
 
-def _positions(e: Emitter, first: str, block: str) -> str:
+def _positions(e: Emitter, first: str, count: str, step: str | None = None) -> str:
     """The positions of blocks that start at ``first`` [M]: [C, M] or [M, C], see `_axes`."""
     across, along = _axes(e)
-    return str(e.Add(e.Unsqueeze(first, along), e.Unsqueeze(e.Range(0, e.Squeeze(block), 1), across)))
+    first = e.Unsqueeze(first, along)
+    steps = e.Range(0, e.Squeeze(count), 1)
+    steps = steps if step is None else e.Mul(steps, step)
+    return str(e.Add(first, e.Unsqueeze(steps, across)))
 
 
 def _with_holes(
@@ -327,8 +382,146 @@ def _real(e: Emitter, values: str, several: str) -> str:
     return e.Slice(values, [0], e.Shape(several))
 
 
+# ---- A loop.
+
+
+def _in_a_loop(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -> str:
+    """[B, D], a bag an iteration.
+
+    An iteration has a position more than its bag, so that it is never without any: after an iteration with tensors of
+    no elements, ONNX Runtime before 1.19 gives values the memory of others.
+    """
+    num_bags, starts, ends, lengths, num_indices, indices = read_bags(e, op, named, table.num_rows)
+    padding = _Padding(e, indices, table.num_rows)
+    counts = padding.count(starts, ends, lengths)
+    # An empty bag behind the others: where there are none, a runtime could not tell D.
+    starts, ends = (e.Concat(bounds, num_indices, axis=0) for bounds in (starts, ends))
+    behind = e.Add(ends, e.Min(table.num_rows, [1]))  # a table without rows has none to read there
+    positions = e.Concat(indices, [0], axis=0)
+    weights = None
+    if op.weighted:
+        flat = e.cast_to_attribute(e.Reshape(named["per_sample_weights"], [-1]), "stash_type")
+        weights = e.Concat(flat, e.Expand(stash(e, 0), [1]), axis=0)
+    identity = _identity(e)
+    nothing = e.Expand(identity, e.Concat([1], [1], table.dim, axis=0))
+    absent = e.Squeeze(num_indices)
+    if not e.is_static:  # written out here, and not in the loop
+        _is_max(e)
+
+    def bag(b: Emitter, number: str) -> str:
+        at = b.Range(b.Gather(starts, number), b.Gather(behind, number), 1)
+        hole = b.GreaterOrEqual(at, b.Gather(ends, number))
+        at = b.Where(hole, absent, at)
+        index = b.Gather(positions, at)
+        if not padding.is_none:
+            hole = b.Or(hole, b.Equal(index, padding.row))
+        rows = clipped(b, table.rows(b, b.Unsqueeze(index, [1])))  # [n + 1, 1, D]
+        if weights is not None:
+            rows = b.Mul(rows, b.Unsqueeze(b.Gather(weights, at), [1, 2]))
+        rows = b.Concat(b.Where(b.Unsqueeze(hole, [1, 2]), identity, rows), nothing, axis=0)
+        return b.select(
+            lambda a: a["mode"] == _MAX,
+            lambda: _is_max(b),
+            lambda c: _maximum(c, rows, 0),
+            lambda c: _exact_sum(c, rows),
+        )
+
+    pooled = e.stacked(e.Add(num_bags, 1), bag)
+    # [B + 1, 1, D], but onnx.reference stacks to [B + 1, D].
+    pooled = e.Reshape(pooled, e.Concat(e.Add(num_bags, 1), table.dim, axis=0), allowzero=1)
+    pooled = e.Slice(pooled, [0], num_bags)
+    pooled = e.select(
+        lambda a: a["mode"] == _MAX,
+        lambda: _is_max(e),
+        lambda b: b.Where(b.Unsqueeze(b.Greater(counts, 0), [1]), pooled, stash(b, 0)),
+        lambda b: pooled,
+    )
+    return _averaged(e, pooled, counts)
+
+
+def _exact_sum(e: Emitter, rows: str) -> str:
+    """[n, 1, D] -> [1, D], added up in float64 and rounded once: one after another, in float32 1000 rows would show."""
+    if e.knows(lambda a: a["stash_type"] == onnx.TensorProto.DOUBLE):
+        return e.reduce("ReduceSum", rows, 0)
+    return e.cast_to_attribute(e.reduce("ReduceSum", e.Cast(rows, to=onnx.TensorProto.DOUBLE), 0), "stash_type")
+
+
+# ---- Padded.
+
+
+def _padded(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -> str:
+    """[B, D], of all bags at once, each as long as the longest may be."""
+    num_rows, dim = table.num_rows, table.dim
+    longest = e.choice.longest_bag
+    if longest is None and not op.two_d:
+        raise ValueError("ragged = 'padded' needs longest_bag: the lengths of bags are only in the offsets")
+    limit = LONGEST_BAG if longest is None else longest
+    num_bags, starts, ends, lengths, num_indices, indices = read_bags(e, op, named, num_rows)
+    live = e.Min(num_rows, [1])  # [1]: 1, or 0 for a table without rows
+    too_long = e.Greater(lengths, limit)
+    refused = e.Concat(too_long, e.constant(np.zeros(1, np.bool_)), axis=0)
+    starts = e.Add(starts, refusal(e, refused, name=f"{e.prefix}no_bag_is_longer_than_{limit}"))
+    if op.two_d:
+        length = e.Max(e.Min(e.Slice(e.Shape(named["indices"]), [1], [2]), [limit]), [1])
+        pieces = ceil_div(e, length, e.int64([_LARGEST_BLOCK]))
+        block = ceil_div(e, length, pieces)
+    else:
+        count = -(-limit // _LARGEST_BLOCK)
+        pieces, block = e.int64([count]), e.int64([-(-limit // count)])
+
+    padding = _Padding(e, indices, num_rows)
+    counts = padding.count(starts, ends, lengths)
+    # Behind the bags an empty one, and behind the positions one that reads row 0, so that nothing is ever empty.
+    some = e.Mul(e.Add(num_bags, 1), live)
+    starts, ends = (e.Slice(e.Concat(bounds, num_indices, axis=0), [0], some) for bounds in (starts, ends))
+    positions = e.Concat(indices, [0], axis=0)
+    weights = None
+    if op.weighted:
+        flat = e.cast_to_attribute(e.Reshape(named["per_sample_weights"], [-1]), "stash_type")
+        weights = e.Concat(flat, e.Expand(stash(e, 0), [1]), axis=0)
+
+    def read(at: str) -> str:
+        rows = clipped(e, table.rows(e, e.Gather(positions, at)))
+        return rows if weights is None else e.Mul(rows, e.Unsqueeze(e.Gather(weights, at), [-1]))
+
+    def skip(at: str) -> str | None:
+        return padding.at(e.Gather(positions, at))
+
+    identity = _identity(e)
+    if longest is not None and longest <= _LARGEST_BLOCK:
+        rows = _with_holes(e, starts, ends, block, num_indices, identity, dim, read, skip)
+    else:
+        first = _positions(e, starts, pieces, block)  # [P, B], or [B, P] to take the maximum
+        end = e.Expand(e.Unsqueeze(ends, _axes(e)[1]), e.Shape(first))
+        rows = _with_holes(
+            e, e.Reshape(first, [-1]), e.Reshape(end, [-1]), block, num_indices, identity, dim, read, skip
+        )
+        rows = _reduced(e, e.Reshape(rows, e.Concat(e.Shape(first), dim, axis=0), allowzero=1))
+
+    # Bags without rows read zeros, and those that are too long, where nobody has refused them, NaN.
+    zeros, nans = (e.Expand(stash(e, number), e.Concat([1], dim, axis=0)) for number in (0, math.nan))
+    place = e.Range(0, e.Squeeze(num_bags), 1)
+    place = e.Where(e.Greater(e.Mul(counts, live), 0), place, some)
+    place = e.Where(too_long, e.Add(some, 1), place)
+    pooled = e.Gather(e.Concat(rows, zeros, nans, axis=0), place)
+    return _averaged(e, pooled, counts)
+
+
+# ---- What they share.
+
+
 def ceil_div(e: Emitter, a: str, b: str) -> str:
     return e.Div(e.Add(a, e.Sub(b, 1)), b)
+
+
+def _averaged(e: Emitter, pooled: str, counts: str) -> str:
+    """``pooled`` [B, D] divided by the counts [B] if the mode is mean."""
+    return e.select(
+        lambda a: a["mode"] == _MEAN,
+        lambda: e.Equal(e.attribute("mode", _INT), _MEAN),
+        lambda b: b.Div(pooled, b.Unsqueeze(b.cast_to_attribute(b.Max(counts, 1), "stash_type"), [1])),
+        lambda b: pooled,
+    )
 
 
 def _is_max(e: Emitter) -> str:
@@ -372,10 +565,10 @@ def _reduced(e: Emitter, blocks: str) -> str:
     )
 
 
-def _maximum(e: Emitter, blocks: str) -> str:
+def _maximum(e: Emitter, blocks: str, axis: int = 1) -> str:
     """The maximum, where a NaN wins. ONNX Runtime's ReduceMax drops every NaN but one in the first place."""
-    nans = e.reduce("ReduceSum", e.Cast(e.IsNaN(blocks), to=onnx.TensorProto.FLOAT), 1)
-    largest = e.reduce("ReduceMax", blocks, 1)
+    nans = e.reduce("ReduceSum", e.Cast(e.IsNaN(blocks), to=onnx.TensorProto.FLOAT), axis)
+    largest = e.reduce("ReduceMax", blocks, axis)
     return e.Where(e.Greater(nans, e.constant(np.float32(0))), stash(e, math.nan), largest)
 
 
@@ -441,27 +634,27 @@ class _Padding:
 
     def __init__(self, e: Emitter, indices: str, num_rows: str) -> None:
         self._e, self._indices = e, indices
-        self._none = e.knows(lambda a: a["padding_idx"] == spec.NO_PADDING)
-        if not self._none:
+        self.is_none = e.knows(lambda a: a["padding_idx"] == spec.NO_PADDING)
+        if not self.is_none:
             value = e.attribute("padding_idx", _INT)
             # NO_PADDING + V is still below every index, so that it needs no case of its own here.
-            self._row = e.Where(e.Less(value, 0), e.Add(value, num_rows), value)  # [1]
+            self.row = e.Where(e.Less(value, 0), e.Add(value, num_rows), value)  # [1]
 
     def is_off(self) -> str:
         """Scalar: there is no padding."""
         if self._e.is_static:
-            return self._e.constant(np.bool_(self._none))
+            return self._e.constant(np.bool_(self.is_none))
         return str(self._e.Equal(self._e.attribute("padding_idx", _INT), spec.NO_PADDING))
 
     def at(self, index: str) -> str | None:
         """Which of ``index`` [C, M] are padded; None where that is known to be none."""
-        return None if self._none else str(self._e.Equal(index, self._row))
+        return None if self.is_none else str(self._e.Equal(index, self.row))
 
     def count(self, starts: str, ends: str, lengths: str) -> str:
         """How many positions of each segment are not padded."""
 
         def counted(b: Emitter) -> str:
-            padded = b.Cast(b.Equal(self._indices, self._row), to=onnx.TensorProto.INT64)
+            padded = b.Cast(b.Equal(self._indices, self.row), to=onnx.TensorProto.INT64)
             before = b.CumSum(b.Concat([0], padded, axis=0), 0)  # [N + 1]: padded ones before a position
             inside = b.Sub(b.Gather(before, ends), b.Gather(before, starts))
             return b.Sub(lengths, inside)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import onnx
 from onnx import helper
@@ -17,10 +18,10 @@ _KINDS = {int: onnx.AttributeProto.INT, float: onnx.AttributeProto.FLOAT}
 _Bag = Callable[[int, Sequence[str], str], None]
 
 
-def function(op: spec.Variant, opset: int) -> onnx.FunctionProto:
+def function(op: spec.Variant, opset: int, choice: Any = None) -> onnx.FunctionProto:
     """The operator as a model-local function for one combination of inputs, generic in its attributes and dtypes.
 
-    Its nodes are EmbeddingBag's, whose function the model must have too (`functions_used`).
+    Its nodes are EmbeddingBag's, whose function the model must have too (`functions_used`), in the way of ``choice``.
     """
     e = Emitter(opset)
 
@@ -52,13 +53,14 @@ def nodes(
     attributes: dict[str, int | float],
     opset: int,
     prefix: str,
+    choice: Any = None,
 ) -> list[onnx.NodeProto]:
     """The operator as standard nodes for one node's attributes (see `spec.Attributes.to_onnx`)."""
     e = Emitter(opset, prefix, attributes)
     own = {name: attributes[name] for name in embedding_bag.attribute_names(op.bag)}
 
     def bag(t: int, inputs: Sequence[str], output: str) -> None:
-        e.nodes += lowering.nodes(op.bag, tuple(inputs), (output,), own, opset, f"{prefix}{t}_")
+        e.nodes += lowering.nodes(op.bag, tuple(inputs), (output,), own, opset, f"{prefix}{t}_", choice)
 
     expand(e, op, inputs, bag, *outputs)
     return e.nodes

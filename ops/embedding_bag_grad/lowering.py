@@ -146,7 +146,7 @@ def _of_maximum(e: Emitter, rows: str, gradient: str, at: _Positions) -> str:
     """[M, D]: the bag's gradient in the columns where a position is its bag's first maximum, else 0."""
     numbers = e.Range(0, e.Squeeze(at.total), 1)
     largest = _pool(
-        e, "max", Table(at.total, at.dim, lambda index: e.Gather(rows, index), rows), numbers, at.starts, at
+        e, "max", Table(at.total, at.dim, lambda e, index: e.Gather(rows, index), rows), numbers, at.starts, at
     )
     largest = e.Gather(largest, at.bag)
     wins = e.Or(e.Equal(rows, largest), e.And(e.IsNaN(rows), e.IsNaN(largest)))
@@ -167,7 +167,9 @@ def _pool(
     del plain["stash_type"]
     output = e.name()
     inputs = ("", numbers, e.Concat(starts, at.total, axis=0), *(() if weights is None else (weights,)))
-    pool(e.fixing(plain), op, inputs, output, table)
+    inner = e.fixing(plain)
+    inner.choice = None  # a row may occur more often than a bag is long, and a loop over rows would have no end
+    pool(inner, op, inputs, output, table)
     return output
 
 
@@ -205,7 +207,7 @@ def _write_table(e: Emitter, source: _Source, weights: str | None, at: _Position
     """grad_weight [V, D]."""
     by_row = _sorted(e, at)
     table = Table(
-        e.Shape(source.table, start=0, end=1), at.dim, lambda index: e.Gather(source.table, index), source.table
+        e.Shape(source.table, start=0, end=1), at.dim, lambda e, index: e.Gather(source.table, index), source.table
     )
     sorted_weights = None if weights is None else e.Gather(weights, by_row.order)
     sums = _pool(e, "sum", table, e.Gather(source.number, by_row.order), by_row.starts, at, sorted_weights)

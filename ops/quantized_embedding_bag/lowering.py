@@ -22,11 +22,11 @@ def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], outputs: Sequenc
     codes, scale = named["codes"], named["scale"]
     dim = e.Unsqueeze(e.attribute("embedding_dim", _INT), [0])
 
-    def number(values: str, index: str) -> str:
+    def number(e: Emitter, values: str, index: str) -> str:
         """One number a row, as a column beside it."""
         return e.Unsqueeze(e.cast_to_attribute(e.Gather(values, index), "stash_type"), [-1])
 
-    def rows(index: str) -> str:
+    def rows(e: Emitter, index: str) -> str:
         stored = e.Gather(codes, index)
         values = e.select(
             lambda a: a["codes_type"] in _NIBBLES,
@@ -35,10 +35,10 @@ def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], outputs: Sequenc
             lambda b: b.cast_to_attribute(stored, "stash_type"),
         )
         if op.second == "zero_point":
-            values = e.Sub(values, number(named["zero_point"], index))
-        values = e.Mul(values, number(scale, index))
+            values = e.Sub(values, number(e, named["zero_point"], index))
+        values = e.Mul(values, number(e, scale, index))
         if op.second == "bias":
-            values = e.Add(values, number(named["bias"], index))
+            values = e.Add(values, number(e, named["bias"], index))
         return values
 
     pool(e, op, inputs, outputs[0], Table(e.Shape(codes, start=0, end=1), dim, rows, scale))
