@@ -13,13 +13,15 @@ import shutil
 import subprocess
 import tempfile
 import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from test_isa import Args, arguments
+from test_isa import Args, arguments, num_bags
 
 from lucid_onnx.ops.embedding_bag import cases, spec
+from lucid_onnx.ops.embedding_bag_collection import cases as collection
 from lucid_onnx.ops.quantized_embedding_bag import cases as quantized
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,13 +35,18 @@ _EMULATED_SOURCES = (
     "c_api_cuda.cc",
     "embedding_bag/check.cc",
     "embedding_bag/cuda_plan.cc",
+    "embedding_bag/ort_cuda_node.cc",
     "embedding_bag/ort_embedding_bag.cc",
     "embedding_bag/ort_embedding_bag_cuda.cc",
+    "embedding_bag_collection/cuda_plan.cc",
+    "embedding_bag_collection/ort_embedding_bag_collection.cc",
+    "embedding_bag_collection/ort_embedding_bag_collection_cuda.cc",
     "embedding_bag/test/no_cpu_kernels.cc",
     "ort/adapter.cc",
     "ort/constant_table.cc",
     "ort/register.cc",
     "embedding_bag/cuda.cu",
+    "embedding_bag_collection/cuda.cu",
 )
 
 
@@ -80,6 +87,35 @@ class Plan(ctypes.Structure):
                 "vector_output",
             ]
         ),
+    )
+
+
+class CollectionPlan(ctypes.Structure):
+    """LucidCudaCollectionPlan of cpp_ops/embedding_bag_collection/cuda.h."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in [
+            "size_bytes",
+            "num_bags",
+            "columns",
+            "launches",
+            "pool_launches",
+            "zeroed_bytes",
+            "scratch_bytes",
+        ]
+    )
+
+
+class CollectionArgs(ctypes.Structure):
+    """EmbeddingBagCollectionArgs of cpp_ops/embedding_bag/embedding_bag.h."""
+
+    _fields_ = (
+        ("size_bytes", ctypes.c_int64),
+        ("tables", ctypes.POINTER(Args)),
+        ("num_tables", ctypes.c_int64),
+        ("output", ctypes.c_void_p),
+        ("packed", ctypes.c_int64),
     )
 
 
@@ -124,6 +160,12 @@ def load(path: str) -> ctypes.CDLL:
     pointer = ctypes.c_void_p
     native.lucid_cuda_embedding_bag.argtypes = (
         ctypes.POINTER(Args), pointer, ctypes.c_int64, pointer, pointer, *text
+    )  # fmt: skip
+    native.lucid_cuda_plan_collection.argtypes = (
+        ctypes.POINTER(CollectionArgs), ctypes.POINTER(CollectionPlan), *text
+    )  # fmt: skip
+    native.lucid_cuda_embedding_bag_collection.argtypes = (
+        ctypes.POINTER(CollectionArgs), pointer, ctypes.c_int64, pointer, pointer, *text
     )  # fmt: skip
     native.lucid_cuda_refusal.argtypes = (pointer, *text)
     return native
@@ -298,3 +340,88 @@ def run(
     assert (written[256 + size :] == fill).all(), f"{case.name}: written behind the output"
     code = device.native.lucid_cuda_refusal(found, message, len(message))
     return code, message.value.decode(), written[256 : 256 + size].view(dtype).reshape(max(bags, 0), dim)
+
+
+def collection_args(tables: Sequence[Args], packed: bool, output: int | None) -> CollectionArgs:
+    """The struct of a collection. Keeps its array of tables alive."""
+    array = (Args * len(tables))(*tables)
+    return CollectionArgs(ctypes.sizeof(CollectionArgs), array, len(tables), output, packed)
+
+
+def tables_of(case: collection.Case, place: Callable[[np.ndarray], int | None]) -> list[Args]:
+    """The structs of a collection's tables; ``place`` puts an array somewhere and says where."""
+    call, packed = case.call, case.layout == "packed"
+    shared: dict[str, int | None] = {}
+    found = []
+    for t, table in enumerate(case.tables):
+        fields: dict[str, Any] = {"weight": place(table.weight)}
+        for name, given in (("indices", "x"), ("offsets", "offsets"), ("per_sample_weights", "per_sample_weights")):
+            if call[given] is None:
+                continue
+            array = call[given] if packed else call[given][t]
+            if packed and name not in shared:
+                shared[name] = place(array)
+            fields[name] = shared[name] if packed else place(array)
+            if packed and name == "indices":
+                fields["indices_shape"] = (ctypes.c_int64 * 2)(len(array), 0)
+            if packed and name == "offsets":
+                fields |= {"num_offsets": len(array), "include_last_offset": 1}
+        found.append(arguments(table, **fields))
+    return found
+
+
+def collection_shape(case: collection.Case) -> tuple[int, int]:
+    """Of the output."""
+    return num_bags(case.tables[0]), sum(t.weight.shape[1] for t in case.tables)
+
+
+def run_collection(
+    device: Any,
+    case: collection.Case,
+    *,
+    fill: int = 0xA5,
+    shift: int = 0,
+    change: Callable[[list[Args]], None] | None = None,
+) -> tuple[int, str, np.ndarray]:
+    """`run` for a collection.
+
+    Args:
+        shift: bytes that every array lies past a multiple of 256, and the output twice as many.
+        change: what is done to the tables' structs before.
+    """
+    kept = []
+
+    def place(array: np.ndarray) -> int | None:
+        memory = device.allocate(array.nbytes, shift)
+        device.write(memory, np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8))
+        kept.append(memory)
+        return device.address(memory) if array.nbytes else None
+
+    tables = tables_of(case, place)
+    if change is not None:
+        change(tables)
+    dtype, shape = case.tables[0].weight.dtype, collection_shape(case)
+    size = int(np.prod(shape)) * dtype.itemsize
+    memory = device.allocate(size + 512, 2 * shift)
+    device.write(memory, fill)
+    args = collection_args(tables, case.layout == "packed", device.address(memory) + 256)
+    message = ctypes.create_string_buffer(256)
+    plan, nothing = CollectionPlan(), np.empty((0, shape[1]), dtype)
+    text = (message, len(message))
+    code = device.native.lucid_cuda_plan_collection(ctypes.byref(args), ctypes.byref(plan), *text)
+    if code:
+        return code, message.value.decode(), nothing
+    scratch, error = device.allocate(plan.scratch_bytes), device.allocate(ERROR_BYTES)
+    device.write(scratch, fill)
+    device.write(error, 0)
+    code = device.native.lucid_cuda_embedding_bag_collection(
+        ctypes.byref(args), device.address(scratch), plan.scratch_bytes, device.address(error), device.stream, *text
+    )
+    if code:
+        return code, message.value.decode(), nothing
+    found = device.read(error).tobytes()
+    written = device.read(memory)
+    assert (written[:256] == fill).all(), f"{case.name}: written before the output"
+    assert (written[256 + size :] == fill).all(), f"{case.name}: written behind the output"
+    code = device.native.lucid_cuda_refusal(found, *text)
+    return code, message.value.decode(), written[256 : 256 + size].view(dtype).reshape(shape)

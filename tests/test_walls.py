@@ -22,8 +22,20 @@ from lucid_onnx.ops import OPERATORS
 from lucid_onnx.ops.embedding_bag import spec
 
 ROOT = Path(__file__).resolve().parent.parent
-KERNELS = [ROOT / "cpp_ops" / name for name in ("base", "embedding_bag", "embedding_bag_grad")]
-ADAPTERS = ("ort_embedding_bag.cc", "ort_embedding_bag.h", "ort_embedding_bag_cuda.cc", "ort_embedding_bag_grad.cc")
+KERNELS = [
+    ROOT / "cpp_ops" / name for name in ("base", "embedding_bag", "embedding_bag_collection", "embedding_bag_grad")
+]
+ADAPTERS = (
+    "ort_cuda_node.cc",
+    "ort_cuda_node.h",
+    "ort_embedding_bag.cc",
+    "ort_embedding_bag.h",
+    "ort_embedding_bag_collection.cc",
+    "ort_embedding_bag_collection.h",
+    "ort_embedding_bag_collection_cuda.cc",
+    "ort_embedding_bag_cuda.cc",
+    "ort_embedding_bag_grad.cc",
+)
 
 
 def relative(path: Path) -> str:

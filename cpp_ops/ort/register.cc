@@ -41,6 +41,7 @@ Status* AddOps(const Runtime& runtime, CustomOpDomain* domain) {
 #endif
 #if defined(LUCID_WITH_CUDA)
   if (!status) status = AddCudaEmbeddingBagOps(runtime, domain);
+  if (!status) status = AddCudaEmbeddingBagCollectionOps(runtime, domain);
 #endif
   return status;
 }

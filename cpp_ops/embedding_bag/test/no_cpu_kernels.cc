@@ -9,6 +9,9 @@ namespace lucid {
 Status RunEmbeddingBag(const EmbeddingBagArgs&, Isa, const ParallelFor&) {
   return Error(Code::kInternal, "this library has no CPU kernels");
 }
+Status RunEmbeddingBagCollection(const EmbeddingBagCollectionArgs&, Isa, const ParallelFor&) {
+  return Error(Code::kInternal, "this library has no CPU kernels");
+}
 int64_t EmbeddingBagRuns(Isa) { return 0; }
 
 }  // namespace lucid
