@@ -7,7 +7,7 @@
 using lucid::Status;
 
 static_assert(sizeof(LucidBoundsError) == 56 && sizeof(LucidCudaPlan) == 160 &&
-                  sizeof(LucidCudaCollectionPlan) == 56,
+                  sizeof(LucidCudaCollectionPlan) == 56 && sizeof(LucidCudaGradPlan) == 72,
               "the mirrors of other languages");
 
 namespace {
@@ -51,6 +51,25 @@ Status RunCollection(const EmbeddingBagCollectionArgs& args, void* scratch, int6
   return status.ok() ? collection.Launch(scratch, error, stream) : status;
 }
 
+Status CountEntries(const EmbeddingBagGradArgs& args, int64_t* num_entries, LucidBoundsError* error,
+                    void* stream) {
+  lucid::CudaGrad grad;
+  Status status = grad.Plan(args, false);
+  if (status.ok()) status = CheckMemory(nullptr, 0, 0, error);
+  if (status.ok()) status = lucid::CheckAddress("num_entries", num_entries, 8);
+  return status.ok() ? grad.LaunchCount(num_entries, error, stream) : status;
+}
+
+Status RunGrad(const EmbeddingBagGradArgs& args, void* scratch, int64_t scratch_bytes,
+               LucidBoundsError* error, void* stream) {
+  lucid::CudaGrad grad;
+  Status status = grad.Plan(args);
+  if (status.ok()) {
+    status = CheckMemory(scratch, scratch_bytes, grad.plan().scratch_bytes, error);
+  }
+  return status.ok() ? grad.Launch(scratch, error, stream) : status;
+}
+
 }  // namespace
 
 extern "C" {
@@ -84,6 +103,26 @@ int lucid_cuda_embedding_bag_collection(const EmbeddingBagCollectionArgs* args, 
                                         int64_t scratch_bytes, LucidBoundsError* error,
                                         void* stream, char* message, size_t message_size) {
   return Answer(RunCollection(*args, scratch, scratch_bytes, error, stream), message, message_size);
+}
+
+int lucid_cuda_plan_grad(const EmbeddingBagGradArgs* args, LucidCudaGradPlan* plan, char* message,
+                         size_t message_size) {
+  lucid::CudaGrad grad;
+  const Status status = grad.Plan(*args, false);
+  *plan = grad.plan();
+  return Answer(status, message, message_size);
+}
+
+int lucid_cuda_embedding_bag_grad_entries(const EmbeddingBagGradArgs* args, int64_t* num_entries,
+                                          LucidBoundsError* error, void* stream, char* message,
+                                          size_t message_size) {
+  return Answer(CountEntries(*args, num_entries, error, stream), message, message_size);
+}
+
+int lucid_cuda_embedding_bag_grad(const EmbeddingBagGradArgs* args, void* scratch,
+                                  int64_t scratch_bytes, LucidBoundsError* error, void* stream,
+                                  char* message, size_t message_size) {
+  return Answer(RunGrad(*args, scratch, scratch_bytes, error, stream), message, message_size);
 }
 
 int lucid_cuda_refusal(const LucidBoundsError* error, char* message, size_t message_size) {

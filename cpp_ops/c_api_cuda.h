@@ -13,6 +13,7 @@
 #include "c_api.h"
 #include "embedding_bag/cuda.h"
 #include "embedding_bag_collection/cuda.h"
+#include "embedding_bag_grad/cuda.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -39,6 +40,18 @@ LUCID_EXPORT int lucid_cuda_embedding_bag_collection(const EmbeddingBagCollectio
                                                      void* scratch, int64_t scratch_bytes,
                                                      LucidBoundsError* error, void* stream,
                                                      char* message, size_t message_size);
+
+/* The same for a gradient. If plan->num_entries is -1, args->num_entries, which planning does not
+ * look at, must be what lucid_cuda_embedding_bag_grad_entries writes: a number on the device. */
+LUCID_EXPORT int lucid_cuda_plan_grad(const EmbeddingBagGradArgs* args, LucidCudaGradPlan* plan,
+                                      char* message, size_t message_size);
+LUCID_EXPORT int lucid_cuda_embedding_bag_grad_entries(const EmbeddingBagGradArgs* args,
+                                                       int64_t* num_entries,
+                                                       LucidBoundsError* error, void* stream,
+                                                       char* message, size_t message_size);
+LUCID_EXPORT int lucid_cuda_embedding_bag_grad(const EmbeddingBagGradArgs* args, void* scratch,
+                                               int64_t scratch_bytes, LucidBoundsError* error,
+                                               void* stream, char* message, size_t message_size);
 
 /* error: on the host. */
 LUCID_EXPORT int lucid_cuda_refusal(const LucidBoundsError* error, char* message,

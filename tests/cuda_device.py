@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from test_isa import Args, arguments, num_bags
+from test_isa import Args, GradArgs, arguments, num_bags
 
 from lucid_onnx.ops.embedding_bag import cases, spec
 from lucid_onnx.ops.embedding_bag_collection import cases as collection
+from lucid_onnx.ops.embedding_bag_grad import cases as gradients
 from lucid_onnx.ops.quantized_embedding_bag import cases as quantized
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,12 +42,18 @@ _EMULATED_SOURCES = (
     "embedding_bag_collection/cuda_plan.cc",
     "embedding_bag_collection/ort_embedding_bag_collection.cc",
     "embedding_bag_collection/ort_embedding_bag_collection_cuda.cc",
+    "embedding_bag_grad/check.cc",
+    "embedding_bag_grad/cuda_plan.cc",
+    "embedding_bag_grad/ort_embedding_bag_grad.cc",
+    "embedding_bag_grad/ort_embedding_bag_grad_cuda.cc",
     "embedding_bag/test/no_cpu_kernels.cc",
     "ort/adapter.cc",
     "ort/constant_table.cc",
     "ort/register.cc",
     "embedding_bag/cuda.cu",
     "embedding_bag_collection/cuda.cu",
+    "embedding_bag_grad/cuda.cu",
+    "embedding_bag_grad/cuda_sort.cu",
 )
 
 
@@ -101,6 +108,25 @@ class CollectionPlan(ctypes.Structure):
             "columns",
             "launches",
             "pool_launches",
+            "zeroed_bytes",
+            "scratch_bytes",
+        ]
+    )
+
+
+class GradPlan(ctypes.Structure):
+    """LucidCudaGradPlan of cpp_ops/embedding_bag_grad/cuda.h."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in [
+            "size_bytes",
+            "num_bags",
+            "padding",
+            "num_positions",
+            "num_entries",
+            "row_sort",
+            "entry_sort",
             "zeroed_bytes",
             "scratch_bytes",
         ]
@@ -167,6 +193,10 @@ def load(path: str) -> ctypes.CDLL:
     native.lucid_cuda_embedding_bag_collection.argtypes = (
         ctypes.POINTER(CollectionArgs), pointer, ctypes.c_int64, pointer, pointer, *text
     )  # fmt: skip
+    gradient = ctypes.POINTER(GradArgs)
+    native.lucid_cuda_plan_grad.argtypes = (gradient, ctypes.POINTER(GradPlan), *text)
+    native.lucid_cuda_embedding_bag_grad_entries.argtypes = (gradient, pointer, pointer, pointer, *text)
+    native.lucid_cuda_embedding_bag_grad.argtypes = (gradient, pointer, ctypes.c_int64, pointer, pointer, *text)
     native.lucid_cuda_refusal.argtypes = (pointer, *text)
     return native
 
@@ -425,3 +455,100 @@ def run_collection(
     assert (written[256 + size :] == fill).all(), f"{case.name}: written behind the output"
     code = device.native.lucid_cuda_refusal(found, *text)
     return code, message.value.decode(), written[256 : 256 + size].view(dtype).reshape(shape)
+
+
+def grad_args(case: gradients.Case, addresses: dict[str, int | None], **overrides: Any) -> GradArgs:
+    """The struct of a gradient, whose arrays are at ``addresses``; ``overrides`` of it or of the forward call."""
+    forward: dict[str, Any] = {"size_bytes": ctypes.sizeof(Args), "output": None}
+    forward |= {n: a for n, a in addresses.items() if n not in ("grad_output", *case.op.outputs)}
+    own = {f[0] for f in GradArgs._fields_}
+    forward |= {n: v for n, v in overrides.items() if n not in own}
+    fields: dict[str, Any] = {
+        "size_bytes": ctypes.sizeof(GradArgs),
+        "grad_output_shape": (ctypes.c_int64 * 2)(*case.grad_output.shape),
+        "sparse": case.sparse,
+        "scale_grad_by_freq": case.attributes.scale_grad_by_freq,
+        "num_entries": -1,
+        **{n: a for n, a in addresses.items() if n in own},
+        **{n: v for n, v in overrides.items() if n in own},
+    }
+    return GradArgs(forward=arguments(case, **forward), **fields)  # type: ignore[arg-type]
+
+
+def run_gradient(
+    device: Any,
+    case: gradients.Case,
+    *,
+    fill: int = 0xA5,
+    shift: dict[str, int] | None = None,
+    entries: int | None = None,
+    **overrides: Any,
+) -> tuple[int, str, list[np.ndarray]]:
+    """`run` for a gradient; all its outputs.
+
+    Args:
+        entries: what num_entries says, in the place of what the plan or the device does.
+    """
+    shift, message, kept = shift or {}, ctypes.create_string_buffer(256), []
+    text = (message, len(message))
+    addresses: dict[str, int | None] = {}
+    for name, array in case.inputs.items():
+        memory = device.allocate(array.nbytes, shift.get(name, 0))
+        device.write(memory, np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8))
+        kept.append(memory)
+        addresses[name] = device.address(memory) if array.nbytes else None
+    error = device.allocate(ERROR_BYTES)
+    device.write(error, 0)
+    where = device.address(error)
+
+    def refused() -> tuple[int, str]:
+        code = device.native.lucid_cuda_refusal(device.read(error).tobytes(), *text)
+        return code, message.value.decode()
+
+    args, plan = grad_args(case, addresses, **overrides), GradPlan()
+    if device.native.lucid_cuda_plan_grad(ctypes.byref(args), ctypes.byref(plan), *text):
+        return 1, message.value.decode(), []
+    if entries is None:
+        entries = plan.num_entries
+        if entries < 0:
+            count = device.allocate(8)
+            device.write(count, fill)
+            code = device.native.lucid_cuda_embedding_bag_grad_entries(
+                ctypes.byref(args), device.address(count), where, device.stream, *text
+            )
+            if code == 0:
+                entries = int(device.read(count).view(np.int64)[0])
+                code = refused()[0]
+            if code:
+                return code, message.value.decode(), []
+    overrides.setdefault("num_entries", entries)
+
+    outputs = []
+    for name in case.op.outputs:
+        dtype = np.dtype(np.int64) if name == "rows" else case.weight.dtype
+        rows, columns = len(case.weight) if name == "grad_weight" else entries, case.weight.shape[1]
+        shape = (rows,) if name == "rows" else (rows, columns)
+        if name == "grad_per_sample_weights":
+            shape = case.indices.shape
+        size = int(np.prod(shape)) * dtype.itemsize
+        memory = device.allocate(size + 512, shift.get(name, 0))
+        device.write(memory, fill)
+        addresses[name] = device.address(memory) + 256
+        outputs.append((name, memory, size, dtype, shape))
+    args = grad_args(case, addresses, **overrides)
+    assert device.native.lucid_cuda_plan_grad(ctypes.byref(args), ctypes.byref(plan), *text) == 0, message.value
+    scratch = device.allocate(plan.scratch_bytes)
+    device.write(scratch, fill)
+    code = device.native.lucid_cuda_embedding_bag_grad(
+        ctypes.byref(args), device.address(scratch), plan.scratch_bytes, where, device.stream, *text
+    )
+    if code:
+        return code, message.value.decode(), []
+    code, said = refused()
+    found = []
+    for name, memory, size, dtype, shape in outputs:
+        written = device.read(memory)
+        assert (written[:256] == fill).all(), f"{case.name}: written before {name}"
+        assert (written[256 + size :] == fill).all(), f"{case.name}: written behind {name}"
+        found.append(written[256 : 256 + size].view(dtype).reshape(shape))
+    return code, said, found

@@ -35,6 +35,8 @@ ADAPTERS = (
     "ort_embedding_bag_collection_cuda.cc",
     "ort_embedding_bag_cuda.cc",
     "ort_embedding_bag_grad.cc",
+    "ort_embedding_bag_grad.h",
+    "ort_embedding_bag_grad_cuda.cc",
 )
 
 

@@ -210,9 +210,9 @@ __device__ __forceinline__ int64_t IndexAt(const char* base, bool wide, int64_t 
 // ---- What is refused.
 
 // Notes a refusal if it is the lowest so far. Rare: only a place below all others takes the lock.
-__device__ __noinline__ void Report(const CudaJob& job, uint64_t place, int64_t value,
-                                    int64_t previous) {
-  LucidBoundsError* const error = job.error;
+__device__ __noinline__ void ReportTo(LucidBoundsError* error, uint64_t place, int64_t value,
+                                      int64_t previous, int64_t limit, int64_t length,
+                                      uint32_t table) {
   const unsigned long long inverse = ~place;
   if (atomicMax(reinterpret_cast<unsigned long long*>(&error->inverse), inverse) >= inverse) return;
   while (atomicCAS(&error->lock, 0u, 1u) != 0u) {
@@ -223,12 +223,19 @@ __device__ __noinline__ void Report(const CudaJob& job, uint64_t place, int64_t 
     e->recorded = inverse;
     e->value = value;
     e->previous = previous;
-    e->limit = place < kIndexPlace ? job.num_positions : job.rows;
-    e->length = job.offsets ? -1 : job.bag_length;
-    e->table = place < kIndexPlace ? job.offset_table : job.index_table;
+    e->limit = limit;
+    e->length = length;
+    e->table = table;
   }
   __threadfence();
   atomicExch(&error->lock, 0u);
+}
+
+__device__ __forceinline__ void Report(const CudaJob& job, uint64_t place, int64_t value,
+                                       int64_t previous) {
+  const bool index = place >= kIndexPlace;
+  ReportTo(job.error, place, value, previous, index ? job.rows : job.num_positions,
+           job.offsets ? -1 : job.bag_length, index ? job.index_table : job.offset_table);
 }
 
 // All offsets, by all threads of `blocks` blocks of which this is number `block`: a search among
@@ -628,32 +635,23 @@ __device__ __noinline__ void JoinChunks(const CudaJob& job, const Chunk& c, int6
   Finish<T, n>(job, c.bag, vector, total, acc);
 }
 
-// What a block does for bags: for one of each table, the jobs of which follow each other, where
-// `unit` is of several.
-template <class T, int kBytes, bool kMaximum>
-__device__ __forceinline__ void PoolBlock(const CudaJob& unit, const CudaJob* tables,
-                                          uint32_t block, uint32_t blocks) {
-  constexpr int n = kElements<T, kBytes>;
-  CheckOffsets(unit, block, blocks);
-  const uint32_t chunk_in_block = threadIdx.x / unit.block_vectors;
-  const uint32_t column_block = block % unit.column_blocks;
+// The chunk and the vector of this thread of a block; false if it has none.
+__device__ __forceinline__ bool FindPart(const CudaJob& job, uint32_t block, Chunk* c,
+                                         int64_t* vector) {
+  const uint32_t chunk_in_block = threadIdx.x / job.block_vectors;
+  const uint32_t column_block = block % job.column_blocks;
   const int64_t chunk =
-      static_cast<int64_t>(block / unit.column_blocks) * unit.block_chunks + chunk_in_block;
-  const int64_t vector = static_cast<int64_t>(column_block) * unit.block_vectors +
-                         (threadIdx.x - chunk_in_block * unit.block_vectors);
-  Chunk c;
-  if (chunk_in_block >= unit.block_chunks || chunk >= unit.chunks || vector >= unit.vectors ||
-      !FindChunk(unit, chunk, &c)) {
-    return;
-  }
-  const int64_t table = tables ? c.bag / unit.table_bags : 0;
-  const CudaJob& job = tables ? tables[table] : unit;
-  if (tables) {
-    if (job.group != unit.group || vector >= job.vectors) return;
-    c.bag -= table * unit.table_bags;
-  }
-  Accumulator<T> acc[n];
-  const int count = Pool<T, kBytes, kMaximum>(job, c.begin, c.size, vector, acc);
+      static_cast<int64_t>(block / job.column_blocks) * job.block_chunks + chunk_in_block;
+  *vector = static_cast<int64_t>(column_block) * job.block_vectors +
+            (threadIdx.x - chunk_in_block * job.block_vectors);
+  return chunk_in_block < job.block_chunks && chunk < job.chunks && *vector < job.vectors &&
+         FindChunk(job, chunk, c);
+}
+
+// What becomes of the sums of a chunk: they are the bag's, or join those of its other chunks.
+template <class T, int n, bool kMaximum>
+__device__ __forceinline__ void Deliver(const CudaJob& job, const Chunk& c, int64_t vector,
+                                        int count, Accumulator<T>* acc) {
   if (c.bag_end - c.bag_begin > kChunk) {
     const Chunk chunk_of_several = c;  // so that only this branch needs them in memory
     Accumulator<T> pooled[n];
@@ -663,6 +661,27 @@ __device__ __forceinline__ void PoolBlock(const CudaJob& unit, const CudaJob* ta
   } else {
     Finish<T, n>(job, c.bag, vector, count, acc);
   }
+}
+
+// What a block does for bags: for one of each table, the jobs of which follow each other, where
+// `unit` is of several.
+template <class T, int kBytes, bool kMaximum>
+__device__ __forceinline__ void PoolBlock(const CudaJob& unit, const CudaJob* tables,
+                                          uint32_t block, uint32_t blocks) {
+  constexpr int n = kElements<T, kBytes>;
+  CheckOffsets(unit, block, blocks);
+  Chunk c;
+  int64_t vector;
+  if (!FindPart(unit, block, &c, &vector)) return;
+  const int64_t table = tables ? c.bag / unit.table_bags : 0;
+  const CudaJob& job = tables ? tables[table] : unit;
+  if (tables) {
+    if (job.group != unit.group || vector >= job.vectors) return;
+    c.bag -= table * unit.table_bags;
+  }
+  Accumulator<T> acc[n];
+  const int count = Pool<T, kBytes, kMaximum>(job, c.begin, c.size, vector, acc);
+  Deliver<T, n, kMaximum>(job, c, vector, count, acc);
 }
 
 // ---- Norms.

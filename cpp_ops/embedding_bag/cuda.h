@@ -17,7 +17,7 @@
 // All zero: nothing was refused. Offsets come before indices, and the lowest place before others.
 typedef struct LucidBoundsError {
   uint64_t inverse;   // ~place, where place is i of offsets[i], or 2^62 + the position of an index;
-                      // of table t of several, 2^48 * t more
+                      // of table t of several, 2^48 * t more; 2^62 + 2^61: num_entries
   uint64_t recorded;  // the inverse that the next two belong to
   int64_t value;      // of the offset or the index
   int64_t previous;   // offsets[i - 1]
@@ -62,6 +62,7 @@ constexpr int32_t kCheckThreads = 256;
 
 // In a LucidBoundsError's place.
 constexpr uint64_t kTablePlace = uint64_t{1} << 48, kIndexPlace = uint64_t{1} << 62;
+constexpr uint64_t kEntriesPlace = kIndexPlace + (uint64_t{1} << 61);
 
 // Checks everything that can be checked without looking at the device, and plans.
 Status PlanCudaEmbeddingBag(const EmbeddingBagArgs& args, LucidCudaPlan* plan);
@@ -78,6 +79,9 @@ Status PlanCudaBlocks(double threads, LucidCudaPlan* plan);
 // Plans the scratch memory of the parts of bags of at most `longest` positions, of which there are
 // plan->num_positions, and sets scratch_bytes to what that takes.
 Status PlanCudaPartials(int64_t longest, int64_t accumulator_bytes, LucidCudaPlan* plan);
+
+// Refuses an array that does not lie at a multiple of the size of its elements.
+Status CheckAddress(const char* name, const void* p, int64_t bytes);
 
 // A refusal of what overflows the numbers of a launch.
 Status RefuseCudaSize();

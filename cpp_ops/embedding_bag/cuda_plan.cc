@@ -26,12 +26,6 @@ constexpr int64_t kMostPositions = int64_t{1} << 48;
 int64_t CeilDiv(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
 
-Status CheckAddress(const char* name, const void* p, int64_t bytes) {
-  if (reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(bytes) == 0) return Status();
-  return Refuse("%s lies at %p, which is no multiple of its elements' %lld bytes", name, p,
-                static_cast<long long>(bytes));
-}
-
 Status CheckAddresses(const EmbeddingBagArgs& a) {
   const int64_t element = kElementBytes[a.dtype], result = kElementBytes[a.output_type];
   Status status = CheckAddress("weight", a.weight, element);
@@ -53,6 +47,12 @@ Status CheckAddresses(const EmbeddingBagArgs& a) {
 }
 
 }  // namespace
+
+Status CheckAddress(const char* name, const void* p, int64_t bytes) {
+  if (reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(bytes) == 0) return Status();
+  return Refuse("%s lies at %p, which is no multiple of its elements' %lld bytes", name, p,
+                static_cast<long long>(bytes));
+}
 
 Status RefuseCudaSize() { return Refuse("the call is too large for one launch on a GPU"); }
 
@@ -171,6 +171,10 @@ Status RefuseBounds(const LucidBoundsError& error) {
     return Error(Code::kInternal, "the kernel was cut off while it noted what it refuses");
   }
   const uint64_t place = ~error.inverse;
+  if (place == kEntriesPlace) {
+    return Refuse("num_entries = %lld is not %lld", static_cast<long long>(error.limit),
+                  static_cast<long long>(error.value));
+  }
   const int64_t position = static_cast<int64_t>(place % kTablePlace);
   EmbeddingBagArgs args = {};
   args.indices_rank = error.length < 0 ? 1 : 2;

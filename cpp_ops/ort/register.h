@@ -27,6 +27,7 @@ Status* AddEmbeddingBagCollectionOps(const Runtime& runtime, CustomOpDomain* dom
 // The same for the CUDA provider; in liblucid_onnx_ops_cuda alone.
 Status* AddCudaEmbeddingBagOps(const Runtime& runtime, CustomOpDomain* domain);
 Status* AddCudaEmbeddingBagCollectionOps(const Runtime& runtime, CustomOpDomain* domain);
+Status* AddCudaEmbeddingBagGradOps(const Runtime& runtime, CustomOpDomain* domain);
 
 }  // namespace ort
 }  // namespace lucid
