@@ -102,7 +102,10 @@ def cuda(session: nox.Session) -> None:
 
 _CUDA_TESTS = ("tests/test_cuda.py", "tests/test_cuda_collection.py", "tests/test_cuda_gradient.py")
 #: What compute-sanitizer's tools run, which slow a GPU down a hundredfold.
-_SANITIZED = "gpu and (every_case or hostile or ends_of_chunks or wherever or rows_of_indices or widths or more_tables or many_positions)"
+_SANITIZED = (
+    "gpu and (every_case or hostile or ends_of_chunks or wherever or rows_of_indices or widths or more_tables"
+    " or many_positions)"
+)
 
 
 @nox.session

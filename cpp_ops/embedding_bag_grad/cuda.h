@@ -25,7 +25,7 @@ typedef struct LucidCudaGradPlan {
   int64_t num_entries;           // what a sparse gradient has; -1: the device counts them
   int64_t row_sort, entry_sort;  // 1: the positions are sorted by row; those that give something
                                  // are brought to the front
-  int64_t zeroed_bytes;  // of scratch, from its start
+  int64_t zeroed_bytes;          // of scratch, from its start
   int64_t scratch_bytes;
 } LucidCudaGradPlan;
 
