@@ -349,6 +349,15 @@ __device__ __forceinline__ bool FindChunk(const CudaJob& job, int64_t chunk, Chu
 
 // ---- Pooling.
 
+// What a kernel knows when it is compiled. One for either takes more instructions a row, and about
+// half the time to compile.
+enum class Pooling { kSums, kMaxima, kEither };
+
+template <Pooling kPooling>
+__device__ __forceinline__ bool IsMaximum(const CudaJob& job) {
+  return kPooling == Pooling::kEither ? job.mode == kMax : kPooling == Pooling::kMaxima;
+}
+
 template <class A, int n>
 __device__ __forceinline__ void Start(bool maximum, A* acc) {
 #pragma unroll
@@ -409,7 +418,7 @@ __device__ __forceinline__ Accumulator<T> FactorAt(const CudaJob& job, int64_t p
 }
 
 // Pools one vector of the rows of a chunk. Returns how many rows there are.
-template <class T, int kBytes, bool kMaximum>
+template <class T, int kBytes, Pooling kPooling>
 __device__ __forceinline__ int Pool(const CudaJob& job, int64_t begin, int size, int64_t vector,
                                     Accumulator<T>* acc) {
   using A = Accumulator<T>;
@@ -419,7 +428,8 @@ __device__ __forceinline__ int Pool(const CudaJob& job, int64_t begin, int size,
   int count = 0;
   bool bad = false;
   float shift_sum = 0;  // what every column of a sum of quantised rows gets
-  Start<A, n>(kMaximum, acc);
+  const bool maximum = IsMaximum<kPooling>(job);
+  Start<A, n>(maximum, acc);
   for (int done = 0; done < size; done += kAhead) {
     uint32_t row[kAhead];
     if (job.wide_indices) {
@@ -462,11 +472,11 @@ __device__ __forceinline__ int Pool(const CudaJob& job, int64_t begin, int size,
           scale[u] *= factor;
           shift *= factor;
         }
-        if (!kMaximum) shift_sum += shift;
+        if (!maximum) shift_sum += shift;
 #pragma unroll
         for (int i = 0; i < n; ++i) {
           x[i] = (x[i] - zero) * scale[u];
-          if (kMaximum) x[i] += shift;
+          if (maximum) x[i] += shift;
         }
       } else if (job.scaled) {
         const A factor = FactorAt<T>(job, begin + done + u);
@@ -474,12 +484,14 @@ __device__ __forceinline__ int Pool(const CudaJob& job, int64_t begin, int size,
         for (int i = 0; i < n; ++i) x[i] *= factor;
       }
 #pragma unroll
-      for (int i = 0; i < n; ++i) acc[i] = kMaximum ? MaxSticky(acc[i], x[i]) : acc[i] + x[i];
+      for (int i = 0; i < n; ++i) acc[i] = maximum ? MaxSticky(acc[i], x[i]) : acc[i] + x[i];
     }
   }
-  if constexpr (kIsCode<T> && !kMaximum) {
+  if constexpr (kIsCode<T>) {
+    if (!maximum) {
 #pragma unroll
-    for (int i = 0; i < n; ++i) acc[i] += shift_sum;
+      for (int i = 0; i < n; ++i) acc[i] += shift_sum;
+    }
   }
   if (bad && vector == 0) ReportIndex(job, begin, size);
   return count;
@@ -560,11 +572,12 @@ __device__ __forceinline__ void StorePartial(const A* x, A* to) {
 
 // Adds up `size` rows of partials, `stride` apart from `row` on, in S, but for those that are of no
 // rows of the table. Returns how many rows the others are of.
-template <class S, class A, int n, bool kMaximum>
+template <class S, class A, int n, Pooling kPooling>
 __device__ __forceinline__ int64_t Combine(const CudaJob& job, int64_t row, int64_t stride,
                                            int64_t size, const int32_t* counts, int64_t vector,
                                            S* sum) {
   constexpr int kTogether = n < 4 ? 8 : n < 16 ? 4 : 2;
+  const bool maximum = IsMaximum<kPooling>(job);
   int64_t total = 0;
 #pragma unroll
   for (int i = 0; i < n; ++i) sum[i] = 0;
@@ -585,7 +598,7 @@ __device__ __forceinline__ int64_t Combine(const CudaJob& job, int64_t row, int6
 #pragma unroll
       for (int i = 0; i < n; ++i) {
         const S value = x[u][i];
-        sum[i] = total == 0 ? value : kMaximum ? MaxSticky(sum[i], value) : sum[i] + value;
+        sum[i] = total == 0 ? value : maximum ? MaxSticky(sum[i], value) : sum[i] + value;
       }
       total += count[u];
     }
@@ -603,7 +616,7 @@ __device__ __forceinline__ bool IsLast(uint32_t* counter, int64_t size) {
 
 // A chunk of a bag of several: leaves its sum, and whoever comes last joins them.
 // Out of line, for the registers of the others.
-template <class T, int n, bool kMaximum>
+template <class T, int n, Pooling kPooling>
 __device__ __noinline__ void JoinChunks(const CudaJob& job, const Chunk& c, int64_t vector,
                                         int count, const Accumulator<T>* pooled) {
   using A = Accumulator<T>;
@@ -619,7 +632,7 @@ __device__ __noinline__ void JoinChunks(const CudaJob& job, const Chunk& c, int6
   StorePartial<A, n>(acc, Partial<A, n>(job, chunk_row + c.number, vector));
   job.counts[chunk_row + c.number] = count;  // the same from every vector's thread
   if (!IsLast(job.counters + (piece_row + piece) * job.row_vectors + vector, size)) return;
-  int64_t total = Combine<A, A, n, kMaximum>(job, chunk_row + first, 1, size,
+  int64_t total = Combine<A, A, n, kPooling>(job, chunk_row + first, 1, size,
                                              job.counts + chunk_row + first, vector, acc);
   if (pieces > 1) {
     // Nobody else reads this vector of the piece's first chunk.
@@ -627,7 +640,7 @@ __device__ __noinline__ void JoinChunks(const CudaJob& job, const Chunk& c, int6
     job.piece_counts[piece_row + piece] = static_cast<int32_t>(total);
     if (!IsLast(job.counters + (piece_row + pieces) * job.row_vectors + vector, pieces)) return;
     double sum[n];
-    total = Combine<double, A, n, kMaximum>(job, chunk_row, kChunksOfPiece, pieces,
+    total = Combine<double, A, n, kPooling>(job, chunk_row, kChunksOfPiece, pieces,
                                             job.piece_counts + piece_row, vector, sum);
 #pragma unroll
     for (int i = 0; i < n; ++i) acc[i] = static_cast<A>(sum[i]);
@@ -649,7 +662,7 @@ __device__ __forceinline__ bool FindPart(const CudaJob& job, uint32_t block, Chu
 }
 
 // What becomes of the sums of a chunk: they are the bag's, or join those of its other chunks.
-template <class T, int n, bool kMaximum>
+template <class T, int n, Pooling kPooling>
 __device__ __forceinline__ void Deliver(const CudaJob& job, const Chunk& c, int64_t vector,
                                         int count, Accumulator<T>* acc) {
   if (c.bag_end - c.bag_begin > kChunk) {
@@ -657,7 +670,7 @@ __device__ __forceinline__ void Deliver(const CudaJob& job, const Chunk& c, int6
     Accumulator<T> pooled[n];
 #pragma unroll
     for (int i = 0; i < n; ++i) pooled[i] = acc[i];
-    JoinChunks<T, n, kMaximum>(job, chunk_of_several, vector, count, pooled);
+    JoinChunks<T, n, kPooling>(job, chunk_of_several, vector, count, pooled);
   } else {
     Finish<T, n>(job, c.bag, vector, count, acc);
   }
@@ -665,7 +678,7 @@ __device__ __forceinline__ void Deliver(const CudaJob& job, const Chunk& c, int6
 
 // What a block does for bags: for one of each table, the jobs of which follow each other, where
 // `unit` is of several.
-template <class T, int kBytes, bool kMaximum>
+template <class T, int kBytes, Pooling kPooling>
 __device__ __forceinline__ void PoolBlock(const CudaJob& unit, const CudaJob* tables,
                                           uint32_t block, uint32_t blocks) {
   constexpr int n = kElements<T, kBytes>;
@@ -680,8 +693,8 @@ __device__ __forceinline__ void PoolBlock(const CudaJob& unit, const CudaJob* ta
     c.bag -= table * unit.table_bags;
   }
   Accumulator<T> acc[n];
-  const int count = Pool<T, kBytes, kMaximum>(job, c.begin, c.size, vector, acc);
-  Deliver<T, n, kMaximum>(job, c, vector, count, acc);
+  const int count = Pool<T, kBytes, kPooling>(job, c.begin, c.size, vector, acc);
+  Deliver<T, n, kPooling>(job, c, vector, count, acc);
 }
 
 // ---- Norms.

@@ -5,10 +5,10 @@
 namespace lucid {
 namespace {
 
-template <class T, int kBytes, bool kMaximum>
+template <class T, int kBytes, Pooling kPooling>
 __global__ void __launch_bounds__(256, kBlocks<T, kBytes>)
     PoolChunks(const __grid_constant__ CudaJob job) {
-  PoolBlock<T, kBytes, kMaximum>(job, nullptr, blockIdx.x, gridDim.x);
+  PoolBlock<T, kBytes, kPooling>(job, nullptr, blockIdx.x, gridDim.x);
 }
 
 // For calls without a row to read: offsets and indices alone.
@@ -28,7 +28,7 @@ using Kernel = void (*)(CudaJob job);
 
 template <class T, int kBytes>
 Kernel ChoosePool(bool maximum) {
-  return maximum ? PoolChunks<T, kBytes, true> : PoolChunks<T, kBytes, false>;
+  return maximum ? PoolChunks<T, kBytes, Pooling::kMaxima> : PoolChunks<T, kBytes, Pooling::kSums>;
 }
 
 // The widths are those of cuda_plan.cc.

@@ -42,12 +42,13 @@ __device__ __forceinline__ const CudaJob& JobOfBlock(const Jobs& jobs) {
   return first[LastFrom(jobs.count, blockIdx.x, [&](int32_t i) { return first[i].first_block; })];
 }
 
-template <class T, int kBytes, bool kMaximum>
+template <class T, int kBytes>
 __global__ void __launch_bounds__(256, kBlocks<T, kBytes>)
     PoolTables(const __grid_constant__ Jobs jobs) {
   const CudaJob& job = JobOfBlock(jobs);
-  PoolBlock<T, kBytes, kMaximum>(job, job.table_bags ? jobs.All() + jobs.first_table : nullptr,
-                                 blockIdx.x - job.first_block, job.blocks);
+  PoolBlock<T, kBytes, Pooling::kEither>(job,
+                                         job.table_bags ? jobs.All() + jobs.first_table : nullptr,
+                                         blockIdx.x - job.first_block, job.blocks);
 }
 
 __global__ void __launch_bounds__(256) CheckTables(const __grid_constant__ Jobs jobs) {
@@ -86,29 +87,24 @@ __global__ void __launch_bounds__(256)
 using Kernel = void (*)(Jobs jobs);
 using ClipKernel = void (*)(Jobs jobs, bool packed);
 
-template <class T, int kBytes>
-Kernel ChoosePool(bool maximum) {
-  return maximum ? PoolTables<T, kBytes, true> : PoolTables<T, kBytes, false>;
-}
-
 // The widths are those of embedding_bag/cuda_plan.cc.
 template <class T, int kWide, int kMiddle, int kNarrow>
-Kernel ChooseWidth(int bytes, bool maximum) {
-  if (bytes == kWide) return ChoosePool<T, kWide>(maximum);
-  if (bytes == kMiddle) return ChoosePool<T, kMiddle>(maximum);
-  return bytes == kNarrow ? ChoosePool<T, kNarrow>(maximum) : nullptr;
+Kernel ChooseWidth(int bytes) {
+  if (bytes == kWide) return PoolTables<T, kWide>;
+  if (bytes == kMiddle) return PoolTables<T, kMiddle>;
+  return bytes == kNarrow ? PoolTables<T, kNarrow> : nullptr;
 }
 
-Kernel ChooseTables(int32_t dtype, int bytes, bool maximum) {
+Kernel ChooseTables(int32_t dtype, int bytes) {
   switch (dtype) {
     case kFloat32:
-      return ChooseWidth<float, 16, 4, 4>(bytes, maximum);
+      return ChooseWidth<float, 16, 4, 4>(bytes);
     case kFloat16:
-      return ChooseWidth<Float16, 16, 4, 2>(bytes, maximum);
+      return ChooseWidth<Float16, 16, 4, 2>(bytes);
     case kBFloat16:
-      return ChooseWidth<BFloat16, 16, 4, 2>(bytes, maximum);
+      return ChooseWidth<BFloat16, 16, 4, 2>(bytes);
     default:
-      return ChooseWidth<double, 16, 8, 8>(bytes, maximum);
+      return ChooseWidth<double, 16, 8, 8>(bytes);
   }
 }
 
@@ -217,8 +213,7 @@ Status CudaCollection::Launch(void* scratch, LucidBoundsError* error, void* stre
     const CudaTables& group = groups_[g];
     jobs.first = first[g];
     jobs.count = packed_ && !group.checks_only ? 1 : static_cast<int32_t>(group.count);
-    const Kernel kernel =
-        group.checks_only ? CheckTables : ChooseTables(dtype, group.vector_bytes, group.maximum);
+    const Kernel kernel = group.checks_only ? CheckTables : ChooseTables(dtype, group.vector_bytes);
     if (!kernel) return Error(Code::kInternal, "no kernel reads %d bytes", group.vector_bytes);
     LUCID_LAUNCH(kernel, static_cast<unsigned>(group.blocks), static_cast<unsigned>(group.threads),
                  stream, jobs);

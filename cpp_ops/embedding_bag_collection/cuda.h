@@ -50,7 +50,6 @@ struct CudaTable {
 // What one launch does.
 struct CudaTables {
   bool checks_only = false;
-  bool maximum = false;
   int32_t vector_bytes = 0;
   int64_t count = 0;    // of tables
   int64_t vectors = 0;  // the most that a row has
@@ -72,7 +71,7 @@ class CudaCollection {
   Status Launch(void* scratch, LucidBoundsError* error, void* stream) const;
 
  private:
-  static constexpr int64_t kMostGroups = 8;  // three widths, sums and maxima, and the checks
+  static constexpr int64_t kMostGroups = 4;  // three widths, and the checks
 
   Status PlanTables(const EmbeddingBagCollectionArgs& args);
   Status PlanGroups();

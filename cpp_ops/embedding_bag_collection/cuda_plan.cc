@@ -77,14 +77,10 @@ Status CudaCollection::PlanTables(const EmbeddingBagCollectionArgs& args) {
 CudaTables* CudaCollection::GroupOf(const CudaTable& table) {
   CudaTables group;
   group.checks_only = table.plan.check_blocks > 0;
-  if (!group.checks_only) {
-    group.maximum = table.args.mode == kMax;
-    group.vector_bytes = table.plan.vector_bytes;
-  }
+  if (!group.checks_only) group.vector_bytes = table.plan.vector_bytes;
   CudaTables* const end = groups_ + num_groups_;
   CudaTables* const found = std::find_if(groups_, end, [&](const CudaTables& g) {
-    return g.checks_only == group.checks_only && g.maximum == group.maximum &&
-           g.vector_bytes == group.vector_bytes;
+    return g.checks_only == group.checks_only && g.vector_bytes == group.vector_bytes;
   });
   if (found == end) {
     *found = group;

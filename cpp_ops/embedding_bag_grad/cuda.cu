@@ -243,7 +243,7 @@ __global__ void __launch_bounds__(256, kBlocks<T, kBytes>)
   if (!FindPart(job.rows, blockIdx.x, &c, &vector)) return;
   Accumulator<T> acc[n];
   PoolEntries<T, kBytes>(job, c.begin, c.size, vector, acc);
-  Deliver<T, n, false>(job.rows, c, vector, c.size, acc);
+  Deliver<T, n, Pooling::kSums>(job.rows, c, vector, c.size, acc);
 }
 
 // ---- Sparse: what each position gives. A thread takes an element.
