@@ -1,4 +1,4 @@
-"""The CUDA kernels against torch's: python benchmarks/cuda.py LIBRARY [--what all] [--quick] [--json FILE] [--rows-gb 20]
+"""The CUDA kernels against torch's: python benchmarks/cuda.py LIBRARY [--what bags] [--quick] [--json FILE]
 
 LIBRARY is liblucid_onnx_ops_cuda.so. Needs torch with CUDA, NumPy and nothing else of this project. What to run on a
 machine with a GPU, in this order (none of it has run yet):
@@ -16,9 +16,10 @@ copy take turns, timed by CUDA events over calls that follow one another without
 a CUDA graph, so that what Python costs is in neither). Every call looks other indices up than the calls before it.
 GB/s counts bytes that must move: the rows that are read, indices, offsets, and the results; the copy's both ways.
 
-A collection (--what collections) is one call of ours, ragged or packed, against torch's embedding_bag a table and a cat,
-as CUDA graphs. A gradient (--what gradients) is ours against torch's backward alone, timed by events around calls that
-follow one another (autograd is not recorded, so the host's part is in torch's time where it is longer than the GPU's).
+A collection (--what collections) is one call of ours, ragged or packed, against torch's embedding_bag a table and a
+cat, as CUDA graphs. A gradient (--what gradients) is ours against torch's backward alone, timed by events around calls
+that follow one another (autograd is not recorded, so the host's part is in torch's time where it is longer than the
+GPU's).
 """
 
 from __future__ import annotations
@@ -337,6 +338,18 @@ def measure(ours: Ours, shape: Shape, table: torch.Tensor, rounds: int) -> dict[
     }
 
 
+def summary(what: str, shape: Collection | Gradient, median: dict[str, float], moved: float) -> dict[str, object]:
+    """What is told of a collection or a gradient."""
+    return {
+        **dataclasses.asdict(shape),
+        "what": what,
+        "us": median["ours"] * 1e6,
+        "torch_us": median["torch"] * 1e6,
+        "times_torch": median["torch"] / median["ours"],
+        "gb_per_s": moved / median["ours"] / 1e9,
+    }
+
+
 # ---- Collections.
 
 
@@ -395,10 +408,7 @@ def measure_collection(ours: Ours, shape: Collection, rounds: int) -> dict[str, 
         times["torch"].append(seconds(run_torch, 10) / BATCHES)
     median = {name: statistics.median(values) for name, values in times.items()}
     moved = count * sum(d * kind.itemsize + 8 for d in dims) + out.numel() * kind.itemsize
-    return {
-        **dataclasses.asdict(shape), "what": "collection", "us": median["ours"] * 1e6, "torch_us": median["torch"] * 1e6,
-        "times_torch": median["torch"] / median["ours"], "gb_per_s": moved / median["ours"] / 1e9,
-    }  # fmt: skip
+    return summary("collection", shape, median, moved)
 
 
 def collections(quick: bool) -> list[Collection]:
@@ -490,10 +500,7 @@ def measure_gradient(ours: Ours, shape: Gradient, rounds: int) -> dict[str, obje
     median = {name: statistics.median(values) for name, values in times.items()}
     written = count * (shape.dim * 4 + 8) if shape.sparse else shape.rows * shape.dim * 4
     moved = count * (shape.dim * 4 + 8) + written
-    return {
-        **dataclasses.asdict(shape), "what": "gradient", "us": median["ours"] * 1e6, "torch_us": median["torch"] * 1e6,
-        "times_torch": median["torch"] / median["ours"], "gb_per_s": moved / median["ours"] / 1e9,
-    }  # fmt: skip
+    return summary("gradient", shape, median, moved)
 
 
 def gradients(quick: bool) -> list[Gradient]:
