@@ -42,8 +42,13 @@ __device__ __forceinline__ const CudaJob& JobOfBlock(const Jobs& jobs) {
   return first[LastFrom(jobs.count, blockIdx.x, [&](int32_t i) { return first[i].first_block; })];
 }
 
+// What looks for its table needs a few registers more than what has one: a block fewer, so that
+// none of them is spilled.
 template <class T, int kBytes>
-__global__ void __launch_bounds__(256, kBlocks<T, kBytes>)
+constexpr int kTableBlocks = kBlocks<T, kBytes> > 3 ? 3 : kBlocks<T, kBytes>;
+
+template <class T, int kBytes>
+__global__ void __launch_bounds__(256, kTableBlocks<T, kBytes>)
     PoolTables(const __grid_constant__ Jobs jobs) {
   const CudaJob& job = JobOfBlock(jobs);
   PoolBlock<T, kBytes, Pooling::kEither>(job,
