@@ -42,7 +42,9 @@ LUCID_EXPORT int lucid_cuda_embedding_bag_collection(const EmbeddingBagCollectio
                                                      char* message, size_t message_size);
 
 /* The same for a gradient. If plan->num_entries is -1, args->num_entries, which planning does not
- * look at, must be what lucid_cuda_embedding_bag_grad_entries writes: a number on the device. */
+ * look at, must be what lucid_cuda_embedding_bag_grad_entries writes: a number on the device. The
+ * plan asks CUB what sorting needs, for which there must be a device; and it depends on which
+ * outputs are wanted, so those pointers are set before. */
 LUCID_EXPORT int lucid_cuda_plan_grad(const EmbeddingBagGradArgs* args, LucidCudaGradPlan* plan,
                                       char* message, size_t message_size);
 LUCID_EXPORT int lucid_cuda_embedding_bag_grad_entries(const EmbeddingBagGradArgs* args,

@@ -185,7 +185,7 @@ def test_hostile_values_are_refused_as_the_cpu_refuses_them(
     monkeypatch.setenv("LUCID_EMULATE_ORDER", "3")
     random = np.random.RandomState(17)
     seen = set()
-    for turn in range(80):
+    for turn in range(50):
         case = _bad(layout)
         tables = list(case.tables)
         for _ in range(random.randint(1, 4)):

@@ -1,6 +1,7 @@
 // The CUDA kernels of EmbeddingBagCollection: those of embedding_bag/cuda-inl.h, whose blocks look
 // for their table first.
 #include <new>
+#include <type_traits>
 
 #include "embedding_bag/cuda-inl.h"
 #include "embedding_bag_collection/cuda.h"
