@@ -90,18 +90,22 @@ def cuda(session: nox.Session) -> None:
     In the environment as it is, which has lucid_onnx with its CUDA library, torch with CUDA and pytest. Each tensor
     gets an allocation of its own, so that memcheck sees what lies past one.
     """
-    session.run("pytest", "tests/test_cuda.py", "-k", "gpu", *session.posargs)
+    session.run("pytest", *_CUDA_TESTS, "-k", "gpu", *session.posargs)
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     for tool in ("memcheck", "racecheck", "initcheck"):
         session.run(
             "compute-sanitizer", "--tool", tool, "--error-exitcode", "99",
-            "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_cuda.py", "-k", _SANITIZED,
+            "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *_CUDA_TESTS, "-k", _SANITIZED,
             env=environment, external=True,
         )  # fmt: skip
 
 
+_CUDA_TESTS = ("tests/test_cuda.py", "tests/test_cuda_collection.py", "tests/test_cuda_gradient.py")
 #: What compute-sanitizer's tools run, which slow a GPU down a hundredfold.
-_SANITIZED = "gpu and (every_case or hostile or ends_of_chunks or wherever or rows_of_indices)"
+_SANITIZED = (
+    "gpu and (every_case or hostile or ends_of_chunks or wherever or rows_of_indices or widths or more_tables"
+    " or many_positions)"
+)
 
 
 @nox.session

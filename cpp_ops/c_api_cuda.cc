@@ -6,7 +6,8 @@
 
 using lucid::Status;
 
-static_assert(sizeof(LucidBoundsError) == 56 && sizeof(LucidCudaPlan) == 160,
+static_assert(sizeof(LucidBoundsError) == 56 && sizeof(LucidCudaPlan) == 160 &&
+                  sizeof(LucidCudaCollectionPlan) == 56 && sizeof(LucidCudaGradPlan) == 72,
               "the mirrors of other languages");
 
 namespace {
@@ -16,23 +17,57 @@ int Answer(const Status& status, char* message, size_t message_size) {
   return static_cast<int>(status.code);
 }
 
-Status Run(const EmbeddingBagArgs& args, void* scratch, int64_t scratch_bytes,
-           LucidBoundsError* error, void* stream) {
-  LucidCudaPlan plan;
-  const Status status = lucid::PlanCudaEmbeddingBag(args, &plan);
-  if (!status.ok()) return status;
-  if (scratch_bytes < plan.scratch_bytes) {
+Status CheckMemory(const void* scratch, int64_t scratch_bytes, int64_t planned_bytes,
+                   const void* error) {
+  if (scratch_bytes < planned_bytes) {
     return lucid::Refuse("scratch_bytes = %lld is less than the %lld that the plan asks for",
                          static_cast<long long>(scratch_bytes),
-                         static_cast<long long>(plan.scratch_bytes));
+                         static_cast<long long>(planned_bytes));
   }
-  if (plan.scratch_bytes > 0 && (!scratch || reinterpret_cast<uintptr_t>(scratch) % 256 != 0)) {
+  if (planned_bytes > 0 && (!scratch || reinterpret_cast<uintptr_t>(scratch) % 256 != 0)) {
     return lucid::Refuse("scratch lies at %p, which is no multiple of 256", scratch);
   }
   if (!error || reinterpret_cast<uintptr_t>(error) % 8 != 0) {
-    return lucid::Refuse("error lies at %p, which is no multiple of 8", static_cast<void*>(error));
+    return lucid::Refuse("error lies at %p, which is no multiple of 8", error);
   }
-  return lucid::LaunchCudaEmbeddingBag(args, plan, scratch, error, stream);
+  return Status();
+}
+
+Status Run(const EmbeddingBagArgs& args, void* scratch, int64_t scratch_bytes,
+           LucidBoundsError* error, void* stream) {
+  LucidCudaPlan plan;
+  Status status = lucid::PlanCudaEmbeddingBag(args, &plan);
+  if (status.ok()) status = CheckMemory(scratch, scratch_bytes, plan.scratch_bytes, error);
+  return status.ok() ? lucid::LaunchCudaEmbeddingBag(args, plan, scratch, error, stream) : status;
+}
+
+Status RunCollection(const EmbeddingBagCollectionArgs& args, void* scratch, int64_t scratch_bytes,
+                     LucidBoundsError* error, void* stream) {
+  lucid::CudaCollection collection;
+  Status status = collection.Plan(args);
+  if (status.ok()) {
+    status = CheckMemory(scratch, scratch_bytes, collection.plan().scratch_bytes, error);
+  }
+  return status.ok() ? collection.Launch(scratch, error, stream) : status;
+}
+
+Status CountEntries(const EmbeddingBagGradArgs& args, int64_t* num_entries, LucidBoundsError* error,
+                    void* stream) {
+  lucid::CudaGrad grad;
+  Status status = grad.Plan(args, false);
+  if (status.ok()) status = CheckMemory(nullptr, 0, 0, error);
+  if (status.ok()) status = lucid::CheckAddress("num_entries", num_entries, 8);
+  return status.ok() ? grad.LaunchCount(num_entries, error, stream) : status;
+}
+
+Status RunGrad(const EmbeddingBagGradArgs& args, void* scratch, int64_t scratch_bytes,
+               LucidBoundsError* error, void* stream) {
+  lucid::CudaGrad grad;
+  Status status = grad.Plan(args);
+  if (status.ok()) {
+    status = CheckMemory(scratch, scratch_bytes, grad.plan().scratch_bytes, error);
+  }
+  return status.ok() ? grad.Launch(scratch, error, stream) : status;
 }
 
 }  // namespace
@@ -54,6 +89,40 @@ int lucid_cuda_embedding_bag(const EmbeddingBagArgs* args, void* scratch, int64_
                              LucidBoundsError* error, void* stream, char* message,
                              size_t message_size) {
   return Answer(Run(*args, scratch, scratch_bytes, error, stream), message, message_size);
+}
+
+int lucid_cuda_plan_collection(const EmbeddingBagCollectionArgs* args,
+                               LucidCudaCollectionPlan* plan, char* message, size_t message_size) {
+  lucid::CudaCollection collection;
+  const Status status = collection.Plan(*args);
+  *plan = collection.plan();
+  return Answer(status, message, message_size);
+}
+
+int lucid_cuda_embedding_bag_collection(const EmbeddingBagCollectionArgs* args, void* scratch,
+                                        int64_t scratch_bytes, LucidBoundsError* error,
+                                        void* stream, char* message, size_t message_size) {
+  return Answer(RunCollection(*args, scratch, scratch_bytes, error, stream), message, message_size);
+}
+
+int lucid_cuda_plan_grad(const EmbeddingBagGradArgs* args, LucidCudaGradPlan* plan, char* message,
+                         size_t message_size) {
+  lucid::CudaGrad grad;
+  const Status status = grad.Plan(*args, false);
+  *plan = grad.plan();
+  return Answer(status, message, message_size);
+}
+
+int lucid_cuda_embedding_bag_grad_entries(const EmbeddingBagGradArgs* args, int64_t* num_entries,
+                                          LucidBoundsError* error, void* stream, char* message,
+                                          size_t message_size) {
+  return Answer(CountEntries(*args, num_entries, error, stream), message, message_size);
+}
+
+int lucid_cuda_embedding_bag_grad(const EmbeddingBagGradArgs* args, void* scratch,
+                                  int64_t scratch_bytes, LucidBoundsError* error, void* stream,
+                                  char* message, size_t message_size) {
+  return Answer(RunGrad(*args, scratch, scratch_bytes, error, stream), message, message_size);
 }
 
 int lucid_cuda_refusal(const LucidBoundsError* error, char* message, size_t message_size) {

@@ -44,6 +44,21 @@ if(NOT LUCID_CUDA STREQUAL "OFF")
   endif()
 endif()
 
+# The gradient sorts with CUB, whose headers come with the toolkit, in a folder of their own from 13.0
+# on that nvcc knows. A toolkit without them still builds all other kernels.
+set(LUCID_CUDA_CUB OFF)
+if(LUCID_BUILD_CUDA)
+  foreach(_folder IN LISTS CUDAToolkit_INCLUDE_DIRS)
+    if(EXISTS "${_folder}/cub/device/device_radix_sort.cuh" OR
+       EXISTS "${_folder}/cccl/cub/device/device_radix_sort.cuh")
+      set(LUCID_CUDA_CUB ON)
+    endif()
+  endforeach()
+  if(NOT LUCID_CUDA_CUB)
+    message(STATUS "Without the CUDA kernels of gradients: no CUB in ${CUDAToolkit_INCLUDE_DIRS}")
+  endif()
+endif()
+
 function(lucid_cuda_flags target)
   set(archs "${LUCID_CUDA_ARCHITECTURES}")
   if(NOT archs)

@@ -13,13 +13,16 @@ import shutil
 import subprocess
 import tempfile
 import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from test_isa import Args, arguments
+from test_isa import Args, GradArgs, arguments, num_bags
 
 from lucid_onnx.ops.embedding_bag import cases, spec
+from lucid_onnx.ops.embedding_bag_collection import cases as collection
+from lucid_onnx.ops.embedding_bag_grad import cases as gradients
 from lucid_onnx.ops.quantized_embedding_bag import cases as quantized
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,13 +36,24 @@ _EMULATED_SOURCES = (
     "c_api_cuda.cc",
     "embedding_bag/check.cc",
     "embedding_bag/cuda_plan.cc",
+    "embedding_bag/ort_cuda_node.cc",
     "embedding_bag/ort_embedding_bag.cc",
     "embedding_bag/ort_embedding_bag_cuda.cc",
+    "embedding_bag_collection/cuda_plan.cc",
+    "embedding_bag_collection/ort_embedding_bag_collection.cc",
+    "embedding_bag_collection/ort_embedding_bag_collection_cuda.cc",
+    "embedding_bag_grad/check.cc",
+    "embedding_bag_grad/cuda_plan.cc",
+    "embedding_bag_grad/ort_embedding_bag_grad.cc",
+    "embedding_bag_grad/ort_embedding_bag_grad_cuda.cc",
     "embedding_bag/test/no_cpu_kernels.cc",
     "ort/adapter.cc",
     "ort/constant_table.cc",
     "ort/register.cc",
     "embedding_bag/cuda.cu",
+    "embedding_bag_collection/cuda.cu",
+    "embedding_bag_grad/cuda.cu",
+    "embedding_bag_grad/cuda_sort.cu",
 )
 
 
@@ -80,6 +94,54 @@ class Plan(ctypes.Structure):
                 "vector_output",
             ]
         ),
+    )
+
+
+class CollectionPlan(ctypes.Structure):
+    """LucidCudaCollectionPlan of cpp_ops/embedding_bag_collection/cuda.h."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in [
+            "size_bytes",
+            "num_bags",
+            "columns",
+            "launches",
+            "pool_launches",
+            "zeroed_bytes",
+            "scratch_bytes",
+        ]
+    )
+
+
+class GradPlan(ctypes.Structure):
+    """LucidCudaGradPlan of cpp_ops/embedding_bag_grad/cuda.h."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int64)
+        for name in [
+            "size_bytes",
+            "num_bags",
+            "padding",
+            "num_positions",
+            "num_entries",
+            "row_sort",
+            "entry_sort",
+            "zeroed_bytes",
+            "scratch_bytes",
+        ]
+    )
+
+
+class CollectionArgs(ctypes.Structure):
+    """EmbeddingBagCollectionArgs of cpp_ops/embedding_bag/embedding_bag.h."""
+
+    _fields_ = (
+        ("size_bytes", ctypes.c_int64),
+        ("tables", ctypes.POINTER(Args)),
+        ("num_tables", ctypes.c_int64),
+        ("output", ctypes.c_void_p),
+        ("packed", ctypes.c_int64),
     )
 
 
@@ -125,6 +187,16 @@ def load(path: str) -> ctypes.CDLL:
     native.lucid_cuda_embedding_bag.argtypes = (
         ctypes.POINTER(Args), pointer, ctypes.c_int64, pointer, pointer, *text
     )  # fmt: skip
+    native.lucid_cuda_plan_collection.argtypes = (
+        ctypes.POINTER(CollectionArgs), ctypes.POINTER(CollectionPlan), *text
+    )  # fmt: skip
+    native.lucid_cuda_embedding_bag_collection.argtypes = (
+        ctypes.POINTER(CollectionArgs), pointer, ctypes.c_int64, pointer, pointer, *text
+    )  # fmt: skip
+    gradient = ctypes.POINTER(GradArgs)
+    native.lucid_cuda_plan_grad.argtypes = (gradient, ctypes.POINTER(GradPlan), *text)
+    native.lucid_cuda_embedding_bag_grad_entries.argtypes = (gradient, pointer, pointer, pointer, *text)
+    native.lucid_cuda_embedding_bag_grad.argtypes = (gradient, pointer, ctypes.c_int64, pointer, pointer, *text)
     native.lucid_cuda_refusal.argtypes = (pointer, *text)
     return native
 
@@ -298,3 +370,185 @@ def run(
     assert (written[256 + size :] == fill).all(), f"{case.name}: written behind the output"
     code = device.native.lucid_cuda_refusal(found, message, len(message))
     return code, message.value.decode(), written[256 : 256 + size].view(dtype).reshape(max(bags, 0), dim)
+
+
+def collection_args(tables: Sequence[Args], packed: bool, output: int | None) -> CollectionArgs:
+    """The struct of a collection. Keeps its array of tables alive."""
+    array = (Args * len(tables))(*tables)
+    return CollectionArgs(ctypes.sizeof(CollectionArgs), array, len(tables), output, packed)
+
+
+def tables_of(case: collection.Case, place: Callable[[np.ndarray], int | None]) -> list[Args]:
+    """The structs of a collection's tables; ``place`` puts an array somewhere and says where."""
+    call, packed = case.call, case.layout == "packed"
+    shared: dict[str, int | None] = {}
+    found = []
+    for t, table in enumerate(case.tables):
+        fields: dict[str, Any] = {"weight": place(table.weight)}
+        for name, given in (("indices", "x"), ("offsets", "offsets"), ("per_sample_weights", "per_sample_weights")):
+            if call[given] is None:
+                continue
+            array = call[given] if packed else call[given][t]
+            if packed and name not in shared:
+                shared[name] = place(array)
+            fields[name] = shared[name] if packed else place(array)
+            if packed and name == "indices":
+                fields["indices_shape"] = (ctypes.c_int64 * 2)(len(array), 0)
+            if packed and name == "offsets":
+                fields |= {"num_offsets": len(array), "include_last_offset": 1}
+        found.append(arguments(table, **fields))
+    return found
+
+
+def collection_shape(case: collection.Case) -> tuple[int, int]:
+    """Of the output."""
+    return num_bags(case.tables[0]), sum(t.weight.shape[1] for t in case.tables)
+
+
+def run_collection(
+    device: Any,
+    case: collection.Case,
+    *,
+    fill: int = 0xA5,
+    shift: int = 0,
+    change: Callable[[list[Args]], None] | None = None,
+) -> tuple[int, str, np.ndarray]:
+    """`run` for a collection.
+
+    Args:
+        shift: bytes that every array lies past a multiple of 256, and the output twice as many.
+        change: what is done to the tables' structs before.
+    """
+    kept = []
+
+    def place(array: np.ndarray) -> int | None:
+        memory = device.allocate(array.nbytes, shift)
+        device.write(memory, np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8))
+        kept.append(memory)
+        return device.address(memory) if array.nbytes else None
+
+    tables = tables_of(case, place)
+    if change is not None:
+        change(tables)
+    dtype, shape = case.tables[0].weight.dtype, collection_shape(case)
+    size = int(np.prod(shape)) * dtype.itemsize
+    memory = device.allocate(size + 512, 2 * shift)
+    device.write(memory, fill)
+    args = collection_args(tables, case.layout == "packed", device.address(memory) + 256)
+    message = ctypes.create_string_buffer(256)
+    plan, nothing = CollectionPlan(), np.empty((0, shape[1]), dtype)
+    text = (message, len(message))
+    code = device.native.lucid_cuda_plan_collection(ctypes.byref(args), ctypes.byref(plan), *text)
+    if code:
+        return code, message.value.decode(), nothing
+    scratch, error = device.allocate(plan.scratch_bytes), device.allocate(ERROR_BYTES)
+    device.write(scratch, fill)
+    device.write(error, 0)
+    code = device.native.lucid_cuda_embedding_bag_collection(
+        ctypes.byref(args), device.address(scratch), plan.scratch_bytes, device.address(error), device.stream, *text
+    )
+    if code:
+        return code, message.value.decode(), nothing
+    found = device.read(error).tobytes()
+    written = device.read(memory)
+    assert (written[:256] == fill).all(), f"{case.name}: written before the output"
+    assert (written[256 + size :] == fill).all(), f"{case.name}: written behind the output"
+    code = device.native.lucid_cuda_refusal(found, *text)
+    return code, message.value.decode(), written[256 : 256 + size].view(dtype).reshape(shape)
+
+
+def grad_args(case: gradients.Case, addresses: dict[str, int | None], **overrides: Any) -> GradArgs:
+    """The struct of a gradient, whose arrays are at ``addresses``; ``overrides`` of it or of the forward call."""
+    forward: dict[str, Any] = {"size_bytes": ctypes.sizeof(Args), "output": None}
+    forward |= {n: a for n, a in addresses.items() if n not in ("grad_output", *case.op.outputs)}
+    own = {f[0] for f in GradArgs._fields_}
+    forward |= {n: v for n, v in overrides.items() if n not in own}
+    fields: dict[str, Any] = {
+        "size_bytes": ctypes.sizeof(GradArgs),
+        "grad_output_shape": (ctypes.c_int64 * 2)(*case.grad_output.shape),
+        "sparse": case.sparse,
+        "scale_grad_by_freq": case.attributes.scale_grad_by_freq,
+        "num_entries": -1,
+        **{n: a for n, a in addresses.items() if n in own},
+        **{n: v for n, v in overrides.items() if n in own},
+    }
+    return GradArgs(forward=arguments(case, **forward), **fields)  # type: ignore[arg-type]
+
+
+def run_gradient(
+    device: Any,
+    case: gradients.Case,
+    *,
+    fill: int = 0xA5,
+    shift: dict[str, int] | None = None,
+    entries: int | None = None,
+    **overrides: Any,
+) -> tuple[int, str, list[np.ndarray]]:
+    """`run` for a gradient; all its outputs.
+
+    Args:
+        entries: what num_entries says, in the place of what the plan or the device does.
+    """
+    shift, message, kept = shift or {}, ctypes.create_string_buffer(256), []
+    text = (message, len(message))
+    addresses: dict[str, int | None] = {}
+    for name, array in case.inputs.items():
+        memory = device.allocate(array.nbytes, shift.get(name, 0))
+        device.write(memory, np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8))
+        kept.append(memory)
+        addresses[name] = device.address(memory) if array.nbytes else None
+    error = device.allocate(ERROR_BYTES)
+    device.write(error, 0)
+    where = device.address(error)
+
+    def refused() -> tuple[int, str]:
+        code = device.native.lucid_cuda_refusal(device.read(error).tobytes(), *text)
+        return code, message.value.decode()
+
+    args, plan = grad_args(case, addresses, **overrides), GradPlan()
+    if device.native.lucid_cuda_plan_grad(ctypes.byref(args), ctypes.byref(plan), *text):
+        return 1, message.value.decode(), []
+    if entries is None:
+        entries = plan.num_entries
+        if entries < 0:
+            count = device.allocate(8)
+            device.write(count, fill)
+            code = device.native.lucid_cuda_embedding_bag_grad_entries(
+                ctypes.byref(args), device.address(count), where, device.stream, *text
+            )
+            if code == 0:
+                entries = int(device.read(count).view(np.int64)[0])
+                code = refused()[0]
+            if code:
+                return code, message.value.decode(), []
+    overrides.setdefault("num_entries", entries)
+
+    outputs = []
+    for name in case.op.outputs:
+        dtype = np.dtype(np.int64) if name == "rows" else case.weight.dtype
+        rows, columns = len(case.weight) if name == "grad_weight" else entries, case.weight.shape[1]
+        shape = (rows,) if name == "rows" else (rows, columns)
+        if name == "grad_per_sample_weights":
+            shape = case.indices.shape
+        size = int(np.prod(shape)) * dtype.itemsize
+        memory = device.allocate(size + 512, shift.get(name, 0))
+        device.write(memory, fill)
+        addresses[name] = device.address(memory) + 256
+        outputs.append((name, memory, size, dtype, shape))
+    args = grad_args(case, addresses, **overrides)
+    assert device.native.lucid_cuda_plan_grad(ctypes.byref(args), ctypes.byref(plan), *text) == 0, message.value
+    scratch = device.allocate(plan.scratch_bytes)
+    device.write(scratch, fill)
+    code = device.native.lucid_cuda_embedding_bag_grad(
+        ctypes.byref(args), device.address(scratch), plan.scratch_bytes, where, device.stream, *text
+    )
+    if code:
+        return code, message.value.decode(), []
+    code, said = refused()
+    found = []
+    for name, memory, size, dtype, shape in outputs:
+        written = device.read(memory)
+        assert (written[:256] == fill).all(), f"{case.name}: written before {name}"
+        assert (written[256 + size :] == fill).all(), f"{case.name}: written behind {name}"
+        found.append(written[256 : 256 + size].view(dtype).reshape(shape))
+    return code, said, found

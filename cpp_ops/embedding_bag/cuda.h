@@ -16,14 +16,15 @@
 
 // All zero: nothing was refused. Offsets come before indices, and the lowest place before others.
 typedef struct LucidBoundsError {
-  uint64_t inverse;   // ~place, where place is i of offsets[i], or 2^62 + the position of an index
+  uint64_t inverse;   // ~place, where place is i of offsets[i], or 2^62 + the position of an index;
+                      // of table t of several, 2^48 * t more; 2^62 + 2^61: num_entries
   uint64_t recorded;  // the inverse that the next two belong to
   int64_t value;      // of the offset or the index
   int64_t previous;   // offsets[i - 1]
   int64_t limit;      // N or V
   int64_t length;     // L, or -1
   uint32_t lock;
-  uint32_t reserved;
+  uint32_t table;  // the table that the text names, counted from 1; 0: it names none
 } LucidBoundsError;
 
 // How a call is cut. Plain numbers that depend on the arguments alone, for tests to look at.
@@ -56,13 +57,45 @@ namespace lucid {
 constexpr int64_t kChunk = 64;
 constexpr int64_t kChunksOfPiece = 16;
 
+// Threads of a block that only checks.
+constexpr int32_t kCheckThreads = 256;
+
+// In a LucidBoundsError's place.
+constexpr uint64_t kTablePlace = uint64_t{1} << 48, kIndexPlace = uint64_t{1} << 62;
+constexpr uint64_t kEntriesPlace = kIndexPlace + (uint64_t{1} << 61);
+
 // Checks everything that can be checked without looking at the device, and plans.
 Status PlanCudaEmbeddingBag(const EmbeddingBagArgs& args, LucidCudaPlan* plan);
+
+// Likewise, for results that lie output_stride bytes apart.
+Status PlanCudaBags(const EmbeddingBagArgs& args, int64_t output_stride, LucidCudaPlan* plan);
+
+// The threads that a plan's chunks and vectors are for.
+double CudaThreads(const LucidCudaPlan& plan);
+
+// Plans the blocks of plan->chunks chunks of plan->vectors vectors, in a launch of so many threads.
+Status PlanCudaBlocks(double threads, LucidCudaPlan* plan);
+
+// Plans the scratch memory of the parts of bags of at most `longest` positions, of which there are
+// plan->num_positions, and sets scratch_bytes to what that takes.
+Status PlanCudaPartials(int64_t longest, int64_t accumulator_bytes, LucidCudaPlan* plan);
+
+// Refuses an array that does not lie at a multiple of the size of its elements.
+Status CheckAddress(const char* name, const void* p, int64_t bytes);
+
+// A refusal of what overflows the numbers of a launch.
+Status RefuseCudaSize();
 
 // Enqueues the work on a stream (a cudaStream_t). scratch: plan.scratch_bytes of device memory, a
 // multiple of 256, that nobody else touches before the work is done.
 Status LaunchCudaEmbeddingBag(const EmbeddingBagArgs& args, const LucidCudaPlan& plan,
                               void* scratch, LucidBoundsError* error, void* stream);
+
+// Enqueues the computing of what the row of every position is clipped with, accumulators each.
+Status LaunchCudaClips(const EmbeddingBagArgs& args, const LucidCudaPlan& plan, void* clips,
+                       void* stream);
+
+Status ClearOnDevice(void* begin, int64_t bytes, void* stream);
 
 // What a BoundsError, copied to the host, says.
 Status RefuseBounds(const LucidBoundsError& error);
@@ -82,6 +115,9 @@ struct CudaBounds {
 };
 
 Status WaitForCudaStream(void* stream);
+
+// Copies a number of the device's and waits for it.
+Status ReadFromDevice(const int64_t* device, int64_t* value, void* stream);
 
 // Whether a CUDA graph is being recorded from a stream, when nothing may wait for it.
 Status IsCudaCapturing(void* stream, bool* capturing);

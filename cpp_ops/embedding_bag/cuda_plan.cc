@@ -19,18 +19,12 @@ constexpr int32_t kElementBytes[] = {4, 2, 2, 8, 1, 1, 1, 1};
 constexpr int64_t kLargeCall = 132 * 2048;
 constexpr int32_t kMostThreads = 256, kFewThreads = 64;
 
-constexpr int64_t kNormThreads = 256, kCheckThreads = 256;
+constexpr int64_t kNormThreads = 256;
 // Far from where the arithmetic below would overflow, and past any device.
 constexpr int64_t kMostPositions = int64_t{1} << 48;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
-
-Status CheckAddress(const char* name, const void* p, int64_t bytes) {
-  if (reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(bytes) == 0) return Status();
-  return Refuse("%s lies at %p, which is no multiple of its elements' %lld bytes", name, p,
-                static_cast<long long>(bytes));
-}
 
 Status CheckAddresses(const EmbeddingBagArgs& a) {
   const int64_t element = kElementBytes[a.dtype], result = kElementBytes[a.output_type];
@@ -52,11 +46,24 @@ Status CheckAddresses(const EmbeddingBagArgs& a) {
   return status;
 }
 
-Status TooLarge() { return Refuse("the call is too large for one launch on a GPU"); }
-
 }  // namespace
 
+Status CheckAddress(const char* name, const void* p, int64_t bytes) {
+  if (reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(bytes) == 0) return Status();
+  return Refuse("%s lies at %p, which is no multiple of its elements' %lld bytes", name, p,
+                static_cast<long long>(bytes));
+}
+
+Status RefuseCudaSize() { return Refuse("the call is too large for one launch on a GPU"); }
+
 Status PlanCudaEmbeddingBag(const EmbeddingBagArgs& a, LucidCudaPlan* plan) {
+  // Where this overflows, the call is refused for it.
+  const uint64_t columns = static_cast<uint64_t>(std::max<int64_t>(a.weight_shape[1], 0));
+  const uint64_t element = a.output_type == kFloat64 ? 8 : a.output_type == kFloat32 ? 4 : 2;
+  return PlanCudaBags(a, static_cast<int64_t>(columns * element), plan);
+}
+
+Status PlanCudaBags(const EmbeddingBagArgs& a, int64_t output_stride, LucidCudaPlan* plan) {
   LucidCudaPlan p = {};
   p.size_bytes = sizeof(p);
   Status status = CheckEmbeddingBag(a, &p.num_bags, &p.padding);
@@ -66,25 +73,25 @@ Status PlanCudaEmbeddingBag(const EmbeddingBagArgs& a, LucidCudaPlan* plan) {
 
   const bool flat = a.indices_rank == 1;
   const int64_t columns = a.weight_shape[1], length = flat ? 0 : a.indices_shape[1];
-  if (length > 0 && a.indices_shape[0] > kMostPositions / length) return TooLarge();
+  if (length > 0 && a.indices_shape[0] > kMostPositions / length) return RefuseCudaSize();
   p.num_positions = flat ? a.indices_shape[0] : a.indices_shape[0] * length;
-  if (p.num_positions > kMostPositions || columns > kMostPositions) return TooLarge();
+  if (p.num_positions > kMostPositions || columns > kMostPositions) return RefuseCudaSize();
 
   if (columns == 0 || p.num_bags == 0) {
     // No row is read. What there is of offsets and, for bags, of indices is still checked.
     const int64_t checked = std::max(flat ? a.num_offsets : 0, p.num_bags ? p.num_positions : 0);
     p.check_blocks = CeilDiv(checked, kCheckThreads);
-    if (p.check_blocks > INT32_MAX) return TooLarge();
+    if (p.check_blocks > INT32_MAX) return RefuseCudaSize();
     *plan = p;
     return status;
   }
-  if (p.num_bags > kMostPositions) return TooLarge();
+  if (p.num_bags > kMostPositions) return RefuseCudaSize();
 
   const bool nibbles = a.dtype == kInt4 || a.dtype == kUint4;
   const int64_t row_bytes =
       nibbles ? columns / 2 + columns % 2 : columns * int64_t{kElementBytes[a.dtype]};
   // The kernel numbers rows, and the bytes of one, in 32 bits.
-  if (a.weight_shape[0] >= UINT32_MAX || row_bytes > UINT32_MAX) return TooLarge();
+  if (a.weight_shape[0] >= UINT32_MAX || row_bytes > UINT32_MAX) return RefuseCudaSize();
   const uintptr_t begin = reinterpret_cast<uintptr_t>(a.weight);
   for (const int32_t width : kWidths[a.dtype]) {
     p.vector_bytes = width;
@@ -96,49 +103,66 @@ Status PlanCudaEmbeddingBag(const EmbeddingBagArgs& a, LucidCudaPlan* plan) {
       std::min<int64_t>(16, int64_t{p.vector_elements} * kElementBytes[a.output_type]);
   p.vector_output = columns % p.vector_elements == 0 &&
                     reinterpret_cast<uintptr_t>(a.output) % static_cast<uintptr_t>(store) == 0 &&
-                    columns * kElementBytes[a.output_type] % store == 0;
+                    output_stride % store == 0;
 
   // Chunk c of ragged bags is looked for by bisection: bag i has the numbers from offsets[i] /
   // kChunk + i on, of which the last may be of no positions.
   p.bag_chunks = flat ? 0 : std::max<int64_t>(1, CeilDiv(length, kChunk));
   p.chunks = flat ? p.num_positions / kChunk + p.num_bags : p.num_bags * p.bag_chunks;
-  if (p.chunks > kMostPositions) return TooLarge();
-  const double threads = static_cast<double>(p.chunks) * static_cast<double>(p.vectors);
+  if (p.chunks > kMostPositions) return RefuseCudaSize();
+  status = PlanCudaBlocks(CudaThreads(p), &p);
+  if (!status.ok()) return status;
+
+  const int64_t accumulator = a.dtype == kFloat64 ? 8 : 4;
+  status = PlanCudaPartials(flat ? p.num_positions : length, accumulator, &p);
+  if (!status.ok()) return status;
+  if (a.max_norm <= 1.7976931348623157e308) {  // not infinity
+    p.clips_at = p.scratch_bytes;
+    p.scratch_bytes += RoundUp(p.num_positions * accumulator, 256);
+    p.norm_blocks = CeilDiv(p.num_positions, kNormThreads / (64 / accumulator));
+    if (p.norm_blocks > INT32_MAX) return RefuseCudaSize();
+  }
+  *plan = p;
+  return status;
+}
+
+double CudaThreads(const LucidCudaPlan& plan) {
+  return static_cast<double>(plan.chunks) * static_cast<double>(plan.vectors);
+}
+
+Status PlanCudaBlocks(double threads, LucidCudaPlan* plan) {
+  LucidCudaPlan& p = *plan;
   const int32_t target = threads < static_cast<double>(kLargeCall) ? kFewThreads : kMostThreads;
   p.block_vectors = static_cast<int32_t>(std::min<int64_t>(p.vectors, target));
   p.block_chunks = target / p.block_vectors;
   p.block_threads = static_cast<int32_t>(RoundUp(p.block_vectors * p.block_chunks, 32));
   p.column_blocks = CeilDiv(p.vectors, p.block_vectors);
   const int64_t chunk_blocks = CeilDiv(p.chunks, p.block_chunks);
-  if (p.column_blocks > INT32_MAX || chunk_blocks > INT32_MAX / p.column_blocks) return TooLarge();
+  if (p.column_blocks > INT32_MAX || chunk_blocks > INT32_MAX / p.column_blocks)
+    return RefuseCudaSize();
   p.blocks = chunk_blocks * p.column_blocks;
+  return Status();
+}
 
-  const int64_t accumulator = a.dtype == kFloat64 ? 8 : 4;
-  const int64_t longest = flat ? p.num_positions : length;
-  const int64_t row = p.vectors * p.vector_elements * accumulator;
-  int64_t end = 0;
-  if (longest > kChunk) {
-    // A bag of more than one chunk has, of these, the rows from begin / (kChunk / 2) on for its
-    // chunks, and from begin / kChunk on for its pieces and one more: bags of more than kChunk
-    // positions never meet there.
-    const int64_t chunk_rows = p.num_positions / (kChunk / 2) + 2;
-    const int64_t piece_rows = p.num_positions / kChunk + 2;
-    if (static_cast<double>(chunk_rows) * static_cast<double>(row) > 9e18 / 4) return TooLarge();
-    p.zeroed_bytes = piece_rows * p.vectors * 4;
-    p.counts_at = RoundUp(p.zeroed_bytes, 256);
-    p.piece_counts_at = RoundUp(p.counts_at + chunk_rows * 4, 256);
-    p.partials_at = RoundUp(p.piece_counts_at + piece_rows * 4, 256);
-    end = RoundUp(p.partials_at + chunk_rows * row, 256);
+Status PlanCudaPartials(int64_t longest, int64_t accumulator_bytes, LucidCudaPlan* plan) {
+  LucidCudaPlan& p = *plan;
+  p.scratch_bytes = 0;
+  if (longest <= kChunk) return Status();
+  // A bag of more than one chunk has, of these, the rows from begin / (kChunk / 2) on for its
+  // chunks, and from begin / kChunk on for its pieces and one more: bags of more than kChunk
+  // positions never meet there.
+  const int64_t row = p.vectors * p.vector_elements * accumulator_bytes;
+  const int64_t chunk_rows = p.num_positions / (kChunk / 2) + 2;
+  const int64_t piece_rows = p.num_positions / kChunk + 2;
+  if (static_cast<double>(chunk_rows) * static_cast<double>(row) > 9e18 / 4) {
+    return RefuseCudaSize();
   }
-  if (a.max_norm <= 1.7976931348623157e308) {  // not infinity
-    p.clips_at = end;
-    end += RoundUp(p.num_positions * accumulator, 256);
-    p.norm_blocks = CeilDiv(p.num_positions, kNormThreads / (64 / accumulator));
-    if (p.norm_blocks > INT32_MAX) return TooLarge();
-  }
-  p.scratch_bytes = end;
-  *plan = p;
-  return status;
+  p.zeroed_bytes = piece_rows * p.vectors * 4;
+  p.counts_at = RoundUp(p.zeroed_bytes, 256);
+  p.piece_counts_at = RoundUp(p.counts_at + chunk_rows * 4, 256);
+  p.partials_at = RoundUp(p.piece_counts_at + piece_rows * 4, 256);
+  p.scratch_bytes = RoundUp(p.partials_at + chunk_rows * row, 256);
+  return Status();
 }
 
 Status RefuseBounds(const LucidBoundsError& error) {
@@ -146,17 +170,21 @@ Status RefuseBounds(const LucidBoundsError& error) {
   if (error.recorded != error.inverse) {
     return Error(Code::kInternal, "the kernel was cut off while it noted what it refuses");
   }
-  constexpr uint64_t kIndices = uint64_t{1} << 62;
   const uint64_t place = ~error.inverse;
+  if (place == kEntriesPlace) {
+    return Refuse("num_entries = %lld is not %lld", static_cast<long long>(error.limit),
+                  static_cast<long long>(error.value));
+  }
+  const int64_t position = static_cast<int64_t>(place % kTablePlace);
   EmbeddingBagArgs args = {};
   args.indices_rank = error.length < 0 ? 1 : 2;
   args.indices_shape[0] = error.limit;
   args.indices_shape[1] = error.length;
   args.weight_shape[0] = error.limit;
-  if (place < kIndices) {
-    return RefuseOffset(args, static_cast<int64_t>(place), error.value, error.previous);
-  }
-  return RefuseIndex(args, static_cast<int64_t>(place - kIndices), error.value);
+  const Status refusal = place < kIndexPlace
+                             ? RefuseOffset(args, position, error.value, error.previous)
+                             : RefuseIndex(args, position, error.value);
+  return error.table == 0 ? refusal : InTable(int64_t{error.table} - 1, refusal);
 }
 
 }  // namespace lucid

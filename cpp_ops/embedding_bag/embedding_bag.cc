@@ -366,45 +366,6 @@ bool NothingToDo(const EmbeddingBagArgs& a, int64_t num_bags, int64_t longest) {
   return num_bags == 0 || (longest == 0 && a.weight_shape[1] == 0);
 }
 
-// The arguments of one table, where it has indices of its own.
-EmbeddingBagArgs TableArgs(const EmbeddingBagCollectionArgs& c, int64_t t) {
-  EmbeddingBagArgs a = c.tables[t];
-  if (!c.packed || t == 0) return a;
-  const EmbeddingBagArgs& all = c.tables[0];
-  a.indices = all.indices;
-  a.offsets = all.offsets;
-  a.per_sample_weights = all.per_sample_weights;
-  std::copy(all.indices_shape, all.indices_shape + 2, a.indices_shape);
-  a.num_offsets = all.num_offsets;
-  a.index_type = all.index_type;
-  a.offset_type = all.offset_type;
-  a.indices_rank = all.indices_rank;
-  a.include_last_offset = all.include_last_offset;
-  return a;
-}
-
-// B and the padded row of one table.
-Status CheckTable(const EmbeddingBagCollectionArgs& c, int64_t t, const EmbeddingBagArgs& a,
-                  int64_t* num_bags, int64_t* padding) {
-  const Status status = CheckEmbeddingBag(a, num_bags, padding);
-  if (!status.ok()) return InTable(t, status);
-  if (a.output_type != c.tables[0].output_type) {
-    return Refuse("table %lld: output_type = %d, table 0 has %d: they must be equal", Wide(t),
-                  a.output_type, c.tables[0].output_type);
-  }
-  if (!c.packed) return status;
-  if (a.indices_rank != 1 || !a.include_last_offset) {
-    return Refuse("packed needs indices_rank = 1 and include_last_offset = 1, got %d and %d",
-                  a.indices_rank, a.include_last_offset);
-  }
-  if (*num_bags % c.num_tables != 0) {
-    return Refuse("offsets has %lld entries, which are not %lld * B + 1", Wide(a.num_offsets),
-                  Wide(c.num_tables));
-  }
-  *num_bags /= c.num_tables;
-  return status;
-}
-
 }  // namespace
 
 const PoolKernel& PoolKernelOf(Isa isa) { return *kKernels[static_cast<int>(isa)]; }
@@ -437,41 +398,6 @@ Status RunEmbeddingBag(const EmbeddingBagArgs& a, Isa isa, const ParallelFor& pa
   return status.ok() ? Finish(a, &run) : status;
 }
 
-Status InTable(int64_t t, const Status& status) {
-  return status.ok() ? status : Error(status.code, "table %lld: %s", Wide(t), status.message);
-}
-
-Status CheckEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c, int64_t* num_bags,
-                                   int64_t* columns) {
-  if (c.size_bytes != static_cast<int64_t>(sizeof(EmbeddingBagCollectionArgs))) {
-    return Refuse("size_bytes = %lld is not %lld", Wide(c.size_bytes),
-                  Wide(sizeof(EmbeddingBagCollectionArgs)));
-  }
-  if (c.num_tables < 1) return Refuse("num_tables = %lld must be >= 1", Wide(c.num_tables));
-  if (!c.tables) return Refuse("tables is missing");
-  if (c.packed != 0 && c.packed != 1) return Refuse("packed = %lld is not 0 or 1", Wide(c.packed));
-  *columns = 0;
-  for (int64_t t = 0; t < c.num_tables; ++t) {
-    const EmbeddingBagArgs a = TableArgs(c, t);
-    int64_t bags, padding;
-    const Status status = CheckTable(c, t, a, &bags, &padding);
-    if (!status.ok()) return status;
-    if (t == 0) *num_bags = bags;
-    if (bags != *num_bags) {
-      return Refuse("table %lld has %lld bags, table 0 has %lld: they must be equal", Wide(t),
-                    Wide(bags), Wide(*num_bags));
-    }
-    // A table without rows takes no memory, so its D may be anything.
-    constexpr int64_t kMostColumns = INT64_MAX / 8;
-    if (a.weight_shape[1] > kMostColumns - *columns) {
-      return Refuse("table %lld: the columns of all tables are more than an output can have",
-                    Wide(t));
-    }
-    *columns += a.weight_shape[1];
-  }
-  return Status();
-}
-
 Status RunEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c, Isa isa,
                                  const ParallelFor& parallel_for) {
   int64_t num_bags, columns;
@@ -485,9 +411,9 @@ Status RunEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c, Isa isa,
   const int64_t stride = RowBytes(output_type, columns);
   int64_t longest = 0, column = 0;
   for (int64_t t = 0; t < count; ++t) {
-    EmbeddingBagArgs a = TableArgs(c, t);
+    EmbeddingBagArgs a = ArgsOfTable(c, t);
     Run& run = runs[static_cast<size_t>(t)];
-    status = CheckTable(c, t, a, &run.num_bags, &run.job.padding);
+    status = CheckTableOf(c, t, a, &run.num_bags, &run.job.padding);
     if (!status.ok()) return status;
     if (!c.packed || t == 0) {
       status = CheckOffsets(a, &longest);
@@ -510,7 +436,7 @@ Status RunEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c, Isa isa,
   for (int64_t t = 0; t < count; ++t) runs[static_cast<size_t>(t)].job.table_bytes = table_bytes;
   status = RunTasks({runs.get(), count}, isa, parallel_for);
   for (int64_t t = 0; t < count && status.ok(); ++t) {
-    status = InTable(t, Finish(TableArgs(c, t), &runs[static_cast<size_t>(t)]));
+    status = InTable(t, Finish(ArgsOfTable(c, t), &runs[static_cast<size_t>(t)]));
   }
   return status;
 }

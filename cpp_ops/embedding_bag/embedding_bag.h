@@ -124,6 +124,15 @@ Status RunEmbeddingBag(const EmbeddingBagArgs& args, Isa isa, const ParallelFor&
 // The status, with the table that it is about.
 Status InTable(int64_t t, const Status& status);
 
+// The arguments of table t: in a packed collection with the indices, offsets and per_sample_weights
+// of all.
+EmbeddingBagArgs ArgsOfTable(const EmbeddingBagCollectionArgs& args, int64_t t);
+
+// Checks everything about table t, whose arguments `table` are, but the values of offsets and
+// indices. *num_bags is B, *padding the padded row in [0, V), or -1.
+Status CheckTableOf(const EmbeddingBagCollectionArgs& args, int64_t t,
+                    const EmbeddingBagArgs& table, int64_t* num_bags, int64_t* padding);
+
 // Checks everything but the values of offsets and indices. *num_bags is B, *columns the sum of D.
 Status CheckEmbeddingBagCollection(const EmbeddingBagCollectionArgs& args, int64_t* num_bags,
                                    int64_t* columns);

@@ -9,17 +9,15 @@
 // The first table is an input of its own, which gives the op its type. All others are one variadic
 // input of any types: those are looked at in every run. A model needs a name for every number of
 // inputs that it has, as a function of the same name stands beside the op; hence the names.
-#include <memory>
-#include <vector>
+#include "embedding_bag_collection/ort_embedding_bag_collection.h"
 
-#include "embedding_bag/ort_embedding_bag.h"
+#include <memory>
+
 #include "ort/constant_table.h"
 
 namespace lucid {
 namespace ort {
 namespace {
-
-enum Layout : int64_t { kRagged = 0, kPacked = 1, kRows = 2 };
 
 constexpr const char* kNames[] = {
     "EmbeddingBagCollection",   "EmbeddingBagCollection_1", "EmbeddingBagCollection_2",
@@ -27,33 +25,7 @@ constexpr const char* kNames[] = {
     "EmbeddingBagCollection_6", "EmbeddingBagCollection_7",
 };
 
-struct CollectionOp : CustomOp {
-  const Runtime* runtime;
-  const char* name;
-  DType dtype;
-};
-
 const CollectionOp& Self(const CustomOp* op) { return *static_cast<const CollectionOp*>(op); }
-
-// Which input is which.
-struct Inputs {
-  int64_t num_tables, layout;
-  bool weighted;
-
-  size_t Tables() const { return static_cast<size_t>(num_tables); }
-  bool Flat() const { return layout != kRows; }
-  size_t Each() const { return layout == kPacked ? 1 : Tables(); }  // how many indices there are
-  size_t Indices(size_t t) const { return Tables() + (layout == kPacked ? 0 : t); }
-  size_t Offsets(size_t t) const { return Indices(t) + Each(); }
-  size_t Weights(size_t t) const { return Indices(t) + Each() * (1u + Flat()); }
-  size_t Count() const { return Tables() + Each() * (1u + Flat() + weighted); }
-
-  // Whether a node may have this many tables, with so many inputs.
-  bool Fit(size_t count) const {
-    return num_tables >= 1 && static_cast<size_t>(num_tables) <= count && layout >= kRagged &&
-           layout <= kRows && Count() == count;
-  }
-};
 
 const char* NameOf(ElementType type) {
   switch (type) {
@@ -74,35 +46,10 @@ const char* NameOf(ElementType type) {
   }
 }
 
-struct Kernel {
-  struct ConstantTable {
-    const void* data = nullptr;  // null: an input
-    Shape shape;
-    std::shared_ptr<const void> memory;  // where data is not the runtime's own
-  };
+}  // namespace
 
-  const CollectionOp* op;
-  Isa isa;
-  Inputs inputs;
-  EmbeddingBagArgs args = {};  // the attributes, of all tables
-  std::unique_ptr<ConstantTable[]> constants;
-
-  const Api* api() const { return op->runtime->api; }
-
-  static Status* Create(const CustomOp& op, const Api* api, const KernelInfo* info,
-                        std::unique_ptr<Kernel>* kernel);
-  Status* Compute(KernelContext* context) const;
-
- private:
-  Status* ReadAttributes(const KernelInfo* info);
-  Status* BindTable(KernelContext* context, size_t t, EmbeddingBagArgs* a) const;
-  Status* Refused(const lucid::Status& status) const { return ToOrt(api(), op->name, status); }
-  Status* RefusedIn(size_t t, const lucid::Status& status) const {
-    return Refused(InTable(static_cast<int64_t>(t), status));
-  }
-};
-
-Status* Kernel::ReadAttributes(const KernelInfo* info) {
+Status* CollectionKernel::Init(const CollectionOp& node_op, const KernelInfo* info) {
+  op = &node_op;
   Attributes attributes(api(), info);
   inputs.num_tables = attributes.Int("num_tables", -1);
   inputs.layout = attributes.Int("layout", kRagged);
@@ -118,37 +65,11 @@ Status* Kernel::ReadAttributes(const KernelInfo* info) {
   args.dtype = args.output_type = op->dtype;
   args.scale_stride = 4;
   args.indices_rank = inputs.Flat() ? 1 : 2;
-  const lucid::Status status =
-      ReadBagAttributes(&attributes, op->dtype, inputs.Flat(), inputs.weighted, &args);
-  return Refused(status);
+  constants = std::make_unique<ConstantTable[]>(inputs.Tables());
+  return Refused(ReadBagAttributes(&attributes, op->dtype, inputs.Flat(), inputs.weighted, &args));
 }
 
-Status* Kernel::Create(const CustomOp& custom_op, const Api* api, const KernelInfo* info,
-                       std::unique_ptr<Kernel>* out) {
-  auto kernel = std::make_unique<Kernel>();
-  kernel->op = &Self(&custom_op);
-  LUCID_RETURN_IF_ERROR(kernel->Refused(ActiveIsa(&kernel->isa)));
-  LUCID_RETURN_IF_ERROR(kernel->ReadAttributes(info));
-  const Runtime& runtime = *kernel->op->runtime;
-  kernel->constants = std::make_unique<ConstantTable[]>(kernel->inputs.Tables());
-  for (size_t t = 0; t < kernel->inputs.Tables(); ++t) {
-    const Value* weight = nullptr;
-    LUCID_RETURN_IF_ERROR(ConstantInput(api, info, t, &weight));
-    if (!weight) continue;
-    ConstantTable& table = kernel->constants[t];
-    ElementType type;
-    LUCID_RETURN_IF_ERROR(GetShape(runtime, weight, &table.shape, &type));
-    if (type != kElementOf[kernel->op->dtype]) continue;  // the run refuses it
-    LUCID_RETURN_IF_ERROR(GetData(api, weight, &table.data));
-    size_t bytes = kSizeOf[kernel->op->dtype];
-    for (size_t i = 0; i < table.shape.shape.rank; ++i) {
-      bytes *= static_cast<size_t>(table.shape.shape.dims[i]);
-    }
-    LUCID_RETURN_IF_ERROR(PlaceConstantTable(runtime, info, bytes, &table.data, &table.memory));
-  }
-  *out = std::move(kernel);
-  return nullptr;
-}
+namespace {
 
 lucid::Status CheckIndexType(const char* name, ElementType type, int32_t* index_type) {
   if (type != kElementInt32 && type != kElementInt64) {
@@ -164,7 +85,9 @@ lucid::Status CheckFloatType(const char* name, ElementType type, DType expected)
                 NameOf(kElementOf[expected]));
 }
 
-Status* Kernel::BindTable(KernelContext* context, size_t t, EmbeddingBagArgs* a) const {
+}  // namespace
+
+Status* CollectionKernel::BindTable(KernelContext* context, size_t t, EmbeddingBagArgs* a) const {
   const Runtime& runtime = *op->runtime;
   const ConstantTable& constant = constants[t];
   Shape weight, indices, offsets, weights;
@@ -193,26 +116,66 @@ Status* Kernel::BindTable(KernelContext* context, size_t t, EmbeddingBagArgs* a)
                                    indices.shape, inputs.Flat() ? &offsets.shape : nullptr,
                                    inputs.weighted ? &weights.shape : nullptr, a);
   }
-  return RefusedIn(t, status);
+  return Refused(InTable(static_cast<int64_t>(t), status));
 }
 
-Status* Kernel::Compute(KernelContext* context) const {
-  std::vector<EmbeddingBagArgs> tables(inputs.Tables(), args);
-  for (size_t t = 0; t < tables.size(); ++t) {
-    LUCID_RETURN_IF_ERROR(BindTable(context, t, &tables[t]));
+Status* CollectionKernel::Bind(KernelContext* context, Run* run) const {
+  run->tables.assign(inputs.Tables(), args);
+  for (size_t t = 0; t < run->tables.size(); ++t) {
+    LUCID_RETURN_IF_ERROR(BindTable(context, t, &run->tables[t]));
   }
-  EmbeddingBagCollectionArgs all = {};
+  EmbeddingBagCollectionArgs& all = run->args;
   all.size_bytes = sizeof(all);
-  all.tables = tables.data();
+  all.tables = run->tables.data();
   all.num_tables = inputs.num_tables;
   all.packed = inputs.layout == kPacked;
   int64_t dims[2];
   LUCID_RETURN_IF_ERROR(Refused(CheckEmbeddingBagCollection(all, &dims[0], &dims[1])));
-  Value* output = nullptr;
-  LUCID_RETURN_IF_ERROR(Call<KernelContext_GetOutput>(api(), context, 0, dims, 2, &output));
-  LUCID_RETURN_IF_ERROR(Call<GetTensorMutableData>(api(), output, &all.output));
+  LUCID_RETURN_IF_ERROR(Call<KernelContext_GetOutput>(api(), context, 0, dims, 2, &run->output));
+  return Call<GetTensorMutableData>(api(), run->output, &all.output);
+}
+
+namespace {
+
+struct Kernel : CollectionKernel {
+  Isa isa;
+
+  static Status* Create(const CustomOp& op, const Api* api, const KernelInfo* info,
+                        std::unique_ptr<Kernel>* kernel);
+  Status* Compute(KernelContext* context) const;
+};
+
+Status* Kernel::Create(const CustomOp& custom_op, const Api* api, const KernelInfo* info,
+                       std::unique_ptr<Kernel>* out) {
+  auto kernel = std::make_unique<Kernel>();
+  const CollectionOp& op = Self(&custom_op);
+  const Runtime& runtime = *op.runtime;
+  LUCID_RETURN_IF_ERROR(ToOrt(api, op.name, ActiveIsa(&kernel->isa)));
+  LUCID_RETURN_IF_ERROR(kernel->Init(op, info));
+  for (size_t t = 0; t < kernel->inputs.Tables(); ++t) {
+    const Value* weight = nullptr;
+    LUCID_RETURN_IF_ERROR(ConstantInput(api, info, t, &weight));
+    if (!weight) continue;
+    ConstantTable& table = kernel->constants[t];
+    ElementType type;
+    LUCID_RETURN_IF_ERROR(GetShape(runtime, weight, &table.shape, &type));
+    if (type != kElementOf[kernel->op->dtype]) continue;  // the run refuses it
+    LUCID_RETURN_IF_ERROR(GetData(api, weight, &table.data));
+    size_t bytes = kSizeOf[kernel->op->dtype];
+    for (size_t i = 0; i < table.shape.shape.rank; ++i) {
+      bytes *= static_cast<size_t>(table.shape.shape.dims[i]);
+    }
+    LUCID_RETURN_IF_ERROR(PlaceConstantTable(runtime, info, bytes, &table.data, &table.memory));
+  }
+  *out = std::move(kernel);
+  return nullptr;
+}
+
+Status* Kernel::Compute(KernelContext* context) const {
+  Run run;
+  LUCID_RETURN_IF_ERROR(Bind(context, &run));
   Host host = {api(), context};
-  return Refused(RunEmbeddingBagCollection(all, isa, host.Threads()));
+  return Refused(RunEmbeddingBagCollection(run.args, isa, host.Threads()));
 }
 
 // ---- Shape inference: [B, sum of D] where the sizes are known.
@@ -270,12 +233,11 @@ int LUCID_ORT_CALL GetMinArity(const CustomOp*) { return 1; }
 
 }  // namespace
 
-Status* AddEmbeddingBagCollectionOps(const Runtime& runtime, CustomOpDomain* domain) {
+Status* AddCollectionOps(const Runtime& runtime, CustomOpDomain* domain, const CustomOp& kernel) {
   for (const char* const name : kNames) {
     for (const DType dtype : {kFloat32, kFloat16, kBFloat16, kFloat64}) {
       CollectionOp* const op = new CollectionOp();
-      static_cast<CustomOp&>(*op) = DescribeOp();
-      KernelFunctions<Kernel>::SetIn(op);
+      static_cast<CustomOp&>(*op) = kernel;
       op->GetName = GetName;
       op->GetInputType = GetInputType;
       op->GetInputTypeCount = GetInputCount;
@@ -291,6 +253,12 @@ Status* AddEmbeddingBagCollectionOps(const Runtime& runtime, CustomOpDomain* dom
     }
   }
   return nullptr;
+}
+
+Status* AddEmbeddingBagCollectionOps(const Runtime& runtime, CustomOpDomain* domain) {
+  CustomOp kernel = DescribeOp();
+  KernelFunctions<Kernel>::SetIn(&kernel);
+  return AddCollectionOps(runtime, domain, kernel);
 }
 
 }  // namespace ort

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -400,31 +399,11 @@ Status GradRun::Frequencies() {
   });
 }
 
-// Everything but the values of indices. *positions is the number that belong to a bag.
+// Everything but the values of indices.
 Status CheckGrad(const EmbeddingBagGradArgs& args, int64_t* num_bags, int64_t* padding,
                  int64_t* longest) {
-  const EmbeddingBagArgs& a = args.forward;
-  if (args.size_bytes != static_cast<int64_t>(sizeof(EmbeddingBagGradArgs))) {
-    return Refuse("size_bytes = %lld is not %lld", Wide(args.size_bytes),
-                  Wide(sizeof(EmbeddingBagGradArgs)));
-  }
-  Status status = CheckEmbeddingBag(a, num_bags, padding);
-  if (!status.ok()) return status;
-  if (a.dtype > kFloat64)
-    return Refuse("dtype = %d is one of codes: they have no gradient", a.dtype);
-  if (args.sparse != 0 && args.sparse != 1) return Refuse("sparse = %d is not 0 or 1", args.sparse);
-  if (args.scale_grad_by_freq != 0 && args.scale_grad_by_freq != 1) {
-    return Refuse("scale_grad_by_freq = %d is not 0 or 1", args.scale_grad_by_freq);
-  }
-  if (args.grad_per_sample_weights && a.mode != kSum) {
-    return Refuse("grad_per_sample_weights needs mode 'sum'");
-  }
-  if (args.grad_output_shape[0] != *num_bags || args.grad_output_shape[1] != a.weight_shape[1]) {
-    return Refuse("grad_output has shape [%lld, %lld], expected [%lld, %lld]",
-                  Wide(args.grad_output_shape[0]), Wide(args.grad_output_shape[1]), Wide(*num_bags),
-                  Wide(a.weight_shape[1]));
-  }
-  return CheckOffsets(a, longest);
+  const Status status = CheckEmbeddingBagGrad(args, num_bags, padding);
+  return status.ok() ? CheckOffsets(args.forward, longest) : status;
 }
 
 // How many positions belong to a bag.
@@ -435,25 +414,6 @@ int64_t Positions(const EmbeddingBagArgs& a, int64_t num_bags) {
 }
 
 }  // namespace
-
-Status SetGradOutputShape(TensorShape grad_output, EmbeddingBagGradArgs* args) {
-  int64_t num_bags;
-  const Status status = CountBags(args->forward, &num_bags);
-  if (!status.ok()) return status;
-  const int64_t columns = args->forward.weight_shape[1];
-  if (grad_output.rank == 2) {
-    args->grad_output_shape[0] = grad_output.dims[0];
-    args->grad_output_shape[1] = grad_output.dims[1];
-    if (grad_output.dims[0] == num_bags && grad_output.dims[1] == columns) return status;
-  }
-  char shape[120] = "";
-  for (size_t i = 0, used = 0; i < grad_output.rank && used + 28 < sizeof(shape); ++i) {
-    used += static_cast<size_t>(std::snprintf(shape + used, sizeof(shape) - used, "%s%lld",
-                                              i ? ", " : "", Wide(grad_output.dims[i])));
-  }
-  return Refuse("grad_output has shape [%s], expected [%lld, %lld]", shape, Wide(num_bags),
-                Wide(columns));
-}
 
 Status CountGradEntries(const EmbeddingBagGradArgs& args, int64_t* num_entries) {
   const EmbeddingBagArgs& a = args.forward;

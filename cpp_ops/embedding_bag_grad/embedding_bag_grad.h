@@ -56,6 +56,10 @@ namespace lucid {
 // Checks the rank and the shape of grad_output against those in args->forward, and fills them in.
 Status SetGradOutputShape(TensorShape grad_output, EmbeddingBagGradArgs* args);
 
+// Checks everything but the values of offsets and indices. *num_bags is B, *padding the padded row
+// in [0, V), or -1.
+Status CheckEmbeddingBagGrad(const EmbeddingBagGradArgs& args, int64_t* num_bags, int64_t* padding);
+
 // The number of positions that give a row something: of rows and values. Checks everything but the
 // values of the indices.
 Status CountGradEntries(const EmbeddingBagGradArgs& args, int64_t* num_entries);

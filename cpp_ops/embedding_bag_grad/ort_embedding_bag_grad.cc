@@ -5,30 +5,16 @@
 //   EmbeddingBagSparseGrad...  gives rows [M] and values [M, D]
 //
 // and those of ...Weighted names give grad_per_sample_weights too, as their last output.
+#include "embedding_bag_grad/ort_embedding_bag_grad.h"
+
 #include <initializer_list>
 #include <memory>
 
-#include "embedding_bag/ort_embedding_bag.h"
-#include "embedding_bag_grad/embedding_bag_grad.h"
-#include "ort/adapter.h"
 #include "ort/register.h"
 
 namespace lucid {
 namespace ort {
 namespace {
-
-struct GradForm {
-  const char* name;
-  bool sparse;
-  bool flat;  // indices [N] with offsets
-  bool weighted;
-
-  static constexpr size_t kGradOutput = 0, kWeight = 1, kIndices = 2, kOffsets = 3;
-  size_t WeightsInput() const { return 3u + flat; }
-  size_t Inputs() const { return WeightsInput() + weighted; }
-  size_t WeightsOutput() const { return 1u + sparse; }
-  size_t Outputs() const { return WeightsOutput() + weighted; }
-};
 
 constexpr GradForm kForms[] = {
     {"EmbeddingBagGrad", false, true, false},
@@ -41,72 +27,38 @@ constexpr GradForm kForms[] = {
     {"EmbeddingBagSparseGrad2DWeighted", true, false, true},
 };
 
-// One name with one combination of types.
-struct GradOp : CustomOp {
-  const Runtime* runtime;
-  const GradForm* form;
-  DType dtype;
-  IndexType index_type, offset_type;
-};
-
 const GradOp& Self(const CustomOp* op) { return *static_cast<const GradOp*>(op); }
 
-// ---- The kernel of one node.
+}  // namespace
 
-class GradKernelOfNode {
- public:
-  static Status* Create(const CustomOp& op, const Api* api, const KernelInfo* info,
-                        std::unique_ptr<GradKernelOfNode>* kernel);
-  Status* Compute(KernelContext* context) const;
-  const Api* api() const { return op_->runtime->api; }
-
- private:
-  lucid::Status ReadAttributes(const Api* api, const KernelInfo* info);
-  Status* Bind(const KernelContext* context, EmbeddingBagGradArgs* bound, Shape* indices) const;
-  Status* AddOutput(KernelContext* context, size_t index, const int64_t* dims, size_t rank,
-                    void** data) const;
-
-  const GradOp* op_ = nullptr;
-  EmbeddingBagGradArgs args_ = {};  // the attributes and types; a run adds its tensors to a copy
-  Isa isa_;
-};
-
-lucid::Status GradKernelOfNode::ReadAttributes(const Api* api, const KernelInfo* info) {
-  Attributes attributes(api, info);
+lucid::Status GradNode::ReadAttributes(const KernelInfo* info) {
+  Attributes attributes(api(), info);
   const int64_t by_frequency = attributes.Int("scale_grad_by_freq", 0);
   if (by_frequency != 0 && by_frequency != 1) {
     return Refuse("scale_grad_by_freq = %lld is not 0 or 1", static_cast<long long>(by_frequency));
   }
-  args_.scale_grad_by_freq = static_cast<int32_t>(by_frequency);
-  return ReadBagAttributes(&attributes, op_->dtype, op_->form->flat, op_->form->weighted,
-                           &args_.forward);
+  args.scale_grad_by_freq = static_cast<int32_t>(by_frequency);
+  return ReadBagAttributes(&attributes, op->dtype, op->form->flat, op->form->weighted,
+                           &args.forward);
 }
 
-Status* GradKernelOfNode::Create(const CustomOp& op, const Api* api, const KernelInfo* info,
-                                 std::unique_ptr<GradKernelOfNode>* out) {
-  auto kernel = std::make_unique<GradKernelOfNode>();
-  const GradOp& self = Self(&op);
-  kernel->op_ = &self;
-  EmbeddingBagGradArgs& args = kernel->args_;
+Status* GradNode::Init(const GradOp& node_op, const KernelInfo* info) {
+  op = &node_op;
   args.size_bytes = sizeof(args);
-  args.sparse = self.form->sparse;
+  args.sparse = op->form->sparse;
   args.forward.size_bytes = sizeof(args.forward);
-  args.forward.dtype = args.forward.output_type = self.dtype;
-  args.forward.index_type = self.index_type;
-  args.forward.offset_type = self.offset_type;
-  args.forward.indices_rank = self.form->flat ? 1 : 2;
-  LUCID_RETURN_IF_ERROR(ToOrt(api, self.form->name, ActiveIsa(&kernel->isa_)));
-  LUCID_RETURN_IF_ERROR(ToOrt(api, self.form->name, kernel->ReadAttributes(api, info)));
-  *out = std::move(kernel);
-  return nullptr;
+  args.forward.dtype = args.forward.output_type = op->dtype;
+  args.forward.index_type = op->index_type;
+  args.forward.offset_type = op->offset_type;
+  args.forward.indices_rank = op->form->flat ? 1 : 2;
+  return ToOrt(api(), op->form->name, ReadAttributes(info));
 }
 
-// Adds the inputs of a run, checked as far as shapes go.
-Status* GradKernelOfNode::Bind(const KernelContext* context, EmbeddingBagGradArgs* bound,
-                               Shape* indices) const {
-  const Runtime& runtime = *op_->runtime;
-  const GradForm& form = *op_->form;
-  *bound = args_;
+Status* GradNode::Bind(const KernelContext* context, EmbeddingBagGradArgs* bound,
+                       Shape* indices) const {
+  const Runtime& runtime = *op->runtime;
+  const GradForm& form = *op->form;
+  *bound = args;
   EmbeddingBagArgs& f = bound->forward;
   Shape grad, weight, offsets, weights;
   LUCID_RETURN_IF_ERROR(GetInput(runtime, context, form.kGradOutput, &grad, &bound->grad_output));
@@ -126,20 +78,18 @@ Status* GradKernelOfNode::Bind(const KernelContext* context, EmbeddingBagGradArg
   return ToOrt(runtime.api, form.name, status);
 }
 
-Status* GradKernelOfNode::AddOutput(KernelContext* context, size_t index, const int64_t* dims,
-                                    size_t rank, void** data) const {
+Status* GradNode::AddOutput(KernelContext* context, size_t index, const int64_t* dims, size_t rank,
+                            void** data) const {
   Value* value = nullptr;
   LUCID_RETURN_IF_ERROR(Call<KernelContext_GetOutput>(api(), context, index, dims, rank, &value));
   return Call<GetTensorMutableData>(api(), value, data);
 }
 
-Status* GradKernelOfNode::Compute(KernelContext* context) const {
-  const GradForm& form = *op_->form;
-  EmbeddingBagGradArgs a;
-  Shape indices;
-  LUCID_RETURN_IF_ERROR(Bind(context, &a, &indices));
+Status* GradNode::AddOutputs(KernelContext* context, const Shape& indices,
+                             EmbeddingBagGradArgs* bound) const {
+  const GradForm& form = *op->form;
+  EmbeddingBagGradArgs& a = *bound;
   if (form.sparse) {
-    LUCID_RETURN_IF_ERROR(ToOrt(api(), form.name, CountGradEntries(a, &a.num_entries)));
     const int64_t dims[2] = {a.num_entries, a.forward.weight_shape[1]};
     void* rows = nullptr;
     LUCID_RETURN_IF_ERROR(AddOutput(context, 0, dims, 1, &rows));
@@ -148,12 +98,40 @@ Status* GradKernelOfNode::Compute(KernelContext* context) const {
   } else {
     LUCID_RETURN_IF_ERROR(AddOutput(context, 0, a.forward.weight_shape, 2, &a.grad_weight));
   }
-  if (form.weighted) {
-    LUCID_RETURN_IF_ERROR(AddOutput(context, form.WeightsOutput(), indices.shape.dims,
-                                    indices.shape.rank, &a.grad_per_sample_weights));
-  }
+  if (!form.weighted) return nullptr;
+  return AddOutput(context, form.WeightsOutput(), indices.shape.dims, indices.shape.rank,
+                   &a.grad_per_sample_weights);
+}
+
+namespace {
+
+struct Kernel : GradNode {
+  Isa isa;
+
+  static Status* Create(const CustomOp& op, const Api* api, const KernelInfo* info,
+                        std::unique_ptr<Kernel>* kernel);
+  Status* Compute(KernelContext* context) const;
+};
+
+Status* Kernel::Create(const CustomOp& custom_op, const Api* api, const KernelInfo* info,
+                       std::unique_ptr<Kernel>* out) {
+  const GradOp& op = Self(&custom_op);
+  auto kernel = std::make_unique<Kernel>();
+  LUCID_RETURN_IF_ERROR(ToOrt(api, op.form->name, ActiveIsa(&kernel->isa)));
+  LUCID_RETURN_IF_ERROR(kernel->Init(op, info));
+  *out = std::move(kernel);
+  return nullptr;
+}
+
+Status* Kernel::Compute(KernelContext* context) const {
+  const char* const name = op->form->name;
+  EmbeddingBagGradArgs a;
+  Shape indices;
+  LUCID_RETURN_IF_ERROR(Bind(context, &a, &indices));
+  if (a.sparse) LUCID_RETURN_IF_ERROR(ToOrt(api(), name, CountGradEntries(a, &a.num_entries)));
+  LUCID_RETURN_IF_ERROR(AddOutputs(context, indices, &a));
   Host host = {api(), context};
-  return ToOrt(api(), form.name, RunEmbeddingBagGrad(a, isa_, host.Threads()));
+  return ToOrt(api(), name, RunEmbeddingBagGrad(a, isa, host.Threads()));
 }
 
 // ---- Shape inference: of what does not depend on padding.
@@ -190,9 +168,8 @@ ElementType LUCID_ORT_CALL GetOutputType(const CustomOp* op, size_t index) {
 
 }  // namespace
 
-Status* AddEmbeddingBagGradOps(const Runtime& runtime, CustomOpDomain* domain) {
-  CustomOp base = DescribeOp();
-  KernelFunctions<GradKernelOfNode>::SetIn(&base);
+Status* AddGradOps(const Runtime& runtime, CustomOpDomain* domain, const CustomOp& kernel) {
+  CustomOp base = kernel;
   base.GetName = GetName;
   base.GetInputType = GetInputType;
   base.GetInputTypeCount = GetInputCount;
@@ -211,6 +188,12 @@ Status* AddEmbeddingBagGradOps(const Runtime& runtime, CustomOpDomain* domain) {
     }
   }
   return nullptr;
+}
+
+Status* AddEmbeddingBagGradOps(const Runtime& runtime, CustomOpDomain* domain) {
+  CustomOp kernel = DescribeOp();
+  KernelFunctions<Kernel>::SetIn(&kernel);
+  return AddGradOps(runtime, domain, kernel);
 }
 
 }  // namespace ort

@@ -41,6 +41,10 @@ Status* AddOps(const Runtime& runtime, CustomOpDomain* domain) {
 #endif
 #if defined(LUCID_WITH_CUDA)
   if (!status) status = AddCudaEmbeddingBagOps(runtime, domain);
+  if (!status) status = AddCudaEmbeddingBagCollectionOps(runtime, domain);
+#if !defined(LUCID_WITHOUT_CUB)  // else gradients stay with the CPU's provider
+  if (!status) status = AddCudaEmbeddingBagGradOps(runtime, domain);
+#endif
 #endif
   return status;
 }

@@ -24,8 +24,10 @@ Status* AddEmbeddingBagGradOps(const Runtime& runtime, CustomOpDomain* domain);
 
 Status* AddEmbeddingBagCollectionOps(const Runtime& runtime, CustomOpDomain* domain);
 
-// The bags for the CUDA provider; in liblucid_onnx_ops_cuda alone.
+// The same for the CUDA provider; in liblucid_onnx_ops_cuda alone.
 Status* AddCudaEmbeddingBagOps(const Runtime& runtime, CustomOpDomain* domain);
+Status* AddCudaEmbeddingBagCollectionOps(const Runtime& runtime, CustomOpDomain* domain);
+Status* AddCudaEmbeddingBagGradOps(const Runtime& runtime, CustomOpDomain* domain);
 
 }  // namespace ort
 }  // namespace lucid

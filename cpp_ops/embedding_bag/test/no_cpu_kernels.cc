@@ -3,10 +3,20 @@
 #include "base/isa.h"
 #include "base/pages.h"
 #include "embedding_bag/embedding_bag.h"
+#include "embedding_bag_grad/embedding_bag_grad.h"
 
 namespace lucid {
 
 Status RunEmbeddingBag(const EmbeddingBagArgs&, Isa, const ParallelFor&) {
+  return Error(Code::kInternal, "this library has no CPU kernels");
+}
+Status RunEmbeddingBagCollection(const EmbeddingBagCollectionArgs&, Isa, const ParallelFor&) {
+  return Error(Code::kInternal, "this library has no CPU kernels");
+}
+Status CountGradEntries(const EmbeddingBagGradArgs&, int64_t*) {
+  return Error(Code::kInternal, "this library has no CPU kernels");
+}
+Status RunEmbeddingBagGrad(const EmbeddingBagGradArgs&, Isa, const ParallelFor&) {
   return Error(Code::kInternal, "this library has no CPU kernels");
 }
 int64_t EmbeddingBagRuns(Isa) { return 0; }

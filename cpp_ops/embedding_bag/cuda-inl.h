@@ -1,0 +1,850 @@
+// What the CUDA kernels of all operators of bags share: how a thread finds the positions that are
+// its, reads rows, keeps what is refused, and joins what others left.
+//
+// A thread reads one vector of up to 16 bytes of every row of one chunk, at most 64 positions of a
+// bag, and keeps the sums in registers. Threads beside each other have vectors beside each other of
+// the same rows, so a warp reads whole rows, several if they are short. Nothing is shared between
+// threads: of a bag in several chunks, the thread that is the last to be done with a vector of it
+// adds up what the others left in scratch memory, always in the same order.
+//
+// LUCID_EMULATE_CUDA compiles what includes this as plain C++, for tests where there is no GPU.
+#pragma once
+
+#if defined(LUCID_EMULATE_CUDA)
+#include "embedding_bag/test/cuda_emulation.h"
+#else
+#include <cuda_runtime.h>
+#define LUCID_LAUNCH(kernel, blocks, threads, stream, ...) \
+  kernel<<<blocks, threads, 0, stream>>>(__VA_ARGS__)
+#endif
+
+#include <float.h>
+#include <math.h>
+#include <stdint.h>
+
+#include "base/types.h"
+#include "embedding_bag/cuda.h"
+
+namespace lucid {
+namespace {
+
+// Codes of a quantised table, signed ones and others: with `flip` and `code_offset` of the job.
+struct Code8 {
+  uint8_t bits;
+};
+struct Code4 {  // a byte of two
+  uint8_t bits;
+};
+template <class T>
+constexpr bool kIsCode = false;
+template <>
+constexpr bool kIsCode<Code8> = true;
+template <>
+constexpr bool kIsCode<Code4> = true;
+
+// The bags of one table, as the kernels see them.
+struct CudaJob {
+  const char* weight;
+  const char* indices;
+  const char* offsets;             // null: two-dimensional indices
+  const char* per_sample_weights;  // or null
+  char* clips;                     // a factor per position, or null
+  const char* scale;
+  const char* second;  // zero_point or bias, or null
+  char* output;
+  uint32_t* counters;     // [pieces + bags, row_vectors], 0 at first: the chunks (pieces) that are
+                          // done
+  int32_t* counts;        // the rows of every chunk
+  int32_t* piece_counts;  // and piece
+  char* partials;         // what chunks and pieces give, rows of accumulators
+  LucidBoundsError* error;
+  int64_t rows, columns;
+  int64_t output_stride;  // bytes from one result to the next
+  int64_t num_positions, num_offsets, num_bags, bag_length, bag_chunks, chunks;
+  int64_t padding;
+  int64_t vectors;
+  int64_t row_vectors;  // of counters and partials
+  double bags_per_chunk;
+  double max_norm, norm_type;
+  uint32_t block_vectors, block_chunks, column_blocks;
+  uint32_t row_bytes, scale_stride;
+  uint32_t flip;  // of each four bytes of codes: the sign bits
+  float code_offset;
+  int32_t mode, output_type;
+  bool wide_indices, wide_offsets, half_scale, second_is_bias, vector_output;
+  bool scaled;  // by clips or per_sample_weights
+  // Where a refusal of offsets[0] and of the first index stands among all, and the names of the
+  // tables it is told with: see LucidBoundsError.
+  uint64_t offset_place, index_place;
+  uint32_t offset_table, index_table;
+  // Of a table among several.
+  uint32_t first_block, blocks, first_norm_block;
+  int64_t table_bags;  // where this is several tables whose bags lie one after another: of each
+  uint32_t group;      // of tables that one kernel pools
+};
+
+template <int kBytes>
+struct WordOf;
+template <>
+struct WordOf<16> {
+  using type = uint4;
+};
+template <>
+struct WordOf<8> {
+  using type = uint2;
+};
+template <>
+struct WordOf<4> {
+  using type = uint32_t;
+};
+template <>
+struct WordOf<2> {
+  using type = uint16_t;
+};
+template <>
+struct WordOf<1> {
+  using type = uint8_t;
+};
+template <int kBytes>
+using Word = typename WordOf<kBytes>::type;
+
+template <class T, int kBytes>
+constexpr int kElements = kBytes / static_cast<int>(sizeof(T));
+template <int kBytes>
+constexpr int kElements<Code4, kBytes> = 2 * kBytes;
+
+// Rows that a thread reads before it adds the first of them, and how many blocks of 256 threads are
+// to fit into the registers of a multiprocessor. Both hide the latency of memory, and each takes
+// from the other.
+#if !defined(LUCID_CUDA_ROWS_AHEAD)
+#define LUCID_CUDA_ROWS_AHEAD 4
+#endif
+#if !defined(LUCID_CUDA_BLOCKS)
+#define LUCID_CUDA_BLOCKS 4
+#endif
+constexpr int kAhead = LUCID_CUDA_ROWS_AHEAD;
+template <class T, int kBytes>
+constexpr int kBlocks = kElements<T, kBytes> > 8   ? (LUCID_CUDA_BLOCKS + 1) / 2
+                        : kElements<T, kBytes> > 4 ? (LUCID_CUDA_BLOCKS * 3 + 3) / 4
+                                                   : LUCID_CUDA_BLOCKS;
+
+template <class W>
+__device__ __forceinline__ W Load(const char* p) {
+  return __ldg(reinterpret_cast<const W*>(p));
+}
+
+__device__ __forceinline__ float Widen(float x) { return x; }
+__device__ __forceinline__ double Widen(double x) { return x; }
+__device__ __forceinline__ float Widen(BFloat16 x) { return ToAccumulator(x); }
+__device__ __forceinline__ float Widen(Float16 x) {
+#if defined(__CUDA_ARCH__)
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
+  return wide;
+#else
+  return ToAccumulator(x);
+#endif
+}
+
+__device__ __forceinline__ float LoadFloat(const char* base, uint32_t stride, bool half,
+                                           int64_t i) {
+  const char* p = base + i * stride;
+  return half ? Widen(Float16{Load<uint16_t>(p)}) : Load<float>(p);
+}
+
+template <class T>
+__device__ __forceinline__ Accumulator<T> LoadElement(const CudaJob& job, const char* row,
+                                                      int64_t i) {
+  if constexpr (kIsCode<T>) {
+    constexpr bool kNibble = sizeof(T) == 1 && kElements<T, 1> == 2;
+    uint32_t code = Load<uint8_t>(row + (kNibble ? i / 2 : i)) ^ (job.flip & 255u);
+    if (kNibble) code = i % 2 ? code >> 4 : code & 15u;
+    return static_cast<float>(code) - job.code_offset;
+  } else if constexpr (sizeof(T) == 2) {
+    return Widen(BitCast<T>(Load<uint16_t>(row + i * 2)));
+  } else {
+    return Load<T>(row + i * static_cast<int64_t>(sizeof(T)));
+  }
+}
+
+template <class T, int n>
+struct Array {
+  T at[n];
+};
+
+// The elements of a vector, widened.
+template <class T, int kBytes>
+__device__ __forceinline__ void Decode(const CudaJob& job, Word<kBytes> word, Accumulator<T>* x) {
+  constexpr int n = kElements<T, kBytes>;
+  if constexpr (kIsCode<T>) {
+    constexpr int kBits = 8 * kBytes / n, kPerWord = 32 / kBits;
+    Array<uint32_t, kBytes / 4 + (kBytes < 4)> words;
+    if constexpr (kBytes < 4) {
+      words.at[0] = word;
+    } else {
+      words = BitCast<decltype(words)>(word);
+    }
+#pragma unroll
+    for (int i = 0; i < n; ++i) {
+      const uint32_t codes = words.at[i / kPerWord] ^ job.flip;
+      const uint32_t code = codes >> (kBits * (i % kPerWord)) & ((1u << kBits) - 1);
+      x[i] = static_cast<float>(code) - job.code_offset;
+    }
+  } else {
+    const auto elements = BitCast<Array<T, n>>(word);
+#pragma unroll
+    for (int i = 0; i < n; ++i) x[i] = Widen(elements.at[i]);
+  }
+}
+
+// NaN in either stays; of equals the first stays.
+template <class A>
+__device__ __forceinline__ A MaxSticky(A a, A b) {
+  return b > a || b != b ? b : a;
+}
+
+__device__ __forceinline__ int64_t IndexAt(const char* base, bool wide, int64_t i) {
+  return wide ? Load<int64_t>(base + i * 8) : Load<int32_t>(base + i * 4);
+}
+
+// ---- What is refused.
+
+// Notes a refusal if it is the lowest so far. Rare: only a place below all others takes the lock.
+__device__ __noinline__ void ReportTo(LucidBoundsError* error, uint64_t place, int64_t value,
+                                      int64_t previous, int64_t limit, int64_t length,
+                                      uint32_t table) {
+  const unsigned long long inverse = ~place;
+  if (atomicMax(reinterpret_cast<unsigned long long*>(&error->inverse), inverse) >= inverse) return;
+  while (atomicCAS(&error->lock, 0u, 1u) != 0u) {
+  }
+  __threadfence();
+  volatile LucidBoundsError* e = error;
+  if (e->recorded < inverse) {
+    e->recorded = inverse;
+    e->value = value;
+    e->previous = previous;
+    e->limit = limit;
+    e->length = length;
+    e->table = table;
+  }
+  __threadfence();
+  atomicExch(&error->lock, 0u);
+}
+
+__device__ __forceinline__ void Report(const CudaJob& job, uint64_t place, int64_t value,
+                                       int64_t previous) {
+  const bool index = place >= kIndexPlace;
+  ReportTo(job.error, place, value, previous, index ? job.rows : job.num_positions,
+           job.offsets ? -1 : job.bag_length, index ? job.index_table : job.offset_table);
+}
+
+// All offsets, by all threads of `blocks` blocks of which this is number `block`: a search among
+// wrong ones may miss the wrong ones. Whoever has the offsets before these checks the first.
+__device__ __forceinline__ void CheckOffsets(const CudaJob& job, uint32_t block, uint32_t blocks) {
+  if (!job.offsets) return;
+  const bool first_of_all = job.offset_place % kTablePlace == 0;
+  const int64_t threads = static_cast<int64_t>(blocks) * blockDim.x;
+  int64_t i = static_cast<int64_t>(block) * blockDim.x + threadIdx.x;
+  for (; i < job.num_offsets; i += threads) {
+    const int64_t offset = IndexAt(job.offsets, job.wide_offsets, i);
+    const int64_t previous = i ? IndexAt(job.offsets, job.wide_offsets, i - 1) : 0;
+    if (i == 0 ? first_of_all && offset != 0 : offset < previous || offset > job.num_positions) {
+      Report(job, job.offset_place + static_cast<uint64_t>(i), offset, previous);
+    }
+  }
+}
+
+// The indices of the positions [begin, end), by all threads of blocks likewise.
+__device__ __forceinline__ void CheckIndices(const CudaJob& job, int64_t begin, int64_t end,
+                                             uint32_t block, uint32_t blocks) {
+  const int64_t threads = static_cast<int64_t>(blocks) * blockDim.x;
+  int64_t i = begin + static_cast<int64_t>(block) * blockDim.x + threadIdx.x;
+  for (; i < end; i += threads) {
+    const int64_t index = IndexAt(job.indices, job.wide_indices, i);
+    if (static_cast<uint64_t>(index) >= static_cast<uint64_t>(job.rows)) {
+      Report(job, job.index_place + static_cast<uint64_t>(i), index, 0);
+    }
+  }
+}
+
+// ---- Which positions a thread pools.
+
+// offsets[i], in [0, N] whatever it is.
+__device__ __forceinline__ int64_t BagBegin(const CudaJob& job, int64_t i) {
+  if (!job.offsets) return i * job.bag_length;
+  if (i >= job.num_offsets) return job.num_positions;
+  const int64_t offset = IndexAt(job.offsets, job.wide_offsets, i);
+  return offset < 0 ? 0 : offset > job.num_positions ? job.num_positions : offset;
+}
+
+// The number of the first chunk of a ragged bag. Rises by one at least from bag to bag.
+__device__ __forceinline__ int64_t FirstChunk(const CudaJob& job, int64_t bag) {
+  return BagBegin(job, bag) / kChunk + bag;
+}
+
+// The bag that a chunk belongs to: the last one in [0, B) whose first chunk is not behind it. Near
+// where it would be if all bags were of one length, so the search goes out from there in steps that
+// double. Of offsets that are refused, it is some bag.
+__device__ __forceinline__ int64_t FindBag(const CudaJob& job, int64_t chunk) {
+  int64_t low = chunk - job.num_positions / kChunk;
+  if (low < 0) low = 0;
+  int64_t high = chunk < job.num_bags ? chunk : job.num_bags - 1;
+  int64_t middle = static_cast<int64_t>(static_cast<double>(chunk) * job.bags_per_chunk);
+  middle = middle < low ? low : middle > high ? high : middle;
+  if (FirstChunk(job, middle) <= chunk) {
+    low = middle;
+    for (int64_t step = 1; low + step <= high; step *= 2) {
+      if (FirstChunk(job, low + step) > chunk) {
+        high = low + step - 1;
+        break;
+      }
+      low += step;
+    }
+  } else {
+    high = middle - 1;
+    for (int64_t step = 1; high - step + 1 > low; step *= 2) {
+      if (FirstChunk(job, high - step + 1) <= chunk) {
+        low = high - step + 1;
+        break;
+      }
+      high -= step;
+    }
+  }
+  while (low < high) {
+    middle = low + (high - low + 1) / 2;
+    if (FirstChunk(job, middle) <= chunk) {
+      low = middle;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return low;
+}
+
+struct Chunk {
+  int64_t bag, bag_begin, bag_end;
+  int64_t number;  // within the bag
+  int64_t begin;   // its first position
+  int size;        // how many it has
+};
+
+// False if the chunk is one of no positions behind a bag's last.
+__device__ __forceinline__ bool FindChunk(const CudaJob& job, int64_t chunk, Chunk* c) {
+  if (job.offsets) {
+    c->bag = FindBag(job, chunk);
+    c->number = chunk - FirstChunk(job, c->bag);
+  } else {
+    c->bag = chunk / job.bag_chunks;
+    c->number = chunk - c->bag * job.bag_chunks;
+  }
+  c->bag_begin = BagBegin(job, c->bag);
+  c->bag_end = BagBegin(job, c->bag + 1);
+  if (c->bag_end < c->bag_begin) c->bag_end = c->bag_begin;
+  if (c->number < 0) return false;  // only of refused offsets
+  c->begin = c->bag_begin + c->number * kChunk;
+  if (c->number > 0 && c->begin >= c->bag_end) return false;
+  c->size = static_cast<int>(c->bag_end - c->begin < kChunk ? c->bag_end - c->begin : kChunk);
+  return true;
+}
+
+// ---- Pooling.
+
+// What a kernel knows when it is compiled. One for either takes more instructions a row, and about
+// half the time to compile.
+enum class Pooling { kSums, kMaxima, kEither };
+
+template <Pooling kPooling>
+__device__ __forceinline__ bool IsMaximum(const CudaJob& job) {
+  return kPooling == Pooling::kEither ? job.mode == kMax : kPooling == Pooling::kMaxima;
+}
+
+template <class A, int n>
+__device__ __forceinline__ void Start(bool maximum, A* acc) {
+#pragma unroll
+  for (int i = 0; i < n; ++i) acc[i] = maximum ? -static_cast<A>(INFINITY) : static_cast<A>(0);
+}
+
+constexpr uint32_t kNoRow = 0xffffffffu;  // a table has fewer
+
+// The rows of `size` positions from an address of indices on. kNoRow for what is padded, and for
+// what is refused, of which *bad tells.
+template <class I>
+__device__ __forceinline__ void LoadRows(const CudaJob& job, const char* indices, int size,
+                                         uint32_t* row, bool* bad) {
+  I index[kAhead];
+#pragma unroll
+  for (int u = 0; u < kAhead; ++u) {
+    if (u < size) index[u] = Load<I>(indices + u * static_cast<int>(sizeof(I)));
+  }
+#pragma unroll
+  for (int u = 0; u < kAhead; ++u) {
+    row[u] = kNoRow;
+    if (u >= size) continue;
+    const int64_t wide = index[u];
+    if (static_cast<uint64_t>(wide) >= static_cast<uint64_t>(job.rows)) {
+      *bad = true;
+    } else if (wide != job.padding) {
+      row[u] = static_cast<uint32_t>(wide);
+    }
+  }
+}
+
+// Names the first index of a chunk that is outside the table.
+__device__ __noinline__ void ReportIndex(const CudaJob& job, int64_t begin, int size) {
+  for (int64_t p = begin; p < begin + size; ++p) {
+    const int64_t index = IndexAt(job.indices, job.wide_indices, p);
+    if (static_cast<uint64_t>(index) >= static_cast<uint64_t>(job.rows)) {
+      Report(job, job.index_place + static_cast<uint64_t>(p), index, 0);
+      return;
+    }
+  }
+}
+
+// What the row of a position is multiplied with.
+template <class T>
+__device__ __forceinline__ Accumulator<T> FactorAt(const CudaJob& job, int64_t p) {
+  using A = Accumulator<T>;
+  A factor = 1;
+  if (job.clips) factor = Load<A>(job.clips + p * static_cast<int64_t>(sizeof(A)));
+  if (job.per_sample_weights) {
+    if constexpr (kIsCode<T>) {
+      const bool half = job.output_type == kFloat16;
+      factor *= LoadFloat(job.per_sample_weights, half ? 2 : 4, half, p);
+    } else {
+      factor *= LoadElement<T>(job, job.per_sample_weights, p);
+    }
+  }
+  return factor;
+}
+
+// Pools one vector of the rows of a chunk. Returns how many rows there are.
+template <class T, int kBytes, Pooling kPooling>
+__device__ __forceinline__ int Pool(const CudaJob& job, int64_t begin, int size, int64_t vector,
+                                    Accumulator<T>* acc) {
+  using A = Accumulator<T>;
+  constexpr int n = kElements<T, kBytes>;
+  const char* const column = job.weight + vector * kBytes;
+  const char* indices = job.indices + begin * (job.wide_indices ? 8 : 4);
+  int count = 0;
+  bool bad = false;
+  float shift_sum = 0;  // what every column of a sum of quantised rows gets
+  const bool maximum = IsMaximum<kPooling>(job);
+  Start<A, n>(maximum, acc);
+  for (int done = 0; done < size; done += kAhead) {
+    uint32_t row[kAhead];
+    if (job.wide_indices) {
+      LoadRows<int64_t>(job, indices, size - done, row, &bad);
+      indices += kAhead * 8;
+    } else {
+      LoadRows<int32_t>(job, indices, size - done, row, &bad);
+      indices += kAhead * 4;
+    }
+    Word<kBytes> word[kAhead];
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      if (row[u] != kNoRow) {
+        word[u] = Load<Word<kBytes>>(column + static_cast<uint64_t>(row[u]) * job.row_bytes);
+      }
+    }
+    float scale[kAhead], second[kAhead];
+    if constexpr (kIsCode<T>) {
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) {
+        second[u] = 0;
+        if (row[u] == kNoRow) continue;
+        scale[u] = LoadFloat(job.scale, job.scale_stride, job.half_scale, row[u]);
+        if (job.second) {
+          second[u] = LoadFloat(job.second, job.scale_stride, job.half_scale, row[u]);
+        }
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      if (row[u] == kNoRow) continue;
+      A x[n];
+      Decode<T, kBytes>(job, word[u], x);
+      ++count;
+      if constexpr (kIsCode<T>) {
+        const float zero = job.second_is_bias ? 0 : second[u];
+        float shift = job.second_is_bias ? second[u] : 0;
+        if (job.scaled) {
+          const float factor = FactorAt<T>(job, begin + done + u);
+          scale[u] *= factor;
+          shift *= factor;
+        }
+        if (!maximum) shift_sum += shift;
+#pragma unroll
+        for (int i = 0; i < n; ++i) {
+          x[i] = (x[i] - zero) * scale[u];
+          if (maximum) x[i] += shift;
+        }
+      } else if (job.scaled) {
+        const A factor = FactorAt<T>(job, begin + done + u);
+#pragma unroll
+        for (int i = 0; i < n; ++i) x[i] *= factor;
+      }
+#pragma unroll
+      for (int i = 0; i < n; ++i) acc[i] = maximum ? MaxSticky(acc[i], x[i]) : acc[i] + x[i];
+    }
+  }
+  if constexpr (kIsCode<T>) {
+    if (!maximum) {
+#pragma unroll
+      for (int i = 0; i < n; ++i) acc[i] += shift_sum;
+    }
+  }
+  if (bad && vector == 0) ReportIndex(job, begin, size);
+  return count;
+}
+
+// ---- Results.
+
+template <class Out, class A, int n>
+__device__ __forceinline__ void Store(const CudaJob& job, int64_t bag, int64_t vector,
+                                      const A* value) {
+  Array<Out, n> out;
+#pragma unroll
+  for (int i = 0; i < n; ++i) FromAccumulator(CanonicalNan(value[i]), &out.at[i]);
+  char* const p = job.output + bag * job.output_stride + vector * static_cast<int64_t>(sizeof(out));
+  constexpr int kWidth = sizeof(out) < 16 ? sizeof(out) : 16;
+  if (job.vector_output) {
+    constexpr int kWords = sizeof(out) / kWidth;
+    const auto words = BitCast<Array<Word<kWidth>, kWords>>(out);
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) reinterpret_cast<Word<kWidth>*>(p)[i] = words.at[i];
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < n; ++i) {
+    if (vector * n + i < job.columns) reinterpret_cast<Out*>(p)[i] = out.at[i];
+  }
+}
+
+// Divides, rounds and stores what a bag's rows gave.
+template <class T, int n>
+__device__ __forceinline__ void Finish(const CudaJob& job, int64_t bag, int64_t vector,
+                                       int64_t count, Accumulator<T>* value) {
+  using A = Accumulator<T>;
+  const A divisor = job.mode == kMean ? static_cast<A>(count) : static_cast<A>(1);
+#pragma unroll
+  for (int i = 0; i < n; ++i) value[i] = count ? value[i] / divisor : static_cast<A>(0);
+  if constexpr (!kIsCode<T>) {
+    Store<T, A, n>(job, bag, vector, value);
+  } else if (job.output_type == kFloat16) {
+    Store<Float16, A, n>(job, bag, vector, value);
+  } else {
+    Store<float, A, n>(job, bag, vector, value);
+  }
+}
+
+// Row `row` of partials, of one vector. Past the L1 cache, which may hold what stood there before
+// another multiprocessor wrote.
+template <class A, int n>
+__device__ __forceinline__ A* Partial(const CudaJob& job, int64_t row, int64_t vector) {
+  return reinterpret_cast<A*>(job.partials) + (row * job.row_vectors + vector) * n;
+}
+
+template <class A, int n>
+__device__ __forceinline__ void LoadPartial(const A* from, A* x) {
+  constexpr int kWidth = sizeof(A) * n < 16 ? sizeof(A) * n : 16;
+  constexpr int kWords = static_cast<int>(sizeof(A)) * n / kWidth;
+  Array<Word<kWidth>, kWords> words;
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) {
+    words.at[i] = __ldcg(reinterpret_cast<const Word<kWidth>*>(from) + i);
+  }
+  const auto values = BitCast<Array<A, n>>(words);
+#pragma unroll
+  for (int i = 0; i < n; ++i) x[i] = values.at[i];
+}
+
+template <class A, int n>
+__device__ __forceinline__ void StorePartial(const A* x, A* to) {
+  constexpr int kWidth = sizeof(A) * n < 16 ? sizeof(A) * n : 16;
+  constexpr int kWords = static_cast<int>(sizeof(A)) * n / kWidth;
+  Array<A, n> values;
+#pragma unroll
+  for (int i = 0; i < n; ++i) values.at[i] = x[i];
+  const auto words = BitCast<Array<Word<kWidth>, kWords>>(values);
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) reinterpret_cast<Word<kWidth>*>(to)[i] = words.at[i];
+}
+
+// Adds up `size` rows of partials, `stride` apart from `row` on, in S, but for those that are of no
+// rows of the table. Returns how many rows the others are of.
+template <class S, class A, int n, Pooling kPooling>
+__device__ __forceinline__ int64_t Combine(const CudaJob& job, int64_t row, int64_t stride,
+                                           int64_t size, const int32_t* counts, int64_t vector,
+                                           S* sum) {
+  constexpr int kTogether = n < 4 ? 8 : n < 16 ? 4 : 2;
+  const bool maximum = IsMaximum<kPooling>(job);
+  int64_t total = 0;
+#pragma unroll
+  for (int i = 0; i < n; ++i) sum[i] = 0;
+  for (int64_t k = 0; k < size; k += kTogether) {
+    A x[kTogether][n];
+    int32_t count[kTogether];
+#pragma unroll
+    for (int u = 0; u < kTogether; ++u) {
+      count[u] = 0;
+      if (k + u < size) {
+        count[u] = __ldcg(counts + k + u);
+        LoadPartial<A, n>(Partial<A, n>(job, row + (k + u) * stride, vector), x[u]);
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kTogether; ++u) {
+      if (count[u] == 0) continue;
+#pragma unroll
+      for (int i = 0; i < n; ++i) {
+        const S value = x[u][i];
+        sum[i] = total == 0 ? value : maximum ? MaxSticky(sum[i], value) : sum[i] + value;
+      }
+      total += count[u];
+    }
+  }
+  return total;
+}
+
+// Says that one of `size` parts is done. True for the last one, which then sees what all wrote.
+__device__ __forceinline__ bool IsLast(uint32_t* counter, int64_t size) {
+  __threadfence();
+  if (static_cast<int64_t>(atomicAdd(counter, 1u)) + 1 != size) return false;
+  __threadfence();
+  return true;
+}
+
+// A chunk of a bag of several: leaves its sum, and whoever comes last joins them.
+// Out of line, for the registers of the others.
+template <class T, int n, Pooling kPooling>
+__device__ __noinline__ void JoinChunks(const CudaJob& job, const Chunk& c, int64_t vector,
+                                        int count, const Accumulator<T>* pooled) {
+  using A = Accumulator<T>;
+  A acc[n];
+#pragma unroll
+  for (int i = 0; i < n; ++i) acc[i] = pooled[i];
+  const int64_t chunks = (c.bag_end - c.bag_begin + kChunk - 1) / kChunk;
+  const int64_t pieces = (chunks + kChunksOfPiece - 1) / kChunksOfPiece;
+  const int64_t chunk_row = c.bag_begin / (kChunk / 2), piece_row = c.bag_begin / kChunk;
+  const int64_t piece = c.number / kChunksOfPiece, first = piece * kChunksOfPiece;
+  const int64_t size = chunks - first < kChunksOfPiece ? chunks - first : kChunksOfPiece;
+
+  StorePartial<A, n>(acc, Partial<A, n>(job, chunk_row + c.number, vector));
+  job.counts[chunk_row + c.number] = count;  // the same from every vector's thread
+  if (!IsLast(job.counters + (piece_row + piece) * job.row_vectors + vector, size)) return;
+  int64_t total = Combine<A, A, n, kPooling>(job, chunk_row + first, 1, size,
+                                             job.counts + chunk_row + first, vector, acc);
+  if (pieces > 1) {
+    // Nobody else reads this vector of the piece's first chunk.
+    StorePartial<A, n>(acc, Partial<A, n>(job, chunk_row + first, vector));
+    job.piece_counts[piece_row + piece] = static_cast<int32_t>(total);
+    if (!IsLast(job.counters + (piece_row + pieces) * job.row_vectors + vector, pieces)) return;
+    double sum[n];
+    total = Combine<double, A, n, kPooling>(job, chunk_row, kChunksOfPiece, pieces,
+                                            job.piece_counts + piece_row, vector, sum);
+#pragma unroll
+    for (int i = 0; i < n; ++i) acc[i] = static_cast<A>(sum[i]);
+  }
+  Finish<T, n>(job, c.bag, vector, total, acc);
+}
+
+// The chunk and the vector of this thread of a block; false if it has none.
+__device__ __forceinline__ bool FindPart(const CudaJob& job, uint32_t block, Chunk* c,
+                                         int64_t* vector) {
+  const uint32_t chunk_in_block = threadIdx.x / job.block_vectors;
+  const uint32_t column_block = block % job.column_blocks;
+  const int64_t chunk =
+      static_cast<int64_t>(block / job.column_blocks) * job.block_chunks + chunk_in_block;
+  *vector = static_cast<int64_t>(column_block) * job.block_vectors +
+            (threadIdx.x - chunk_in_block * job.block_vectors);
+  return chunk_in_block < job.block_chunks && chunk < job.chunks && *vector < job.vectors &&
+         FindChunk(job, chunk, c);
+}
+
+// What becomes of the sums of a chunk: they are the bag's, or join those of its other chunks.
+template <class T, int n, Pooling kPooling>
+__device__ __forceinline__ void Deliver(const CudaJob& job, const Chunk& c, int64_t vector,
+                                        int count, Accumulator<T>* acc) {
+  if (c.bag_end - c.bag_begin > kChunk) {
+    const Chunk chunk_of_several = c;  // so that only this branch needs them in memory
+    Accumulator<T> pooled[n];
+#pragma unroll
+    for (int i = 0; i < n; ++i) pooled[i] = acc[i];
+    JoinChunks<T, n, kPooling>(job, chunk_of_several, vector, count, pooled);
+  } else {
+    Finish<T, n>(job, c.bag, vector, count, acc);
+  }
+}
+
+// What a block does for bags: for one of each table, the jobs of which follow each other, where
+// `unit` is of several.
+template <class T, int kBytes, Pooling kPooling>
+__device__ __forceinline__ void PoolBlock(const CudaJob& unit, const CudaJob* tables,
+                                          uint32_t block, uint32_t blocks) {
+  constexpr int n = kElements<T, kBytes>;
+  CheckOffsets(unit, block, blocks);
+  Chunk c;
+  int64_t vector;
+  if (!FindPart(unit, block, &c, &vector)) return;
+  const int64_t table = tables ? c.bag / unit.table_bags : 0;
+  const CudaJob& job = tables ? tables[table] : unit;
+  if (tables) {
+    if (job.group != unit.group || vector >= job.vectors) return;
+    c.bag -= table * unit.table_bags;
+  }
+  Accumulator<T> acc[n];
+  const int count = Pool<T, kBytes, kPooling>(job, c.begin, c.size, vector, acc);
+  Deliver<T, n, kPooling>(job, c, vector, count, acc);
+}
+
+// ---- Norms.
+
+__device__ __forceinline__ float Power(float x, float p) { return powf(x, p); }
+__device__ __forceinline__ double Power(double x, double p) { return pow(x, p); }
+__device__ __forceinline__ float SquareRoot(float x) { return sqrtf(x); }
+__device__ __forceinline__ double SquareRoot(double x) { return sqrt(x); }
+
+// Threads beside each other that share a position: 64 bytes of accumulators are their lanes, folded
+// in the order of the CPU's kernels. Blocks have 256 threads.
+template <class T>
+constexpr int kSharers = 64 / static_cast<int>(sizeof(Accumulator<T>));
+
+template <class T>
+__device__ __forceinline__ int64_t PositionOf(uint32_t block) {
+  return static_cast<int64_t>(block) * (256 / kSharers<T>)+threadIdx.x / kSharers<T>;
+}
+
+// The sum, over the lanes of a position, of what each has.
+template <class T>
+__device__ __forceinline__ Accumulator<T> FoldSum(Accumulator<T> x) {
+#pragma unroll
+  for (int width = kSharers<T> / 2; width > 0; width /= 2) {
+    x = x + __shfl_down_sync(0xffffffffu, x, static_cast<unsigned>(width), kSharers<T>);
+  }
+  return x;
+}
+
+// Writes the factor that clips the row of a position, 1 for what is padded or refused.
+template <class T>
+__device__ __forceinline__ void ClipRow(const CudaJob& job, int64_t position) {
+  using A = Accumulator<T>;
+  constexpr int kLanes = kSharers<T>;
+  const int lane = static_cast<int>(threadIdx.x % kLanes);
+  const bool inside = job.clips && position < job.num_positions;
+  int64_t index = inside ? IndexAt(job.indices, job.wide_indices, position) : -1;
+  const bool used =
+      static_cast<uint64_t>(index) < static_cast<uint64_t>(job.rows) && index != job.padding;
+  A norm = 0;
+  const A p = static_cast<A>(job.norm_type);
+  const int kind = job.norm_type == 2        ? 2
+                   : job.norm_type == 1      ? 1
+                   : job.norm_type > DBL_MAX ? 0
+                                             : 3;
+  if (used) {
+    const char* row = job.weight + index * job.row_bytes;
+    float scale = 1, zero = 0, shift = 0;
+    if constexpr (kIsCode<T>) {
+      scale = LoadFloat(job.scale, job.scale_stride, job.half_scale, index);
+      if (job.second) {
+        const float second = LoadFloat(job.second, job.scale_stride, job.half_scale, index);
+        (job.second_is_bias ? shift : zero) = second;
+      }
+    }
+#pragma unroll 4
+    for (int64_t i = lane; i < job.columns; i += kLanes) {
+      A x = LoadElement<T>(job, row, i);
+      if constexpr (kIsCode<T>) x = (x - zero) * scale + shift;
+      const A size = x < 0 ? -x : x;
+      if (kind == 2) {
+        norm += x * x;
+      } else if (kind == 1) {
+        norm += size;
+      } else if (kind == 0) {
+        norm = MaxSticky(norm, size);
+      } else {
+        norm += Power(size, p);
+      }
+    }
+  }
+#pragma unroll
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    const A other = __shfl_down_sync(0xffffffffu, norm, static_cast<unsigned>(width), kLanes);
+    norm = kind ? norm + other : MaxSticky(norm, other);
+  }
+  if (lane != 0 || !inside) return;
+  if (kind == 2) norm = SquareRoot(norm);
+  if (kind == 3) norm = Power(norm, 1 / p);
+  const A most = static_cast<A>(job.max_norm);
+  reinterpret_cast<A*>(job.clips)[position] =
+      used && norm > most ? most / (norm + static_cast<A>(1e-7)) : static_cast<A>(1);
+}
+
+// ---- Launching.
+
+// What a kernel needs to know of a call that was planned, but for its scratch memory.
+inline CudaJob MakeJob(const EmbeddingBagArgs& a, const LucidCudaPlan& plan,
+                       LucidBoundsError* error) {
+  const bool flat = a.indices_rank == 1;
+  CudaJob job = {};
+  job.weight = static_cast<const char*>(a.weight);
+  job.indices = static_cast<const char*>(a.indices);
+  job.offsets = flat ? static_cast<const char*>(a.offsets) : nullptr;
+  job.per_sample_weights = static_cast<const char*>(a.per_sample_weights);
+  job.scale = static_cast<const char*>(a.scale);
+  job.second = static_cast<const char*>(a.bias ? a.bias : a.zero_point);
+  job.output = static_cast<char*>(a.output);
+  job.error = error;
+  job.rows = a.weight_shape[0];
+  job.columns = a.weight_shape[1];
+  job.row_bytes = static_cast<uint32_t>(plan.vectors * plan.vector_bytes);
+  job.output_stride = job.columns * (a.output_type == kFloat64   ? 8
+                                     : a.output_type == kFloat32 ? 4
+                                                                 : 2);
+  job.scale_stride = static_cast<uint32_t>(a.scale_stride);
+  job.num_positions = plan.num_positions;
+  job.num_offsets = flat ? a.num_offsets : 0;
+  job.num_bags = plan.num_bags;
+  job.bag_length = flat ? 0 : a.indices_shape[1];
+  job.bag_chunks = plan.bag_chunks;
+  job.chunks = plan.chunks;
+  job.padding = plan.padding;
+  job.vectors = job.row_vectors = plan.vectors;
+  job.bags_per_chunk =
+      plan.chunks ? static_cast<double>(plan.num_bags) / static_cast<double>(plan.chunks) : 0;
+  job.max_norm = a.max_norm;
+  job.norm_type = a.norm_type;
+  job.block_vectors = static_cast<uint32_t>(plan.block_vectors);
+  job.block_chunks = static_cast<uint32_t>(plan.block_chunks);
+  job.column_blocks = static_cast<uint32_t>(plan.column_blocks);
+  job.flip = a.dtype == kInt8 ? 0x80808080u : a.dtype == kInt4 ? 0x88888888u : 0;
+  job.code_offset = a.dtype == kInt8 ? 128.0f : a.dtype == kInt4 ? 8.0f : 0.0f;
+  job.mode = a.mode;
+  job.output_type = a.output_type;
+  job.wide_indices = a.index_type == kInt64;
+  job.wide_offsets = a.offset_type == kInt64;
+  job.half_scale = a.scale_type == kFloat16;
+  job.second_is_bias = a.bias != nullptr;
+  job.vector_output = plan.vector_output != 0;
+  job.scaled = a.per_sample_weights != nullptr;
+  job.index_place = kIndexPlace;
+  return job;
+}
+
+// Adds the scratch memory of bags in several chunks: counters, which are zeros, and the others, of
+// which counts_at is where the plan's offsets begin.
+inline void SetPartials(const LucidCudaPlan& plan, char* counters, char* others, CudaJob* job) {
+  if (plan.zeroed_bytes == 0) return;
+  job->counters = reinterpret_cast<uint32_t*>(counters);
+  job->counts = reinterpret_cast<int32_t*>(others);
+  job->piece_counts = reinterpret_cast<int32_t*>(others + (plan.piece_counts_at - plan.counts_at));
+  job->partials = others + (plan.partials_at - plan.counts_at);
+}
+
+inline Status CudaStatus(const char* doing, cudaError_t error) {
+  if (error == cudaSuccess) return Status();
+  return Error(error == cudaErrorMemoryAllocation ? Code::kOutOfMemory : Code::kInternal,
+               "CUDA, %s: %s", doing, cudaGetErrorString(error));
+}
+
+}  // namespace
+}  // namespace lucid

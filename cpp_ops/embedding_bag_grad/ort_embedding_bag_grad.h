@@ -1,0 +1,62 @@
+// What the adapters of EmbeddingBag's gradient for ONNX Runtime's execution providers have in
+// common: its forms, the attributes and tensors of a node as the arguments of a kernel, and the
+// registration.
+#pragma once
+
+#include "embedding_bag/ort_embedding_bag.h"
+#include "embedding_bag_grad/embedding_bag_grad.h"
+#include "ort/adapter.h"
+
+namespace lucid {
+namespace ort {
+
+struct GradForm {
+  const char* name;
+  bool sparse;
+  bool flat;  // indices [N] with offsets
+  bool weighted;
+
+  static constexpr size_t kGradOutput = 0, kWeight = 1, kIndices = 2, kOffsets = 3;
+  size_t WeightsInput() const { return 3u + flat; }
+  size_t Inputs() const { return WeightsInput() + weighted; }
+  size_t WeightsOutput() const { return 1u + sparse; }
+  size_t Outputs() const { return WeightsOutput() + weighted; }
+};
+
+// One name with one combination of types.
+struct GradOp : CustomOp {
+  const Runtime* runtime;
+  const GradForm* form;
+  DType dtype;
+  IndexType index_type, offset_type;
+};
+
+// The kernel of one node.
+struct GradNode {
+  const GradOp* op = nullptr;
+  EmbeddingBagGradArgs args = {};  // the attributes and types; a run adds its tensors to a copy
+
+  const Api* api() const { return op->runtime->api; }
+
+  // Reads the attributes.
+  Status* Init(const GradOp& node_op, const KernelInfo* info);
+
+  // Adds the inputs of a run, checked as far as shapes go.
+  Status* Bind(const KernelContext* context, EmbeddingBagGradArgs* bound, Shape* indices) const;
+
+  // Adds the outputs of a run; num_entries is set.
+  Status* AddOutputs(KernelContext* context, const Shape& indices,
+                     EmbeddingBagGradArgs* bound) const;
+
+ private:
+  lucid::Status ReadAttributes(const KernelInfo* info);
+  Status* AddOutput(KernelContext* context, size_t index, const int64_t* dims, size_t rank,
+                    void** data) const;
+};
+
+// Adds every name and combination of types to the domain, as ops that are like `kernel`: see
+// AddBagOps.
+Status* AddGradOps(const Runtime& runtime, CustomOpDomain* domain, const CustomOp& kernel);
+
+}  // namespace ort
+}  // namespace lucid

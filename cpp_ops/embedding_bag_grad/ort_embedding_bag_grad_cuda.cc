@@ -1,0 +1,76 @@
+// The gradient of EmbeddingBag for ONNX Runtime's CUDA provider: the ops of
+// ort_embedding_bag_grad.cc over device memory.
+//
+// How many entries a sparse gradient has, the device must tell where rows are padded or the last
+// offset is given: then a run waits for it before it can name the sizes of its outputs.
+#include <memory>
+
+#include "embedding_bag/ort_cuda_node.h"
+#include "embedding_bag_grad/cuda.h"
+#include "embedding_bag_grad/ort_embedding_bag_grad.h"
+
+namespace lucid {
+namespace ort {
+namespace {
+
+struct Kernel : GradNode {
+  CudaNode node;
+
+  static Status* Create(const CustomOp& op, const Api* api, const KernelInfo* info,
+                        std::unique_ptr<Kernel>* kernel);
+  Status* Compute(KernelContext* context) const;
+  Status* Refused(const lucid::Status& status) const {
+    return ToOrt(api(), op->form->name, status);
+  }
+};
+
+Status* Kernel::Create(const CustomOp& custom_op, const Api*, const KernelInfo* info,
+                       std::unique_ptr<Kernel>* out) {
+  const GradOp& op = static_cast<const GradOp&>(custom_op);
+  auto kernel = std::make_unique<Kernel>();
+  LUCID_RETURN_IF_ERROR(kernel->Init(op, info));
+  LUCID_RETURN_IF_ERROR(kernel->node.Init(*op.runtime, op.form->name));
+  *out = std::move(kernel);
+  return nullptr;
+}
+
+Status* Kernel::Compute(KernelContext* context) const {
+  EmbeddingBagGradArgs a;
+  Shape indices;
+  LUCID_RETURN_IF_ERROR(Bind(context, &a, &indices));
+  // Scratch memory lies where the inputs do.
+  const Value* beside = nullptr;
+  LUCID_RETURN_IF_ERROR(
+      Call<KernelContext_GetInput>(api(), context, GradForm::kGradOutput, &beside));
+  CudaRun run(node, context);
+  LUCID_RETURN_IF_ERROR(run.Begin());
+  CudaGrad grad;
+  if (a.sparse) {
+    LUCID_RETURN_IF_ERROR(Refused(grad.Plan(a, false)));
+    a.num_entries = grad.plan().num_entries;
+    if (a.num_entries < 0) {
+      void* count = nullptr;
+      LUCID_RETURN_IF_ERROR(run.Allocate(beside, sizeof(int64_t), &count));
+      LUCID_RETURN_IF_ERROR(
+          Refused(grad.LaunchCount(static_cast<int64_t*>(count), run.error(), run.stream())));
+      LUCID_RETURN_IF_ERROR(run.Read(static_cast<const int64_t*>(count), &a.num_entries));
+    }
+  }
+  LUCID_RETURN_IF_ERROR(AddOutputs(context, indices, &a));
+  LUCID_RETURN_IF_ERROR(Refused(grad.Plan(a)));
+  void* scratch = nullptr;
+  LUCID_RETURN_IF_ERROR(run.Allocate(beside, grad.plan().scratch_bytes, &scratch));
+  return run.End(grad.Launch(scratch, run.error(), run.stream()));
+}
+
+}  // namespace
+
+Status* AddCudaEmbeddingBagGradOps(const Runtime& runtime, CustomOpDomain* domain) {
+  CustomOp kernel = DescribeOp();
+  kernel.GetExecutionProviderType = GetCudaProvider;
+  KernelFunctions<Kernel>::SetIn(&kernel);
+  return AddGradOps(runtime, domain, kernel);
+}
+
+}  // namespace ort
+}  // namespace lucid
