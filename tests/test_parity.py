@@ -444,6 +444,14 @@ def test_torchs_quantized_bags_sum_whatever_their_mode(mode: str) -> None:
     case.check(in_torch(case, mode=mode))
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per:UserWarning")
+def test_torch_reads_a_column_more_than_an_odd_number_of_4_bits() -> None:
+    case = quantized_cases.make("rows", "uint4", None, rows=4, mode="sum", lengths=(1, 1, 1))
+    table = (np.arange(20).reshape(4, 5) % 16).astype(case.table.dtype)
+    case = dataclasses.replace(case, table=table, scale=np.ones(4, np.float32), indices=np.arange(3))
+    np.testing.assert_array_equal(in_torch(case), np.arange(18).reshape(3, 6) % 16)
+
+
 def test_torch_divides_by_the_frequency_of_another_row() -> None:
     """Of the row at the place, among the sorted positions, that is this row's number among the rows that occur."""
     case = gradient_cases.all_cases()["grad_weights_dense_float32"]

@@ -225,7 +225,7 @@ def _unseen(report: Report) -> str:
     for known in report.unseen:
         groups.setdefault((known.sentence, known.witness, known.gone), []).append(titles[known.runtime])
     items = "".join(
-        f"<li><i class={_css(matrix.EQUAL)}>{_SIGNS[matrix.EQUAL]}</i><div><b>{escape(', '.join(names))}</b> "
+        f"<li><i class={_css(matrix.EQUAL)}>{_SIGNS[matrix.EQUAL]}</i><div><b>{escape('; '.join(names))}</b> "
         f"<span class=small>{'gone' if gone else 'not seen in these runs'}, by {escape(witness)}</span><br>"
         f"{escape(sentence)}</div></li>"
         for (sentence, witness, gone), names in groups.items()
@@ -453,7 +453,8 @@ white-space:nowrap;padding:0 10px 0 8px;max-width:46vw;overflow:hidden;text-over
 .heads span{writing-mode:vertical-rl;transform:rotate(180deg);white-space:nowrap;line-height:1.2}
 .heads em{display:block;color:var(--faint);font-style:normal;font-size:11px}
 .words .heads th{min-width:84px;height:auto;padding:6px}.words .heads div{width:84px;height:auto;display:block}
-.words .heads span{writing-mode:horizontal-tb;transform:none;white-space:normal;display:block;text-align:left}
+.words .heads span{writing-mode:horizontal-tb;transform:none;white-space:normal;overflow-wrap:anywhere;display:block;
+text-align:left}
 .words td.word{font-size:12px;padding:3px 6px;white-space:normal;min-width:84px;text-align:left}
 .totals td{font-size:11px;text-align:center;color:var(--faint);border-bottom:1px solid var(--line);padding:2px}
 .totals th{color:var(--faint);font-size:12px;border-bottom:1px solid var(--line)}
