@@ -87,11 +87,31 @@ struct Positions {
   const char* second;  // zero_point, bias, or 0 for every row
   int64_t scale_stride, second_stride;
   bool half, has_zero;
+  // per_sample_weights, or a 1 for every row. (Not of quantised tables.)
+  const char* weights;
+  int64_t weight_stride;
   Fetch fetch;
   int64_t fetch_end;  // from here on no position has a row that comes later, to be fetched
 };
 
 constexpr char kNoNumber[4] = {};
+constexpr float kOne = 1;
+constexpr uint16_t kHalfOne = 0x3c00, kBFloat16One = 0x3f80;
+constexpr double kDoubleOne = 1;
+
+// 1 in the type of a table.
+inline const void* OneOf(int32_t dtype) {
+  switch (dtype) {
+    case kFloat16:
+      return &kHalfOne;
+    case kBFloat16:
+      return &kBFloat16One;
+    case kFloat64:
+      return &kDoubleOne;
+    default:
+      return &kOne;
+  }
+}
 
 inline Positions::Positions(const PoolJob& job)
     : weight(job.weight),
@@ -110,6 +130,9 @@ inline Positions::Positions(const PoolJob& job)
       second_stride(job.bias || job.zero_point ? job.scale_stride : 0),
       half(job.scale_type == kFloat16),
       has_zero(job.zero_point != nullptr),
+      weights(job.per_sample_weights ? job.per_sample_weights
+                                     : static_cast<const char*>(OneOf(job.dtype))),
+      weight_stride(job.per_sample_weights ? RowBytes(job.dtype, 1) : 0),
       fetch(FetchOf(job)),
       fetch_end(job.last_position + 1 - (fetch == Fetch::kNear ? kNearDistance : kFarDistance)) {}
 
@@ -380,10 +403,8 @@ LUCID_INLINE Factor<T> FactorOf(const PoolJob& job, const Positions& from, int64
     }
   } else {
     static_cast<void>(index);
-    if (from.clips) f.scale = Clip<T>(job, row, f);
-    if (job.per_sample_weights) {
-      f.scale = f.scale * Load<T, 1>(job.per_sample_weights + static_cast<size_t>(k) * sizeof(T));
-    }
+    f.scale = Load<T, 1>(from.weights + k * from.weight_stride);
+    if (from.clips) f.scale = Clip<T>(job, row, Factor<T>()) * f.scale;
   }
   return f;
 }
