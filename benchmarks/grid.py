@@ -57,7 +57,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import lucid_onnx
-from common import exported, options, quiet_torch
+from common import binding, exported, options, quiet_torch
 from interleave import compare
 
 DIMS = (8, 16, 32, 64, 100, 128, 256, 768)
@@ -215,25 +215,6 @@ def running(session: Any, feeds: list[dict[str, np.ndarray]]) -> Side:
     return lambda batch: session.run(None, feeds[batch])[0]
 
 
-def binding(session: Any, feeds: list[dict[str, np.ndarray]], shape: Shape) -> Side:
-    """Inputs and the output are bound before the call is timed."""
-    output = np.empty((shape.bags, shape.dim), np.float32)
-    value = ort.OrtValue.ortvalue_from_numpy(output)
-    bound = []
-    for feed in feeds:
-        io = session.io_binding()
-        for name, array in feed.items():
-            io.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-        io.bind_ortvalue_output("output", value)
-        bound.append(io)
-
-    def call(batch: int) -> np.ndarray:
-        session.run_with_iobinding(bound[batch])
-        return output
-
-    return call
-
-
 def eager(table: Any, feeds: list[Any], mode: str) -> Side:
     import torch
 
@@ -373,7 +354,7 @@ class Bench:
                 "run": running(session, feeds),
             }
             if shape.dtype == "float32":
-                sides["bound"] = binding(session, feeds, shape)
+                sides["bound"] = binding(session, feeds, (shape.bags, shape.dim))
             if reads % 8 == 0:
                 sides["bare loop"] = self.ceiling.side(shape, table, feeds)
         # The number of batches must not share a factor with the number of sides, or a side would keep its batches.
@@ -417,7 +398,7 @@ class Bench:
         return {
             "torch": lambda batch: pool(packed, *tensors[batch], mode=0).numpy(),
             "run": running(session, feeds),
-            "bound": binding(session, feeds, shape),
+            "bound": binding(session, feeds, (shape.bags, shape.dim)),
         }
 
     def others(self, shape: Shape, feeds: list[Any], tensors: list[Any]) -> dict[str, Side]:

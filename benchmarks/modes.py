@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 
 import lucid_onnx
-from common import BATCHES, options, quiet_torch, shape_parser
+from common import BATCHES, binding, options, quiet_torch, shape_parser
 from interleave import compare
 
 PADDING = 7
@@ -71,22 +71,9 @@ def main() -> int:
 def _ours(table: np.ndarray, settings: dict[str, Any], feeds: list[Any], weights: np.ndarray, threads: int) -> Any:
     model = lucid_onnx.build_model(table, **settings)
     session = lucid_onnx.InferenceSession(model, session_options=options(threads))
-    output = np.empty((len(feeds[0]["offsets"]), table.shape[1]), np.float32)
-    value, bound = ort.OrtValue.ortvalue_from_numpy(output), []
-    for feed in feeds:
-        io = session.io_binding()
-        for name, array in (
-            feed | ({"per_sample_weights": weights} if settings.get("per_sample_weights") else {})
-        ).items():
-            io.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
-        io.bind_ortvalue_output("output", value)
-        bound.append(io)
-
-    def call(batch: int) -> np.ndarray:
-        session.run_with_iobinding(bound[batch])
-        return output
-
-    return call
+    if settings.get("per_sample_weights"):
+        feeds = [{**feed, "per_sample_weights": weights} for feed in feeds]
+    return binding(session, feeds, (len(feeds[0]["offsets"]), table.shape[1]))
 
 
 def _theirs(table: np.ndarray, settings: dict[str, Any], feeds: list[Any], weights: np.ndarray) -> Any:

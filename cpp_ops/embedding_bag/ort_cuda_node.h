@@ -24,6 +24,15 @@ namespace ort {
 
 inline const char* LUCID_ORT_CALL GetCudaProvider(const CustomOp*) { return LUCID_CUDA_PROVIDER; }
 
+// What all ops with this kernel have in common.
+template <class Kernel>
+CustomOp DescribeCudaOp() {
+  CustomOp op = DescribeOp();
+  op.GetExecutionProviderType = GetCudaProvider;
+  KernelFunctions<Kernel>::SetIn(&op);
+  return op;
+}
+
 // Part of the kernel of a node.
 class CudaNode {
  public:

@@ -45,10 +45,7 @@ Status* Kernel::Create(const CustomOp& custom_op, const Api* api, const KernelIn
 }  // namespace
 
 Status* AddCudaEmbeddingBagOps(const Runtime& runtime, CustomOpDomain* domain) {
-  CustomOp kernel = DescribeOp();
-  kernel.GetExecutionProviderType = GetCudaProvider;
-  KernelFunctions<Kernel>::SetIn(&kernel);
-  return AddBagOps(runtime, domain, kernel);
+  return AddBagOps(runtime, domain, DescribeCudaOp<Kernel>());
 }
 
 }  // namespace ort

@@ -45,10 +45,7 @@ Status* Kernel::Compute(KernelContext* context) const {
 }  // namespace
 
 Status* AddCudaEmbeddingBagCollectionOps(const Runtime& runtime, CustomOpDomain* domain) {
-  CustomOp kernel = DescribeOp();
-  kernel.GetExecutionProviderType = GetCudaProvider;
-  KernelFunctions<Kernel>::SetIn(&kernel);
-  return AddCollectionOps(runtime, domain, kernel);
+  return AddCollectionOps(runtime, domain, DescribeCudaOp<Kernel>());
 }
 
 }  // namespace ort

@@ -66,10 +66,7 @@ Status* Kernel::Compute(KernelContext* context) const {
 }  // namespace
 
 Status* AddCudaEmbeddingBagGradOps(const Runtime& runtime, CustomOpDomain* domain) {
-  CustomOp kernel = DescribeOp();
-  kernel.GetExecutionProviderType = GetCudaProvider;
-  KernelFunctions<Kernel>::SetIn(&kernel);
-  return AddGradOps(runtime, domain, kernel);
+  return AddGradOps(runtime, domain, DescribeCudaOp<Kernel>());
 }
 
 }  // namespace ort
