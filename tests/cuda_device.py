@@ -167,7 +167,7 @@ def emulated_library() -> str | None:
     command += [f"-I{ROOT / 'cpp_ops'}", "-x", "c++", *(str(ROOT / "cpp_ops" / s) for s in _EMULATED_SOURCES)]
     command += ["-o", str(path), "-pthread", *os.environ.get("LUCID_EMULATION_FLAGS", "").split()]
     environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}  # of a sanitizer, for us alone
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return str(path)
 
