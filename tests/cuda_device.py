@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,79 +57,36 @@ _EMULATED_SOURCES = (
 )
 
 
+def _of(kind: Any, names: str) -> tuple[tuple[str, Any], ...]:
+    """Fields of one type."""
+    return tuple((name, kind) for name in names.split())
+
+
 class Plan(ctypes.Structure):
     """LucidCudaPlan of cpp_ops/embedding_bag/cuda.h."""
 
     _fields_ = (
-        *(
-            (name, ctypes.c_int64)
-            for name in [
-                "size_bytes",
-                "num_bags",
-                "padding",
-                "num_positions",
-                "vectors",
-                "chunks",
-                "bag_chunks",
-                "blocks",
-                "column_blocks",
-                "norm_blocks",
-                "check_blocks",
-                "zeroed_bytes",
-                "counts_at",
-                "piece_counts_at",
-                "partials_at",
-                "clips_at",
-                "scratch_bytes",
-            ]
+        *_of(
+            ctypes.c_int64,
+            "size_bytes num_bags padding num_positions vectors chunks bag_chunks blocks column_blocks norm_blocks "
+            "check_blocks zeroed_bytes counts_at piece_counts_at partials_at clips_at scratch_bytes",
         ),
-        *(
-            (name, ctypes.c_int32)
-            for name in [
-                "vector_bytes",
-                "vector_elements",
-                "block_threads",
-                "block_vectors",
-                "block_chunks",
-                "vector_output",
-            ]
-        ),
+        *_of(ctypes.c_int32, "vector_bytes vector_elements block_threads block_vectors block_chunks vector_output"),
     )
 
 
 class CollectionPlan(ctypes.Structure):
     """LucidCudaCollectionPlan of cpp_ops/embedding_bag_collection/cuda.h."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_int64)
-        for name in [
-            "size_bytes",
-            "num_bags",
-            "columns",
-            "launches",
-            "pool_launches",
-            "zeroed_bytes",
-            "scratch_bytes",
-        ]
-    )
+    _fields_ = _of(ctypes.c_int64, "size_bytes num_bags columns launches pool_launches zeroed_bytes scratch_bytes")
 
 
 class GradPlan(ctypes.Structure):
     """LucidCudaGradPlan of cpp_ops/embedding_bag_grad/cuda.h."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_int64)
-        for name in [
-            "size_bytes",
-            "num_bags",
-            "padding",
-            "num_positions",
-            "num_entries",
-            "row_sort",
-            "entry_sort",
-            "zeroed_bytes",
-            "scratch_bytes",
-        ]
+    _fields_ = _of(
+        ctypes.c_int64,
+        "size_bytes num_bags padding num_positions num_entries row_sort entry_sort zeroed_bytes scratch_bytes",
     )
 
 
@@ -146,6 +103,22 @@ class CollectionArgs(ctypes.Structure):
 
 
 ERROR_BYTES = 56  # sizeof(LucidBoundsError)
+
+
+def bad_offsets(offsets: np.ndarray, count: int) -> Iterator[tuple[np.ndarray, str]]:
+    """Copies with one of the offsets out of place, over so many indices, and what they are refused with."""
+    for value in (-1, -(2**63), 2**63 - 1, count + 1, 2**40):
+        for place in range(len(offsets)):
+            wrong = offsets.copy()
+            wrong[place] = value
+            before = int(offsets[place - 1]) if place else 0
+            if place == 0:
+                text = f"offsets[0] = {value} must be 0"
+            elif value < before:
+                text = f"offsets[{place}] = {value} is below offsets[{place - 1}] = {before}: offsets must not decrease"
+            else:
+                text = f"offsets[{place}] = {value} is past the number of indices, {count}"
+            yield wrong, text
 
 
 @functools.cache

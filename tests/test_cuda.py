@@ -21,6 +21,7 @@ from cuda_device import (
     Emulated,
     Gpu,
     Plan,
+    bad_offsets,
     emulated_library,
     gpu_library,
     host_arguments,
@@ -256,19 +257,9 @@ def _hostile() -> Iterator[tuple[cases.Case, str]]:
             yield dataclasses.replace(base, indices=indices), f"indices[{place}] = {value} is outside [0, 10)"
     indices = np.full(count, 10)
     yield dataclasses.replace(base, indices=indices), "indices[0] = 10 is outside [0, 10)"
-    for value in (-1, MIN64, MAX64, count + 1, 2**40):
-        for place in range(len(base.offsets)):  # type: ignore[arg-type]
-            offsets = base.offsets.copy()  # type: ignore[union-attr]
-            before = int(offsets[place - 1]) if place else 0
-            offsets[place] = value
-            if place == 0:
-                text = f"offsets[0] = {value} must be 0"
-            elif value < before:
-                text = f"offsets[{place}] = {value} is below offsets[{place - 1}] = {before}: offsets must not decrease"
-            else:
-                text = f"offsets[{place}] = {value} is past the number of indices, {count}"
-            # Wrong indices as well: offsets come first.
-            yield dataclasses.replace(base, offsets=offsets, indices=indices), text
+    assert base.offsets is not None
+    for offsets, text in bad_offsets(base.offsets, count):
+        yield dataclasses.replace(base, offsets=offsets, indices=indices), text  # both wrong: offsets come first
     falling = np.arange(6)[::-1].copy() * 100
     yield dataclasses.replace(base, offsets=falling), "offsets[0] = 500 must be 0"
 

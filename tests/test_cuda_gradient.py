@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_device import Emulated, GradPlan, emulated_library, grad_args, run_gradient
+from cuda_device import Emulated, GradPlan, bad_offsets, emulated_library, grad_args, run_gradient
 from test_cuda import MAX64, MIN64, _session, device, emulated  # noqa: F401 (fixtures)
 from test_gradient_native import as_a_model_says_it, bits, gradient
 from test_isa import needs_library
@@ -185,18 +185,8 @@ def _hostile() -> Iterator[tuple[Case, str]]:
     indices = np.full(count, 10)
     yield dataclasses.replace(base, indices=indices), "indices[0] = 10 is outside [0, 10)"
     assert base.offsets is not None
-    for value in (-1, MIN64, MAX64, count + 1):
-        for place in range(len(base.offsets)):
-            offsets = base.offsets.copy()
-            before = int(offsets[place - 1]) if place else 0
-            offsets[place] = value
-            if place == 0:
-                text = f"offsets[0] = {value} must be 0"
-            elif value < before:
-                text = f"offsets[{place}] = {value} is below offsets[{place - 1}] = {before}: offsets must not decrease"
-            else:
-                text = f"offsets[{place}] = {value} is past the number of indices, {count}"
-            yield dataclasses.replace(base, offsets=offsets, indices=indices), text
+    for offsets, text in bad_offsets(base.offsets, count):
+        yield dataclasses.replace(base, offsets=offsets, indices=indices), text
     yield dataclasses.replace(base, offsets=np.arange(6)[::-1].copy() * 100), "offsets[0] = 500 must be 0"
 
 
