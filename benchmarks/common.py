@@ -11,7 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime as ort
+from onnx import TensorProto
 
 from interleave import compare
 
@@ -42,10 +44,15 @@ def options(threads: int) -> ort.SessionOptions:
     return settings
 
 
-def binding(session: Any, feeds: list[dict[str, np.ndarray]], shape: tuple[int, int]) -> Callable[[int], np.ndarray]:
-    """Runs of float32 whose inputs and output, of the given shape, were bound before."""
-    output = np.empty(shape, np.float32)
-    value = ort.OrtValue.ortvalue_from_numpy(output)
+def binding(
+    session: Any, feeds: list[dict[str, np.ndarray]], shape: tuple[int, int], dtype: npt.DTypeLike = np.float32
+) -> Callable[[int], np.ndarray]:
+    """Runs whose inputs and output, of the given shape and dtype, were bound before."""
+    output = np.empty(shape, dtype)
+    if output.dtype.name == "bfloat16":
+        value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(output.view(np.uint16), TensorProto.BFLOAT16)
+    else:
+        value = ort.OrtValue.ortvalue_from_numpy(output)
     bound = []
     for feed in feeds:
         io_binding = session.io_binding()

@@ -352,17 +352,14 @@ class Bench:
                 "torch": eager(copy, tensors, shape.mode),
                 "torch, pages": eager(self.shared(), tensors, shape.mode),
                 "run": running(session, feeds),
+                "bound": binding(session, feeds, (shape.bags, shape.dim), table.dtype),
             }
-            if shape.dtype == "float32":
-                sides["bound"] = binding(session, feeds, (shape.bags, shape.dim))
             if reads % 8 == 0:
                 sides["bare loop"] = self.ceiling.side(shape, table, feeds)
         # The number of batches must not share a factor with the number of sides, or a side would keep its batches.
         count = len(feeds)
         while math.gcd(count, len(sides)) > 1:
             count -= 1
-        if shape.dtype == "bfloat16":
-            sides = {name: _widened(side) for name, side in sides.items()}
         timings = compare(sides, batches=count, turns=turns, tolerance=tolerance, unchecked=["bare loop"])
         return {
             "label": shape.label,
@@ -422,11 +419,6 @@ class Bench:
         if importlib.util.find_spec("openvino") is not None:
             sides["OpenVINO"] = openvino_side(table, feeds, shape.threads)
         return sides
-
-
-def _widened(side: Side) -> Side:
-    """NumPy's comparison does not know bfloat16. The cast of so small a result does not change what is compared."""
-    return lambda batch: side(batch).astype(np.float32)
 
 
 def openvino_side(table: np.ndarray, feeds: list[dict[str, np.ndarray]], threads: int) -> Side:

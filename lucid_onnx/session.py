@@ -256,9 +256,7 @@ def _with_float32_inputs(model: str | bytes | onnx.ModelProto) -> str | bytes | 
 def _to_numpy(value: Any) -> np.ndarray:
     if value.data_type() != _BFLOAT16_TYPE:
         return np.asarray(value.numpy())
-    shape = tuple(value.shape())
-    count = int(np.prod(shape))
-    if count == 0:
-        return np.empty(shape, BFLOAT16)
-    data = ctypes.string_at(value.data_ptr(), 2 * count)
-    return np.frombuffer(bytearray(data), BFLOAT16).reshape(shape)
+    array = np.empty(value.shape(), BFLOAT16)
+    if array.size:
+        ctypes.memmove(array.ctypes.data, value.data_ptr(), array.nbytes)
+    return array

@@ -30,11 +30,14 @@ LUCID_INLINE int64_t Larger(int64_t a, int64_t b) { return a < b ? b : a; }
 // last one 30.5 / 23.9. Both together are worse than the better one everywhere. So L1 for what the
 // caches hold, L2 for larger tables, nothing for those that L2 holds (8.1 / 4.8 ns with / without
 // this and the other work per row that is now out of the loop), and nothing for rows of many lines,
-// which the hardware streams better alone (3 KiB: 208 without, 255 / 260 with).
+// which the hardware streams better alone (3 KiB: 208 without, 255 / 260 with). In what the caches
+// hold that is so from 8 lines on (10 MiB: 256 bytes 16.5 without, 16.3 with, 512 bytes 28 / 31,
+// 1 KiB 50 / 57), but not where a line is more than 16 numbers and so many instructions that they
+// keep the next rows out of sight (512 bytes of bfloat16: 31 / 27).
 constexpr int64_t kNearDistance = 16, kFarDistance = 64;
-constexpr double kMostCachedBytes = 1 << 20;  // of all tables, to fetch nothing
-constexpr double kMostNearBytes = 32 << 20;   // of all tables, to fetch into L1
-constexpr int64_t kMostFetchedBytes = 1536;   // of row
+constexpr double kMostCachedBytes = 1 << 20;            // of all tables, to fetch nothing
+constexpr double kMostNearBytes = 32 << 20;             // of all tables, to fetch into L1
+constexpr int64_t kMostNearRow = 511, kMostRow = 1536;  // bytes of a row, to fetch it at all
 
 // An index that is only good for a prefetch. The low half is enough: it errs on tables of 2^32 rows
 // and on big-endian machines only, and an address that is merely prefetched may be anything.
@@ -65,10 +68,11 @@ struct Factor<Uint4> : AffineFactor {};
 enum class Fetch { kNothing, kNear, kFar };
 
 LUCID_INLINE Fetch FetchOf(const PoolJob& job) {
-  if (job.row_bytes > kMostFetchedBytes || job.table_bytes <= kMostCachedBytes) {
-    return Fetch::kNothing;
-  }
-  return job.table_bytes <= kMostNearBytes ? Fetch::kNear : Fetch::kFar;
+  if (job.table_bytes <= kMostCachedBytes) return Fetch::kNothing;
+  const bool near = job.table_bytes <= kMostNearBytes;
+  const bool wide = job.dtype == kFloat32 || job.dtype == kFloat64;
+  if (job.row_bytes > (near && wide ? kMostNearRow : kMostRow)) return Fetch::kNothing;
+  return near ? Fetch::kNear : Fetch::kFar;
 }
 
 // What the loop over positions reads, copied out of the job, which the stores might otherwise
