@@ -68,7 +68,7 @@ class DLRM(nn.Module):
     def forward(self, dense: Tensor, offsets: Tensor, *indices: Tensor) -> Tensor:
         x = self.bottom(dense)
         bags = [table(i, offsets[k]) for k, (table, i) in enumerate(zip(self.tables, indices, strict=True))]
-        vectors = torch.stack([x, *bags], dim=1)
+        vectors = torch.cat([x, *bags], dim=1).unflatten(1, (len(bags) + 1, x.shape[1]))
         products = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
         return self.top(torch.cat([x, products.index_select(1, self.pairs)], dim=1))
 
