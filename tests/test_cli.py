@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper
 
 import lucid_onnx
-from lucid_onnx import cli, info
+from lucid_onnx import cli, cli_files, info
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), BFLOAT16, np.dtype(np.float64))
@@ -687,14 +687,14 @@ def test_a_failed_write_leaves_what_was_there(bag, run, monkeypatch, before):
     ],
 )
 def test_onnxruntime_errors_are_condensed(raw, condensed):
-    assert cli._condensed(raw) == condensed
+    assert cli_files.condensed(raw) == condensed
 
 
 def test_a_defect_shows_its_traceback(bag, monkeypatch):
     def defect(*_args, **_kwargs):
         raise KeyError("a defect")
 
-    monkeypatch.setattr(cli, "_feeds", defect)
+    monkeypatch.setattr(cli_files, "read_feeds", defect)
     with pytest.raises(KeyError, match="a defect"):
         cli.main(["run", "model.onnx", *BAG])
 

@@ -175,9 +175,11 @@ TOOLS: dict[str, set[str]] = {
     "checkpoint": set(),
     "lucid": {"builder", "checkpoint"},
     "cli": {
-        *("builder", "checkpoint", "info", "demo", "session", "library", "reference", "functional"),
+        *("builder", "cli_files", "cli_show", "info", "demo", "session", "library", "reference", "functional"),
         *("InferenceSession", "rewrite", "parity"),
     },
+    "cli_files": {"builder", "checkpoint", "rewrite"},
+    "cli_show": {"cli_files", "info", "rewrite"},
     # in rewrite/
     **{
         name: {"builder", "rewrite"}
@@ -197,6 +199,7 @@ TOOLS: dict[str, set[str]] = {
 EAGER = {
     "session": {"onnxruntime"},
     "cli": {"typer", "rich"},
+    "cli_show": {"rich"},
     "info": {"google"},
     "torch": {"torch", "onnxscript", "onnx_ir"},
     "autograd": {"torch"},
@@ -209,7 +212,8 @@ EAGER |= {
 LAZY = {
     "functional": {"onnxruntime"},
     "info": {"onnxruntime"},
-    "cli": {"onnxruntime", "safetensors", "typer", "rich"},
+    "cli": {"onnxruntime", "typer", "rich"},
+    "cli_files": {"onnxruntime"},
     "demo": {"onnxruntime", "rich", "pydoc_data"},
     "ort": {"onnxruntime"},
     "torch_eager": {"torch"},

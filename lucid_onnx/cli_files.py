@@ -1,0 +1,305 @@
+"""What the command line reads and writes, and how what a user got wrong there is told in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import tokenize
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from . import checkpoint
+from .builder import Replacing
+from .ops.embedding_bag import spec
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+    from .rewrite import FuseReport, QuantizeReport
+
+EXTRAS = "pip install 'lucid-onnx[cpu]' (or 'lucid-onnx[gpu]')"
+#: onnxruntime's names of the element types that a .npy file can hold, and bfloat16.
+_DTYPES = {
+    f"tensor({name})": np.dtype(dtype)
+    for name, dtype in {
+        "float": np.float32,
+        "double": np.float64,
+        "float16": np.float16,
+        "bfloat16": spec.BFLOAT16,
+        "bool": np.bool_,
+        **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    }.items()
+}
+#: What numpy.save makes of an array of ml_dtypes.bfloat16: items of two bytes.
+_RAW_BFLOAT16 = np.dtype("V2")
+
+
+class UserError(Exception):
+    """A mistake of the user's, told in one line."""
+
+
+def check_report(report: Path | None, output: Path) -> None:
+    if report is not None:
+        check_output(report, "--report")
+        if report.absolute() == output.absolute():
+            raise UserError(f"--report {report}: is the model to write")
+
+
+def write_report(path: Path, report: FuseReport | QuantizeReport) -> None:
+    with writing(path), Replacing(path) as files:
+        files.open(path.name).write(json.dumps(finite(report.as_dict()), indent=2, allow_nan=False).encode())
+
+
+@contextlib.contextmanager
+def refused_model(model: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        named = str(error).startswith((f"{model}: ", "form = ", "dtype = ", "min_bytes = "))
+        raise UserError(str(error) if named else f"{model}: {error}") from error
+
+
+@contextlib.contextmanager
+def rewriting_files(model: str, output: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        beside = error.filename is not None and Path(os.fspath(error.filename)).parent == Path(model).parent
+        if error.filename == model or (beside and isinstance(error, FileNotFoundError)):  # read, not written
+            raise UserError(f"{error.filename}: {error.strerror}") from error
+        raise UserError(f"{output}: cannot be written: {error.strerror or error}") from error
+
+
+def finite(data: Any) -> Any:
+    """JSON has no infinity: it becomes the string "inf"."""
+    if isinstance(data, dict):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [finite(value) for value in data]
+    return str(data) if isinstance(data, float) and not math.isfinite(data) else data
+
+
+@contextlib.contextmanager
+def refused(*errors: type[Exception], prefix: str = "") -> Iterator[None]:
+    try:
+        yield
+    except errors as error:
+        raise UserError(f"{prefix}{error}") from error
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{os.fspath(path)}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def refused_by_runtime(prefix: str) -> Iterator[None]:
+    """onnxruntime's own exceptions, which have no common base, and plain RuntimeErrors."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    classes = tuple(c for c in vars(state).values() if isinstance(c, type) and issubclass(c, Exception))
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, classes) and type(error) is not RuntimeError:
+            raise
+        raise UserError(prefix + condensed(str(error)).removeprefix(prefix)) from error
+
+
+def condensed(message: str) -> str:
+    """What an onnxruntime error says, without colours, codes, and where in its sources it was raised."""
+    message = re.sub(r"\x1b\[[0-9;]*m", "", message)
+    message = message.split("\nStacktrace:")[0]
+    message = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", message)
+    message = re.sub(r"Load model from .*? failed:\s*", "", message)
+    message = re.sub(r"Non-zero status code returned while running (\S+) node\. Name:", r"\1 ", message)
+    message = re.sub(r"^(\w+) ('.*?') Status Message: (?:\1: )?", r"\1 \2: ", message).replace(" '': ", ": ", 1)
+    source = r"\S*\b[\w-]+\.(?:cc|cpp|cu|cuh|h|hpp):\d+\s+"
+    signature = r"(?:(?:[\w:<>~*&]+\s+)*[\w:<>~]+(?:\(\))?\([^()]*\)\s*(?:const\s+)?|\w+\s+(?=[A-Z]))?"
+    return re.sub(source + signature, "", message).strip()
+
+
+def check_file(path: str) -> None:
+    if os.path.isdir(path):
+        raise UserError(f"{path}: is a directory")
+    if not os.path.exists(path):
+        raise UserError(f"{path}: no such file")
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: is no regular file")
+
+
+def check_output(path: Path, option: str = "--output") -> None:
+    if path.is_dir():
+        raise UserError(f"{option} {path}: is a directory")
+    if not path.parent.is_dir():
+        raise UserError(f"{option} {path}: there is no directory {path.parent}")
+
+
+def read_npy(path: str) -> np.ndarray:
+    """The array of a .npy file, mapped and in native byte order; raw items of two bytes are bfloat16."""
+    check_file(path)
+    with reading(path), open(path, "rb") as file:
+        if file.read(6) != b"\x93NUMPY":
+            raise UserError(f"{path}: not a .npy file")
+    try:
+        with reading(path), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old headers, and of sizes that overflow, which is an error anyway
+            array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (ValueError, TypeError, OverflowError, EOFError, SyntaxError, tokenize.TokenError) as error:
+        raise UserError(f"{path}: cannot be read as an array of numbers: {error}") from error
+    if array.dtype == _RAW_BFLOAT16:
+        array = array.view(spec.BFLOAT16)
+    return _native_order(array)
+
+
+def _native_order(array: np.ndarray) -> np.ndarray:
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def split_key(table: str) -> tuple[str, str | None]:
+    """``file.safetensors:key`` in its parts."""
+    path, found, key = table.rpartition(":")
+    return (path, key) if found and path.endswith(".safetensors") else (table, None)
+
+
+def read_table(table: str) -> np.ndarray:
+    path, key = split_key(table)
+    check_file(path)
+    rows = _read_safetensors(path, key) if path.endswith(".safetensors") else read_npy(path)
+    with refused(TypeError, ValueError, prefix=f"{table}: "):
+        spec.check_table(rows)
+    return rows
+
+
+def _read_safetensors(path: str, key: str | None) -> np.ndarray:
+    """One tensor of a file, mapped."""
+    with refused(ValueError), reading(path):
+        if key is None:
+            names = checkpoint.names(path)
+            if len(names) != 1:
+                raise UserError(
+                    f"{path}: which tensor? add :KEY to the file's name; it has: {', '.join(names) or 'none'}"
+                )
+            (key,) = names
+        return checkpoint.read(path, key)
+
+
+def named_files(inputs: Iterable[str]) -> dict[str, str]:
+    files: dict[str, str] = {}
+    for given in inputs:
+        name, found, path = given.partition("=")
+        if not (name and found and path):
+            raise UserError(f"--input {given}: expected NAME=FILE.npy")
+        if name in files:
+            raise UserError(f"--input {name}: given twice, {files[name]} and {path}")
+        files[name] = path
+    return files
+
+
+def read_feeds(session: onnxruntime.InferenceSession, model: str, files: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """The inputs, checked against what the model takes."""
+
+    wanted = {i.name: i for i in session.get_inputs()}
+    for name in files:
+        if name not in wanted:
+            raise UserError(f"--input {name}: {model} has no such input; it has: {', '.join(wanted) or 'none'}")
+    for name, value in wanted.items():
+        if name not in files:
+            raise UserError(f"--input {name}: missing; {model} takes {value.type} {shape_text(value.shape)}")
+    feeds = {}
+    for name, value in wanted.items():
+        if value.type not in _DTYPES:
+            raise UserError(f"--input {name}: {model} takes {value.type} there, which no .npy file can hold")
+        dtype = _DTYPES[value.type]
+        feeds[name] = _read_feed(name, files[name], model, dtype, value.shape)
+    return feeds
+
+
+def _read_feed(name: str, path: str, model: str, dtype: np.dtype, shape: Sequence[int | str | None]) -> np.ndarray:
+    array = read_npy(path)
+    if dtype == spec.BFLOAT16 and array.dtype == np.float32:
+        array = _exact_bfloat16(name, path, array)
+    if array.dtype != dtype:
+        raise UserError(f"--input {name}: {path} has dtype {array.dtype}, {model} takes {dtype}")
+    # onnxruntime gives [] both for a scalar and for an unknown rank.
+    expected = [d if isinstance(d, int) else None for d in shape]
+    fits = len(expected) == array.ndim and all(e in (None, d) for e, d in zip(expected, array.shape, strict=True))
+    if shape and not fits:
+        raise UserError(
+            f"--input {name}: {path} has shape {shape_text(array.shape)}, {model} takes {shape_text(shape)}"
+        )
+    return array
+
+
+def _exact_bfloat16(name: str, path: str, array: np.ndarray) -> np.ndarray:
+    with np.errstate(all="ignore"):
+        rounded = array.astype(spec.BFLOAT16)
+    lost = (rounded.astype(np.float32) != array) & ~np.isnan(array)
+    if lost.any():
+        where = np.unravel_index(int(lost.argmax()), lost.shape)
+        position = ", ".join(str(int(i)) for i in where)
+        raise UserError(f"--input {name}: {path} has {array[where]:.9g} at [{position}], which is no bfloat16")
+    return rounded
+
+
+def targets_of(output: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Which file each output goes to."""
+    if output.suffix == ".npy":
+        check_output(output)
+        if len(names) != 1:
+            raise UserError(f"--output {output}: one file, but the model has {len(names)} outputs; name a folder")
+        return {names[0]: output}
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output}: is neither a folder nor FILE.npy")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no directory {output.parent}")
+    targets = {name: output / (re.sub(r"[^\w.-]", "_", name) + ".npy") for name in names}
+    if len(set(targets.values())) != len(targets):
+        raise UserError(f"--output {output}: outputs {', '.join(names)} would share a file name")
+    return targets
+
+
+def write_arrays(output: Path, arrays: Mapping[Path, tuple[str, Any]]) -> None:
+    """Write all of them or none; bfloat16 as float32."""
+    for name, array in arrays.values():
+        if not isinstance(array, np.ndarray) or array.dtype.hasobject:
+            raise UserError(f"--output {output}: output {name!r} is no array of numbers, which a .npy file could hold")
+    folder = next(iter(arrays)).parent
+    made = not folder.exists()
+    with writing(output):
+        folder.mkdir(exist_ok=True)
+        try:
+            with Replacing(next(iter(arrays))) as files:
+                for path, (_, array) in arrays.items():
+                    _write_npy(files.open(path.name), array)
+        except BaseException:
+            if made:
+                folder.rmdir()
+            raise
+
+
+def _write_npy(file: BinaryIO, array: np.ndarray) -> None:
+    plain = array.astype(np.float32) if array.dtype == spec.BFLOAT16 else array
+    np.lib.format.write_array(file, np.ascontiguousarray(plain), allow_pickle=False)
+
+
+def shape_text(shape: Sequence[int | str | None] | None) -> str:
+    return "?" if shape is None else f"[{', '.join('?' if d is None else str(d) for d in shape)}]"

@@ -1,0 +1,183 @@
+"""What the command line prints: tables, sizes and lines."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from . import info
+from .cli_files import EXTRAS, shape_text
+from .ops.embedding_bag import spec
+
+if TYPE_CHECKING:
+    from .rewrite import FuseReport, QuantizeReport
+
+
+def new_console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
+def say(console: Console, line: str) -> None:
+    console.print(Text(line), soft_wrap=True)
+
+
+def new_table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def bytes_text(size: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def preview(result: Any) -> str:
+    if not isinstance(result, np.ndarray):
+        return str(result)[:60]
+    numbers = result.dtype.kind in "fV" or result.dtype == spec.BFLOAT16
+    first = [f"{float(v):.6g}" if numbers else str(v) for v in result.flat[:4]]
+    return ", ".join(first) + (", ..." if result.size > 4 else "")
+
+
+def _values(values: Iterable[info.Value]) -> str:
+    return ", ".join(f"{v.name} {v.dtype} {shape_text(v.shape)}" for v in values) or "none"
+
+
+def show_built(output: Path, rows: np.ndarray, model: onnx.ModelProto, form: str) -> None:
+    console = new_console()
+    say(console, f"wrote {output} ({bytes_text(output.stat().st_size)})")
+    if output.stat().st_size < rows.nbytes:
+        data = output.with_name(output.name + ".data")
+        say(console, f"wrote {data} ({bytes_text(data.stat().st_size)})")
+    opset = info.opset(model)
+    say(console, f"table {rows.dtype} {shape_text(rows.shape)}, {bytes_text(rows.nbytes)}; {form} form, opset {opset}")
+    say(console, f"inputs: {_values(info.inputs(model))}")
+    say(console, f"outputs: {_values(info.outputs(model))}")
+
+
+def show_installation(console: Console, found: info.Installation) -> None:
+    for name in ("lucid_onnx", "python", "numpy", "onnx", "onnxruntime"):
+        say(console, f"{name.replace('_', '-'):<12} {getattr(found, name) or f'not installed: {EXTRAS}'}")
+    if found.onnxruntime is not None:
+        say(console, f"{'providers':<12} {', '.join(found.providers)}")
+    library = found.library
+    if library is None:
+        say(console, f"{'library':<12} not installed: bags run as standard operators")
+        return
+    say(console, f"{'library':<12} {library.path}")
+    say(console, f"{'':<12} version {library.version}")
+    isas = ", ".join(isa.name + ("" if isa.supported else " (not on this machine)") for isa in library.isas)
+    say(console, f"{'has':<12} {isas}")
+    say(console, f"{'runs':<12} {library.active}{f', forced by {info.FORCE_ISA}' if library.forced else ''}")
+
+
+def show_model(console: Console, found: info.Model) -> None:
+    say(console, "")
+    say(console, f"{found.path} ({bytes_text(found.file_bytes)}), opset {found.opset}, {found.form} form")
+    say(console, f"inputs: {_values(found.inputs)}")
+    say(console, f"outputs: {_values(found.outputs)}")
+    if not found.nodes:
+        say(console, f"no {spec.DOMAIN} nodes")
+        return
+    table = new_table("node", "operator", "form", "mode", "table", "dtype", "shape", "bytes", "padding_idx", "max_norm")
+    for node in found.nodes:
+        table.add_row(
+            Text(node.name),
+            node.op,
+            node.form,
+            node.mode,
+            Text(node.table.name),
+            node.table.dtype,
+            shape_text(node.table.shape),
+            "-" if node.table_bytes is None else bytes_text(node.table_bytes),
+            "-" if node.padding_idx is None else str(node.padding_idx),
+            "-" if node.max_norm is None else f"{node.max_norm:.9g} (p = {node.norm_type:.9g})",
+        )
+    console.print(table)
+
+
+def show_table_memory(console: Console, found: info.TableMemory) -> None:
+    free = "unknown" if found.free_bytes is None else bytes_text(found.free_bytes)
+    say(console, f"table memory {found.choice!r}, {free} free:")
+    table = new_table("table", "lies in", "bytes", "at session start", "copied", "huge pages")
+    for t in found.tables:
+        where = "a file" if t.external else "the model"
+        copied = bytes_text(t.copied_bytes) if t.copied_bytes else "-"
+        table.add_row(Text(t.name), where, bytes_text(t.bytes), t.plan, copied, str(t.huge_pages or "-"))
+    console.print(table)
+
+
+def show_fused(console: Console, report: FuseReport, verb: str) -> None:
+    if not (report.fused or report.unfused or report.merged or report.unmerged):
+        say(console, "nothing to fuse")
+        return
+    if report.fused:
+        columns = ("from", "operator", "mode", "table", "dtype", "shape", "bytes", "padding_idx", "max_norm")
+        table = new_table(verb, *columns)
+        for f in report.fused:
+            table.add_row(
+                Text(f.where),
+                f.pattern,
+                f.op,
+                f.mode,
+                Text(f.table),
+                f.table_dtype,
+                shape_text(f.table_shape),
+                "-" if f.table_bytes is None else bytes_text(f.table_bytes),
+                "-" if f.padding_idx is None else str(f.padding_idx),
+                "-" if f.max_norm is None else f"{f.max_norm:.9g} (p = {f.norm_type:.9g})",
+            )
+        console.print(table)
+    if report.unfused:
+        table = new_table("left as it is", "looks like", "why")
+        for u in report.unfused:
+            table.add_row(Text(u.where), u.pattern, Text(u.reason))
+        console.print(table)
+    if report.merged:
+        table = new_table("merged", "operator", "mode", "tables")
+        for m in report.merged:
+            table.add_row(Text(m.where), m.op, m.mode, Text(f"{len(m.tables)}: {', '.join(m.tables)}"))
+        console.print(table)
+    if report.unmerged:
+        table = new_table("not merged", "beside others in", "why")
+        for bag in report.unmerged:
+            table.add_row(Text(bag.bag), Text(bag.where), Text(bag.reason))
+        console.print(table)
+
+
+def show_quantized(console: Console, report: QuantizeReport) -> None:
+    if report.quantized:
+        columns = ("from", "to", "shape", "bytes before", "after", "largest row error", "of row", "mean row error")
+        table = new_table("table", *columns, "bags")
+        for q in report.quantized:
+            table.add_row(
+                Text(q.table),
+                q.dtype_before,
+                q.dtype,
+                shape_text(q.shape),
+                bytes_text(q.bytes_before),
+                f"{bytes_text(q.bytes_after)} ({q.bytes_before / q.bytes_after:.2f}x smaller)",
+                f"{q.largest_row_error:.3g}",
+                "-" if q.worst_row is None else str(q.worst_row),
+                f"{q.mean_row_error:.3g}",
+                Text(", ".join(q.bags)),
+            )
+        console.print(table)
+    if report.unquantized:
+        table = new_table("left as it is", "why", "bags")
+        for u in report.unquantized:
+            table.add_row(Text(u.table), Text(u.reason), Text(", ".join(u.bags)))
+        console.print(table)
