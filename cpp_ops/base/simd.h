@@ -478,5 +478,103 @@ LUCID_INLINE Vector<Accumulator<T>, N> LoadAt(const char* row, size_t byte, bool
   }
 }
 
+// The products (code - zero) * scale of a quantised row, N at a time; `odd` as in LoadAt. Without
+// has_zero zero is 0. Without kPlain it is 0 too, and from a kPartial class come the products where
+// scale * 2^15 is finite, and elsewhere numbers of which none is.
+template <class T, int N, bool kPlain>
+class Products {
+ public:
+  static constexpr bool kPartial = false;
+
+  LUCID_INLINE Products(float scale, float zero, bool has_zero)
+      : scale_(scale), zero_(zero), has_zero_(has_zero) {}
+
+  LUCID_INLINE Vector<float, N> At(const char* row, size_t byte, bool odd) const {
+    const Vector<float, N> x = LoadAt<T, N>(row, byte, odd);
+    return (kPlain && has_zero_ ? x - zero_ : x) * scale_;
+  }
+
+ private:
+  float scale_, zero_;
+  bool has_zero_;
+};
+
+#if defined(LUCID_VECTOR_EXTENSIONS) && defined(__AVX512BW__)
+
+// Codes of 4 bits have 16 products in a row. They fit in one register, and one instruction looks 16
+// codes up in it, by the low 4 bits of each lane whatever stands above them. In a table that L2
+// holds, a row of 64 codes took 4.5 ns in place of 7.0.
+template <class T>
+class NibbleProducts {
+ public:
+  static constexpr bool kPartial = false;
+
+  LUCID_INLINE NibbleProducts(float scale, float zero, bool) {
+    const Vector<float, 16> codes =
+        kIsSignedNibble<T>
+            ? Vector<float, 16>{0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1}
+            : Vector<float, 16>{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    products_ = (codes - zero) * scale;
+  }
+
+  LUCID_INLINE Vector<float, 16> At(const char* row, size_t byte, bool odd) const {
+    const char* const p = row + byte;
+    uint32_t low = LoadUnaligned<uint32_t>(p, 0), high = LoadUnaligned<uint32_t>(p, 1);
+    if (odd) {
+      low = low >> 4 | high << 28;
+      high = high >> 4 | static_cast<uint32_t>(static_cast<unsigned char>(p[8])) << 28;
+    }
+    const Vector<int32_t, 16> shifts = {0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28};
+    const __m512i words = _mm512_mask_set1_epi32(_mm512_set1_epi32(static_cast<int>(low)), 0xff00,
+                                                 static_cast<int>(high));
+    const __m512i codes = _mm512_maskz_srlv_epi32(0xffff, words, (__m512i)shifts);
+    return (Vector<float, 16>)_mm512_maskz_permutexvar_ps(0xffff, codes, (__m512)products_);
+  }
+
+ private:
+  Vector<float, 16> products_;
+};
+template <bool kPlain>
+class Products<Int4, 16, kPlain> : public NibbleProducts<Int4> {
+  using NibbleProducts<Int4>::NibbleProducts;
+};
+template <bool kPlain>
+class Products<Uint4, 16, kPlain> : public NibbleProducts<Uint4> {
+  using NibbleProducts<Uint4>::NibbleProducts;
+};
+
+// A byte that is shuffled into the significand of 2^15 makes it 2^15 + code without a conversion.
+// (2^15 + code) * scale - 2^15 * scale, rounded once, is code * scale: two instructions, as for a
+// conversion and a product, but of three where those with the load's widening and the sum are four.
+// In a table that L2 holds, a row of 64 codes took 3.4 ns in place of 4.1. (Signed codes would need
+// 2^15 + 128, whose product with the scale is not exact.)
+template <>
+class Products<Uint8, 16, false> {
+ public:
+  static constexpr bool kPartial = true;
+
+  // The intrinsics, since gcc multiplies before it broadcasts otherwise, and broadcasts twice.
+  LUCID_INLINE Products(float scale, float, bool)
+      : scale_(_mm512_set1_ps(scale)),
+        offset_(_mm512_maskz_mul_ps(0xffff, scale_, _mm512_set1_ps(-32768))) {}
+
+  LUCID_INLINE Vector<float, 16> At(const char* row, size_t byte, bool) const {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + byte));
+    // Byte 4 q + r of all goes to byte 1 of lane r in the quarter q.
+    const Vector<uint32_t, 16> order = {0x0000, 0x0100, 0x0200, 0x0300, 0x0400, 0x0500,
+                                        0x0600, 0x0700, 0x0800, 0x0900, 0x0a00, 0x0b00,
+                                        0x0c00, 0x0d00, 0x0e00, 0x0f00};
+    const __m512i x =
+        _mm512_mask_shuffle_epi8((__m512i)_mm512_set1_ps(32768), 0x2222222222222222,
+                                 _mm512_maskz_broadcast_i32x4(0xffff, bytes), (__m512i)order);
+    return (Vector<float, 16>)_mm512_maskz_fmadd_ps(0xffff, (__m512)x, scale_, offset_);
+  }
+
+ private:
+  __m512 scale_, offset_;
+};
+
+#endif  // __AVX512BW__
+
 }  // namespace
 }  // namespace lucid

@@ -197,22 +197,24 @@ LUCID_INLINE void AddRow(const char* row, const Factor<T>& factor, bool has_zero
                          const Span<T>& span, Vector<Accumulator<T>, N>* acc,
                          Accumulator<T>* shift) {
   Vector<Accumulator<T>, N> x[kVectors];
-  LUCID_UNROLL
-  for (int v = 0; v < kVectors - 1; ++v) {
-    x[v] = LoadAt<T, N>(row, span.first_byte + ByteOf<T>(v * N), v * N % 2);
-  }
-  x[kVectors - 1] = LoadAt<T, N>(row, span.last_byte, span.last_is_odd);
   if constexpr (kIsQuantized<T> && !kMaximum) {
-    if (has_zero) {
-      LUCID_UNROLL
-      for (int v = 0; v < kVectors; ++v) x[v] = x[v] - factor.zero;
+    const Products<T, N, kScaled> products(factor.scale, factor.zero, has_zero);
+    LUCID_UNROLL
+    for (int v = 0; v < kVectors - 1; ++v) {
+      x[v] = products.At(row, span.first_byte + ByteOf<T>(v * N), v * N % 2);
     }
-    LUCID_UNROLL
-    for (int v = 0; v < kVectors; ++v) x[v] = x[v] * factor.scale;
+    x[kVectors - 1] = products.At(row, span.last_byte, span.last_is_odd);
     *shift += factor.shift;
-  } else if (kScaled || kIsQuantized<T>) {
+  } else {
     LUCID_UNROLL
-    for (int v = 0; v < kVectors; ++v) x[v] = Scaled<T>(x[v], factor);
+    for (int v = 0; v < kVectors - 1; ++v) {
+      x[v] = LoadAt<T, N>(row, span.first_byte + ByteOf<T>(v * N), v * N % 2);
+    }
+    x[kVectors - 1] = LoadAt<T, N>(row, span.last_byte, span.last_is_odd);
+    if constexpr (kScaled || kIsQuantized<T>) {
+      LUCID_UNROLL
+      for (int v = 0; v < kVectors; ++v) x[v] = Scaled<T>(x[v], factor);
+    }
   }
   static_cast<void>(factor);
   static_cast<void>(has_zero);
@@ -516,6 +518,17 @@ struct Borders {
   }
 };
 
+// Whether a sum must be computed again, of plain products. One that is not finite stays so whatever
+// is added, and one lane tells of all.
+template <class T, int N, bool kMaximum, bool kScaled>
+LUCID_INLINE bool IsSpoilt(const Vector<Accumulator<T>, N>& sum) {
+  if constexpr (kIsQuantized<T> && !kMaximum) {
+    if constexpr (Products<T, N, kScaled>::kPartial) return !(sum[0] - sum[0] == 0);
+  }
+  static_cast<void>(sum);
+  return false;
+}
+
 // Pools the first block of columns of each bag in the range that is no longer than a piece, and
 // lists the rows if there are more blocks (of one bag, then). Returns kNoBadPosition, or the first
 // position whose index is outside the table. The result of a bag without a row is zeros, or nothing
@@ -578,7 +591,12 @@ int64_t PoolFirstBlock(const PoolJob& job, const Range& range, int64_t last, Bag
           for (int v = 0; v < kVectors; ++v) acc[v] = sum[v];
         }
         if (mean) result.divisor = static_cast<A>(n);
-        Finish<T, N, kVectors>(result, acc, 0, last, out);
+        if (IsSpoilt<T, N, kMaximum, kScaled>(acc[0])) {
+          const Range again = {i, i + 1, begin, end};
+          PoolFirstBlock<T, N, kVectors, kMaximum, true, kListed>(job, again, last, bag, out);
+        } else {
+          Finish<T, N, kVectors>(result, acc, 0, last, out);
+        }
       } else if (!result.partial) {
         memset(out, 0, static_cast<size_t>(job.output_row_bytes));
       }
@@ -623,6 +641,7 @@ int64_t PoolShortBags(const PoolJob& job, const Range& range, int64_t last, Bag<
     i += some;
     for (int64_t j = 0; j < some; ++j, out += stride) {
       const int64_t end = ends[j];
+      const Range alone = {i - some + j, i - some + j + 1, begin, end};
       if (begin + distance - kBurst >= fetched) {
         const int64_t next = Larger(begin, fetched), to = Smaller(begin + distance, positions);
         if (near) {
@@ -633,9 +652,8 @@ int64_t PoolShortBags(const PoolJob& job, const Range& range, int64_t last, Bag<
         fetched = to == positions ? INT64_MAX : to;
       }
       if (end - begin > kShort) {
-        const int64_t at = i - some + j;
-        const int64_t bad = PoolFirstBlock<T, N, kVectors, false, false, false>(
-            job, {at, at + 1, begin, end}, last, bag, out);
+        const int64_t bad =
+            PoolFirstBlock<T, N, kVectors, false, false, false>(job, alone, last, bag, out);
         if (bad != kNoBadPosition) return bad;
         begin = end;
         continue;
@@ -654,7 +672,9 @@ int64_t PoolShortBags(const PoolJob& job, const Range& range, int64_t last, Bag<
         continue;
       }
       EndGroup<T, N, kVectors>(acc, &shift);
-      if (plain) {
+      if (IsSpoilt<T, N, false, false>(acc[0])) {
+        PoolFirstBlock<T, N, kVectors, false, true, false>(job, alone, last, bag, out);
+      } else if (plain) {
         if constexpr (!kIsQuantized<T>) StoreBlock<T, N, kVectors>(acc, 0, last, out);
       } else {
         if (job.mode == kMean) result.divisor = static_cast<A>(n);

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -437,6 +438,73 @@ void TestQuantized() {
       FillTable(&c, 20000, 131);
       FillBags(&c, {3, 5000, 0, kPiece, kPiece + 1}, false);
       CheckCase(&c, true);
+    }
+  }
+}
+
+// Scales of every magnitude, which loops that compute with a multiple of them must not show: one
+// row is rounded once, and all sums have the same bits everywhere.
+void TestScales() {
+  const float wild[] = {0.f,      -0.f,     0x1p-149f, -3e-39f,  0x1p-126f,         -1.5f,
+                        1e-3f,    0x1p104f, -0x1p112f, 0x1p113f, -1.75f * 0x1p119f, FLT_MAX,
+                        -FLT_MAX, INFINITY, -INFINITY, NAN};
+  const int64_t kWild = static_cast<int64_t>(sizeof(wild) / sizeof(wild[0]));
+  for (const int32_t dtype : {kInt8, kUint8, kInt4, kUint4}) {
+    for (const int64_t columns : {1, 7, 16, 40, 64, 129, 200}) {
+      for (const auto second : {Case::kNothing, Case::kBias}) {
+        for (const int mode : {kSum, kMean}) {
+          Case c;
+          c.dtype = dtype;
+          c.mode = mode;
+          c.second = second;
+          FillTable(&c, 2 * kWild, columns);
+          // Each row alone; tame rows, with a wild one here and there; and a bag of pieces.
+          const auto tame = [&] { return kWild + Below(kWild); };
+          const auto bag = [&](int64_t rows, int64_t others) {
+            c.offsets.push_back(static_cast<int64_t>(c.indices.size()));
+            for (int64_t k = 0; k < rows; ++k) c.indices.push_back(tame());
+            for (int64_t k = 0; k < others; ++k) {
+              c.indices[c.indices.size() - 1 - static_cast<size_t>(Below(rows))] = Below(kWild);
+            }
+          };
+          c.flat = true;
+          for (int64_t r = 0; r < kWild; ++r) {
+            bag(1, 0);
+            c.indices.back() = r;
+          }
+          for (const bool longer : {false, true}) {
+            for (int i = 0; i < 40; ++i) bag(longer ? 1 + Below(150) : 1 + Below(5), i % 3);
+            if (longer) bag(2 * kPiece + 3, 1);
+            c.Build();
+            std::memcpy(c.scale_bytes.data(), wild, sizeof(wild));
+            Bytes first, other;
+            CHECK(c.Run(Isa::baseline, 1, &first).ok(), "a plain call");
+            for (const Isa isa : Isas()) {
+              for (const int num_threads : {1, 2}) {
+                CHECK(c.Run(isa, num_threads, &other).ok(), "a plain call");
+                CHECK(std::memcmp(first.data(), other.data(), first.size()) == 0,
+                      "%s: %s with %d threads has other bits", c.Describe().c_str(), IsaName(isa),
+                      num_threads);
+              }
+            }
+            for (int64_t r = 0; r < kWild; ++r) {
+              const float scale = wild[r];
+              float bias = 0;
+              if (c.args.bias) bias = LoadUnaligned<float>(c.args.bias, r);
+              for (int64_t i = 0; i < columns; ++i) {
+                const char* const row = c.table.data() + r * RowBytes(dtype, columns);
+                float code = 0;
+                LUCID_FOR_DTYPE(dtype, code = static_cast<float>(ElementAt<T>(row, i)));
+                const float expected = 0.f + code * scale + bias;
+                const double got = Get(kFloat32, first.data(), r * columns + i);
+                CHECK(got == expected || (got != got && expected != expected),
+                      "%s: code %g, scale %g, bias %g: %g, expected %g", c.Describe().c_str(), code,
+                      scale, bias, got, expected);
+              }
+            }
+          }
+        }
+      }
     }
   }
 }
@@ -910,6 +978,7 @@ int main() {
   using namespace lucid;
   TestEverything();
   TestQuantized();
+  TestScales();
   TestEmpty();
   TestLongBags();
   TestManyBags();
