@@ -22,6 +22,7 @@ from .ops.embedding_bag import spec
 from .ops.embedding_bag.lowering import BLOCKS, Ragged
 from .ops.embedding_bag_collection import lowering as collection_lowering
 from .ops.embedding_bag_collection import spec as collection
+from .ops.emit import needed, reads
 from .ops.quantized_embedding_bag.table import QuantizedTable
 
 Form = Literal["portable", "standard", "native"]
@@ -566,6 +567,10 @@ def convert(model: onnx.ModelProto, form: str, ragged: Ragged = BLOCKS) -> None:
     # A function's names are its own: what the graph knows of the same ones says nothing of them.
     lists = [(nodes, tables) for nodes in _within(model.graph.node)]
     lists += [(nodes, {}) for function in model.functions for nodes in _within(function.node)]
+    read = {output.name for output in model.graph.output}
+    for node in itertools.chain(model.graph.node, *(function.node for function in model.functions)):
+        read.update(reads(node))
+    read.update(*(function.output for function in model.functions))
     for nodes, known in lists:
         expanded: list[onnx.NodeProto] = []
         for node in nodes:
@@ -577,7 +582,9 @@ def convert(model: onnx.ModelProto, form: str, ragged: Ragged = BLOCKS) -> None:
                 names = tuple(node.input), tuple(node.output)
                 write = OPERATOR_OF[op.name].lowering.nodes
                 with _named(_where(node)):
-                    expanded += write(op, *names, attributes, opset, next(prefixes), ragged)
+                    written = write(op, *names, attributes, opset, next(prefixes), ragged)
+                # Of a gradient, not every output may be.
+                expanded += needed(written, read.intersection(node.output) or node.output)
             else:
                 if isinstance(op, collection.Variant):  # of which a model has a name per signature
                     node.op_type = collection.name_of(op.signature, signatures)

@@ -179,21 +179,7 @@ def build_training_model(
     version = helper.find_min_ir_version_for(imports)
     model = helper.make_model(graph, opset_imports=imports, ir_version=version, producer_name="lucid-onnx")
     convert(model, form)
-    _drop_unread(model.graph)
     return model
-
-
-def _drop_unread(graph: onnx.GraphProto) -> None:
-    """Take away the nodes that lead to no output: in standard operators, the gradient of per_sample_weights."""
-    needed = {output.name for output in graph.output}
-    kept = []
-    for node in reversed(graph.node):
-        if needed.intersection(node.output):
-            needed.update(node.input)
-            kept.append(node)
-    kept.reverse()
-    del graph.node[:]
-    graph.node.extend(kept)
 
 
 def _choose(name: str, value: Any, choices: tuple[str, ...]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -149,7 +149,8 @@ class Emitter:
         for key, write in (("then_branch", then), ("else_branch", otherwise)):
             inner = self._inside()
             result = inner._made(write(inner))
-            branches[key] = helper.make_graph(inner.nodes, key, [], [onnx.ValueInfoProto(name=result)])
+            nodes = needed(inner.nodes, [result])
+            branches[key] = helper.make_graph(nodes, key, [], [onnx.ValueInfoProto(name=result)])
         return self.node("If", (where,), branches, self.name())
 
     def stacked(self, count: str, write: Callable[[Emitter, str], str]) -> str:
@@ -169,7 +170,7 @@ class Emitter:
             helper.make_tensor_value_info(goes_on, onnx.TensorProto.BOOL, []),
             onnx.ValueInfoProto(name=result),  # untyped, as the type may depend on an attribute
         ]
-        body = helper.make_graph(inner.nodes, "body", inputs, outputs)
+        body = helper.make_graph(needed(inner.nodes, [goes_on, result]), "body", inputs, outputs)
         start = self.constant(np.bool_(True))
         return self.node("Loop", (self.Squeeze(count), start), {"body": body}, self.name())
 
@@ -189,9 +190,10 @@ class Emitter:
         self, domain: str, name: str, inputs: Sequence[str], outputs: Sequence[str], attributes: Sequence[str]
     ) -> onnx.FunctionProto:
         """The nodes so far as a model-local function."""
+        nodes = needed(self.nodes, outputs)
         imports = [helper.make_opsetid("", self.opset)]
         return helper.make_function(
-            domain, name, list(inputs), list(outputs), self.nodes, imports, attributes=list(attributes)
+            domain, name, list(inputs), list(outputs), nodes, imports, attributes=list(attributes)
         )
 
     @property
@@ -208,6 +210,31 @@ class Emitter:
         if op_type == "ReduceSum" or self.opset >= 18:
             return self.node(op_type, (x, [axis]), {"keepdims": keepdims})
         return self.node(op_type, (x,), {"axes": [axis], "keepdims": keepdims})
+
+
+def needed(nodes: Iterable[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
+    """Those of the nodes that lead to an output.
+
+    The others do harm in ONNX Runtime before 1.19: from the second run of a shape on, the memory of what nobody reads
+    is other values' too, which are silently wrong then.
+    """
+    read = set(outputs)
+    found = []
+    for node in reversed(list(nodes)):
+        if read.intersection(node.output):
+            read.update(reads(node))
+            found.append(node)
+    found.reverse()
+    return found
+
+
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """The names that a node reads, those of its subgraphs among them."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from reads(inner)
+        yield from (output.name for output in attribute.g.output)
 
 
 def forms(
@@ -233,6 +260,6 @@ def forms(
         """The operator as standard nodes for one node's attributes (see ``spec.Attributes.to_onnx``)."""
         e = Emitter(opset, prefix, attributes, choice)
         expand(e, op, inputs, outputs)
-        return e.nodes
+        return needed(e.nodes, outputs)
 
     return function, nodes

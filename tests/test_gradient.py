@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from test_conformance import unread
 
 import lucid_onnx
 from lucid_onnx.conformance import case_model
@@ -78,6 +79,27 @@ def test_native_form(case: cases.Case, native: None) -> None:
 def test_portable_form_has_the_standard_forms_bits(case: cases.Case) -> None:
     got = session(case_model(case, "portable"), native=False).run(None, case.inputs)
     assert bits(got) == bits(call(case, form="standard", native=False))
+
+
+@few_cases
+@pytest.mark.parametrize("form", ["portable", "standard"])
+def test_later_runs_have_the_bits_of_the_first(case: cases.Case, form: str) -> None:
+    """They have their memory laid out by what the first one used."""
+    one = session(case_model(case, form), native=False)
+    first, *others = (bits(one.run(None, case.inputs)) for _ in range(3))
+    assert others == [first, first]
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_nothing_is_written_for_an_output_that_nobody_reads(sparse: bool) -> None:
+    model = lucid_onnx.build_grad_model(mode="sum", per_sample_weights=True, sparse=sparse, form="native")
+    whole = len(lucid_onnx.to_form(model, "standard").graph.node)
+    assert model.graph.output[-1].name == "grad_per_sample_weights"
+    del model.graph.output[-1]
+    part = lucid_onnx.to_form(model, "standard")
+    assert len(part.graph.node) < whole
+    assert unread(part) == []
+    onnx.checker.check_model(part, full_check=True)
 
 
 @few_cases
