@@ -29,13 +29,15 @@ LUCID_INLINE int64_t Larger(int64_t a, int64_t b) { return a < b ? b : a; }
 // pages): table of 2.5 MB 9.8 / 11.6, 25 MB 21.3 / 22.1, 256 MB 50.7 / 42.1; on 2 MiB pages the
 // last one 30.5 / 23.9. Both together are worse than the better one everywhere. So L1 for what the
 // caches hold, L2 for larger tables, nothing for those that L2 holds (8.1 / 4.8 ns with / without
-// this and the other work per row that is now out of the loop), and nothing for rows of many lines,
-// which the hardware streams better alone (3 KiB: 208 without, 255 / 260 with). In what the caches
-// hold that is so from 8 lines on (10 MiB: 256 bytes 16.5 without, 16.3 with, 512 bytes 28 / 31,
-// 1 KiB 50 / 57), but not where a line is more than 16 numbers and so many instructions that they
-// keep the next rows out of sight (512 bytes of bfloat16: 31 / 27).
+// this and the other work per row that is now out of the loop; rows of 16-bit numbers, which take
+// longer to add up, are fetched sooner: 256 bytes in 1 MB 6.7 / 6.0), and nothing for rows of many
+// lines, which the hardware streams better alone (3 KiB: 208 without, 255 / 260 with). In what the
+// caches hold that is so from 8 lines on (10 MiB: 256 bytes 16.5 without, 16.3 with, 512 bytes 28 /
+// 31, 1 KiB 50 / 57), but not where a line is more than 16 numbers and so many instructions that
+// they keep the next rows out of sight (512 bytes of bfloat16: 31 / 27).
 constexpr int64_t kNearDistance = 16, kFarDistance = 64;
 constexpr double kMostCachedBytes = 1 << 20;            // of all tables, to fetch nothing
+constexpr double kMostCachedNarrow = 3 << 18;           // of those with elements under 32 bits
 constexpr double kMostNearBytes = 32 << 20;             // of all tables, to fetch into L1
 constexpr int64_t kMostNearRow = 511, kMostRow = 1536;  // bytes of a row, to fetch it at all
 
@@ -68,9 +70,9 @@ struct Factor<Uint4> : AffineFactor {};
 enum class Fetch { kNothing, kNear, kFar };
 
 LUCID_INLINE Fetch FetchOf(const PoolJob& job) {
-  if (job.table_bytes <= kMostCachedBytes) return Fetch::kNothing;
-  const bool near = job.table_bytes <= kMostNearBytes;
   const bool wide = job.dtype == kFloat32 || job.dtype == kFloat64;
+  if (job.table_bytes <= (wide ? kMostCachedBytes : kMostCachedNarrow)) return Fetch::kNothing;
+  const bool near = job.table_bytes <= kMostNearBytes;
   if (job.row_bytes > (near && wide ? kMostNearRow : kMostRow)) return Fetch::kNothing;
   return near ? Fetch::kNear : Fetch::kFar;
 }
@@ -189,9 +191,34 @@ struct Span {
         last_is_odd(kIsNibble<T> && last % 2) {}
 };
 
-// A row's part of the block joins what is pooled: vectors at column, column + N, ..., and the last
-// one at `last`, where it may overlap the one before. Columns are independent, so what is computed
-// twice is equal. In a sum of quantised rows *shift gathers what every column gets, see EndGroup.
+// The vectors of a block that are loaded in pairs. The last pair ends with the row, as the last
+// vector does, so there must be room for it: a row of two vectors may be shorter than they are.
+template <class T, int N, int kVectors>
+constexpr int kPaired = Pair<T, N>::kExists && kVectors > 2 ? kVectors / 2 * 2 : 0;
+
+// The vectors of a row's part of the block: at column, column + N, ..., and the last one, or the
+// last pair, up to the last column, where it may overlap the one before. Columns are independent,
+// so what is computed twice is equal.
+template <class T, int N, int kVectors>
+LUCID_INLINE void LoadBlock(const char* row, const Span<T>& span, Vector<Accumulator<T>, N>* x) {
+  constexpr int kPairs = kPaired<T, N, kVectors>;
+  if constexpr (kPairs > 0) {
+    LUCID_UNROLL
+    for (int v = 0; v < kPairs; v += 2) {
+      const size_t byte =
+          v + 2 < kVectors ? span.first_byte + BytesOf<T>(v * N) : span.last_byte - BytesOf<T>(N);
+      Pair<T, N>::Load(row + byte, x + v);
+    }
+  }
+  LUCID_UNROLL
+  for (int v = kPairs; v < kVectors - 1; ++v) {
+    x[v] = LoadAt<T, N>(row, span.first_byte + ByteOf<T>(v * N), v * N % 2);
+  }
+  if (kPairs < kVectors) x[kVectors - 1] = LoadAt<T, N>(row, span.last_byte, span.last_is_odd);
+}
+
+// A row's part of the block joins what is pooled. In a sum of quantised rows *shift gathers what
+// every column gets, see EndGroup.
 template <class T, int N, int kVectors, bool kMaximum, bool kScaled>
 LUCID_INLINE void AddRow(const char* row, const Factor<T>& factor, bool has_zero,
                          const Span<T>& span, Vector<Accumulator<T>, N>* acc,
@@ -206,11 +233,7 @@ LUCID_INLINE void AddRow(const char* row, const Factor<T>& factor, bool has_zero
     x[kVectors - 1] = products.At(row, span.last_byte, span.last_is_odd);
     *shift += factor.shift;
   } else {
-    LUCID_UNROLL
-    for (int v = 0; v < kVectors - 1; ++v) {
-      x[v] = LoadAt<T, N>(row, span.first_byte + ByteOf<T>(v * N), v * N % 2);
-    }
-    x[kVectors - 1] = LoadAt<T, N>(row, span.last_byte, span.last_is_odd);
+    LoadBlock<T, N, kVectors>(row, span, x);
     if constexpr (kScaled || kIsQuantized<T>) {
       LUCID_UNROLL
       for (int v = 0; v < kVectors; ++v) x[v] = Scaled<T>(x[v], factor);
@@ -249,41 +272,49 @@ LUCID_INLINE void AddRows(const Bag<T>& bag, int64_t j, int64_t end, const Span<
   if (!kMaximum) EndGroup<T, N, kVectors>(acc, &shift);
 }
 
-// Stores a block of columns as type Out.
-template <class Out, int N, int kVectors>
-LUCID_INLINE void StoreBlock(const Vector<Accumulator<Out>, N>* acc, int64_t column, int64_t last,
+// Stores a block of columns as type Out, each vector where LoadBlock takes its elements from.
+template <class T, class Out, int N, int kVectors>
+LUCID_INLINE void StoreBlock(Vector<Accumulator<Out>, N>* acc, int64_t column, int64_t last,
                              char* out) {
-  char* first = out + static_cast<size_t>(column) * sizeof(Out);
-  LUCID_UNROLL
-  for (int v = 0; v < kVectors - 1; ++v) {
-    Store<Out, N>(CanonicalNans<Accumulator<Out>, N>(acc[v]), first + v * N * sizeof(Out));
+  constexpr int kPairs = kPaired<T, N, kVectors>;
+  if constexpr (kPairs > 0) {
+    LUCID_UNROLL
+    for (int v = 0; v < kPairs; v += 2) Pair<T, N>::InOrder(acc + v);
   }
-  Store<Out, N>(CanonicalNans<Accumulator<Out>, N>(acc[kVectors - 1]),
-                out + static_cast<size_t>(last) * sizeof(Out));
+  LUCID_UNROLL
+  for (int v = 0; v < kVectors; ++v) {
+    const bool last_pair = v == kVectors - 2 && kPairs == kVectors;
+    const int64_t at = v == kVectors - 1 ? last : last_pair ? last - N : column + v * N;
+    Store<Out, N>(acc[v], out + static_cast<size_t>(at) * sizeof(Out));
+  }
+}
+
+// The same as a result: rounded, and every NaN the same one.
+template <class T, class Out, int N, int kVectors>
+LUCID_INLINE void StoreResult(Vector<Accumulator<T>, N>* acc, int64_t column, int64_t last,
+                              char* out) {
+  LUCID_UNROLL
+  for (int v = 0; v < kVectors; ++v) acc[v] = CanonicalNans<Accumulator<T>, N>(acc[v]);
+  StoreBlock<T, Out, N, kVectors>(acc, column, last, out);
 }
 
 // Divides, rounds and stores a block of columns.
 template <class T, int N, int kVectors>
 LUCID_INLINE void Finish(const Result<T>& result, Vector<Accumulator<T>, N>* acc, int64_t column,
                          int64_t last, char* out) {
-  using A = Accumulator<T>;
   if (result.partial) {
-    char* first = out + static_cast<size_t>(column) * sizeof(A);
-    LUCID_UNROLL
-    for (int v = 0; v < kVectors - 1; ++v) Store<A, N>(acc[v], first + v * N * sizeof(A));
-    Store<A, N>(acc[kVectors - 1], out + static_cast<size_t>(last) * sizeof(A));
-    return;
+    return StoreBlock<T, Accumulator<T>, N, kVectors>(acc, column, last, out);
   }
   if (result.divisor != 1) {
     LUCID_UNROLL
     for (int v = 0; v < kVectors; ++v) acc[v] = acc[v] / result.divisor;
   }
   if constexpr (!kIsQuantized<T>) {
-    StoreBlock<T, N, kVectors>(acc, column, last, out);
+    StoreResult<T, T, N, kVectors>(acc, column, last, out);
   } else if (result.half) {
-    StoreBlock<Float16, N, kVectors>(acc, column, last, out);
+    StoreResult<T, Float16, N, kVectors>(acc, column, last, out);
   } else {
-    StoreBlock<float, N, kVectors>(acc, column, last, out);
+    StoreResult<T, float, N, kVectors>(acc, column, last, out);
   }
 }
 
@@ -675,7 +706,7 @@ int64_t PoolShortBags(const PoolJob& job, const Range& range, int64_t last, Bag<
       if (IsSpoilt<T, N, false, false>(acc[0])) {
         PoolFirstBlock<T, N, kVectors, false, true, false>(job, alone, last, bag, out);
       } else if (plain) {
-        if constexpr (!kIsQuantized<T>) StoreBlock<T, N, kVectors>(acc, 0, last, out);
+        if constexpr (!kIsQuantized<T>) StoreResult<T, T, N, kVectors>(acc, 0, last, out);
       } else {
         if (job.mode == kMean) result.divisor = static_cast<A>(n);
         Finish<T, N, kVectors>(result, acc, 0, last, out);
@@ -705,9 +736,14 @@ struct Blocks {
   int64_t first_last;    // the column of the last vector of the first block
 };
 
-// What computes in long chains anyway, or is rare, has loops of few registers only.
+// What computes in long chains anyway, or is rare, has loops of few registers only. Elements under
+// 32 bits have twice as many where there are 32, since another block is another pass over a bag's
+// rows: one of 256 float16 took 12.1 ns in place of 15.2 in a table of 2 MB, one of 200 codes of 8
+// bits 12.3 in place of 21.6. (float32, whose blocks have as many bytes without, lost 1 to 4 %.)
 template <class T, bool kMaximum, bool kScaled>
-constexpr int kMostVectors = kMaximum && (kScaled || kIsQuantized<T>) ? 2 : LUCID_MAX_VECTORS;
+constexpr int kMostVectors = kMaximum && (kScaled || kIsQuantized<T>)     ? 2
+                             : sizeof(T) <= 2 && LUCID_VECTOR_BYTES == 64 ? 2 * LUCID_MAX_VECTORS
+                                                                          : LUCID_MAX_VECTORS;
 
 // The loop for a block of so many vectors, and how many it takes.
 template <class T, int N, int kVectors, bool kMaximum, bool kScaled>

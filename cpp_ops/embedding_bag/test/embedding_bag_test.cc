@@ -359,8 +359,8 @@ const std::vector<int64_t> kBags = {0, 1, 2, 0, 20, 3, 64, 65, 5, 1, 0};
 const std::vector<int64_t> kShortBags = {1, 0, 1, 8, 9, 1, 0, 0, 2, 66, 1, 1, 7, 3, 1, 1};
 
 void TestEverything() {
-  const int64_t widths[] = {0,  1,  3,  4,  5,   7,   8,   15,  16,  17,  31,  32,
-                            33, 63, 64, 65, 100, 128, 129, 256, 300, 768, 1000};
+  const int64_t widths[] = {0,  1,  3,  4,   5,   7,   8,   15,  16,  17,  31,  32,  33,
+                            63, 64, 65, 100, 128, 129, 177, 223, 256, 300, 768, 1000};
   const double norms[][2] = {{kInfinity, 2}, {1, 2}, {2.5, 1}, {0.5, kInfinity}, {1, 3}, {0, 2}};
   int turn = 0;
   for (const int64_t columns : widths) {
@@ -554,7 +554,7 @@ void TestLongBags() {
   for (const auto& bags : lengths) {
     for (const int32_t dtype : {kFloat32, kFloat16, kBFloat16, kFloat64}) {
       for (const int mode : {0, 1, 2, 3}) {
-        for (const int64_t columns : {1, 7, 64, 200}) {
+        for (const int64_t columns : {1, 7, 64, 223}) {
           Case c;
           c.dtype = dtype;
           c.mode = mode == 3 ? static_cast<int32_t>(kSum) : mode;
