@@ -428,6 +428,16 @@ struct Memory<Float16, 4> {
 
 #endif  // LUCID_VECTOR_EXTENSIONS
 
+// Keeps p in one register. gcc adds two in the address of every load otherwise, where p is a sum,
+// and then a load takes a slot of its own beside the instruction that it is part of: a row of 256
+// float16 took 18.7 ns in place of 16.6.
+LUCID_INLINE const char* InOneRegister(const char* p) {
+#if defined(__GNUC__)
+  __asm__("" : "+r"(p));
+#endif
+  return p;
+}
+
 // Two vectors that lie side by side in memory, in an order of their own until InOrder puts every
 // element where Load would have. Only where kExists: there it takes fewer instructions.
 template <class T, int N>

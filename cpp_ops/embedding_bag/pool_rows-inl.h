@@ -1,5 +1,7 @@
 // The loops of EmbeddingBag: one source, compiled once per instruction set by pool_rows_<isa>.cc,
-// which sets LUCID_ISA, LUCID_VECTOR_BYTES and LUCID_MAX_VECTORS first.
+// which sets LUCID_ISA, LUCID_VECTOR_BYTES and the most vectors of a block first:
+// LUCID_MAX_VECTORS, and for sums of elements under 32 bits LUCID_MAX_NARROW_VECTORS, which is even
+// or the same.
 //
 // No standard library here and no inline function of external linkage: types.h says why.
 //
@@ -14,6 +16,10 @@
 #include "base/simd.h"
 #include "embedding_bag/embedding_bag.h"
 #include "embedding_bag/pool_rows.h"
+
+#if !defined(LUCID_MAX_NARROW_VECTORS)
+#define LUCID_MAX_NARROW_VECTORS LUCID_MAX_VECTORS
+#endif
 
 namespace lucid {
 namespace {
@@ -179,6 +185,12 @@ LUCID_INLINE V Scaled(V x, const Factor<T>& factor) {
   }
 }
 
+// The vectors of a block are at its first column, N later, ..., and the last one ends with the
+// block, as the last two do of an even number. There they may overlap those before: columns are
+// independent, so what is computed twice is equal. (A row of two vectors has no room for two.)
+template <int kVectors>
+constexpr int kAtEnd = kVectors > 2 && kVectors % 2 == 0 ? 2 : 1;
+
 // Where a block's first and last vector are in a row. Codes of 4 bits may end in half a byte.
 template <class T>
 struct Span {
@@ -189,32 +201,37 @@ struct Span {
       : first_byte(ByteOf<T>(column)),
         last_byte(ByteOf<T>(last)),
         last_is_odd(kIsNibble<T> && last % 2) {}
+
+  // Where vector v is, and whether it begins in half a byte.
+  template <int N, int kVectors>
+  LUCID_INLINE size_t Byte(int v) const {
+    return v < kVectors - kAtEnd<kVectors> ? first_byte + ByteOf<T>(v * N)
+                                           : last_byte - ByteOf<T>((kVectors - 1 - v) * N);
+  }
+  template <int N, int kVectors>
+  LUCID_INLINE bool IsOdd(int v) const {
+    return v < kVectors - kAtEnd<kVectors> ? v * N % 2 : last_is_odd;
+  }
 };
 
-// The vectors of a block that are loaded in pairs. The last pair ends with the row, as the last
-// vector does, so there must be room for it: a row of two vectors may be shorter than they are.
+// How many of the vectors are loaded in pairs.
 template <class T, int N, int kVectors>
 constexpr int kPaired = Pair<T, N>::kExists && kVectors > 2 ? kVectors / 2 * 2 : 0;
 
-// The vectors of a row's part of the block: at column, column + N, ..., and the last one, or the
-// last pair, up to the last column, where it may overlap the one before. Columns are independent,
-// so what is computed twice is equal.
 template <class T, int N, int kVectors>
 LUCID_INLINE void LoadBlock(const char* row, const Span<T>& span, Vector<Accumulator<T>, N>* x) {
   constexpr int kPairs = kPaired<T, N, kVectors>;
   if constexpr (kPairs > 0) {
     LUCID_UNROLL
     for (int v = 0; v < kPairs; v += 2) {
-      const size_t byte =
-          v + 2 < kVectors ? span.first_byte + BytesOf<T>(v * N) : span.last_byte - BytesOf<T>(N);
-      Pair<T, N>::Load(row + byte, x + v);
+      Pair<T, N>::Load(row + span.template Byte<N, kVectors>(v), x + v);
     }
   }
   LUCID_UNROLL
-  for (int v = kPairs; v < kVectors - 1; ++v) {
-    x[v] = LoadAt<T, N>(row, span.first_byte + ByteOf<T>(v * N), v * N % 2);
+  for (int v = kPairs; v < kVectors; ++v) {
+    x[v] =
+        LoadAt<T, N>(row, span.template Byte<N, kVectors>(v), span.template IsOdd<N, kVectors>(v));
   }
-  if (kPairs < kVectors) x[kVectors - 1] = LoadAt<T, N>(row, span.last_byte, span.last_is_odd);
 }
 
 // A row's part of the block joins what is pooled. In a sum of quantised rows *shift gathers what
@@ -227,10 +244,10 @@ LUCID_INLINE void AddRow(const char* row, const Factor<T>& factor, bool has_zero
   if constexpr (kIsQuantized<T> && !kMaximum) {
     const Products<T, N, kScaled> products(factor.scale, factor.zero, has_zero);
     LUCID_UNROLL
-    for (int v = 0; v < kVectors - 1; ++v) {
-      x[v] = products.At(row, span.first_byte + ByteOf<T>(v * N), v * N % 2);
+    for (int v = 0; v < kVectors; ++v) {
+      x[v] =
+          products.At(row, span.template Byte<N, kVectors>(v), span.template IsOdd<N, kVectors>(v));
     }
-    x[kVectors - 1] = products.At(row, span.last_byte, span.last_is_odd);
     *shift += factor.shift;
   } else {
     LoadBlock<T, N, kVectors>(row, span, x);
@@ -283,8 +300,8 @@ LUCID_INLINE void StoreBlock(Vector<Accumulator<Out>, N>* acc, int64_t column, i
   }
   LUCID_UNROLL
   for (int v = 0; v < kVectors; ++v) {
-    const bool last_pair = v == kVectors - 2 && kPairs == kVectors;
-    const int64_t at = v == kVectors - 1 ? last : last_pair ? last - N : column + v * N;
+    const int64_t at =
+        v < kVectors - kAtEnd<kVectors> ? column + v * N : last - (kVectors - 1 - v) * N;
     Store<Out, N>(acc[v], out + static_cast<size_t>(at) * sizeof(Out));
   }
 }
@@ -509,7 +526,7 @@ LUCID_INLINE int64_t AddPositions(const PoolJob& job, const Positions& from, int
       ++skipped;
       continue;
     }
-    const char* const row = from.weight + index * from.row_bytes;
+    const char* const row = InOneRegister(from.weight + index * from.row_bytes);
     Factor<T> factor;
     if (kScaled || kIsQuantized<T>) factor = FactorOf<T, kScaled>(job, from, k, index, row);
     if (kListed) {
@@ -736,14 +753,15 @@ struct Blocks {
   int64_t first_last;    // the column of the last vector of the first block
 };
 
-// What computes in long chains anyway, or is rare, has loops of few registers only. Elements under
-// 32 bits have twice as many where there are 32, since another block is another pass over a bag's
-// rows: one of 256 float16 took 12.1 ns in place of 15.2 in a table of 2 MB, one of 200 codes of 8
-// bits 12.3 in place of 21.6. (float32, whose blocks have as many bytes without, lost 1 to 4 %.)
+// What computes in long chains anyway, or is rare, has loops of few registers only. Sums of
+// elements under 32 bits have twice as many where there are 32, since another block is another pass
+// over a bag's rows: one of 256 float16 took 12.1 ns in place of 15.2 in a table of 2 MB, one of
+// 200 codes of 8 bits 12.3 in place of 21.6. (float32, whose blocks have as many bytes without,
+// lost 1 to 4 %.)
 template <class T, bool kMaximum, bool kScaled>
-constexpr int kMostVectors = kMaximum && (kScaled || kIsQuantized<T>)     ? 2
-                             : sizeof(T) <= 2 && LUCID_VECTOR_BYTES == 64 ? 2 * LUCID_MAX_VECTORS
-                                                                          : LUCID_MAX_VECTORS;
+constexpr int kMostVectors = kMaximum && (kScaled || kIsQuantized<T>) ? 2
+                             : kMaximum || sizeof(T) > 2              ? LUCID_MAX_VECTORS
+                                                                      : LUCID_MAX_NARROW_VECTORS;
 
 // The loop for a block of so many vectors, and how many it takes.
 template <class T, int N, int kVectors, bool kMaximum, bool kScaled>
@@ -757,13 +775,13 @@ typename Blocks<T>::Pool ChooseBlock(int64_t vectors, int64_t* taken) {
   return PoolBlock < T, N, kVectors, kMaximum, kScaled || kIsQuantized < T >> ;
 }
 
-// Sets the loops for a first block that is the only one, of so many vectors.
+// Sets the loops for a first block that is the only one, of so many vectors. Of more than
+// LUCID_MAX_VECTORS the even numbers are enough, and compile in half the time.
 template <class T, int N, int kVectors, bool kMaximum, bool kScaled>
 void ChooseFirstBlock(int64_t vectors, Blocks<T>* b) {
-  if constexpr (kVectors > 1) {
-    if (vectors < kVectors) {
-      return ChooseFirstBlock<T, N, kVectors - 1, kMaximum, kScaled>(vectors, b);
-    }
+  constexpr int kLess = kVectors - (kVectors > LUCID_MAX_VECTORS ? 2 : 1);
+  if constexpr (kLess > 0) {
+    if (vectors <= kLess) return ChooseFirstBlock<T, N, kLess, kMaximum, kScaled>(vectors, b);
   }
   static_cast<void>(vectors);
   b->first = PoolFirstBlock<T, N, kVectors, kMaximum, kScaled, false>;
