@@ -735,9 +735,9 @@ int64_t PoolShortBags(const PoolJob& job, const Range& range, int64_t last, Bag<
 }
 
 // The blocks that D columns are cut into: `full` ones of the most registers, then one for what is
-// left, which begins earlier, among columns that are done, to be 1/4, 1/2 or the whole of a full
-// one: what is computed twice is equal, and there are fewer loops to compile. A row narrower than
-// a register takes narrower vectors, and below 16 bytes scalars.
+// left, which begins earlier, among columns that are done, to be 1/8, 1/4, 1/2 or the whole of a
+// full one: what is computed twice is equal, and there are fewer loops to compile. A row narrower
+// than a register takes narrower vectors, and below 16 bytes scalars.
 template <class T>
 struct Blocks {
   using PoolFirst = int64_t (*)(const PoolJob& job, const Range& range, int64_t last, Bag<T>* bag,
