@@ -232,9 +232,10 @@ def reads(node: onnx.NodeProto) -> Iterator[str]:
     """The names that a node reads, those of its subgraphs among them."""
     yield from node.input
     for attribute in node.attribute:
-        for inner in attribute.g.node:
-            yield from reads(inner)
-        yield from (output.name for output in attribute.g.output)
+        for graph in (attribute.g, *attribute.graphs):
+            for inner in graph.node:
+                yield from reads(inner)
+            yield from (output.name for output in graph.output)
 
 
 def forms(

@@ -102,6 +102,18 @@ def test_nothing_is_written_for_an_output_that_nobody_reads(sparse: bool) -> Non
     onnx.checker.check_model(part, full_check=True)
 
 
+def test_an_output_that_one_of_many_subgraphs_reads_is_written() -> None:
+    """No standard operator has an attribute of several graphs; other domains' may."""
+    model = lucid_onnx.build_grad_model(mode="sum", per_sample_weights=True, form="native")
+    name = model.graph.output.pop().name
+    graph = helper.make_graph([helper.make_node("Neg", [name], ["y"])], "inner", [], [onnx.ValueInfoProto(name="y")])
+    model.graph.node.append(helper.make_node("Choose", [], ["chosen"], domain="test", graphs=[graph]))
+    model.graph.output.append(helper.make_tensor_value_info("chosen", TensorProto.FLOAT, [None]))
+    model.opset_import.append(helper.make_opsetid("test", 1))
+    part = lucid_onnx.to_form(model, "standard")
+    assert any(name in node.output for node in part.graph.node)
+
+
 @few_cases
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, about the infinities that the cases hold
 def test_onnx_reference(case: cases.Case) -> None:
