@@ -7,6 +7,7 @@ The wheel that they install is built once a run.
 from __future__ import annotations
 
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -71,7 +72,9 @@ def ort(session: nox.Session, onnxruntime: str) -> None:
     session.run(
         "pytest",
         "tests/test_conformance.py",
+        "tests/test_collection.py",
         "tests/test_gradient.py",
+        "tests/test_gradient_native.py",
         "tests/test_quantized.py",
         "tests/test_sessions.py",
         "tests/test_table_memory.py",
@@ -92,11 +95,12 @@ def cuda(session: nox.Session) -> None:
     gets an allocation of its own, so that memcheck sees what lies past one.
     """
     session.run("pytest", *_CUDA_TESTS, "-k", "gpu", *session.posargs)
+    pytest = shutil.which("pytest") or "pytest"  # by its path: -m would put the sources before the installed package
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     for tool in ("memcheck", "racecheck", "initcheck"):
         session.run(
             "compute-sanitizer", "--tool", tool, "--error-exitcode", "99",
-            "python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *_CUDA_TESTS, "-k", _SANITIZED,
+            "python", pytest, "-q", "-p", "no:cacheprovider", *_CUDA_TESTS, "-k", _SANITIZED,
             env=environment, external=True,
         )  # fmt: skip
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
+import re
 import sys
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if importlib.util.find_spec("lucid_onnx.ops") is None:
+    raise pytest.UsageError(
+        "lucid_onnx is the folder of the sources here, not the installed package, which has lucid_onnx.ops too: "
+        "install it (pip install '.[cpu,test]') and run `pytest`; `python -m pytest` would look in this folder first"
+    )
 
 # Generated examples build sessions, which takes milliseconds to tens of them: no deadline. The examples are the
 # same in every run, so that a red test is red again; LUCID_HYPOTHESIS_EXAMPLES asks for more of them.
@@ -31,6 +39,30 @@ def native() -> None:
         lucid_onnx.get_library_path()
     except FileNotFoundError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def newest_opset() -> int:
+    """The newest opset that we write and both packages here know: onnx to check a model, onnxruntime to run it."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    from lucid_onnx.ops.embedding_bag import spec
+
+    ort = pytest.importorskip("onnxruntime")
+    for opset in range(min(spec.MAX_OPSET, onnx.defs.onnx_opset_version()), spec.DEFAULT_OPSET, -1):
+        x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+        graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", [x], [y])
+        imports = [helper.make_opsetid("", opset)]
+        model = helper.make_model(graph, opset_imports=imports, ir_version=helper.find_min_ir_version_for(imports))
+        try:
+            ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        except Exception as error:
+            if re.search(r"[Oo]pset \d+ is under development|Unsupported model IR version: \d+", str(error)):
+                continue
+            raise
+        return opset
+    return spec.DEFAULT_OPSET
 
 
 @pytest.fixture(scope="session")

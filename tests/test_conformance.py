@@ -7,6 +7,7 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from onnx import numpy_helper
 import lucid_onnx
 from lucid_onnx.conformance import case_model
 from lucid_onnx.ops import OPERATORS
+from lucid_onnx.ops.embedding_bag import reference
 from lucid_onnx.ops.embedding_bag.cases import Case, all_cases
 from lucid_onnx.ops.embedding_bag.spec import BFLOAT16, DOMAIN
 
@@ -65,6 +67,23 @@ def test_every_node_is_read(name: str) -> None:
 @every_case
 def test_reference_agrees_with_itself_in_float64(case: Case) -> None:
     case.check(case.expected())
+
+
+@pytest.mark.parametrize("p", [0.25, 0.5, 1.0, 2.0, 2.5, 3.0])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_references_powers_are_the_nearest_ones(dtype: type[np.floating], p: float) -> None:
+    """So its norms, and the files of the suite, have the same bits on every processor, as NumPy's powers have not."""
+    x = np.abs(np.random.RandomState(7).standard_normal(300)).astype(dtype)
+    powers = reference._power(x, dtype(p))
+    assert powers.dtype == dtype
+    up, root = Fraction(p).as_integer_ratio()
+    for value, power in zip(x, powers, strict=True):
+        below, above = (
+            (Fraction(float(power)) + Fraction(float(np.nextafter(power, dtype(end))))) / 2 for end in (0, np.inf)
+        )
+        assert below**root <= Fraction(float(value)) ** up <= above**root
+    ends = reference._power(np.array([0, np.inf, np.nan], dtype), dtype(p))
+    np.testing.assert_array_equal(ends, np.array([0, np.inf, np.nan], dtype))
 
 
 @every_case

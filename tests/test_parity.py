@@ -626,7 +626,8 @@ def two_bags() -> onnx.ModelProto:
         [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch", 2])],
         [onnx.numpy_helper.from_array(array, name) for name, array in tables.items()],
     )
-    return lucid_onnx.to_form(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)]), "portable")
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    return lucid_onnx.to_form(model, "portable")
 
 
 def test_inputs_are_made_for_what_reads_them() -> None:
