@@ -12,7 +12,15 @@
 
 namespace {
 
-typedef uint64_t Line __attribute__((vector_size(64)));
+// A register. (gcc takes wider vectors apart into single words.)
+#if defined(__AVX512F__)
+constexpr size_t kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr size_t kVectorBytes = 32;
+#else
+constexpr size_t kVectorBytes = 16;
+#endif
+typedef uint64_t Vector __attribute__((vector_size(kVectorBytes)));
 
 template <int locality>
 void Prefetch(const char* row, size_t row_bytes) {
@@ -22,7 +30,7 @@ void Prefetch(const char* row, size_t row_bytes) {
 // The sum of all 8-byte words of the rows, so that no read can be left out.
 uint64_t Gather(const char* table, size_t row_bytes, const int64_t* rows, size_t count, size_t far,
                 size_t near) {
-  Line sums = {};
+  Vector sums = {};
   uint64_t sum = 0;
   for (size_t i = 0; i < count; ++i) {
     if (far && i + far < count) {
@@ -33,10 +41,10 @@ uint64_t Gather(const char* table, size_t row_bytes, const int64_t* rows, size_t
     }
     const char* row = table + static_cast<size_t>(rows[i]) * row_bytes;
     size_t byte = 0;
-    for (; byte + 64 <= row_bytes; byte += 64) {
-      Line line;
-      memcpy(&line, row + byte, 64);
-      sums += line;
+    for (; byte + kVectorBytes <= row_bytes; byte += kVectorBytes) {
+      Vector vector;
+      memcpy(&vector, row + byte, kVectorBytes);
+      sums += vector;
     }
     for (; byte + 8 <= row_bytes; byte += 8) {
       uint64_t word;
@@ -44,7 +52,7 @@ uint64_t Gather(const char* table, size_t row_bytes, const int64_t* rows, size_t
       sum += word;
     }
   }
-  for (int w = 0; w < 8; ++w) sum += sums[w];
+  for (size_t w = 0; w < kVectorBytes / 8; ++w) sum += sums[w];
   return sum;
 }
 

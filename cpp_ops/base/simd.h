@@ -19,13 +19,15 @@
 
 #if defined(__GNUC__)
 #define LUCID_INLINE         inline __attribute__((always_inline))
+#define LUCID_ALWAYS_INLINE  __attribute__((always_inline))
 #define LUCID_NOINLINE       __attribute__((noinline))
 #define LUCID_UNROLL         _Pragma("GCC unroll 16")
 #define LUCID_PREFETCH_L1(p) __builtin_prefetch(p, 0, 3)
 #define LUCID_PREFETCH_L2(p) __builtin_prefetch(p, 0, 2)
 #elif defined(_MSC_VER)
 #include <intrin.h>
-#define LUCID_INLINE   __forceinline
+#define LUCID_INLINE __forceinline
+#define LUCID_ALWAYS_INLINE
 #define LUCID_NOINLINE __declspec(noinline)
 #define LUCID_UNROLL
 #if defined(_M_X64)
@@ -37,6 +39,7 @@
 #endif
 #else
 #define LUCID_INLINE inline
+#define LUCID_ALWAYS_INLINE
 #define LUCID_NOINLINE
 #define LUCID_UNROLL
 #define LUCID_PREFETCH_L1(p) static_cast<void>(p)

@@ -1,7 +1,7 @@
 // The loops of EmbeddingBag: one source, compiled once per instruction set by pool_rows_<isa>.cc,
 // which sets LUCID_ISA, LUCID_VECTOR_BYTES and the most vectors of a block first:
-// LUCID_MAX_VECTORS, and for sums of elements under 32 bits LUCID_MAX_NARROW_VECTORS, which is even
-// or the same.
+// LUCID_MAX_VECTORS, for sums of elements under 32 bits LUCID_MAX_NARROW_VECTORS, and for sums of
+// float32 in rows of one block LUCID_MAX_LONE_VECTORS. What is above LUCID_MAX_VECTORS is even.
 //
 // No standard library here and no inline function of external linkage: types.h says why.
 //
@@ -20,6 +20,9 @@
 #if !defined(LUCID_MAX_NARROW_VECTORS)
 #define LUCID_MAX_NARROW_VECTORS LUCID_MAX_VECTORS
 #endif
+#if !defined(LUCID_MAX_LONE_VECTORS)
+#define LUCID_MAX_LONE_VECTORS LUCID_MAX_VECTORS
+#endif
 
 namespace lucid {
 namespace {
@@ -30,22 +33,44 @@ constexpr int64_t kShort = 8;   // rows of a bag that PoolShortBags takes
 LUCID_INLINE int64_t Smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 LUCID_INLINE int64_t Larger(int64_t a, int64_t b) { return a < b ? b : a; }
 
-// How far ahead rows are fetched, in positions, across the borders of bags. Nanoseconds per row of
-// 256 bytes with 16 into L1 / 64 into L2, new rows at every call (Emerald Rapids, one thread, 4 KiB
-// pages): table of 2.5 MB 9.8 / 11.6, 25 MB 21.3 / 22.1, 256 MB 50.7 / 42.1; on 2 MiB pages the
-// last one 30.5 / 23.9. Both together are worse than the better one everywhere. So L1 for what the
-// caches hold, L2 for larger tables, nothing for those that L2 holds (8.1 / 4.8 ns with / without
-// this and the other work per row that is now out of the loop; rows of 16-bit numbers, which take
-// longer to add up, are fetched sooner: 256 bytes in 1 MB 6.7 / 6.0), and nothing for rows of many
-// lines, which the hardware streams better alone (3 KiB: 208 without, 255 / 260 with). In what the
-// caches hold that is so from 8 lines on (10 MiB: 256 bytes 16.5 without, 16.3 with, 512 bytes 28 /
-// 31, 1 KiB 50 / 57), but not where a line is more than 16 numbers and so many instructions that
-// they keep the next rows out of sight (512 bytes of bfloat16: 31 / 27).
+// How far ahead rows are fetched, in positions, across the borders of bags, and which part of them.
+#if LUCID_VECTOR_BYTES == 64
+// Nanoseconds per row of 256 bytes with 16 into L1 / 64 into L2, new rows at every call (Emerald
+// Rapids, one thread, 4 KiB pages): table of 2.5 MB 9.8 / 11.6, 25 MB 21.3 / 22.1, 256 MB 50.7 /
+// 42.1; on 2 MiB pages the last one 30.5 / 23.9. Both together are worse than the better one
+// everywhere. So L1 for what the caches hold, L2 for larger tables, nothing for those that L2 holds
+// (8.1 / 4.8 ns with / without this and the other work per row that is now out of the loop; rows of
+// 16-bit numbers, which take longer to add up, are fetched sooner: 256 bytes in 1 MB 6.7 / 6.0).
 constexpr int64_t kNearDistance = 16, kFarDistance = 64;
-constexpr double kMostCachedBytes = 1 << 20;            // of all tables, to fetch nothing
-constexpr double kMostCachedNarrow = 3 << 18;           // of those with elements under 32 bits
-constexpr double kMostNearBytes = 32 << 20;             // of all tables, to fetch into L1
-constexpr int64_t kMostNearRow = 511, kMostRow = 1536;  // bytes of a row, to fetch it at all
+constexpr bool kNearIntoL1 = true;
+constexpr double kMostCachedBytes = 1 << 20;   // of all tables, to fetch nothing
+constexpr double kMostCachedNarrow = 3 << 18;  // of those with elements under 32 bits
+LUCID_INLINE bool IsNear(bool cached, int64_t) { return cached; }
+// Of rows with more than one block all of them are fetched with the first.
+constexpr bool kWholeRows = true;
+#else
+// With half of the registers, caches of half the size and room for fewer misses at once, 16 ahead
+// is the best that there is from 256 bytes on, and 32 for short rows, both into L2 and for tables
+// of any size (Zen 3, one thread, 2 MiB pages). Nanoseconds per row of 32, 256 and 400 bytes, 16 /
+// 32 / 64 ahead: table of 10 MB 9.2 / 7.3 / 6.7, 13.3 / 14.1 / 15.8, 22.5 / 24.0 / 25.8; 256
+// MB 16.1 / 15.7 / 15.9, 35.5 / 37.0 / 38.5, 60.6 / 62.9 / 64.3. Into L1 they take up to 1.1 times
+// as long.
+constexpr int64_t kNearDistance = 16, kFarDistance = 32;
+constexpr bool kNearIntoL1 = false;
+constexpr double kMostCachedBytes = 0, kMostCachedNarrow = 0;
+LUCID_INLINE bool IsNear(bool, int64_t row_bytes) { return row_bytes > 128; }
+// Of rows with more than one block the first is fetched, and the hardware follows: 512 bytes 72 ns
+// in place of 90 in 256 MB. Of 16-bit numbers and codes a block is too short for that.
+constexpr bool kWholeRows = false;
+#endif
+
+// Nothing is fetched of rows of many lines, which the hardware streams better alone (3 KiB: 208
+// without, 255 / 260 with). In what the caches hold that is so from 8 lines on (10 MiB: 256 bytes
+// 16.5 without, 16.3 with, 512 bytes 28 / 31, 1 KiB 50 / 57), but not where a line is more than 16
+// numbers and so many instructions that they keep the next rows out of sight (512 bytes of
+// bfloat16: 31 / 27).
+constexpr double kCacheBytes = 32 << 20;                  // of all tables: what the caches hold
+constexpr int64_t kMostCachedRow = 511, kMostRow = 1536;  // bytes of a row, to fetch it at all
 
 // An index that is only good for a prefetch. The low half is enough: it errs on tables of 2^32 rows
 // and on big-endian machines only, and an address that is merely prefetched may be anything.
@@ -78,9 +103,9 @@ enum class Fetch { kNothing, kNear, kFar };
 LUCID_INLINE Fetch FetchOf(const PoolJob& job) {
   const bool wide = job.dtype == kFloat32 || job.dtype == kFloat64;
   if (job.table_bytes <= (wide ? kMostCachedBytes : kMostCachedNarrow)) return Fetch::kNothing;
-  const bool near = job.table_bytes <= kMostNearBytes;
-  if (job.row_bytes > (near && wide ? kMostNearRow : kMostRow)) return Fetch::kNothing;
-  return near ? Fetch::kNear : Fetch::kFar;
+  const bool cached = job.table_bytes <= kCacheBytes;
+  if (job.row_bytes > (cached && wide ? kMostCachedRow : kMostRow)) return Fetch::kNothing;
+  return IsNear(cached, job.row_bytes) ? Fetch::kNear : Fetch::kFar;
 }
 
 // What the loop over positions reads, copied out of the job, which the stores might otherwise
@@ -468,7 +493,7 @@ LUCID_INLINE int64_t IndexAt(const char* indices, bool wide, int64_t k) {
 }
 
 LUCID_INLINE void FetchLines(bool near, uintptr_t p, int64_t bytes) {
-  if (near) {
+  if (near && kNearIntoL1) {
     LUCID_UNROLL
     for (int64_t i = 0; i < bytes; i += 64) {
       LUCID_PREFETCH_L1(reinterpret_cast<const char*>(p + static_cast<uintptr_t>(i)));
@@ -483,10 +508,10 @@ LUCID_INLINE void FetchLines(bool near, uintptr_t p, int64_t bytes) {
 
 // Fetches what the positions [k, end) look up, `bytes` of each row.
 template <class T>
-LUCID_INLINE void FetchRows(const Positions& from, bool near, int64_t k, int64_t end,
-                            int64_t bytes) {
+LUCID_INLINE void FetchRows(const Positions& from, int64_t index_bytes, bool near, int64_t k,
+                            int64_t end, int64_t bytes) {
   for (; k < end; ++k) {
-    const uintptr_t index = HintAt(from.indices, from.index_bytes, k);
+    const uintptr_t index = HintAt(from.indices, index_bytes, k);
     FetchLines(
         near,
         reinterpret_cast<uintptr_t>(from.weight) + index * static_cast<uintptr_t>(from.row_bytes),
@@ -500,27 +525,39 @@ LUCID_INLINE void FetchRows(const Positions& from, bool near, int64_t k, int64_t
   }
 }
 
+// What a loop over positions decides at every row: nothing where the name says it all.
+enum class Lookup {
+  kNearWide,   // rows are fetched at the near distance, indices are int64
+  kFarWide,    // at the far one
+  kFetched,    // at either, whatever the indices are
+  kUnfetched,  // not at all, whatever the indices are
+};
+
 // Adds the rows of the positions [k, end) to the first block of columns; those of kListed jobs are
 // noted in the bag too. Returns end, or the first position whose index is outside the table. *count
-// is the number of rows in the bag. `near` is for kFetched: it goes the same way at every row.
+// is the number of rows in the bag.
 //
 // Few instructions a row matter here: the fewer, the more rows the processor has under way at once.
 // So whatever stays as it is over many positions is a constant of the template or was cut away by
 // the caller: 8.1 ns per row of 256 bytes became 4.8, in a table that L2 holds.
-template <class T, int N, int kVectors, bool kMaximum, bool kScaled, bool kListed, bool kFetched>
+template <class T, int N, int kVectors, bool kMaximum, bool kScaled, bool kListed, Lookup kLookup>
 LUCID_INLINE int64_t AddPositions(const PoolJob& job, const Positions& from, int64_t k, int64_t end,
-                                  bool near, const Span<T>& span, Bag<T>* bag, int64_t* count,
+                                  const Span<T>& span, Bag<T>* bag, int64_t* count,
                                   Vector<Accumulator<T>, N>* acc, Accumulator<T>* shift) {
   constexpr int64_t kBlockBytes = static_cast<int64_t>(BytesOf<T>(kVectors * N));
+  constexpr bool kWide = kLookup == Lookup::kNearWide || kLookup == Lookup::kFarWide;
+  const bool wide = kWide || from.wide;
+  const int64_t index_bytes = kWide ? 8 : from.index_bytes;
+  const bool near = kWide ? kLookup == Lookup::kNearWide : from.fetch == Fetch::kNear;
   const int64_t distance = near ? kNearDistance : kFarDistance;
   // The place in the bag of position k is k - skipped: what changes at padded positions only.
   int64_t skipped = k - *count;
   for (; k < end; ++k) {
-    const int64_t index = IndexAt(from.indices, from.wide, k);
+    const int64_t index = IndexAt(from.indices, wide, k);
     if (static_cast<uint64_t>(index) >= from.rows) break;
-    if (kFetched) {
-      FetchRows<T>(from, near, k + distance, k + distance + 1,
-                   kListed ? from.row_bytes : kBlockBytes);
+    if (kLookup != Lookup::kUnfetched) {
+      FetchRows<T>(from, index_bytes, near, k + distance, k + distance + 1,
+                   kListed && (kWholeRows || sizeof(T) < 4) ? from.row_bytes : kBlockBytes);
     }
     if (index == from.padding) {
       ++skipped;
@@ -539,6 +576,11 @@ LUCID_INLINE int64_t AddPositions(const PoolJob& job, const Positions& from, int
   *count = k - skipped;
   return k;
 }
+
+template <Lookup kLookup>
+struct Constant {
+  static constexpr Lookup kValue = kLookup;
+};
 
 // Some bags, one behind the other: the first one's positions are given, at most kPiece of them. Or
 // one piece of a bag.
@@ -609,14 +651,22 @@ int64_t PoolFirstBlock(const PoolJob& job, const Range& range, int64_t last, Bag
       bool in_sum = false;       // whether sum holds the groups before
       for (int64_t k = begin; k < end;) {
         int64_t stop = kMaximum ? end : Smaller(end, k + (group + kGroup - n));
+        const auto add = [&](auto lookup) LUCID_ALWAYS_INLINE {
+          return AddPositions<T, N, kVectors, kMaximum, kScaled, kListed, decltype(lookup)::kValue>(
+              job, from, k, stop, span, bag, &n, acc, &shift);
+        };
         int64_t at;
         if (k >= fetch_end) {
-          at = AddPositions<T, N, kVectors, kMaximum, kScaled, kListed, false>(
-              job, from, k, stop, near, span, bag, &n, acc, &shift);
+          at = add(Constant<Lookup::kUnfetched>());
         } else {
           stop = Smaller(stop, fetch_end);
-          at = AddPositions<T, N, kVectors, kMaximum, kScaled, kListed, true>(
-              job, from, k, stop, near, span, bag, &n, acc, &shift);
+          if (kMaximum || !from.wide) {
+            at = add(Constant<Lookup::kFetched>());
+          } else if (near) {
+            at = add(Constant<Lookup::kNearWide>());
+          } else {
+            at = add(Constant<Lookup::kFarWide>());
+          }
         }
         if (at < stop) return at;
         k = stop;
@@ -693,9 +743,9 @@ int64_t PoolShortBags(const PoolJob& job, const Range& range, int64_t last, Bag<
       if (begin + distance - kBurst >= fetched) {
         const int64_t next = Larger(begin, fetched), to = Smaller(begin + distance, positions);
         if (near) {
-          FetchRows<T>(from, true, next, to, kBlockBytes);
+          FetchRows<T>(from, from.index_bytes, true, next, to, kBlockBytes);
         } else {
-          FetchRows<T>(from, false, next, to, kBlockBytes);
+          FetchRows<T>(from, from.index_bytes, false, next, to, kBlockBytes);
         }
         fetched = to == positions ? INT64_MAX : to;
       }
@@ -711,8 +761,8 @@ int64_t PoolShortBags(const PoolJob& job, const Range& range, int64_t last, Bag<
       for (int v = 0; v < kVectors; ++v) acc[v] = V{};
       A shift = 0;
       int64_t n = 0;
-      const int64_t at = AddPositions<T, N, kVectors, false, false, false, false>(
-          job, from, begin, end, near, span, bag, &n, acc, &shift);
+      const int64_t at = AddPositions<T, N, kVectors, false, false, false, Lookup::kUnfetched>(
+          job, from, begin, end, span, bag, &n, acc, &shift);
       if (at < end) return at;
       begin = end;
       if (n == 0) {
@@ -763,6 +813,13 @@ constexpr int kMostVectors = kMaximum && (kScaled || kIsQuantized<T>) ? 2
                              : kMaximum || sizeof(T) > 2              ? LUCID_MAX_VECTORS
                                                                       : LUCID_MAX_NARROW_VECTORS;
 
+// Sums of float32 may have more in a row that is one block: with AVX2, one of 100 took 60 ns in
+// place of 71 in a table of 256 MB, 116 in place of 122 in one of 4 GiB. (16-bit numbers, which
+// need registers to be widened in, lost 1.2 to 1.4 times there.)
+template <class T, bool kMaximum, bool kScaled>
+constexpr int kMostLoneVectors =
+    !kMaximum && sizeof(T) == 4 ? LUCID_MAX_LONE_VECTORS : kMostVectors<T, kMaximum, kScaled>;
+
 // The loop for a block of so many vectors, and how many it takes.
 template <class T, int N, int kVectors, bool kMaximum, bool kScaled>
 typename Blocks<T>::Pool ChooseBlock(int64_t vectors, int64_t* taken) {
@@ -803,8 +860,10 @@ Blocks<T> CutColumns(int64_t columns) {
     constexpr int kMost = kMostVectors<T, kMaximum, kScaled>;
     b.full_columns = kMost * N;
     b.rest_begin = columns / b.full_columns * b.full_columns;
-    if (columns <= b.full_columns) {
-      ChooseFirstBlock<T, N, kMost, kMaximum, kScaled>((columns + N - 1) / N, &b);
+    constexpr int kMostLone = kMostLoneVectors<T, kMaximum, kScaled>;
+    if (columns <= kMostLone * N) {
+      b.full_columns = b.rest_begin = columns;
+      ChooseFirstBlock<T, N, kMostLone, kMaximum, kScaled>((columns + N - 1) / N, &b);
       return b;
     }
     b.first = PoolFirstBlock<T, N, kMost, kMaximum, kScaled, true>;
@@ -889,7 +948,7 @@ int64_t PoolBags(const PoolJob& job, int64_t first, int64_t last, bool ahead) {
     const bool near = from.fetch == Fetch::kNear;
     const int64_t end =
         Smaller(begin + (near ? kNearDistance : kFarDistance), job.last_position + 1);
-    FetchRows<T>(from, near, begin, end, from.row_bytes);
+    FetchRows<T>(from, from.index_bytes, near, begin, end, from.row_bytes);
   }
   if (pooler.blocks.short_bags && positions <= (last - first) * kShort) {
     const Range range = {first, last, begin, begin};

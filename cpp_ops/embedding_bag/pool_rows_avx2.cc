@@ -5,7 +5,8 @@
 #define LUCID_ISA          avx2
 #define LUCID_VECTOR_BYTES 32
 #if !defined(LUCID_MAX_VECTORS)
-#define LUCID_MAX_VECTORS 8
+#define LUCID_MAX_VECTORS      8
+#define LUCID_MAX_LONE_VECTORS 14
 #endif
 #include "embedding_bag/pool_rows-inl.h"
 #endif
