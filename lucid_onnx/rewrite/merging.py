@@ -178,7 +178,9 @@ def _collection(bags: Sequence[_Part], names: Iterator[str]) -> list[ir.Node]:
     }
     node = ir.node(op.name, inputs, attributes, domain=spec.DOMAIN)
     node.outputs[0].name = next(names)
-    node.outputs[0].type = first.outputs[0].type
+    # ONNX Runtime 1.17 does not find out the type of a node's output whose inputs are variadic.
+    table, pooled = first.inputs[0], first.outputs[0]
+    node.outputs[0].type = pooled.type or (None if table is None else table.type)
     if bags[0].unsqueeze is None:
         return [node]
     # 0: as many as there are.
@@ -186,7 +188,7 @@ def _collection(bags: Sequence[_Part], names: Iterator[str]) -> list[ir.Node]:
     shape.outputs[0].name = next(names)
     reshape = ir.node("Reshape", [node.outputs[0], shape.outputs[0]])
     reshape.outputs[0].name = next(names)
-    reshape.outputs[0].type = first.outputs[0].type
+    reshape.outputs[0].type = node.outputs[0].type
     return [node, shape, reshape]
 
 
