@@ -577,6 +577,7 @@ LUCID_INLINE int64_t AddPositions(const PoolJob& job, const Positions& from, int
   return k;
 }
 
+// A Lookup as an argument of a lambda.
 template <Lookup kLookup>
 struct Constant {
   static constexpr Lookup kValue = kLookup;
