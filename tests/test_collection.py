@@ -194,9 +194,7 @@ def test_as_many_signatures_as_there_are_names(native: None) -> None:
     assert "Concat" in str(lucid_onnx.to_form(many(9), "standard"))
 
 
-def test_shapes_are_inferred(native: None) -> None:
-    if tuple(int(x) for x in ort.__version__.split(".")[:2]) < (1, 24):
-        pytest.skip("shape inference of custom ops is not safe before onnxruntime 1.24")
+def test_shapes_are_inferred(native: None, infers_shapes: None) -> None:
     weights = [np.zeros((3, 2), np.float32), np.zeros((3, 5), np.float32)]
     for layout, sizes, expected in (
         ("ragged", {"num_bags": 7}, [7, 7]),

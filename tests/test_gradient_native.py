@@ -257,9 +257,7 @@ def test_attributes_are_refused_when_the_session_starts(name: str, value: float,
     assert message in str(caught.value)
 
 
-def test_shapes_are_inferred() -> None:
-    if tuple(int(x) for x in ort.__version__.split(".")[:2]) < (1, 24):
-        pytest.skip("shape inference of custom ops is not safe before onnxruntime 1.24")
+def test_shapes_are_inferred(infers_shapes: None) -> None:
     for sparse in (False, True):
         model = lucid_onnx.build_grad_model(mode="sum", per_sample_weights=True, sparse=sparse, form="native")
         for output in model.graph.output:

@@ -14,6 +14,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <string>
 #include <thread>
@@ -334,8 +335,8 @@ void TestNoMemory() {
 }  // namespace lucid
 
 int main() {
-  char name[] = "/tmp/lucid_table_memory_XXXXXX";
-  if (!mkdtemp(name)) return 1;
+  std::string name = std::filesystem::temp_directory_path() / "lucid_table_memory_XXXXXX";
+  if (!mkdtemp(&name[0])) return 1;
   lucid::g_folder = name;
   lucid::TestParse();
   lucid::TestPlan();
