@@ -1,6 +1,6 @@
 """The public names, their parameters and the command line's options: a change of any of them is meant, and shown here.
 
-`LUCID_WRITE_API=1 pytest tests/test_api.py` writes public_api.txt anew; the diff of that file is the change.
+`python tests/test_api.py` writes public_api.txt anew; the diff of that file is the change.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,7 +108,6 @@ def test_the_command_line_is_as_written() -> None:
     assert list(command_line()) == written("$ ")
 
 
-@pytest.mark.skipif("LUCID_WRITE_API" not in os.environ, reason="writes only if LUCID_WRITE_API is set")
-def test_write() -> None:
+if __name__ == "__main__":
     lines = [line for module in MODULES for line in described(module)] + list(command_line())
     PUBLIC.write_text("\n".join(lines) + "\n")
