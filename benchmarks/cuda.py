@@ -6,7 +6,7 @@ machine with a GPU, in this order (none of it has run yet):
     pip install '.[gpu,test]'                        # where nvcc is; torch with CUDA beside it
     pytest tests/test_cuda.py tests/test_cuda_collection.py tests/test_cuda_gradient.py -k gpu
     nox -s cuda                                      # the same, and under compute-sanitizer
-    library=$(python -c 'import lucid_onnx.library as l; print(l.find_cuda_library())')
+    library=$(python -c 'import lucid_onnx.runtime.library as l; print(l.find_cuda_library())')
     python benchmarks/cuda.py "$library" --what bags --quick --json bags.json
     python benchmarks/cuda.py "$library" --what collections --json collections.json
     python benchmarks/cuda.py "$library" --what gradients --json gradients.json

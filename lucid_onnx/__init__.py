@@ -23,17 +23,17 @@ if TYPE_CHECKING:
         save,
         to_form,
     )
-    from .functional import (
+    from .ops.quantized_embedding_bag.table import QuantizedTable
+    from .rewrite import FuseReport, QuantizeReport, fuse, lower, quantize
+    from .runtime.functional import (
         embedding_bag,
         embedding_bag_collection,
         embedding_bag_grad,
         quantized_embedding_bag,
     )
-    from .library import get_library_path
-    from .ops.quantized_embedding_bag.table import QuantizedTable
-    from .rewrite import FuseReport, QuantizeReport, fuse, lower, quantize
-    from .session import InferenceSession, register
-    from .training import Trainer, build_training_model
+    from .runtime.library import get_library_path
+    from .runtime.session import InferenceSession, register
+    from .runtime.training import Trainer, build_training_model
 
 __version__ = "0.1.0"
 
@@ -76,16 +76,16 @@ _HOME = {
     "make_node": "builder",
     "save": "builder",
     "to_form": "builder",
-    "get_library_path": "library",
+    "get_library_path": "runtime.library",
     "QuantizedTable": "ops.quantized_embedding_bag.table",
-    "InferenceSession": "session",
-    "register": "session",
-    "Trainer": "training",
-    "build_training_model": "training",
-    "embedding_bag": "functional",
-    "embedding_bag_grad": "functional",
-    "embedding_bag_collection": "functional",
-    "quantized_embedding_bag": "functional",
+    "InferenceSession": "runtime.session",
+    "register": "runtime.session",
+    "Trainer": "runtime.training",
+    "build_training_model": "runtime.training",
+    "embedding_bag": "runtime.functional",
+    "embedding_bag_grad": "runtime.functional",
+    "embedding_bag_collection": "runtime.functional",
+    "quantized_embedding_bag": "runtime.functional",
     "FuseReport": "rewrite",
     "fuse": "rewrite",
     "lower": "rewrite",

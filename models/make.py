@@ -22,7 +22,7 @@ import onnx
 from onnx import TensorProto
 
 from lucid_onnx.builder import CODES_TYPES, TABLE_TYPES
-from lucid_onnx.conformance import case_model
+from lucid_onnx.builder.conformance import case_model
 from lucid_onnx.ops import OPERATORS
 
 HERE = Path(__file__).resolve().parent

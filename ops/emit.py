@@ -231,11 +231,18 @@ def needed(nodes: Iterable[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx
 def reads(node: onnx.NodeProto) -> Iterator[str]:
     """The names that a node reads, those of its subgraphs among them."""
     yield from node.input
+    for graph in subgraphs(node):
+        for inner in graph.node:
+            yield from reads(inner)
+        yield from (output.name for output in graph.output)
+
+
+def subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs among a node's attributes: a branch, a body, or several in one attribute."""
     for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                yield from reads(inner)
-            yield from (output.name for output in graph.output)
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def forms(

@@ -237,7 +237,7 @@ class Gpu:
 
 def gpu_library() -> str | None:
     """The CUDA library: LUCID_CUDA_LIBRARY's, or the installed one."""
-    from lucid_onnx.library import find_cuda_library
+    from lucid_onnx.runtime.library import find_cuda_library
 
     return os.environ.get("LUCID_CUDA_LIBRARY") or find_cuda_library()
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from test_isa import arguments, call, isas, needs_library, num_bags, pool
 
 import lucid_onnx
-from lucid_onnx.conformance import case_model
+from lucid_onnx.builder.conformance import case_model
 from lucid_onnx.ops import OPERATOR_OF
 from lucid_onnx.ops.embedding_bag import cases, spec
 

@@ -75,9 +75,9 @@ def described(module: str) -> Iterator[str]:
 def command_line() -> Iterator[str]:
     """The commands with their arguments and options."""
     typer = pytest.importorskip("typer")
-    from lucid_onnx import cli
+    from lucid_onnx.cli import app
 
-    root = typer.main.get_command(cli._app())
+    root = typer.main.get_command(app._app())
     for name, command in sorted(root.commands.items()):
         for parameter in sorted(command.params, key=lambda p: str(p.name)):
             if parameter.param_type_name == "argument":

@@ -15,7 +15,9 @@ import pytest
 from onnx import TensorProto, helper
 
 import lucid_onnx
-from lucid_onnx import cli, cli_files, info
+from lucid_onnx import cli
+from lucid_onnx.cli import files as cli_files
+from lucid_onnx.runtime import info
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), BFLOAT16, np.dtype(np.float64))

@@ -14,11 +14,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import lucid_onnx
-from lucid_onnx import builder, info
-from lucid_onnx.conformance import case_model
+from lucid_onnx import builder
+from lucid_onnx.builder.conformance import case_model
 from lucid_onnx.ops.embedding_bag_collection import reference, spec
 from lucid_onnx.ops.embedding_bag_collection.cases import Case, all_cases
 from lucid_onnx.parity import inputs, oracle
+from lucid_onnx.runtime import info
 
 ort = pytest.importorskip("onnxruntime")
 

@@ -18,7 +18,7 @@ import pytest
 from onnx import numpy_helper
 
 import lucid_onnx
-from lucid_onnx.conformance import case_model
+from lucid_onnx.builder.conformance import case_model
 from lucid_onnx.ops import OPERATORS
 from lucid_onnx.ops.embedding_bag import reference
 from lucid_onnx.ops.embedding_bag.cases import Case, all_cases

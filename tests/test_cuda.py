@@ -34,7 +34,7 @@ from test_abuse import BAD_STRUCTS, SLACK, _garbage_cases
 from test_isa import call, large_cases, needs_library, num_bags
 
 import lucid_onnx
-from lucid_onnx.conformance import case_model
+from lucid_onnx.builder.conformance import case_model
 from lucid_onnx.ops.embedding_bag import cases, spec
 from lucid_onnx.ops.quantized_embedding_bag import cases as quantized
 
@@ -560,7 +560,7 @@ def test_register_refuses_another_provider() -> None:
 
 def test_a_session_that_cannot_have_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     ort = pytest.importorskip("onnxruntime")
-    from lucid_onnx import session
+    from lucid_onnx.runtime import session
 
     monkeypatch.setattr(session, "why_no_cuda", lambda: "the fans are off")
     with pytest.raises(RuntimeError, match="provider = 'cuda', but the fans are off"):

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, defs, helper
 
-from lucid_onnx.conformance import case_model
+from lucid_onnx.builder.conformance import case_model
 from lucid_onnx.ops import OPERATORS
 
 REGISTRY = json.loads((Path(__file__).parent / "cuda_provider_kernels.json").read_text())

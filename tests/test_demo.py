@@ -8,7 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from lucid_onnx import cli, demo, info
+from lucid_onnx import cli
+from lucid_onnx.cli import demo
+from lucid_onnx.runtime import info
 
 EXPECTED = {
     "how do I leave a loop early": {"break", "continue"},

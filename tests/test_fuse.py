@@ -20,7 +20,7 @@ from onnx.reference import ReferenceEvaluator
 
 import lucid_onnx
 from lucid_onnx import cli
-from lucid_onnx.conformance import case_model
+from lucid_onnx.builder.conformance import case_model
 from lucid_onnx.ops.embedding_bag import cases as named
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.ops.quantized_embedding_bag import cases as quantized

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from test_conformance import unread
 
 import lucid_onnx
-from lucid_onnx.conformance import case_model
+from lucid_onnx.builder.conformance import case_model
 from lucid_onnx.ops.embedding_bag import reference as bags
 from lucid_onnx.ops.embedding_bag import spec as bag_spec
 from lucid_onnx.ops.embedding_bag_grad import cases, spec
@@ -615,8 +615,8 @@ def test_refusals_of_nodes(change: Any, message: str) -> None:
 
 def test_the_tools_know_gradients(tmp_path: Path) -> None:
     """What looks at models: info, quantize (which must leave a table that is trained), and the comparison."""
-    from lucid_onnx import info
     from lucid_onnx.parity import work
+    from lucid_onnx.runtime import info
 
     model = lucid_onnx.build_grad_model(np.ones((50, 8), np.float32), mode="max", include_last_offset=True)
     path = tmp_path / "gradient.onnx"

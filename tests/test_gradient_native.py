@@ -14,7 +14,7 @@ import pytest
 from test_isa import GradArgs, arguments, isas, library, needs_library, num_bags
 
 import lucid_onnx
-from lucid_onnx.conformance import case_model
+from lucid_onnx.builder.conformance import case_model
 from lucid_onnx.ops.embedding_bag import spec as bags
 from lucid_onnx.ops.embedding_bag_grad import cases
 

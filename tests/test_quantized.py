@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lucid_onnx
-from lucid_onnx import QuantizedTable, info, quantized_embedding_bag
-from lucid_onnx.conformance import case_model
+from lucid_onnx import QuantizedTable, quantized_embedding_bag
+from lucid_onnx.builder.conformance import case_model
 from lucid_onnx.ops.embedding_bag import reference as pooling
 from lucid_onnx.ops.quantized_embedding_bag import reference, spec
 from lucid_onnx.ops.quantized_embedding_bag.cases import Case, all_cases
+from lucid_onnx.runtime import info
 
 CASES = all_cases()
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())

@@ -16,7 +16,7 @@ from onnx import helper
 import lucid_onnx
 from lucid_onnx import cli
 from lucid_onnx.builder import convert
-from lucid_onnx.conformance import AnyCase, case_model
+from lucid_onnx.builder.conformance import AnyCase, case_model
 from lucid_onnx.ops import OPERATORS
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.ops.embedding_bag.lowering import LONGEST_BAG, Ragged

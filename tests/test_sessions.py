@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from test_isa import library_path, needs_library
 
 import lucid_onnx
-from lucid_onnx.conformance import case_model as model_of
+from lucid_onnx.builder.conformance import case_model as model_of
 from lucid_onnx.ops.embedding_bag import cases, spec
 
 ort = pytest.importorskip("onnxruntime")

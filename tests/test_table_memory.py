@@ -23,7 +23,7 @@ from test_isa import library, needs_library
 from test_sessions import _free_memory
 
 import lucid_onnx
-from lucid_onnx import info
+from lucid_onnx.runtime import info
 
 ort = pytest.importorskip("onnxruntime")
 

@@ -157,86 +157,69 @@ def test_no_operator_knows_another() -> None:
                 assert not found.module.startswith("lucid_onnx.ops.") or rest in known, str(found)
 
 
-#: What the tools may import of each other. What is not listed may import nothing but the meaning.
-TOOLS: dict[str, set[str]] = {
-    "__init__": {"reference", "builder", "library", "functional", "session", "rewrite", "parity", "training"},
-    "pytest_plugin": {"parity"},
-    "builder": set(),
-    "conformance": {"builder"},
-    "library": set(),
-    "reference": set(),
-    "session": {"builder", "library"},
-    "functional": {"builder", "library", "session"},
-    "torch": {"builder", "autograd"},
-    "autograd": {"functional"},
-    "training": {"builder", "session"},
-    "info": {"session", "library", "__version__"},
-    "demo": {"builder", "info", "reference", "session", "InferenceSession"},
-    "checkpoint": set(),
-    "lucid": {"builder", "checkpoint"},
-    "cli": {
-        *("builder", "cli_files", "cli_show", "info", "demo", "session", "library", "reference", "functional"),
-        *("InferenceSession", "rewrite", "parity"),
-    },
-    "cli_files": {"builder", "checkpoint", "rewrite"},
-    "cli_show": {"cli_files", "info", "rewrite"},
-    # in rewrite/
-    **{
-        name: {"builder", "rewrite"}
-        for name in ("files", "fusion", "lowering", "merging", "patterns", "picture", "quantization", "segments")
-    },
-    # in parity/
-    **{name: {"parity"} for name in ("explain", "html", "markdown", "process", "worker", "probes", "suite")},
-    "matrix": {"parity", "__version__"},
-    "oracle": {"builder"},
-    "work": {"parity", "builder", "conformance", "rewrite"},
-    # in parity/adapters/
-    **{name: {"parity"} for name in ("onnx_reference", "torch_eager", "openvino", "tinygrad", "iree")},
-    "numpy_reference": {"parity", "__version__"},
-    "ort": {"parity", "info", "library", "session"},
-}
-#: Who may import what, beyond the standard library, NumPy, onnx and ml_dtypes; the others only lazily.
-EAGER = {
-    "session": {"onnxruntime"},
-    "cli": {"typer", "rich"},
-    "cli_show": {"rich"},
-    "info": {"google"},
-    "torch": {"torch", "onnxscript", "onnx_ir"},
-    "autograd": {"torch"},
-}
-EAGER["pytest_plugin"] = {"pytest"}
-EAGER |= {
-    "files": {"google"},
-    **{name: {"onnx_ir"} for name in ("expressions", "patterns", "fusion", "merging", "segments")},
-}
-LAZY = {
-    "functional": {"onnxruntime"},
-    "info": {"onnxruntime"},
-    "cli": {"onnxruntime", "typer", "rich"},
-    "cli_files": {"onnxruntime"},
-    "demo": {"onnxruntime", "rich", "pydoc_data"},
-    "ort": {"onnxruntime"},
-    "torch_eager": {"torch"},
-    **{name: {name} for name in ("openvino", "tinygrad", "iree")},
-}
+@dataclasses.dataclass(frozen=True)
+class Room:
+    """A row of HACKING's import map: a module or a folder of lucid_onnx/."""
+
+    imports: frozenset[str]  # other rooms
+    packages: frozenset[str]  # from outside, at import time
+    lazy: frozenset[str]  # from outside, when a function that needs them runs
+    inside: tuple[str, ...]  # the modules of a folder; one may import those before it
 
 
-def test_the_tools_know_each_other_as_drawn() -> None:
+def import_map() -> dict[str, Room]:
+    """The table in HACKING.md whose first column is `lucid_onnx/...`, by the name of the room."""
+    rooms = {}
+    for line in (ROOT / "HACKING.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        name = re.fullmatch(r"`lucid_onnx/(\w+)(?:/|\.py)`", cells[0])
+        if name is not None and len(cells) == 5:
+            imported, packages, lazy, inside = (re.findall(r"`([^`]+)`", cell) for cell in cells[1:])
+            rooms[name[1]] = Room(frozenset(imported), frozenset(packages), frozenset(lazy), tuple(inside))
+    return rooms
+
+
+def tools() -> Iterator[tuple[str, str, Path]]:
+    """The room, the name within it and the file of every module of lucid_onnx/ but those of ops/."""
     for path in files("lucid_onnx", ".py"):
+        room, *rest = path.relative_to(ROOT / "lucid_onnx").with_suffix("").parts
+        if room != "ops":
+            yield room, "/".join(rest), path
+
+
+def test_the_import_map_has_every_room_and_module() -> None:
+    rooms = import_map()
+    assert set(rooms) == {room for room, _, _ in tools()}
+    for room, drawn in rooms.items():
+        named = {name.rstrip("/") for name in drawn.inside}
+        there = {name.split("/")[0] for found, name, _ in tools() if found == room} - {"__init__", ""}
+        assert named == there, room
+
+
+def test_the_tools_import_each_other_as_drawn() -> None:
+    rooms = import_map()
+    for room, name, path in tools():
+        drawn = rooms[room]
+        order = [inner.rstrip("/") for inner in drawn.inside]
+        own = name.split("/")[0]
+        before = order if own == "__init__" or own not in order else order[: order.index(own)]
         for found in imports(path):
-            if not within(found.module, "lucid_onnx") or within(found.module, "lucid_onnx.ops"):
+            if not within(found.module, "lucid_onnx"):
                 continue
-            # From the package itself a tool takes its version.
-            other = found.module.split(".")[1] if "." in found.module else "__version__"
-            assert other in TOOLS.get(path.stem, set()), str(found)
+            other, *rest = found.module.split(".")[1:]
+            if other == room:
+                assert not rest or rest[0] == own or rest[0] in before or rest[0] not in order, str(found)
+            else:  # from the package itself a tool takes its version
+                assert other in drawn.imports or other == "__version__", str(found)
 
 
 def test_what_the_tools_import_from_outside() -> None:
-    for path in files("lucid_onnx", ".py"):
+    rooms = import_map()
+    for room, _, path in tools():
+        eager = {"numpy", "onnx", "ml_dtypes", *rooms[room].packages}
         for found in foreign(path):
             top = found.module.split(".")[0]
-            eager = {"numpy", "onnx", "ml_dtypes"} | EAGER.get(path.stem, set())
-            assert top in (eager | LAZY.get(path.stem, set()) if found.lazy else eager), str(found)
+            assert top in (eager | rooms[room].lazy if found.lazy else eager), str(found)
 
 
 def test_an_adapter_knows_no_other() -> None:

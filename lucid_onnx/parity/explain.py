@@ -6,10 +6,8 @@ import dataclasses
 import fnmatch
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .matrix import Cell
+from .report import Cell, Unseen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,16 +37,6 @@ class Known:
     whole_form: bool = False
     witness: str = ""
     chance: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Unseen:
-    """Something known of a runtime that its witness did not show; ``gone``: it is there no more."""
-
-    runtime: str
-    sentence: str
-    witness: str
-    gone: bool
 
 
 _FLOAT64_OPENVINO = "OpenVINO computes float64 in float32: every number of the result is one."

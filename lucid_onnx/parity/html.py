@@ -8,24 +8,40 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from . import matrix, probes
-from .matrix import Cell, Column, Report
+from . import probes
+from .report import (
+    ABSENT,
+    CRASHED,
+    DIFFERS,
+    EQUAL,
+    FAILURES,
+    HUNG,
+    LEFT_OUT,
+    NOT_RUN,
+    REFUSED,
+    STATUSES,
+    UNSTEADY,
+    UNSUPPORTED,
+    Cell,
+    Column,
+    Report,
+)
 
 #: A sign and a class per status: colour is never the only difference.
 _SIGNS = {
-    matrix.EQUAL: "=",
-    matrix.DIFFERS: "≠",
-    matrix.UNSTEADY: "~",
-    matrix.REFUSED: "!",
-    matrix.UNSUPPORTED: "∅",
-    matrix.CRASHED: "✕",
-    matrix.HUNG: "…",
-    matrix.ABSENT: "·",
-    matrix.LEFT_OUT: "-",
-    matrix.NOT_RUN: "○",
+    EQUAL: "=",
+    DIFFERS: "≠",
+    UNSTEADY: "~",
+    REFUSED: "!",
+    UNSUPPORTED: "∅",
+    CRASHED: "✕",
+    HUNG: "…",
+    ABSENT: "·",
+    LEFT_OUT: "-",
+    NOT_RUN: "○",
 }
 #: What makes a row worth showing.
-_LOUD = (*matrix.FAILURES, matrix.REFUSED)
+_LOUD = (*FAILURES, REFUSED)
 _GOOD = ("refuses",)
 _BAD = ("crash", "hang", "garbage", "refuses, then fails")
 _FORM_LETTERS = {
@@ -76,13 +92,13 @@ def _forms(report: Report, column: Column) -> list[str]:
 
 def _lead(report: Report) -> str:
     counts = collections.Counter(cell.status for cell in report.cells)
-    ran = sum(counts[s] for s in (matrix.EQUAL, matrix.DIFFERS, matrix.UNSTEADY))
+    ran = sum(counts[s] for s in (EQUAL, DIFFERS, UNSTEADY))
     here = sum(column.missing is None for column in report.columns)
-    different = counts[matrix.DIFFERS] + counts[matrix.UNSTEADY]
-    dead = counts[matrix.CRASHED] + counts[matrix.HUNG]
+    different = counts[DIFFERS] + counts[UNSTEADY]
+    dead = counts[CRASHED] + counts[HUNG]
     sentences = [
         f"<b>{len(report.rows)}</b> {_plural(len(report.rows), 'thing')} to run on <b>{here}</b> "
-        f"{_plural(here, 'runtime')}: of {ran} results <b>{counts[matrix.EQUAL]}</b> are equal within the tolerance "
+        f"{_plural(here, 'runtime')}: of {ran} results <b>{counts[EQUAL]}</b> are equal within the tolerance "
         f"and <b>{different}</b> {'is' if different == 1 else 'are'} not."
     ]
     if dead:
@@ -129,8 +145,8 @@ def _matrix(report: Report, columns: Sequence[tuple[Column, str]]) -> str:
     totals = "".join(_total(report, column, form) for column, form in columns)
     legend = " ".join(
         f"<span class=key><i class={_css(s)}>{_SIGNS[s]}</i> {s}</span>"
-        for s in matrix.STATUSES
-        if s != matrix.ABSENT and any(c.status == s for c in report.cells)
+        for s in STATUSES
+        if s != ABSENT and any(c.status == s for c in report.cells)
     )
     return f"""<section id=matrix>
 <h2>The matrix</h2>
@@ -156,7 +172,7 @@ _GROUPS = {
 
 def _any_result(report: Report, column: Column, form: str) -> bool:
     mine = [c.status for c in report.cells if (c.runtime, c.form) == (column.runtime, form)]
-    return any(s in (matrix.EQUAL, *matrix.FAILURES) for s in mine)
+    return any(s in (EQUAL, *FAILURES) for s in mine)
 
 
 def _head(columns: Sequence[tuple[Column, str]]) -> str:
@@ -170,8 +186,8 @@ def _head(columns: Sequence[tuple[Column, str]]) -> str:
 def _total(report: Report, column: Column, form: str) -> str:
     mine = [c.status for c in report.cells if (c.runtime, c.form) == (column.runtime, form)]
     equal, ran = (
-        mine.count(matrix.EQUAL),
-        sum(s not in (matrix.LEFT_OUT, matrix.NOT_RUN, matrix.UNSUPPORTED) for s in mine),
+        mine.count(EQUAL),
+        sum(s not in (LEFT_OUT, NOT_RUN, UNSUPPORTED) for s in mine),
     )
     share = "-" if not ran else "all" if equal == ran else f"{100 * equal / ran:.0f}%" if equal else "0"
     if share == "100%":
@@ -195,7 +211,7 @@ def _explanations(report: Report) -> str:
     titles = {column.runtime: column.title for column in report.columns}
     groups: dict[tuple[str, str, str], list[Cell]] = {}
     for cell in report.cells:
-        if cell.status not in (matrix.EQUAL, matrix.ABSENT):
+        if cell.status not in (EQUAL, ABSENT):
             # Errors that differ in their numbers alone are one.
             kind = cell.difference.kind if cell.difference is not None else cell.note.split(": ")[0][:80]
             text = cell.why or kind
@@ -225,7 +241,7 @@ def _unseen(report: Report) -> str:
     for known in report.unseen:
         groups.setdefault((known.sentence, known.witness, known.gone), []).append(titles[known.runtime])
     items = "".join(
-        f"<li><i class={_css(matrix.EQUAL)}>{_SIGNS[matrix.EQUAL]}</i><div><b>{escape('; '.join(names))}</b> "
+        f"<li><i class={_css(EQUAL)}>{_SIGNS[EQUAL]}</i><div><b>{escape('; '.join(names))}</b> "
         f"<span class=small>{'gone' if gone else 'not seen in these runs'}, by {escape(witness)}</span><br>"
         f"{escape(sentence)}</div></li>"
         for (sentence, witness, gone), names in groups.items()
@@ -389,7 +405,7 @@ def _data(report: Report) -> dict[str, object]:
     return {
         "columns": [[c.title, c.version or c.missing] for c in report.columns],
         "rows": [[row.job, row.about] for row in report.rows],
-        "statuses": {s: [_SIGNS[s], text] for s, text in matrix.STATUSES.items()},
+        "statuses": {s: [_SIGNS[s], text] for s, text in STATUSES.items()},
         "cells": [
             [
                 jobs[c.job],

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
-from . import matrix, probes
-from .matrix import Cell, Report
+from . import probes
+from .report import (
+    ABSENT,
+    CRASHED,
+    DIFFERS,
+    EQUAL,
+    HUNG,
+    LEFT_OUT,
+    NOT_RUN,
+    REFUSED,
+    STATUSES,
+    UNSTEADY,
+    UNSUPPORTED,
+    Cell,
+    Report,
+)
 
 _COUNTED = (
-    matrix.EQUAL,
-    matrix.DIFFERS,
-    matrix.UNSTEADY,
-    matrix.REFUSED,
-    matrix.UNSUPPORTED,
-    matrix.CRASHED,
-    matrix.HUNG,
-    matrix.LEFT_OUT,
-    matrix.NOT_RUN,
+    EQUAL,
+    DIFFERS,
+    UNSTEADY,
+    REFUSED,
+    UNSUPPORTED,
+    CRASHED,
+    HUNG,
+    LEFT_OUT,
+    NOT_RUN,
 )
 
 
@@ -26,7 +40,7 @@ def page(report: Report) -> str:
         f"`lucid-onnx parity` over {len(report.rows)} cases, {report.made[:10]}, lucid-onnx {report.lucid_onnx}, "
         f"{report.machine}, {report.seconds:.0f} s.",
         "",
-        *(f"*{status}*: {meaning}.  " for status, meaning in matrix.STATUSES.items() if _any(report, status)),
+        *(f"*{status}*: {meaning}.  " for status, meaning in STATUSES.items() if _any(report, status)),
         "",
         "| runtime | version | form | " + " | ".join(_COUNTED) + " | worst error of an equal one |",
         "|---|---|---|" + "---:|" * (len(_COUNTED) + 1),
@@ -40,7 +54,7 @@ def page(report: Report) -> str:
             if not cells:
                 continue
             counts = [sum(c.status == status for c in cells) or "" for status in _COUNTED]
-            good = [c.difference.margin for c in cells if c.status == matrix.EQUAL and c.difference is not None]
+            good = [c.difference.margin for c in cells if c.status == EQUAL and c.difference is not None]
             worst = f"{max(good):.2g} tolerances" if good else ""
             values = " | ".join(map(str, counts))
             lines.append(f"| {column.title} | {_cell(column.version or '')} | {form} | {values} | {worst} |")
@@ -68,7 +82,7 @@ def _any(report: Report, status: str) -> bool:
 def _grouped(report: Report) -> dict[tuple[str, str, str, str], list[Cell]]:
     groups: dict[tuple[str, str, str, str], list[Cell]] = {}
     for cell in report.cells:
-        if cell.status not in (matrix.EQUAL, matrix.ABSENT):
+        if cell.status not in (EQUAL, ABSENT):
             why = cell.why or f"**not explained**: {cell.note[:160]}"
             groups.setdefault((cell.runtime, cell.form, cell.status, why), []).append(cell)
     return groups

@@ -5,136 +5,36 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import datetime
-import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
-
-import numpy as np
 
 from lucid_onnx import __version__
 
 from . import explain, measure, probes, process
 from .adapters import Entry, NotHereError
+from .report import (
+    ABSENT,
+    CRASHED,
+    DIFFERS,
+    EQUAL,
+    HUNG,
+    LEFT_OUT,
+    NOT_RUN,
+    REFUSED,
+    UNSTEADY,
+    UNSUPPORTED,
+    Cell,
+    Column,
+    Outcome,
+    Report,
+    Row,
+)
 from .work import Job
 
-EQUAL, DIFFERS, UNSTEADY, REFUSED, UNSUPPORTED, CRASHED, HUNG, ABSENT, LEFT_OUT, NOT_RUN = (
-    "equal",
-    "differs",
-    "unsteady",
-    "refused",
-    "unsupported",
-    "crashed",
-    "hung",
-    "absent",
-    "left out",
-    "not run",
-)
-#: What each status means, in the order of a report.
-STATUSES = {
-    EQUAL: "within the tolerance, and the same bits in every run",
-    DIFFERS: "outside of the tolerance, or of another dtype or shape",
-    UNSTEADY: "runs over the same input gave different bits",
-    REFUSED: "the runtime answered with an error",
-    UNSUPPORTED: "the runtime does not claim to run this",
-    CRASHED: "the process of the runtime died",
-    HUNG: "the process of the runtime did not answer in time",
-    ABSENT: "the runtime is not here",
-    LEFT_OUT: "not among the cases that this runtime is given, unless all are asked for",
-    NOT_RUN: "the runtime's time was up",
-}
-#: A runtime that claims to run something must not end so, unless it is known why.
-FAILURES = (DIFFERS, UNSTEADY, CRASHED, HUNG)
 _HANGS_ENOUGH = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """One job in one form on one runtime.
-
-    Attributes:
-        note: the error, or the first element that is off.
-        difference: against the expected outputs; of the worst run where runs differ. None where nothing came out.
-        runs, differing: how often it ran, and in how many of these the bits were not those of the first run.
-        seconds: the median run, inside the worker; load_seconds: making it ready.
-        why: what is known about a cell that is not equal.
-    """
-
-    job: str
-    runtime: str
-    form: str
-    status: str
-    note: str = ""
-    difference: measure.Difference | None = None
-    runs: int = 0
-    differing: int = 0
-    seconds: float | None = None
-    load_seconds: float | None = None
-    why: str = ""
-
-    @property
-    def failed(self) -> bool:
-        """The runtime claims to run this, and it is not known why it fails."""
-        return self.status in FAILURES and not self.why
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What a runtime made of one bad call; see `probes.OUTCOMES`."""
-
-    probe: str
-    runtime: str
-    form: str
-    outcome: str
-    note: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Column:
-    """A runtime: its version, or why it is not here."""
-
-    runtime: str
-    title: str
-    forms: tuple[str, ...]
-    version: str | None
-    missing: str | None
-    seconds: float = 0.0
-    restarts: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A job, without its arrays."""
-
-    job: str
-    group: str
-    about: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """Everything that was found; ``unseen`` is what was known and did not show."""
-
-    made: str
-    lucid_onnx: str
-    machine: str
-    seconds: float
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-    cells: tuple[Cell, ...]
-    outcomes: tuple[Outcome, ...]
-    unseen: tuple[explain.Unseen, ...] = ()
-
-    @property
-    def failures(self) -> list[Cell]:
-        """The cells that nothing explains."""
-        return [cell for cell in self.cells if cell.failed]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; infinities and NaN as strings."""
-        return _plain(dataclasses.asdict(self))  # type: ignore[no-any-return]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -452,13 +352,3 @@ def _programs(jobs: Iterable[Job], form: str) -> Iterable[list[Job]]:
 def _shortened(text: str) -> str:
     text = " ".join(text.split())
     return text if len(text) <= 400 else text[:400] + " ..."
-
-
-def _plain(data: Any) -> Any:
-    if isinstance(data, Mapping):
-        return {key: _plain(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_plain(value) for value in data]
-    if isinstance(data, np.generic):
-        data = data.item()
-    return str(data) if isinstance(data, float) and not math.isfinite(data) else data

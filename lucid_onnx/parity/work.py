@@ -14,7 +14,7 @@ import onnx
 from onnx import helper
 
 from lucid_onnx.builder import to_form
-from lucid_onnx.conformance import AnyCase, case_model
+from lucid_onnx.builder.conformance import AnyCase, case_model
 from lucid_onnx.ops import (
     OPERATOR_OF,
     OPERATORS,

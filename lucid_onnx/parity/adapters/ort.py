@@ -27,7 +27,7 @@ class _Ort:
         if self.provider not in onnxruntime.get_available_providers():
             return f"onnxruntime {onnxruntime.__version__} has no {self.provider} here"
         if self.native:
-            from lucid_onnx.library import get_library_path
+            from lucid_onnx.runtime.library import get_library_path
 
             try:
                 get_library_path()
@@ -40,7 +40,7 @@ class _Ort:
 
         if not self.native:
             return str(onnxruntime.__version__)
-        from lucid_onnx.info import library as installed
+        from lucid_onnx.runtime.info import library as installed
 
         library = installed()
         assert library is not None
@@ -49,7 +49,7 @@ class _Ort:
     def load(self, program: Program) -> Any:
         import onnxruntime
 
-        from lucid_onnx.session import InferenceSession
+        from lucid_onnx.runtime.session import InferenceSession
 
         onnxruntime.set_default_logger_severity(4)
         options = onnxruntime.SessionOptions()

@@ -18,24 +18,15 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 import onnx
+import onnx_ir as ir
+import onnxscript.optimizer
+import torch
+from onnx_ir.passes.common import IdentityEliminationPass, RemoveUnusedNodesPass
+from onnxscript.values import Op, Opset
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from .builder import FORMS, TABLE_TYPES, Form, fill_tables, save, to_form
-from .ops.embedding_bag import spec
-
-try:
-    import onnx_ir as ir
-    import onnxscript.optimizer
-    import torch
-    from onnx_ir.passes.common import IdentityEliminationPass, RemoveUnusedNodesPass
-    from onnxscript.values import Op, Opset
-    from torch.fx.experimental.symbolic_shapes import statically_known_true
-
-    from .autograd import embedding_bag as embedding_bag
-except ImportError as error:
-    raise ImportError(
-        f"lucid_onnx.torch needs {str(error.name).partition('.')[0]}, which is not installed: "
-        "pip install 'lucid-onnx[torch]'"
-    ) from error
+from lucid_onnx.builder import FORMS, TABLE_TYPES, Form, fill_tables, save, to_form
+from lucid_onnx.ops.embedding_bag import spec
 
 #: The oldest opset that torch's exporter writes.
 MIN_OPSET = 18

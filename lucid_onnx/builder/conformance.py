@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import onnx
 
-from .builder import bag_model, collection_model, quantized_bag_model
-from .ops import embedding_bag_collection, embedding_bag_grad, quantized_embedding_bag
-from .ops.embedding_bag import spec
-from .ops.embedding_bag.cases import Case
+from lucid_onnx.ops import embedding_bag_collection, embedding_bag_grad, quantized_embedding_bag
+from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.ops.embedding_bag.cases import Case
+
+from .models import bag_model, collection_model, quantized_bag_model
 
 #: A named case of any operator.
 AnyCase = (

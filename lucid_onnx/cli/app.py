@@ -18,10 +18,13 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import numpy as np
 import onnx
 
-from . import cli_files, demo, info
-from .builder import Replacing, build_model, save
-from .cli_files import UserError
-from .ops.embedding_bag import spec
+from lucid_onnx.builder import Replacing, build_model, save
+from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.runtime import info
+
+from . import demo
+from . import files as cli_files
+from .files import UserError
 
 _MISSING: ImportError | None = None
 try:  # the extras bring them; annotations that name them are never evaluated before `main` looked
@@ -30,14 +33,14 @@ try:  # the extras bring them; annotations that name them are never evaluated be
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
-    from . import cli_show
+    from . import show as cli_show
 except ImportError as error:
     _MISSING = error
 
 if TYPE_CHECKING:
     import onnxruntime
 
-    from .parity.matrix import Report
+    from lucid_onnx.parity.report import Report
 
 EXIT_DIFFERS, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 _PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
@@ -533,9 +536,9 @@ def _parity(
 
     Example: `lucid-onnx parity ranker.onnx --runtimes onnxruntime,web-webgpu --html report.html`
     """
-    from .parity import html as as_html
-    from .parity import markdown as as_markdown
-    from .parity import matrix, work
+    from lucid_onnx.parity import html as as_html
+    from lucid_onnx.parity import markdown as as_markdown
+    from lucid_onnx.parity import matrix, work
 
     chosen = _chosen_runtimes(runtimes)
     if names:
@@ -582,7 +585,7 @@ def _parity(
 
 
 def _chosen_runtimes(text: str) -> list[Any]:
-    from .parity.adapters import ENTRIES
+    from lucid_onnx.parity.adapters import ENTRIES
 
     if text == "all":
         return list(ENTRIES.values())
@@ -595,7 +598,7 @@ def _chosen_runtimes(text: str) -> list[Any]:
 
 
 def _show_runtimes(chosen: Sequence[Any]) -> int:
-    from .parity import matrix
+    from lucid_onnx.parity import matrix
 
     table = cli_show.new_table("name", "runtime", "here")
     for column in matrix.run(chosen, [], bad_input=False).columns:
@@ -625,9 +628,9 @@ def _bars() -> Iterator[Callable[[str, int, int], None]]:
 
 def _show_parity(console: Console, report: Report, strict: bool) -> int:
     """The table, the failures, and how many there are."""
-    from .parity import matrix
+    from lucid_onnx.parity.report import ABSENT, FAILURES, STATUSES
 
-    statuses = [s for s in matrix.STATUSES if any(c.status == s for c in report.cells) and s != matrix.ABSENT]
+    statuses = [s for s in STATUSES if any(c.status == s for c in report.cells) and s != ABSENT]
     table = cli_show.new_table("runtime", "form", *statuses, "worst error")
     for column in report.columns:
         if column.missing is not None:
@@ -644,7 +647,7 @@ def _show_parity(console: Console, report: Report, strict: bool) -> int:
     for column in report.columns:
         if column.missing is not None:
             cli_show.say(console, f"not here: {column.runtime}: {column.missing}")
-    known = [c for c in report.cells if c.status in matrix.FAILURES and c.why]
+    known = [c for c in report.cells if c.status in FAILURES and c.why]
     failures = report.failures + (known if strict else [])
     if known and not strict:
         cli_show.say(console, f"{len(known)} differences are known; the reports and --strict have them")
@@ -660,7 +663,7 @@ def _show_parity(console: Console, report: Report, strict: bool) -> int:
 def _rewriting(name: str) -> Any:
     """A function of `lucid_onnx.rewrite`, which needs onnx-ir."""
     try:
-        from . import rewrite
+        from lucid_onnx import rewrite
     except ImportError as error:
         raise UserError(str(error)) from error
     return getattr(rewrite, name)
@@ -683,7 +686,7 @@ def _isa() -> str | None:
 
 
 def _session(ort: Any, model: str, native: bool, provider: str) -> onnxruntime.InferenceSession:
-    from .session import InferenceSession
+    from lucid_onnx.runtime.session import InferenceSession
 
     if provider not in _PROVIDERS:
         raise UserError(f"--provider {provider}: is not one of cpu, cuda")

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from . import checkpoint
-from .builder import Replacing
-from .ops.embedding_bag import spec
+from lucid_onnx.builder import Replacing
+from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.sources import checkpoint
 
 if TYPE_CHECKING:
     import onnxruntime
 
-    from .rewrite import FuseReport, QuantizeReport
+    from lucid_onnx.rewrite import FuseReport, QuantizeReport
 
 EXTRAS = "pip install 'lucid-onnx[cpu]' (or 'lucid-onnx[gpu]')"
 #: onnxruntime's names of the element types that a .npy file can hold, and bfloat16.

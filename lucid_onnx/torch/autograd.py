@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .ops.embedding_bag.spec import BFLOAT16
+from lucid_onnx.ops.embedding_bag.spec import BFLOAT16
 
 #: What both directions take behind their tensors, in order.
 _Settings = tuple["float | None", float, bool, str, bool, "int | None", bool]
@@ -80,7 +80,7 @@ class _EmbeddingBag(torch.autograd.Function):
         sparse: bool,
         settings: _Settings,
     ) -> torch.Tensor:
-        from .functional import embedding_bag as run
+        from lucid_onnx.runtime.functional import embedding_bag as run
 
         output = run(
             _array(indices),
@@ -123,7 +123,7 @@ _LIBRARY.define(f"embedding_bag_sparse_grad{_SIGNATURE} -> (Tensor, Tensor, Tens
 
 def _grad(sparse: bool, *arguments: Any) -> tuple[torch.Tensor, ...]:
     """The gradient's outputs, and that of per_sample_weights always last: empty where there are none."""
-    from .functional import embedding_bag_grad as run
+    from lucid_onnx.runtime.functional import embedding_bag_grad as run
 
     grad_output, indices, weight, offsets, per_sample_weights, *settings = arguments
     got = run(

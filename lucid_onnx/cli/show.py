@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from . import info
-from .cli_files import EXTRAS, shape_text
-from .ops.embedding_bag import spec
+from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.runtime import info
+
+from .files import EXTRAS, shape_text
 
 if TYPE_CHECKING:
-    from .rewrite import FuseReport, QuantizeReport
+    from lucid_onnx.rewrite import FuseReport, QuantizeReport
 
 
 def new_console() -> Console:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .ops.embedding_bag import spec
+from lucid_onnx.ops.embedding_bag import spec
 
 #: What safetensors calls the dtypes of a table of floats.
 FLOATS: Mapping[str, np.dtype] = {

@@ -15,10 +15,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from lucid_onnx.graph import subgraphs, where
+from lucid_onnx.ops import OPERATOR_OF, quantized_embedding_bag, variant
+from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.ops.embedding_bag_collection import spec as collection
+
 from .library import get_library_path
-from .ops import OPERATOR_OF, quantized_embedding_bag, variant
-from .ops.embedding_bag import spec
-from .ops.embedding_bag_collection import spec as collection
 
 FORCE_ISA = "LUCID_FORCE_ISA"
 
@@ -155,7 +157,7 @@ def installation() -> Installation:
 
 def version() -> str:
     """The version of lucid-onnx."""
-    from . import __version__
+    from lucid_onnx import __version__
 
     return __version__
 
@@ -306,19 +308,19 @@ def _bags(proto: onnx.ModelProto) -> Iterator[Node]:
     for node, known in found:
         if node.domain != spec.DOMAIN:
             continue
-        where = f"node {node.name or ', '.join(node.output)!r}"
+        at = where(node)
         if node.op_type not in OPERATOR_OF:
-            raise ValueError(f"{where}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(OPERATOR_OF)}")
+            raise ValueError(f"{at}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(OPERATOR_OF)}")
         op = OPERATOR_OF[node.op_type].spec.VARIANTS[node.op_type]
         place = op.inputs.index(op.table)
         if len(node.input) <= place:
-            raise ValueError(f"{where}: {node.op_type} has no input {op.table}")
+            raise ValueError(f"{at}: {node.op_type} has no input {op.table}")
         try:
             given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
             attributes = OPERATOR_OF[node.op_type].spec.Attributes.from_onnx(given)
             op = variant(node.op_type, given)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"{where}: {error}") from error
+            raise ValueError(f"{at}: {error}") from error
         table, size, external = known.get(node.input[place], (Value(node.input[place], "?", None), None, False))
         numbers: int | None = None
         if isinstance(attributes, quantized_embedding_bag.spec.Attributes):  # what the bytes are codes of
@@ -367,9 +369,8 @@ def _nodes(graph: onnx.GraphProto, outer: _Known) -> Iterator[tuple[onnx.NodePro
 def _within(nodes: Iterable[onnx.NodeProto], known: _Known) -> Iterator[tuple[onnx.NodeProto, _Known]]:
     for node in nodes:
         yield node, known
-        for attribute in node.attribute:
-            for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _nodes(graph, known)
+        for graph in subgraphs(node):
+            yield from _nodes(graph, known)
 
 
 def _value(value: onnx.ValueInfoProto) -> Value:

@@ -14,9 +14,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from .builder import save
+from lucid_onnx.builder import save
+from lucid_onnx.ops.embedding_bag.spec import BFLOAT16
+
 from .library import find_cuda_library, get_library_path, why_no_cuda
-from .ops.embedding_bag.spec import BFLOAT16
 
 try:
     import onnxruntime as ort

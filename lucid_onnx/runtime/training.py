@@ -23,10 +23,10 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from .builder import FORMS, TABLE_TYPES, Form, convert, make_grad_node, make_node
-from .ops.embedding_bag import spec
-from .ops.embedding_bag.lowering import refusal
-from .ops.emit import Emitter
+from lucid_onnx.builder import FORMS, TABLE_TYPES, Form, convert, make_grad_node, make_node
+from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.ops.embedding_bag.lowering import refusal
+from lucid_onnx.ops.emit import Emitter
 
 Loss = Literal["mse", "logistic"]
 Optimizer = Literal["sgd", "rowwise_adagrad"]

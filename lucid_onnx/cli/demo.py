@@ -30,9 +30,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 
-from . import info, reference
-from .builder import build_model, save, to_form
-from .ops.embedding_bag import spec
+from lucid_onnx import reference
+from lucid_onnx.builder import build_model, save, to_form
+from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.runtime import info
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -282,7 +283,7 @@ def run(output: str | os.PathLike[str], queries: Sequence[str] = QUERIES) -> Res
 def _session(source: str | onnx.ModelProto, native: bool, profile: str | None = None) -> Any:
     import onnxruntime
 
-    from .session import InferenceSession
+    from lucid_onnx.runtime.session import InferenceSession
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4

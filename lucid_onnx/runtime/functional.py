@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .builder import FORMS, Form, bag_model, collection_model, quantized_bag_model
+from lucid_onnx.builder import FORMS, Form, bag_model, collection_model, quantized_bag_model
+from lucid_onnx.ops import OPERATOR_OF
+from lucid_onnx.ops import embedding_bag_grad as gradient_op
+from lucid_onnx.ops import quantized_embedding_bag as quantized
+from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.ops.embedding_bag_collection import spec as collection
+from lucid_onnx.ops.quantized_embedding_bag.table import QuantizedTable
+
 from .library import why_no_cuda
-from .ops import OPERATOR_OF
-from .ops import embedding_bag_grad as gradient_op
-from .ops import quantized_embedding_bag as quantized
-from .ops.embedding_bag import spec
-from .ops.embedding_bag_collection import spec as collection
-from .ops.quantized_embedding_bag.table import QuantizedTable
 from .session import InferenceSession
 
 _PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}

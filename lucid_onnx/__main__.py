@@ -1,0 +1,8 @@
+"""``python -m lucid_onnx`` is ``lucid-onnx``."""
+
+import sys
+
+from .cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""Put bags into ONNX models: one bag as a model, or nodes for a graph that somebody else is building.
+
+`models` builds whole models, `nodes` single nodes, `forms` turns a model into another form, `files` writes one.
+"""
+
+from __future__ import annotations
+
+from .dtypes import CODES_TYPES, INDEX_TYPES, TABLE_TYPES, as_dtype, onnx_type
+from .files import Replacing, fill_tables, save, without_initializers
+from .forms import FORMS, Form, convert, to_form
+from .models import (
+    bag_model,
+    build_collection_model,
+    build_grad_model,
+    build_model,
+    build_quantized_model,
+    collection_model,
+    quantized_bag_model,
+)
+from .nodes import make_collection_node, make_grad_node, make_node
+
+__all__ = [
+    "CODES_TYPES",
+    "FORMS",
+    "INDEX_TYPES",
+    "TABLE_TYPES",
+    "Form",
+    "Replacing",
+    "as_dtype",
+    "bag_model",
+    "build_collection_model",
+    "build_grad_model",
+    "build_model",
+    "build_quantized_model",
+    "collection_model",
+    "convert",
+    "fill_tables",
+    "make_collection_node",
+    "make_grad_node",
+    "make_node",
+    "onnx_type",
+    "quantized_bag_model",
+    "save",
+    "to_form",
+    "without_initializers",
+]

@@ -1,0 +1,221 @@
+"""The three forms of a model: portable, standard and native."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, get_args
+
+import onnx
+from onnx import TensorProto, helper
+
+from lucid_onnx.graph import free_prefixes, node_lists_of, reads, where
+from lucid_onnx.ops import OPERATOR_OF, variant
+from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.ops.embedding_bag.lowering import BLOCKS, Ragged
+from lucid_onnx.ops.embedding_bag_collection import lowering as collection_lowering
+from lucid_onnx.ops.embedding_bag_collection import spec as collection
+from lucid_onnx.ops.emit import needed
+
+Form = Literal["portable", "standard", "native"]
+
+
+FORMS: tuple[str, ...] = get_args(Form)
+
+
+def to_form(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
+    """A copy of ``model`` with every ``ai.lucid`` node in the given form, whatever form it is in now.
+
+    Nodes may stand in the graph, in subgraphs (If, Loop, Scan) and in model-local functions, in any number. An
+    attribute that a node lacks is written with its default; ``mode`` may also be a string, as onnxscript writes
+    it. "portable" adds one function per operator name, "native" takes them away, and "standard" puts standard
+    nodes in place of each node and leaves no trace of the domain.
+
+    Raises:
+        ValueError: an unknown form, an opset outside [16, 26], or a node that breaks the operator's contract, by name.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    convert(copy, form)
+    return copy
+
+
+def convert(model: onnx.ModelProto, form: str, ragged: Ragged = BLOCKS) -> None:
+    """`to_form` in place; standard operators have bags in the given way.
+
+    Raises:
+        ValueError: as `to_form`, and if flat bags are to be padded to no length.
+    """
+    if form not in FORMS:
+        raise ValueError(f"form = {form!r} is not one of 'portable', 'standard', 'native'")
+    opset = _opset(model)
+    ours = [f for f in model.functions if f.domain == spec.DOMAIN]
+    for function in ours:
+        model.functions.remove(function)
+    tables = _table_types(model)
+    used: dict[str, Any] = {}  # name -> the operator name with its inputs
+    signatures: dict[tuple[int, str, bool], str] = {}
+    prefixes = free_prefixes(model)
+    # A function's names are its own: what the graph knows of the same ones says nothing of them.
+    lists = [(nodes, tables) for nodes in node_lists_of(model.graph.node)]
+    lists += [(nodes, {}) for function in model.functions for nodes in node_lists_of(function.node)]
+    read = {output.name for output in model.graph.output}
+    for node in itertools.chain(model.graph.node, *(function.node for function in model.functions)):
+        read.update(reads(node))
+    read.update(*(function.output for function in model.functions))
+    for nodes, known in lists:
+        expanded: list[onnx.NodeProto] = []
+        for node in nodes:
+            if node.domain != spec.DOMAIN:
+                expanded.append(node)
+                continue
+            op, attributes = _normalise(node, known)
+            if form == "standard":
+                names = tuple(node.input), tuple(node.output)
+                write = OPERATOR_OF[op.name].lowering.nodes
+                with _named(where(node)):
+                    written = write(op, *names, attributes, opset, next(prefixes), ragged)
+                # Of a gradient, not every output may be.
+                expanded += needed(written, read.intersection(node.output) or node.output)
+            else:
+                if isinstance(op, collection.Variant):  # of which a model has a name per signature
+                    node.op_type = collection.name_of(op.signature, signatures)
+                    op = dataclasses.replace(op, name=node.op_type)
+                used[op.name] = op
+                expanded.append(node)
+        if form == "standard":
+            expanded = [_copy(node) for node in expanded]
+            del nodes[:]
+            nodes.extend(expanded)
+    for imports in (model.opset_import, *(f.opset_import for f in model.functions)):
+        _set_import(imports, set(used))
+    if form == "portable":
+        for op in list(used.values()):
+            if isinstance(op, collection.Variant):
+                used |= {name: variant(name, {}) for name in collection_lowering.functions_used(op)}
+        # What a function calls stands before it: onnx.reference reads them in order.
+        for name in sorted(used, key=lambda n: (isinstance(used[n], collection.Variant), n)):
+            with _named(name):
+                model.functions.append(OPERATOR_OF[name].lowering.function(used[name], opset, ragged))
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            if not spec.MIN_OPSET <= entry.version <= spec.MAX_OPSET:
+                raise ValueError(
+                    f"the model imports opset {entry.version}, which is outside [{spec.MIN_OPSET}, {spec.MAX_OPSET}]"
+                )
+            return int(entry.version)
+    raise ValueError("the model imports no standard opset")
+
+
+def _set_import(imports: Any, used: set[str]) -> None:
+    """Import our domain once where a node of it is used, else not at all."""
+    for entry in [i for i in imports if i.domain == spec.DOMAIN]:
+        imports.remove(entry)
+    if used:
+        imports.append(helper.make_opsetid(spec.DOMAIN, spec.VERSION))
+
+
+def _table_types(model: onnx.ModelProto) -> dict[str, tuple[int, int | None]]:
+    """What is known of values that may be tables: element type, and the number of rows where it is fixed."""
+    known: dict[str, tuple[int, int | None]] = {}
+    for value in itertools.chain(model.graph.value_info, model.graph.input):
+        tensor = value.type.tensor_type
+        dims = tensor.shape.dim
+        rows = dims[0].dim_value if len(dims) == 2 and dims[0].HasField("dim_value") else None
+        known[value.name] = (tensor.elem_type, rows)
+    for tensor in model.graph.initializer:
+        known[tensor.name] = (tensor.data_type, tensor.dims[0] if len(tensor.dims) == 2 else None)
+    return known
+
+
+def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) -> tuple[Any, dict[str, int | float]]:
+    """Check a node against the contract and write all of its attributes on it; returns them, and its operator name."""
+    at = where(node)
+    if node.op_type not in OPERATOR_OF:
+        raise ValueError(f"{at}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(OPERATOR_OF)}")
+    meaning = OPERATOR_OF[node.op_type].spec
+    integers = {a.name: a.i for a in node.attribute if a.type == onnx.AttributeProto.INT and not a.ref_attr_name}
+    try:
+        op = variant(node.op_type, integers)
+    except ValueError as error:
+        raise ValueError(f"{at}: {error}") from error
+    if len(node.input) != len(op.inputs) or not all(node.input):
+        raise ValueError(f"{at}: {op.name} takes {', '.join(op.inputs)}; it was given {list(node.input)}")
+    if len(op.outputs) == 1 and len(node.output) != 1:
+        raise ValueError(f"{at}: {op.name} has one output, not {len(node.output)}")
+    if len(node.output) != len(op.outputs) or not all(node.output):
+        raise ValueError(f"{at}: {op.name} gives {', '.join(op.outputs)}; it was given {list(node.output)}")
+    given: dict[str, Any] = {}
+    for attribute in node.attribute:
+        if attribute.name not in meaning.attribute_names(op):
+            raise ValueError(f"{at}: {op.name} has no attribute {attribute.name!r}")
+        if attribute.ref_attr_name:
+            raise ValueError(f"{at}: {attribute.name} refers to an attribute of the function around it")
+        given[attribute.name] = _attribute_value(attribute, at)
+    mode = given.get("mode")
+    if isinstance(mode, bytes):
+        text = mode.decode(errors="replace")
+        if text not in spec.MODES:
+            raise ValueError(f"{at}: mode = {text!r} is not one of 'sum', 'mean', 'max'")
+        given["mode"] = spec.MODES.index(text)
+    element_type, num_rows = tables.get(node.input[op.inputs.index(op.table)], (None, None))
+    double = given.get("stash_type") == TensorProto.DOUBLE if not element_type else element_type == TensorProto.DOUBLE
+    try:
+        attributes = meaning.Attributes.from_onnx(given)
+        attributes.check(weighted=op.weighted, num_rows=num_rows)
+        if isinstance(op, collection.Variant):
+            _check_collection(op, attributes, [tables.get(name, (0, None)) for name in node.input[: op.num_tables]])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{at}: {error}") from error
+    complete = attributes.to_onnx(op, double=double)
+    del node.attribute[:]
+    node.attribute.extend(helper.make_attribute(name, value) for name, value in complete.items())
+    return op, complete
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Iterator[None]:
+    """A refusal within says where."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _check_collection(
+    op: collection.Variant, attributes: collection.Attributes, tables: Sequence[tuple[int, int | None]]
+) -> None:
+    """Refuse what is known to be wrong of the tables of a collection, of a type and a number of rows each."""
+    attributes.check_layout(op)
+    for t, (element_type, num_rows) in enumerate(tables):
+        with collection.in_table(t):
+            attributes.check(weighted=op.weighted, num_rows=num_rows)
+            if element_type and tables[0][0] and element_type != tables[0][0]:
+                names = [TensorProto.DataType.Name(e) for e in (element_type, tables[0][0])]
+                raise TypeError(f"weight is {names[0]}, that of table 0 is {names[1]}: they must be equal")
+
+
+def _attribute_value(attribute: onnx.AttributeProto, where: str) -> Any:
+    """Its value, if it is of the type that the operator gives it; where a FLOAT belongs an INT will do."""
+    allowed = {onnx.AttributeProto.INT: "an INT"}
+    if attribute.name.startswith(("max_norm", "norm_type")):
+        allowed = {onnx.AttributeProto.FLOAT: "a FLOAT", onnx.AttributeProto.INT: "an INT"}
+    elif attribute.name == "mode":
+        allowed = {onnx.AttributeProto.INT: "an INT", onnx.AttributeProto.STRING: "a STRING"}
+    value = helper.get_attribute_value(attribute)
+    if attribute.type not in allowed:
+        if attribute.name == "mode":
+            raise ValueError(f"{where}: mode = {value} is not 0 (sum), 1 (mean) or 2 (max)")
+        raise ValueError(f"{where}: {attribute.name} = {value!r} must be {' or '.join(allowed.values())} attribute")
+    return value
+
+
+def _copy(node: onnx.NodeProto) -> onnx.NodeProto:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    return copy

@@ -1,0 +1,157 @@
+"""Bags as nodes, for a graph that somebody else is building."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper
+
+from lucid_onnx.ops import embedding_bag_grad
+from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.ops.embedding_bag_collection import spec as collection
+
+from .dtypes import TABLE_TYPES, as_dtype, onnx_type
+
+_WEIGHTS = "per_sample_weights"
+
+
+def make_node(
+    weight: str,
+    indices: str,
+    offsets: str | None = None,
+    output: str = "output",
+    *,
+    mode: str = "mean",
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    padding_idx: int | None = None,
+    include_last_offset: bool = False,
+    per_sample_weights: str | None = None,
+    weight_dtype: npt.DTypeLike = "float32",
+    name: str = "",
+) -> onnx.NodeProto:
+    """One bag as a node, for a graph that is built with onnx.helper.
+
+    ``weight``, ``indices``, ``offsets``, ``per_sample_weights`` and ``output`` are names of values in that graph;
+    without ``offsets`` the indices are [B, L]. The finished model goes through `to_form`, which gives the node its
+    function (or expands it), for as many bags as there are. Example::
+
+        graph = helper.make_graph([lucid_onnx.make_node("users", "ids", "starts", "user", mode="mean"), ...], ...)
+        model = lucid_onnx.to_form(helper.make_model(graph), "portable")
+
+    Raises:
+        TypeError, ValueError: as `build_model`.
+    """
+    attributes = spec.Attributes(mode, padding_idx, max_norm, norm_type, include_last_offset)
+    attributes.check(weighted=per_sample_weights is not None, num_rows=None)
+    dtype = as_dtype("weight_dtype", weight_dtype)
+    onnx_type("weight_dtype", dtype, TABLE_TYPES)
+    op = spec.variant(two_d=offsets is None, weighted=per_sample_weights is not None)
+    given = {"weight": weight, "indices": indices, "offsets": offsets, "per_sample_weights": per_sample_weights}
+    inputs = tuple(str(given[i]) for i in op.inputs)
+    return new_node(op, inputs, (output,), attributes, double=dtype == np.float64, name=name)
+
+
+def make_grad_node(
+    grad_output: str,
+    weight: str,
+    indices: str,
+    offsets: str | None = None,
+    outputs: Iterable[str] | None = None,
+    *,
+    mode: str = "mean",
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    padding_idx: int | None = None,
+    include_last_offset: bool = False,
+    per_sample_weights: str | None = None,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+    weight_dtype: npt.DTypeLike = "float32",
+    name: str = "",
+) -> onnx.NodeProto:
+    """The gradient of one bag as a node; `make_node` tells how such a node becomes a model.
+
+    ``outputs`` are the names of all its outputs: ("grad_weight",), or ("rows", "values") with ``sparse``, and behind
+    them "grad_per_sample_weights" where there are per_sample_weights. These are the default too.
+
+    Raises:
+        TypeError, ValueError: as `build_grad_model`.
+    """
+    attributes = embedding_bag_grad.spec.Attributes(
+        mode, padding_idx, max_norm, norm_type, include_last_offset, scale_grad_by_freq
+    )
+    attributes.check(weighted=per_sample_weights is not None, num_rows=None)
+    dtype = as_dtype("weight_dtype", weight_dtype)
+    onnx_type("weight_dtype", dtype, TABLE_TYPES)
+    op = embedding_bag_grad.spec.variant(sparse=sparse, two_d=offsets is None, weighted=per_sample_weights is not None)
+    if isinstance(outputs, str):
+        raise TypeError(f"outputs = {outputs!r} is a string, expected a sequence of names")
+    names = op.outputs if outputs is None else tuple(outputs)
+    if len(names) != len(op.outputs):
+        raise ValueError(f"outputs = {names} must be names for {', '.join(op.outputs)}")
+    given = {
+        "grad_output": grad_output,
+        "weight": weight,
+        "indices": indices,
+        "offsets": offsets,
+        "per_sample_weights": per_sample_weights,
+    }
+    inputs = tuple(str(given[i]) for i in op.inputs)
+    return new_node(op, inputs, names, attributes, double=dtype == np.float64, name=name)
+
+
+def make_collection_node(
+    weights: Sequence[str],
+    indices: Sequence[str] | str,
+    offsets: Sequence[str] | str | None = None,
+    output: str = "output",
+    *,
+    mode: str = "mean",
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    padding_idx: int | None = None,
+    include_last_offset: bool = False,
+    per_sample_weights: Sequence[str] | str | None = None,
+    weight_dtype: npt.DTypeLike = "float32",
+    name: str = "",
+) -> onnx.NodeProto:
+    """The bags of several tables as a node, for a graph that is built with onnx.helper; see `make_node`.
+
+    ``indices`` (and ``offsets`` and ``per_sample_weights``, as far as there are any) are a name per table, or one name
+    of what all have in the packed layout. Without ``offsets`` the indices are [B, L].
+
+    Raises:
+        TypeError, ValueError: as `build_collection_model`.
+    """
+    given = {"indices": indices, "offsets": offsets, _WEIGHTS: per_sample_weights}
+    layout = "packed" if isinstance(indices, str) else "rows" if offsets is None else "ragged"
+    op = collection.variant(num_tables=len(weights), layout=layout, weighted=per_sample_weights is not None)
+    inputs = list(weights)
+    for key, names in given.items():
+        if names is None:
+            continue
+        if isinstance(names, str) is not (layout == "packed"):
+            raise TypeError(f"{key} = {names!r}, but indices = {indices!r}: a name for all, or a name per table")
+        if layout != "packed" and len(names) != len(weights):
+            raise ValueError(f"{key} has {len(names)} names for {len(weights)} tables")
+        inputs += [names] if isinstance(names, str) else names
+    attributes = collection.Attributes(mode, padding_idx, max_norm, norm_type, include_last_offset)
+    attributes.check(weighted=op.weighted, num_rows=None)
+    if layout == "packed" and offsets is None:
+        raise ValueError("offsets missing: packed indices need them")
+    attributes.check_layout(op)
+    dtype = as_dtype("weight_dtype", weight_dtype)
+    onnx_type("weight_dtype", dtype, TABLE_TYPES)
+    return new_node(op, inputs, (output,), attributes, double=dtype == np.float64, name=name)
+
+
+def new_node(
+    op: Any, inputs: Iterable[str], outputs: Iterable[str], attributes: spec.Attributes, *, double: bool, name: str = ""
+) -> onnx.NodeProto:
+    given: dict[str, Any] = attributes.to_onnx(op, double=double)  # type: ignore[assignment]
+    return helper.make_node(op.name, list(inputs), list(outputs), name=name, domain=spec.DOMAIN, **given)

@@ -1,0 +1,7 @@
+"""The command ``lucid-onnx``."""
+
+from __future__ import annotations
+
+from .app import EXIT_DIFFERS, EXIT_ERROR, EXIT_INTERRUPTED, main
+
+__all__ = ["EXIT_DIFFERS", "EXIT_ERROR", "EXIT_INTERRUPTED", "main"]

@@ -1,0 +1,1 @@
+"""What runs models: the native library, sessions, calls and training steps, and what is installed here."""

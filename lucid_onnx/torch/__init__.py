@@ -1,0 +1,19 @@
+"""From PyTorch: `export` a module with its bags as ``ai.lucid`` nodes, and `embedding_bag` for tensors.
+
+Needs torch, onnxscript and onnx-ir: ``pip install 'lucid-onnx[torch]'``.
+"""
+
+from __future__ import annotations
+
+try:
+    from .autograd import embedding_bag
+    from .export import MIN_OPSET, export, translation_table
+except ModuleNotFoundError as error:
+    package = str(error.name).partition(".")[0]
+    if package not in ("torch", "onnxscript", "onnx_ir"):
+        raise
+    raise ImportError(
+        f"lucid_onnx.torch needs {package}, which is not installed: pip install 'lucid-onnx[torch]'"
+    ) from error
+
+__all__ = ["MIN_OPSET", "embedding_bag", "export", "translation_table"]
