@@ -709,8 +709,9 @@ def process(code_or_module, *arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_as_a_module(bag):
-    done = process(["-m", "lucid_onnx.cli"], "run", "model.onnx", "-i", "indices=indices.npy")
+@pytest.mark.parametrize("module", ["lucid_onnx", "lucid_onnx.cli"])
+def test_as_a_module(bag, module):
+    done = process(["-m", module], "run", "model.onnx", "-i", "indices=indices.npy")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == ("lucid-onnx: error: --input offsets: missing; model.onnx takes tensor(int64) [num_bags]\n")
 
