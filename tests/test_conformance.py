@@ -6,10 +6,9 @@ import functools
 import itertools
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +22,7 @@ from lucid_onnx.ops import OPERATORS
 from lucid_onnx.ops.embedding_bag import reference
 from lucid_onnx.ops.embedding_bag.cases import Case, all_cases
 from lucid_onnx.ops.embedding_bag.spec import BFLOAT16, DOMAIN
+from lucid_testing.graphs import unread
 
 CASES = all_cases()
 RUN = set(CASES.values())
@@ -40,21 +40,6 @@ def run(case: Case, form: str, *, native: bool) -> np.ndarray:
     first, second = (session.run(None, case.inputs)[0] for _ in range(2))
     assert first.tobytes() == second.tobytes(), "the second run has its memory laid out by what the first one used"
     return first
-
-
-def unread(model: onnx.ModelProto) -> list[str]:
-    """The operators of the nodes that nobody reads, wherever in the model."""
-
-    def graphs(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> Iterator[tuple[list[Any], set[str]]]:
-        yield list(nodes), set(outputs)
-        for graph in (attribute.g for node in nodes for attribute in node.attribute if attribute.HasField("g")):
-            yield from graphs(graph.node, [output.name for output in graph.output])
-
-    found = list(graphs(model.graph.node, [output.name for output in model.graph.output]))
-    for function in model.functions:
-        found += graphs(function.node, function.output)
-    read = set().union(*(outputs for _, outputs in found), *(n.input for nodes, _ in found for n in nodes))
-    return [node.op_type for nodes, _ in found for node in nodes if not read.intersection(node.output)]
 
 
 @pytest.mark.parametrize("name", OPERATORS)

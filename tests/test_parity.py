@@ -28,7 +28,6 @@ import pytest
 from onnx import TensorProto, helper
 
 import lucid_onnx
-import planted_runtimes
 from lucid_onnx import pytest_plugin
 from lucid_onnx.cli import main
 from lucid_onnx.ops.embedding_bag import cases as bag_cases
@@ -39,6 +38,7 @@ from lucid_onnx.parity import html as as_html
 from lucid_onnx.parity import inputs as made_inputs
 from lucid_onnx.parity.adapters import ENTRIES, Entry, javascript, python
 from lucid_onnx.parity.explain import KNOWN, Known
+from lucid_testing import planted_runtimes
 
 TESTS = Path(__file__).resolve().parent
 CASES = ("sum_ragged_float32", "mean_ragged_float32", "max_ragged_float32", "sum_dim_1", "sum_dim_7")

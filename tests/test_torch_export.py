@@ -6,9 +6,7 @@ import copy
 import dataclasses
 import functools
 import itertools
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
-from test_isa import library_path, needs_library
 
 import lucid_onnx
 from lucid_onnx.ops.embedding_bag import cases, reference, spec
 from lucid_onnx.ops.embedding_bag.cases import Case
+from lucid_testing.graphs import nodes
+from lucid_testing.kernels import library_path, needs_library
+from lucid_testing.processes import run_script
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
@@ -88,24 +88,11 @@ def exported(case: Case, **options: Any) -> onnx.ModelProto:
     return from_torch.export(module_of(case), args, dynamic_shapes=dynamic(args), input_names=names, **options)
 
 
-def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Those of the graph and of all that is in it, but of no function."""
-
-    def within(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-        for node in graph.node:
-            yield node
-            for attribute in node.attribute:
-                for inner in [attribute.g, *attribute.graphs]:
-                    yield from within(inner)
-
-    return within(model.graph)
-
-
 def bags(model: onnx.ModelProto) -> list[str]:
     """The operators of our domain in a model that has nothing of torch's bags."""
-    found = [node.op_type for node in all_nodes(model) if node.domain == spec.DOMAIN]
+    found = [node.op_type for node in nodes(model.graph) if node.domain == spec.DOMAIN]
     assert {f.name for f in model.functions if f.domain == spec.DOMAIN} == set(found)
-    assert not {"Loop", "Scan", "SequenceInsert"} & {node.op_type for node in all_nodes(model)}
+    assert not {"Loop", "Scan", "SequenceInsert"} & {node.op_type for node in nodes(model.graph)}
     onnx.checker.check_model(model, full_check=True)
     return found
 
@@ -883,7 +870,7 @@ def test_without_torch_the_import_says_what_to_install(tmp_path: Path) -> None:
         "    except ImportError as error:\n        print(error)\n"
         "    del sys.modules[missing]"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = run_script(script, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         f"lucid_onnx.torch needs {missing}, which is not installed: pip install 'lucid-onnx[torch]'"

@@ -13,19 +13,23 @@ import shutil
 import subprocess
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from test_isa import Args, GradArgs, arguments, num_bags
+import pytest
 
+import lucid_onnx
+from lucid_onnx.conformance import case_model
+from lucid_onnx.library import find_cuda_library
 from lucid_onnx.ops.embedding_bag import cases, spec
 from lucid_onnx.ops.embedding_bag_collection import cases as collection
 from lucid_onnx.ops.embedding_bag_grad import cases as gradients
 from lucid_onnx.ops.quantized_embedding_bag import cases as quantized
+from lucid_testing.kernels import Args, CollectionArgs, GradArgs, arguments, num_bags
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CASES: dict[str, Any] = {**cases.all_cases(), **quantized.all_cases()}
 
 _EMULATED_SOURCES = (
@@ -90,35 +94,7 @@ class GradPlan(ctypes.Structure):
     )
 
 
-class CollectionArgs(ctypes.Structure):
-    """EmbeddingBagCollectionArgs of cpp_ops/embedding_bag/embedding_bag.h."""
-
-    _fields_ = (
-        ("size_bytes", ctypes.c_int64),
-        ("tables", ctypes.POINTER(Args)),
-        ("num_tables", ctypes.c_int64),
-        ("output", ctypes.c_void_p),
-        ("packed", ctypes.c_int64),
-    )
-
-
 ERROR_BYTES = 56  # sizeof(LucidBoundsError)
-
-
-def bad_offsets(offsets: np.ndarray, count: int) -> Iterator[tuple[np.ndarray, str]]:
-    """Copies with one of the offsets out of place, over so many indices, and what they are refused with."""
-    for value in (-1, -(2**63), 2**63 - 1, count + 1, 2**40):
-        for place in range(len(offsets)):
-            wrong = offsets.copy()
-            wrong[place] = value
-            before = int(offsets[place - 1]) if place else 0
-            if place == 0:
-                text = f"offsets[0] = {value} must be 0"
-            elif value < before:
-                text = f"offsets[{place}] = {value} is below offsets[{place - 1}] = {before}: offsets must not decrease"
-            else:
-                text = f"offsets[{place}] = {value} is past the number of indices, {count}"
-            yield wrong, text
 
 
 @functools.cache
@@ -235,10 +211,21 @@ class Gpu:
         return int(self.torch.cuda.current_stream().cuda_stream)
 
 
+def emulated() -> Emulated:
+    """The emulated kernels; skips without a C++ compiler."""
+    path = emulated_library()
+    if path is None:
+        pytest.skip("there is no C++ compiler to build the emulated kernels with")
+    return Emulated(path)
+
+
+def devices() -> list[str]:
+    """Where the kernels run here."""
+    return ["emulated", "gpu"] if why_no_gpu() is None else ["emulated"]
+
+
 def gpu_library() -> str | None:
     """The CUDA library: LUCID_CUDA_LIBRARY's, or the installed one."""
-    from lucid_onnx.library import find_cuda_library
-
     return os.environ.get("LUCID_CUDA_LIBRARY") or find_cuda_library()
 
 
@@ -525,3 +512,15 @@ def run_gradient(
         assert (written[256 + size :] == fill).all(), f"{case.name}: written behind {name}"
         found.append(written[256 : 256 + size].view(dtype).reshape(shape))
     return code, said, found
+
+
+def session_with(case: Any, library: str, bounds_check: str | None = None) -> Any:
+    """A session of a case in native form, with a library's kernels registered."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if bounds_check is not None:
+        options.add_session_config_entry("lucid.bounds_check", bounds_check)
+    options.register_custom_ops_library(library)
+    return lucid_onnx.InferenceSession(case_model(case, "native"), native=False, session_options=options)
