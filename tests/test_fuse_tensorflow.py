@@ -1,4 +1,4 @@
-"""Bags that TensorFlow's segment operators write: graphs node for node as tf2onnx makes them, by hand."""
+"""Fusing lookups that TensorFlow pools by segment: graphs written by hand, node for node as tf2onnx makes them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from test_isa import library_path
 
 import lucid_onnx
+from lucid_testing.kernels import library_path
 
 pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
