@@ -233,3 +233,34 @@ def save_hollow(model: onnx.ModelProto, path: Path, rows: int, *, sized: bool = 
         file.truncate(size)
     path.write_bytes(model.SerializeToString())
     return data
+
+
+def bags_of_a_user() -> onnx.ModelProto:
+    """Two bags of one model, a dense input, and a matrix behind them."""
+    random = np.random.RandomState(3)
+    tables = {
+        "users": random.standard_normal((30, 4)).astype(np.float32),
+        "items": random.standard_normal((7, 4)).astype(np.float32),
+        "w": random.standard_normal((12, 2)).astype(np.float32),
+    }
+    nodes = [
+        lucid_onnx.make_node("users", "ids", "starts", "user", mode="mean", padding_idx=3),
+        helper.make_node("Cast", ["bought"], ["bought64"], to=TensorProto.INT64),
+        lucid_onnx.make_node("items", "bought64", None, "item", mode="max"),
+        helper.make_node("Concat", ["user", "item", "dense"], ["all"], axis=1),
+        helper.make_node("MatMul", ["all", "w"], ["score"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "two",
+        [
+            helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"]),
+            helper.make_tensor_value_info("starts", TensorProto.INT64, ["batch"]),
+            helper.make_tensor_value_info("bought", TensorProto.INT32, ["batch", "length"]),
+            helper.make_tensor_value_info("dense", TensorProto.FLOAT, ["batch", 4]),
+        ],
+        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch", 2])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in tables.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    return lucid_onnx.to_form(model, "portable")
