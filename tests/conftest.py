@@ -32,7 +32,7 @@ if not _is_installed():
     for module in [name for name in sys.modules if name.split(".")[0] == "lucid_onnx"]:
         del sys.modules[module]
     if not _is_installed():
-        raise pytest.UsageError("lucid_onnx is not installed: pip install '.[cpu,test]'")
+        raise pytest.UsageError("lucid_onnx is not installed, which these sources need: pip install '.[cpu,test]'")
 
 pytest.register_assert_rewrite("lucid_testing")
 
@@ -105,9 +105,9 @@ def newest_opset() -> int:
 
 @pytest.fixture(scope="session")
 def translations() -> Iterator[None]:
-    """torch reads the sources and signatures of its own 500 translations for every export, half of its time.
+    """Cache the sources and signatures of torch's own 500 translations, which it reads for every export.
 
-    Where it does so is its own affair: if that place moves, the tests are slower and no less true.
+    That takes half of an export's time. The patched names are private: if they move, the tests are slower, not wrong.
     """
     torch = pytest.importorskip("torch", reason="torch is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")

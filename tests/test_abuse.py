@@ -1,4 +1,4 @@
-"""Hostile input: everything that the contract refuses is refused, by name, value and position, and nothing crashes."""
+"""Hostile input: everything invalid is rejected with its name, value and position, and nothing crashes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def floats(*values: float, dtype: Any = np.float32) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Bad:
-    """A call that is refused."""
+    """A call that must raise."""
 
     error: type[Exception]
     message: str
@@ -805,7 +805,7 @@ def test_garbage_through_the_c_interface() -> None:
 
 @pytest.mark.parametrize("form", ["portable", "standard"])
 def test_garbage_does_not_crash_the_graph(form: str) -> None:
-    """Standard operators refuse less than the contract does; what is legal is right, and the rest ends well."""
+    """Standard operators reject less than the contract does: what is valid is right, and the rest does not crash."""
     for case, message in garbage_cases(range(5000, 5200)):
         session = _session(case, form, native=False)
         if message is None:
@@ -826,7 +826,7 @@ def test_garbage_does_not_crash_the_graph(form: str) -> None:
 
 @pytest.mark.parametrize("form", ["portable", "standard"])
 def test_the_graph_refuses_every_index_outside_the_table(form: str) -> None:
-    """As the documentation says: the one refusal of the contract that ONNX Runtime's operators keep on the CPU."""
+    """As the documentation says, ONNX Runtime's operators on the CPU check this part of the contract."""
     for refused in BAD_INDICES:
         if refused.keywords["weight"].shape[1] == 0 or refused.keywords["weight"].shape[0] == 0:
             continue  # there is no element to read

@@ -44,7 +44,7 @@ def run(case: Case, form: str, *, native: bool) -> np.ndarray:
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_every_node_is_read(name: str) -> None:
-    """ONNX Runtime before 1.19 gives the memory of what nobody reads to others from the second run of a shape on."""
+    """ONNX Runtime before 1.19 reuses the memory of an output without a reader, from the second run of a shape on."""
     for case, form in itertools.product(OPERATORS[name].cases.all_cases().values(), ("portable", "standard")):
         assert not unread(case_model(case, form)), f"{case.name}, {form}"
 
@@ -109,7 +109,7 @@ def test_call(case: Case, native: None) -> None:
 
 
 def torch_can_judge(case: Case) -> str | None:
-    """Why torch is no oracle for a case; None where it is."""
+    """Why torch cannot be the oracle for a case, or None."""
     if case.indices.ndim == 2 and case.indices.size == 0:
         return "torch raises on 2-D indices without entries"
     if case.attributes.include_last_offset and case.offsets is not None and case.offsets[-1] < len(case.indices):

@@ -401,7 +401,7 @@ def test_the_first_chunks_of_bags_fit(emulated: Emulated) -> None:
 
 
 def _answer(session: Any, inputs: dict[str, np.ndarray]) -> np.ndarray | str:
-    """The result, or what was refused."""
+    """The result, or the message of the error."""
     try:
         return session.run(None, inputs)[0]  # type: ignore[no-any-return]
     except Exception as error:

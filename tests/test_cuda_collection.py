@@ -1,4 +1,4 @@
-"""The bags of several tables on CUDA: every table's bits as it would have them alone, and the CPU's refusals.
+"""The bags of several tables on CUDA: each table gets the bits that it gets alone, and the CPU's error messages.
 
 As in test_cuda.py, every test of the kernels runs emulated on the host, and again on a GPU where there is one.
 """
@@ -52,7 +52,7 @@ def on_cpu(case: Case, change: Callable[[list[Args]], None] | None = None) -> tu
 
 
 def alone(device: Any, case: Case) -> np.ndarray:
-    """Each table's bags on their own, beside each other."""
+    """Each table's bags computed alone, then concatenated."""
     found = []
     for table in case.tables:
         code, message, got = run(device, table)

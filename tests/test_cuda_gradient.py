@@ -291,7 +291,7 @@ def test_the_adapter_runs_every_case(emulated: Emulated) -> None:
 
 
 def _refusals(session: Any, feeds: Iterable[dict[str, np.ndarray]]) -> list[str]:
-    """What each run refused, or nothing."""
+    """The error message of each run, empty without one."""
     found = []
     for feed in feeds:
         try:

@@ -266,7 +266,7 @@ def test_look_alikes_of_gather_and_reduction_stay() -> None:
 
 
 def test_a_second_output_has_a_type_of_its_own() -> None:
-    """TopK's indices are int64 whatever its values are; a Cast of them is no Cast for nothing."""
+    """TopK's indices are int64 whatever its values are; a Cast of them is needed."""
     g = Small()
     g.nodes.append(helper.make_node("TopK", ["s", "k"], ["values", "places"]))
     g.initializers["k"] = np.array([5])

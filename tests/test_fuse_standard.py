@@ -11,7 +11,7 @@ from lucid_onnx.conformance import case_model
 from lucid_onnx.ops.embedding_bag import cases as named
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.ops.quantized_embedding_bag import cases as quantized
-from lucid_testing.models import attributes, bags, interface, two_bags
+from lucid_testing.models import attributes, bags, interface, swapped_operators, two_bags
 
 pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -38,7 +38,7 @@ def test_what_was_lowered_comes_back(opset: int, constant: bool) -> None:
 
 
 def test_codes_that_were_lowered_come_back() -> None:
-    """Every thirteenth named case, of each kind of codes, in an opset and with a table of its turn."""
+    """Every thirteenth named case of quantized tables; opsets and kinds of table in turn."""
     for k, case in enumerate(list(quantized.all_cases().values())[::13]):
         opset, constant = OPSETS[k % 3], k % 2 == 0
         expected = case_model(case, "native", opset, constant=constant)
@@ -72,13 +72,8 @@ def test_changed_codes_stay() -> None:
     standard = lucid_onnx.build_quantized_model(table, mode="sum", form="standard")
     assert len(lucid_onnx.fuse(standard).fused) == 1
     swaps = {"Add": "Sub", "Sub": "Add", "Floor": "Ceil", "Mul": "Div"}
-    places = [k for k, node in enumerate(standard.graph.node) if node.op_type in swaps]
-    assert len(places) > 30
-    for k in places[::12]:
-        model = onnx.ModelProto()
-        model.CopyFrom(standard)
-        model.graph.node[k].op_type = swaps[model.graph.node[k].op_type]
-        assert bags(lucid_onnx.fuse(model).model) == [], f"{k}: {standard.graph.node[k].op_type}"
+    for what, model in swapped_operators(standard, swaps, step=12, more_than=30):
+        assert bags(lucid_onnx.fuse(model).model) == [], what
 
 
 def test_two_bags_of_a_lowered_graph_come_back() -> None:
@@ -97,10 +92,5 @@ def test_a_changed_standard_form_stays() -> None:
     standard = lucid_onnx.build_model(np.eye(3, dtype=np.float32), mode="sum", form="standard")
     swaps = {"Add": "Sub", "Sub": "Add", "Max": "Min", "Min": "Max", "Greater": "Less", "LessOrEqual": "Less"}
     swaps |= {"ReduceSum": "ReduceMax", "ReduceMax": "ReduceMin"}
-    places = [k for k, node in enumerate(standard.graph.node) if node.op_type in swaps]
-    assert len(places) > 30
-    for k in places[::8]:
-        model = onnx.ModelProto()
-        model.CopyFrom(standard)
-        model.graph.node[k].op_type = swaps[model.graph.node[k].op_type]
-        assert bags(lucid_onnx.fuse(model).model) == [], f"{k}: {standard.graph.node[k].op_type}"
+    for what, model in swapped_operators(standard, swaps, step=8, more_than=30):
+        assert bags(lucid_onnx.fuse(model).model) == [], what

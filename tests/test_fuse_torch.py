@@ -36,9 +36,9 @@ def test_the_original_gives_the_same_where_it_gives_torchs(
     ],
 )
 def test_a_changed_number_is_seen(request: pytest.FixtureRequest, exporter: str, name: str) -> None:
-    """With any one number changed a graph is no bag, or is one that gives the same as the changed graph.
+    """With any one number changed, a graph stays, or is fused to a bag that gives what the changed graph gives.
 
-    Both know indices behind the last offset, where it is said to end the last bag: what they do with them is theirs.
+    Except for indices behind the last offset with include_last_offset, which the export and the bag treat differently.
     """
     export = request.getfixturevalue(exporter)(name)
     feed = (LEGACY if exporter == "legacy" else DYNAMO)[name][1]

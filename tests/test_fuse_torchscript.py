@@ -179,7 +179,7 @@ def test_look_alikes_of_legacy_exports_stay(legacy: Callable[[str], Export], nam
 
 
 def test_what_a_bag_does_not_take_stays(legacy: Callable[[str], Export]) -> None:
-    """Indices whose number of dimensions nobody knows; a table of integers."""
+    """Indices of an unknown number of dimensions; a table of integers."""
     model = onnx.load(legacy("sum-17").path)
     model.graph.input[0].type.tensor_type.ClearField("shape")
     (unfused,) = lucid_onnx.fuse(model).unfused

@@ -212,7 +212,7 @@ def test_shapes_are_inferred(infers_shapes: None) -> None:
 
 
 def test_no_index_reads_or_writes_outside() -> None:
-    """Random calls, half of them hostile: refused in the reference's words, or right."""
+    """Random calls, half of them hostile: rejected with the reference's message, or right."""
     random = np.random.RandomState(5)
     refused = 0
     runners = {

@@ -1,4 +1,4 @@
-"""`lucid-onnx parity`: what it must find is planted, and what it says of the runtimes that are here is true."""
+"""`lucid-onnx parity`: it finds every planted defect, and what it reports of the installed runtimes is true."""
 
 from __future__ import annotations
 
@@ -432,7 +432,7 @@ def test_what_did_not_show_is_in_the_reports(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_is_known_explains_no_more() -> None:
-    """torch rounds a 16-bit mean twice, which is no excuse for more than that."""
+    """torch rounds a 16-bit mean twice; a larger error than that is not explained by it."""
     for margin, known in ((2.0, True), (6.0, False)):
         difference = measure.Difference("value", same_bits=False, margin=margin, wrong=1, size=20)
         found = matrix.Cell("mean_ragged_float16", "torch", "call", "differs", difference=difference)

@@ -1,4 +1,4 @@
-"""Quantising the tables of a model: what comes out pools the rows that the smaller table stands for, in every form."""
+"""Quantizing the tables of a model: in every form, the result pools the dequantized rows."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ FEED = {
 
 
 def several(dtype: str = "float32", form: Any = "portable") -> onnx.ModelProto:
-    """The bags of `BAGS`, one of them in a branch, with a Gather over a table of its own."""
+    """The bags of `BAGS`, one of them in a branch, and a Gather over another table."""
 
     def bag(output: str) -> onnx.NodeProto:
         table, keywords = BAGS[output]
@@ -284,7 +284,7 @@ def test_tables_that_are_made_or_have_codes_stay() -> None:
 
 
 def test_special_values_in_16_bits() -> None:
-    """They have their own bits there, and are no error."""
+    """16-bit floats can represent them, so they are not an error."""
     table = with_element(np.inf)
     table[2, 1] = np.nan
     (found,) = lucid_onnx.quantize(of_one(table=table), dtype="bfloat16").quantized
@@ -323,7 +323,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
 
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
-    """A model of two bags and a Gather in a folder of its own, its tables external, one of them with a NaN."""
+    """A model of two bags and a Gather, alone in a folder, with external tables, one of them with a NaN."""
     info = helper.make_tensor_value_info
     bad = table_of(900, 16, 4)
     bad[801, 5] = np.nan

@@ -20,7 +20,7 @@ from lucid_onnx.ops import OPERATORS
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.ops.embedding_bag.lowering import LONGEST_BAG, Ragged
 from lucid_testing.graphs import nodes
-from lucid_testing.models import two_bags
+from lucid_testing.models import swapped_operators, two_bags
 
 pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -212,18 +212,12 @@ def test_what_is_changed_stays(way: str) -> None:
     standard = lucid_onnx.lower(model, ragged=way, longest_bag=70 if way == "padded" else None)  # type: ignore[arg-type]
     assert len(lucid_onnx.fuse(standard).fused) == 1
     swaps = {"Add": "Sub", "Sub": "Add", "Max": "Min", "GreaterOrEqual": "Greater", "Or": "And", "Mul": "Add"}
-    count = sum(node.op_type in swaps for node in nodes(standard.graph))
-    assert count > 8
-    for k in range(0, count, 3):
-        other = onnx.ModelProto()
-        other.CopyFrom(standard)
-        node = [node for node in nodes(other.graph) if node.op_type in swaps][k]
-        node.op_type = swaps[node.op_type]
-        assert lucid_onnx.fuse(other).fused == (), node
+    for what, model in swapped_operators(standard, swaps, step=3, more_than=8):
+        assert lucid_onnx.fuse(model).fused == (), what
 
 
 def test_a_loop_is_small_and_a_model_keeps_the_rest() -> None:
-    """Two bags over one table, beside something else; no scatter is left but those of the blocks."""
+    """Two bags over one table and another node; only the blocks have a scatter."""
     model = two_bags(np.eye(3, dtype=np.float32), added=True)
     lowered = {
         way: lucid_onnx.lower(model, ragged=way, longest_bag=64 if way == "padded" else None)  # type: ignore[arg-type]

@@ -179,7 +179,7 @@ LENGTHS = [(3, 0, 5, 1), (0, 4, 0, 0, 9, 1, 0), (), (1,), (0,)]
 
 
 class Many(nn.Module):
-    """Several bags beside each other, each with arguments of its own: an export takes a second, whatever its size."""
+    """Several bags in one module, each with its own arguments: an export takes a second, whatever its size."""
 
     def __init__(self, examples: Sequence[Case]) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class Many(nn.Module):
 
 
 def check_together(calls: Sequence[Sequence[Case]], forms: Sequence[str] = ("portable", "standard", "native")) -> None:
-    """Export bags beside each other as their first calls say, and make all of their calls."""
+    """Export bags in one module by their first calls, and make all of their calls."""
     examples = [first for first, *_ in calls]
     module = Many(examples).eval()
     args = tuple(itertools.chain.from_iterable(map(arguments, examples)))
@@ -576,7 +576,7 @@ def test_a_bag_in_a_branch() -> None:
 
 
 class Pools(nn.Module):
-    """Each function over rows of a table of its own."""
+    """Each function over rows of its own table."""
 
     def __init__(self, *functions: Callable[..., Any], dtype: Any = None, **keywords: Any) -> None:
         super().__init__()
@@ -728,7 +728,7 @@ def test_other_ranks_are_no_bags(shape: tuple[int, ...]) -> None:
 
 
 def test_rows_of_an_indexed_tensor_are_no_bag() -> None:
-    """Indexing takes -1 for the last row, which a bag refuses."""
+    """Indexing takes -1 for the last row, which a bag rejects."""
 
     class Indexed(Pools):
         def forward(self, x: Any) -> Any:
@@ -860,7 +860,7 @@ def test_what_torch_cannot_export_stays_its_own_error() -> None:
 
 
 def test_without_torch_the_import_says_what_to_install(tmp_path: Path) -> None:
-    """Each of what it needs is missing in its turn, the one that is imported first in the first."""
+    """Each package that it needs is missing in turn, in the order in which they are imported."""
     script = (
         "import sys, lucid_onnx\n"
         "lucid_onnx.build_model([[1.0]])\n"

@@ -290,7 +290,7 @@ def _fenced(device: Any, size: int, shift: int, fill: int) -> Any:
 
 
 def _inside(device: Any, memory: Any, fill: int, what: str) -> np.ndarray:
-    """The bytes between the fences; asserts that none was written beside them."""
+    """The bytes between the fences; asserts that nothing was written outside of them."""
     written = device.read(memory)
     assert (written[:256] == fill).all(), f"{what}: written before the output"
     assert (written[-256:] == fill).all(), f"{what}: written behind the output"
@@ -306,7 +306,7 @@ def run(
 ) -> tuple[int, str, np.ndarray]:
     """Launch a case: the code and message of the launch or of what the kernel rejected, and the output.
 
-    Asserts that nothing beside the output was written.
+    Asserts that nothing outside of the output was written.
 
     Args:
         shift: bytes that an array (or "output") lies past a multiple of 256.

@@ -37,7 +37,7 @@ def nodes(graph: Graph) -> list[onnx.NodeProto]:
 
 
 def unread(model: onnx.ModelProto) -> list[str]:
-    """The operators of the nodes whose outputs nobody reads, wherever in the model."""
+    """The operators of the nodes that have no reader, anywhere in the model."""
     found = [graph for owner in (model.graph, *model.functions) for graph in graphs(owner)]
     read = {name for graph in found for node in graph.node for name in node.input}
     read |= {getattr(output, "name", output) for graph in found for output in graph.output}  # a function's are names

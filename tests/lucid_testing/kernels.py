@@ -170,12 +170,12 @@ def call(args: Args, isa: str | None = None, threads: int = 1) -> tuple[int, str
     return code, message.value.decode()
 
 
-#: A byte that nobody writes; beside it, and over all of the output, before a call.
+#: What the output and the memory around it hold before a call.
 _FENCE = 0xA5
 
 
 def pool(case: cases.Case, isa: str | None = None, threads: int = 1) -> np.ndarray:
-    """The case's result; asserts that every byte of it was written and none beside it."""
+    """The case's result; asserts that every byte of it was written, and none outside of it."""
     case = dataclasses.replace(
         case,
         **{name: np.ascontiguousarray(array) for name, array in case.inputs.items()},
@@ -224,7 +224,7 @@ def large_cases() -> Iterable[cases.Case]:
 
 
 def gradient(case: gradients.Case, isa: str | None = None, threads: int = 1) -> list[np.ndarray]:
-    """The case's outputs; asserts that every byte of them was written and none beside them."""
+    """The case's outputs; asserts that every byte of them was written, and none outside of them."""
     case = dataclasses.replace(case, **{name: np.ascontiguousarray(array) for name, array in case.inputs.items()})
     results = [_gradient(case, isa, threads, fill) for fill in (_FENCE, _FENCE ^ 0xFF)]
     for one, other in zip(*results, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def results(model: onnx.ModelProto, feed: dict[str, np.ndarray], **kwargs: Any) -> list[np.ndarray]:
-    """The outputs of one run in a session of its own."""
+    """The outputs of one run in a new session."""
     return lucid_onnx.InferenceSession(model, **kwargs).run(None, feed)
 
 
@@ -92,6 +92,25 @@ def changed_numbers(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.ModelPro
         else:
             attribute.ints[0] += 1
         yield f"attribute {k}: {attribute.name}", copy
+
+
+def swapped_operators(
+    model: onnx.ModelProto, swaps: Mapping[str, str], *, step: int, more_than: int
+) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """The model once for every ``step``-th node whose operator is a key of ``swaps``, with that operator replaced.
+
+    Args:
+        more_than: asserts that there are more such nodes than this.
+    """
+    count = sum(node.op_type in swaps for node in nodes(model.graph))
+    assert count > more_than
+    for k in range(0, count, step):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        node = [node for node in nodes(copy.graph) if node.op_type in swaps][k]
+        what = f"{k}: {node.op_type}"
+        node.op_type = swaps[node.op_type]
+        yield what, copy
 
 
 #: The shape of the tables here.

@@ -1,4 +1,4 @@
-"""Python in a process of its own, and memory: how much is free, and how much a process took."""
+"""Scripts in a process of their own, and memory: how much is free, and how much a process took."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ needs_peak_memory = pytest.mark.skipif(
 def run_script(
     script: str, folder: Path, *arguments: str, environment: Mapping[str, str] | None = None, timeout: float = 120
 ) -> subprocess.CompletedProcess[str]:
-    """Run a script in a process of its own, in a folder where the source tree does not shadow what is installed."""
+    """Run a script in a new process, in a folder where the source tree does not shadow the installed package."""
     return subprocess.run(
         [sys.executable, "-c", script, *arguments],
         cwd=folder,
