@@ -1,4 +1,4 @@
-"""What the tests share: skips with a reason, and hypothesis under one profile."""
+"""The fixtures that tests share, skips with a reason, and hypothesis under one profile."""
 
 from __future__ import annotations
 
@@ -7,16 +7,34 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-if importlib.util.find_spec("lucid_onnx.ops") is None:
-    raise pytest.UsageError(
-        "lucid_onnx is the folder of the sources here, not the installed package, which has lucid_onnx.ops too: "
-        "install it (pip install '.[cpu,test]') and run `pytest`; `python -m pytest` would look in this folder first"
-    )
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _is_installed() -> bool:
+    """Whether the lucid_onnx that would be imported is an installed one, which has lucid_onnx.ops."""
+    try:
+        return importlib.util.find_spec("lucid_onnx.ops") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+if not _is_installed():
+    # `python -m pytest` looks in the current folder first, where lucid_onnx is the folder of the sources. pytest has
+    # even imported its plugin from there, which imports the rest of the package by name, and only when a test asks.
+    sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
+    for module in [name for name in sys.modules if name.split(".")[0] == "lucid_onnx"]:
+        del sys.modules[module]
+    if not _is_installed():
+        raise pytest.UsageError("lucid_onnx is not installed, which these sources need: pip install '.[cpu,test]'")
+
+pytest.register_assert_rewrite("lucid_testing")
 
 # Generated examples build sessions, which takes milliseconds to tens of them: no deadline. The examples are the
 # same in every run, so that a red test is red again; LUCID_HYPOTHESIS_EXAMPLES asks for more of them.
@@ -28,6 +46,18 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("lucid")
+
+if TYPE_CHECKING:
+    from lucid_testing.cuda import Emulated, Gpu
+    from lucid_testing.torch_exports import Export
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test of a ``device`` runs emulated, and on a GPU where there is one, which only such a test looks for."""
+    if "device" in metafunc.fixturenames:
+        from lucid_testing.cuda import devices
+
+        metafunc.parametrize("device", devices(), indirect=True, scope="module")
 
 
 @pytest.fixture(scope="session")
@@ -75,9 +105,9 @@ def newest_opset() -> int:
 
 @pytest.fixture(scope="session")
 def translations() -> Iterator[None]:
-    """torch reads the sources and signatures of its own 500 translations for every export, half of its time.
+    """Cache the sources and signatures of torch's own 500 translations, which it reads for every export.
 
-    Where it does so is its own affair: if that place moves, the tests are slower and no less true.
+    That takes half of an export's time. The patched names are private: if they move, the tests are slower, not wrong.
     """
     torch = pytest.importorskip("torch", reason="torch is not installed")
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
@@ -93,3 +123,64 @@ def translations() -> Iterator[None]:
         if hasattr(schemas, "op_signature_from_function"):
             patch.setattr(schemas, "op_signature_from_function", functools.cache(schemas.op_signature_from_function))
         yield
+
+
+@pytest.fixture(scope="module")
+def device(request: pytest.FixtureRequest) -> Emulated | Gpu:
+    """Where the CUDA kernels run."""
+    from lucid_testing import cuda
+
+    return cuda.emulated() if request.param == "emulated" else cuda.Gpu(str(cuda.gpu_library()))
+
+
+@pytest.fixture(scope="module")
+def emulated() -> Emulated:
+    """The CUDA kernels on the CPU."""
+    from lucid_testing import cuda
+
+    return cuda.emulated()
+
+
+@pytest.fixture(scope="session")
+def legacy(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Export]:
+    """An export by torch.onnx.export(dynamo=False), made when first asked for."""
+    from lucid_testing.torch_exports import export_legacy
+
+    folder = tmp_path_factory.mktemp("legacy")
+    return functools.cache(lambda name: export_legacy(name, folder))
+
+
+@pytest.fixture(scope="session")
+def dynamo(tmp_path_factory: pytest.TempPathFactory, translations: None) -> Callable[[str], Export]:
+    """An export by torch.onnx.export(dynamo=True), made when first asked for."""
+    from lucid_testing.torch_exports import export_dynamo
+
+    folder = tmp_path_factory.mktemp("dynamo")
+    return functools.cache(lambda name: export_dynamo(name, folder))
+
+
+@pytest.fixture
+def lowered(tmp_path: Path) -> Path:
+    """A model in standard form whose table of 80,000 bytes is external."""
+    import numpy as np
+
+    import lucid_onnx
+
+    table = np.random.default_rng(0).standard_normal((1000, 20)).astype(np.float32)
+    path = tmp_path / "in" / "model.onnx"
+    path.parent.mkdir()
+    lucid_onnx.save(lucid_onnx.build_model(table, mode="sum", form="standard"), path, external_data=True)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["model.onnx", "model.onnx.data"]
+    return path
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run a command line in this process: the exit code, and what it and native code wrote to stdout and stderr."""
+    from lucid_onnx import cli
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main([str(a) for a in arguments])
+        return (code, *capfd.readouterr())
+
+    return call

@@ -1,29 +1,30 @@
-"""Hostile input: everything that the contract refuses is refused, by name, value and position, and nothing crashes."""
+"""Hostile input: everything invalid is rejected with its name, value and position, and nothing crashes."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from test_isa import arguments, call, isas, needs_library, num_bags, pool
 
 import lucid_onnx
 from lucid_onnx.builder.conformance import case_model
 from lucid_onnx.ops import OPERATOR_OF
 from lucid_onnx.ops.embedding_bag import cases, spec
+from lucid_testing.hostile import BAD_STRUCTS, MAX64, MIN64, SLACK, garbage_cases
+from lucid_testing.kernels import arguments, call, isas, library, needs_library, num_bags, pool
 
 ort = pytest.importorskip("onnxruntime")
 ort.set_default_logger_severity(4)  # every refusal would be logged as an error
 
-MIN64, MAX64 = -(2**63), 2**63 - 1
 MIN32, MAX32 = -(2**31), 2**31 - 1
 TABLE = np.arange(20, dtype=np.float32).reshape(10, 2)
 
@@ -48,7 +49,7 @@ def floats(*values: float, dtype: Any = np.float32) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Bad:
-    """A call that is refused."""
+    """A call that must raise."""
 
     error: type[Exception]
     message: str
@@ -775,82 +776,14 @@ def test_a_refused_model_is_left_as_it_was() -> None:
 
 # ---- Garbage.
 
-#: Tolerances of a case that its values may be off. A case's tolerance is for rows that differ; here one row may
-#: stand in a bag 3000 times, and the roundings of its sum all go one way: 63 of them within a group of 64 rows and
-#: 15 between the groups of a piece, 78 * 2**-24 = 4.7e-6 of the sum of magnitudes at most.
-SLACK = 5
-
-
-def _garbage(seed: int) -> cases.Case:
-    """A request with random values and sizes: half the seeds stay near what is legal."""
-    random = np.random.RandomState(seed)
-    rows, dim = random.choice([0, 1, 2, 7, 40]), random.choice([0, 1, 3, 16, 35])
-    two_d, wild = random.rand() < 0.25, random.rand() < 0.5
-    count = random.choice([0, 1, 5, 60, 3000])
-    index_dtype, offset_dtype = random.choice([np.int32, np.int64]), random.choice([np.int32, np.int64])
-    ends = np.iinfo(index_dtype)
-    x = random.randint(0, max(rows, 1), count).astype(index_dtype)
-    if wild and count:
-        places = random.randint(0, count, random.choice([0, 1, 4]))
-        x[places] = random.choice([-1, rows, -rows - 1, ends.min, ends.max, 2**31 - 1, -(2**31)], len(places))
-    offsets = None
-    if two_d:
-        length = random.choice([0, 1, 4])
-        x = x[: count // max(length, 1) * length].reshape(-1, length) if length else np.zeros((count, 0), index_dtype)
-    else:
-        offsets = np.sort(random.randint(0, count + 1, random.choice([0, 1, 2, 30])))
-        offsets[:1] = 0
-        if wild and len(offsets):
-            ends = np.iinfo(offset_dtype)
-            places = random.randint(0, len(offsets), random.choice([0, 0, 1, 3]))
-            offsets[places] = random.choice([-1, count + 1, ends.min, ends.max, count, 2**31 - 1], len(places))
-        offsets = offsets.astype(offset_dtype)
-    mode = str(random.choice(spec.MODES))
-    dtype = spec.TABLE_DTYPES[random.randint(len(spec.TABLE_DTYPES))]
-    weighted = mode == "sum" and random.rand() < 0.5
-    return cases.Case(
-        f"garbage {seed}",
-        random.standard_normal((rows, dim)).astype(dtype),
-        x,
-        offsets,
-        random.standard_normal(x.shape).astype(dtype) if weighted else None,
-        spec.Attributes(
-            mode,
-            padding_idx=int(random.randint(-rows, rows)) if rows and random.rand() < 0.3 else None,
-            max_norm=float(random.choice([0.0, 0.5, 1e30])) if random.rand() < 0.3 else None,
-            norm_type=float(random.choice([1.0, 2.0, 3.0, np.inf])),
-            include_last_offset=bool(random.rand() < 0.4),
-        ),
-    )
-
 
 def _session(case: cases.Case, form: str, native: bool) -> Any:
     return lucid_onnx.InferenceSession(case_model(case, form), native=native)
 
 
-def _refused(case: cases.Case) -> str | None:
-    """What the contract says against a case."""
-    try:
-        spec.check_inputs(case.weight, case.indices, case.offsets, case.per_sample_weights, case.attributes)
-    except (IndexError, ValueError) as error:
-        return str(error)
-    return None
-
-
-def _garbage_cases(seeds: range) -> Iterator[tuple[cases.Case, str | None]]:
-    refused = 0
-    for seed in seeds:
-        case = _garbage(seed)
-        message = _refused(case)
-        refused += message is not None
-        yield case, message
-    # Neither all refused nor all legal, or the test says less than it seems.
-    assert len(seeds) // 5 < refused < 4 * len(seeds) // 5
-
-
 @needs_library
 def test_garbage_is_refused_or_answered_rightly_by_the_kernel() -> None:
-    for case, message in _garbage_cases(range(300)):
+    for case, message in garbage_cases(range(300)):
         session = _session(case, "native", native=True)
         if message is None:
             case.check(session.run(None, case.inputs)[0], slack=SLACK)
@@ -860,7 +793,7 @@ def test_garbage_is_refused_or_answered_rightly_by_the_kernel() -> None:
 
 @needs_library
 def test_garbage_through_the_c_interface() -> None:
-    for case, message in _garbage_cases(range(1000, 2000)):
+    for case, message in garbage_cases(range(1000, 2000)):
         if message is None:
             case.check(pool(case, threads=3), slack=SLACK)
             continue
@@ -872,8 +805,8 @@ def test_garbage_through_the_c_interface() -> None:
 
 @pytest.mark.parametrize("form", ["portable", "standard"])
 def test_garbage_does_not_crash_the_graph(form: str) -> None:
-    """Standard operators refuse less than the contract does; what is legal is right, and the rest ends well."""
-    for case, message in _garbage_cases(range(5000, 5200)):
+    """Standard operators reject less than the contract does: what is valid is right, and the rest does not crash."""
+    for case, message in garbage_cases(range(5000, 5200)):
         session = _session(case, form, native=False)
         if message is None:
             case.check(session.run(None, case.inputs)[0], slack=SLACK)
@@ -893,7 +826,7 @@ def test_garbage_does_not_crash_the_graph(form: str) -> None:
 
 @pytest.mark.parametrize("form", ["portable", "standard"])
 def test_the_graph_refuses_every_index_outside_the_table(form: str) -> None:
-    """As the documentation says: the one refusal of the contract that ONNX Runtime's operators keep on the CPU."""
+    """As the documentation says, ONNX Runtime's operators on the CPU check this part of the contract."""
     for refused in BAD_INDICES:
         if refused.keywords["weight"].shape[1] == 0 or refused.keywords["weight"].shape[0] == 0:
             continue  # there is no element to read
@@ -907,41 +840,6 @@ def test_the_graph_refuses_every_index_outside_the_table(form: str) -> None:
 
 def _c_case() -> cases.Case:
     return cases.make("weights", mode="sum", weighted=True)
-
-
-BAD_STRUCTS = [
-    ({"size_bytes": 0}, "size_bytes = 0 is not 176"),
-    ({"size_bytes": 137}, "size_bytes = 137 is not 176"),
-    ({"size_bytes": -1}, "size_bytes = -1 is not 176"),
-    ({"dtype": -1}, "dtype = -1 is unknown"),
-    ({"dtype": 8}, "dtype = 8 is unknown"),
-    ({"index_type": 2}, "index_type = 2 is unknown"),
-    ({"index_type": -1}, "index_type = -1 is unknown"),
-    ({"offset_type": 2}, "offset_type = 2 is unknown"),
-    ({"indices_rank": 0}, "indices_rank = 0 is not 1 or 2"),
-    ({"indices_rank": 3}, "indices_rank = 3 is not 1 or 2"),
-    ({"weight_shape": (-1, 5)}, "a size is negative"),
-    ({"weight_shape": (10, -1)}, "a size is negative"),
-    ({"indices_shape": (-1, 0)}, "a size is negative"),
-    ({"indices_shape": (3, MIN64), "indices_rank": 2}, "a size is negative"),
-    ({"num_offsets": -1}, "a size is negative"),
-    ({"mode": 3}, "mode = 3 is not 0 (sum), 1 (mean) or 2 (max)"),
-    ({"mode": -1}, "mode = -1 is not 0 (sum), 1 (mean) or 2 (max)"),
-    ({"mode": 1}, "per_sample_weights needs mode 'sum', got mode = 'mean'"),
-    ({"max_norm": -1.0}, "max_norm = -1 must be >= 0"),
-    ({"max_norm": math.nan}, "max_norm = nan must be >= 0"),
-    ({"norm_type": 0.0}, "norm_type = 0 must be > 0"),
-    ({"norm_type": math.nan}, "norm_type = nan must be > 0"),
-    ({"num_offsets": 0}, "offsets is empty, shape [0], but indices has 9 entries"),
-    (
-        {"num_offsets": 0, "include_last_offset": 1},
-        "offsets is empty, shape [0]: include_last_offset needs at least one entry",
-    ),
-    # The table is smaller than the case's: [0, 0) holds nothing, and nothing is read.
-    ({"weight_shape": (0, 5), "weight": None}, None),
-    ({"weight_shape": (0, MAX64), "weight": None}, None),
-    ({"weight_shape": (1, 5)}, None),
-]
 
 
 @needs_library
@@ -976,10 +874,6 @@ def test_sizes_that_take_no_memory_may_be_anything() -> None:
 
 @needs_library
 def test_a_message_is_cut_to_the_room_that_it_has() -> None:
-    import ctypes
-
-    from test_isa import library
-
     case = _c_case()
     args = arguments(case, np.zeros(case.expected().shape, np.float32), dtype=9)
     whole = b"dtype = 9 is unknown"

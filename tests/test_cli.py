@@ -18,39 +18,17 @@ import lucid_onnx
 from lucid_onnx import cli
 from lucid_onnx.cli import files as cli_files
 from lucid_onnx.runtime import info
+from lucid_testing.kernels import library_path, needs_library
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), BFLOAT16, np.dtype(np.float64))
 SAFETENSORS_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
 
 
-def _has_library() -> bool:
-    try:
-        lucid_onnx.get_library_path()
-    except FileNotFoundError:
-        return False
-    return True
-
-
-needs_library = pytest.mark.skipif(not _has_library(), reason="the native library is not installed")
-
-
 @pytest.fixture(autouse=True)
 def _in_tmp_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(info.FORCE_ISA, raising=False)
-
-
-@pytest.fixture
-def run(capfd):
-    """Run a command line in this process; returns exit code, stdout and stderr (of the native code, too)."""
-
-    def call(*arguments):
-        code = cli.main([str(a) for a in arguments])
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture
@@ -318,7 +296,9 @@ def test_info_of_a_model(run, bag):
     assert re.search(r"^output +EmbeddingBag +portable +sum +weight +float32 +\[5, 3\] +60 B +- +- *$", out, re.M)
 
 
-@pytest.mark.skipif(not _has_library() or sys.platform != "linux", reason="the native library moves tables on Linux")
+@pytest.mark.skipif(
+    library_path() is None or sys.platform != "linux", reason="the native library moves tables on Linux"
+)
 def test_info_tells_where_tables_would_lie(run, refused):
     np.save("t.npy", np.ones((40_000, 64), np.float32))
     assert run("build", "t.npy", "-o", "m.onnx", "--external-data")[0] == 0

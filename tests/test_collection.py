@@ -335,7 +335,7 @@ def beside(
     outputs: tuple[str, ...] = (),
     extra: list[onnx.NodeProto] | None = None,
 ) -> onnx.ModelProto:
-    """Four bags of the tables `TABLES` and the first one again, laid beside each other.
+    """Four bags of the tables `TABLES`, the first one twice, concatenated.
 
     Args:
         changes: keywords of the node of a bag.

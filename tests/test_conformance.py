@@ -6,10 +6,9 @@ import functools
 import itertools
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +22,7 @@ from lucid_onnx.ops import OPERATORS
 from lucid_onnx.ops.embedding_bag import reference
 from lucid_onnx.ops.embedding_bag.cases import Case, all_cases
 from lucid_onnx.ops.embedding_bag.spec import BFLOAT16, DOMAIN
+from lucid_testing.graphs import unread
 
 CASES = all_cases()
 RUN = set(CASES.values())
@@ -42,24 +42,9 @@ def run(case: Case, form: str, *, native: bool) -> np.ndarray:
     return first
 
 
-def unread(model: onnx.ModelProto) -> list[str]:
-    """The operators of the nodes that nobody reads, wherever in the model."""
-
-    def graphs(nodes: Sequence[onnx.NodeProto], outputs: Iterable[str]) -> Iterator[tuple[list[Any], set[str]]]:
-        yield list(nodes), set(outputs)
-        for graph in (attribute.g for node in nodes for attribute in node.attribute if attribute.HasField("g")):
-            yield from graphs(graph.node, [output.name for output in graph.output])
-
-    found = list(graphs(model.graph.node, [output.name for output in model.graph.output]))
-    for function in model.functions:
-        found += graphs(function.node, function.output)
-    read = set().union(*(outputs for _, outputs in found), *(n.input for nodes, _ in found for n in nodes))
-    return [node.op_type for nodes, _ in found for node in nodes if not read.intersection(node.output)]
-
-
 @pytest.mark.parametrize("name", OPERATORS)
 def test_every_node_is_read(name: str) -> None:
-    """ONNX Runtime before 1.19 gives the memory of what nobody reads to others from the second run of a shape on."""
+    """ONNX Runtime before 1.19 reuses the memory of an output without a reader, from the second run of a shape on."""
     for case, form in itertools.product(OPERATORS[name].cases.all_cases().values(), ("portable", "standard")):
         assert not unread(case_model(case, form)), f"{case.name}, {form}"
 
@@ -124,7 +109,7 @@ def test_call(case: Case, native: None) -> None:
 
 
 def torch_can_judge(case: Case) -> str | None:
-    """Why torch is no oracle for a case; None where it is."""
+    """Why torch cannot be the oracle for a case, or None."""
     if case.indices.ndim == 2 and case.indices.size == 0:
         return "torch raises on 2-D indices without entries"
     if case.attributes.include_last_offset and case.offsets is not None and case.offsets[-1] < len(case.indices):

@@ -8,54 +8,33 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cuda_device import (
+
+import lucid_onnx
+from lucid_onnx.builder.conformance import case_model
+from lucid_onnx.ops.embedding_bag import cases, spec
+from lucid_onnx.ops.quantized_embedding_bag import cases as quantized
+from lucid_testing.cuda import (
     CASES,
     Emulated,
-    Gpu,
     Plan,
-    bad_offsets,
     emulated_library,
     gpu_library,
     host_arguments,
     load,
     result_dtype,
     run,
+    session_with,
     why_no_gpu,
 )
-from test_abuse import BAD_STRUCTS, SLACK, _garbage_cases
-from test_isa import call, large_cases, needs_library, num_bags
-
-import lucid_onnx
-from lucid_onnx.builder.conformance import case_model
-from lucid_onnx.ops.embedding_bag import cases, spec
-from lucid_onnx.ops.quantized_embedding_bag import cases as quantized
-
-MIN64, MAX64 = -(2**63), 2**63 - 1
-
-
-def _emulated() -> Emulated:
-    path = emulated_library()
-    if path is None:
-        pytest.skip("there is no C++ compiler to build the emulated kernels with")
-    return Emulated(path)
-
-
-@pytest.fixture(scope="module", params=["emulated", "gpu"] if why_no_gpu() is None else ["emulated"])
-def device(request: pytest.FixtureRequest) -> Any:
-    return _emulated() if request.param == "emulated" else Gpu(str(gpu_library()))
-
-
-@pytest.fixture(scope="module")
-def emulated() -> Emulated:
-    return _emulated()
+from lucid_testing.hostile import BAD_STRUCTS, MAX64, MIN64, SLACK, bad_indices, bad_offsets, garbage_cases
+from lucid_testing.kernels import call, large_cases, needs_library, num_bags
+from lucid_testing.processes import run_script
 
 
 def on_cpu(case: Any) -> tuple[int, str, np.ndarray]:
@@ -238,7 +217,7 @@ def test_the_same_bits_in_every_run(device: Any, monkeypatch: pytest.MonkeyPatch
 
 
 def test_garbage(device: Any) -> None:
-    for case, refusal in _garbage_cases(range(3000, 3150)):
+    for case, refusal in garbage_cases(range(3000, 3150)):
         code, message, got = run(device, case)
         if refusal is None:
             assert (code, message) == (0, ""), case.name
@@ -250,11 +229,9 @@ def test_garbage(device: Any) -> None:
 def _hostile() -> Iterator[tuple[cases.Case, str]]:
     base = ragged("hostile", [5, 0, 70, 1, 1100, 3], mode="sum", rows=10)
     count = len(base.indices)
-    for value in (-1, 10, 11, MIN64, MAX64, 2**32, 2**32 + 3, -(2**32)):
-        for place in (0, 1, 5, 68, 74, 76, 1100, count - 1):
-            indices = base.indices.copy()
-            indices[place] = value
-            yield dataclasses.replace(base, indices=indices), f"indices[{place}] = {value} is outside [0, 10)"
+    values = (-1, 10, 11, MIN64, MAX64, 2**32, 2**32 + 3, -(2**32))
+    for indices, text in bad_indices(base.indices, 10, values, (0, 1, 5, 68, 74, 76, 1100, count - 1)):
+        yield dataclasses.replace(base, indices=indices), text
     indices = np.full(count, 10)
     yield dataclasses.replace(base, indices=indices), "indices[0] = 10 is outside [0, 10)"
     assert base.offsets is not None
@@ -423,19 +400,8 @@ def test_the_first_chunks_of_bags_fit(emulated: Emulated) -> None:
 # ---- The adapter, emulated as a library of the CPU's provider.
 
 
-def _session(case: Any, library: str, bounds_check: str | None = None) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    if bounds_check is not None:
-        options.add_session_config_entry("lucid.bounds_check", bounds_check)
-    options.register_custom_ops_library(library)
-    return lucid_onnx.InferenceSession(case_model(case, "native"), native=False, session_options=options)
-
-
 def _answer(session: Any, inputs: dict[str, np.ndarray]) -> np.ndarray | str:
-    """The result, or what was refused."""
+    """The result, or the message of the error."""
     try:
         return session.run(None, inputs)[0]  # type: ignore[no-any-return]
     except Exception as error:
@@ -446,14 +412,14 @@ def test_the_adapter_runs_every_case(emulated: Emulated) -> None:
     pytest.importorskip("onnxruntime")
     path = str(emulated_library())
     for case in list(CASES.values())[::4]:
-        got = _session(case, path).run(None, case.inputs)[0]
+        got = session_with(case, path).run(None, case.inputs)[0]
         case.check(got)
 
 
 def test_the_adapter_reports_in_the_same_run(emulated: Emulated) -> None:
     pytest.importorskip("onnxruntime")
     case = ragged("reported", [3, 70, 1100], mode="sum")
-    session = _session(case, str(emulated_library()), "report")
+    session = session_with(case, str(emulated_library()), "report")
     bad = dict(case.inputs, indices=np.where(np.arange(1173) == 900, 10, case.indices))
     assert _answer(session, bad) == "indices[900] = 10 is outside [0, 10)"
     case.check(_answer(session, case.inputs))  # type: ignore[arg-type]
@@ -466,7 +432,7 @@ def test_the_adapter_reports_in_the_same_run(emulated: Emulated) -> None:
 def test_the_adapter_reports_in_the_next_run_if_deferred(emulated: Emulated) -> None:
     pytest.importorskip("onnxruntime")
     case = ragged("deferred", [3, 70], mode="sum")
-    session = _session(case, str(emulated_library()), "deferred")
+    session = session_with(case, str(emulated_library()), "deferred")
     bad = dict(case.inputs, indices=np.where(np.arange(73) == 40, -1, case.indices))
     assert isinstance(_answer(session, bad), np.ndarray)
     assert _answer(session, case.inputs) == "indices[40] = -1 is outside [0, 10)"
@@ -477,7 +443,7 @@ def test_another_way_to_check_is_refused(emulated: Emulated) -> None:
     pytest.importorskip("onnxruntime")
     case = cases.make("sum", mode="sum")
     with pytest.raises(Exception, match=r"lucid\.bounds_check = never is not report or deferred"):
-        _session(case, str(emulated_library()), "never")
+        session_with(case, str(emulated_library()), "never")
 
 
 # ---- The library that is installed.
@@ -507,7 +473,7 @@ def test_a_cpu_session_with_both_sets_of_kernels() -> None:
     pytest.importorskip("onnxruntime")
     for name in ("sum_ragged_float32", "everything_rows_float16", "mean_ragged_bfloat16"):
         case = CASES[name]
-        case.check(_session(case, str(gpu_library())).run(None, case.inputs)[0])
+        case.check(session_with(case, str(gpu_library())).run(None, case.inputs)[0])
 
 
 _WITHOUT_GPU = """
@@ -524,9 +490,7 @@ def test_without_a_gpu_the_provider_is_refused(tmp_path: Path) -> None:
     if why_no_gpu() is None:
         pytest.skip("there is a GPU here")
     environment = dict(os.environ, CUDA_VISIBLE_DEVICES="")
-    done = subprocess.run(
-        [sys.executable, "-c", _WITHOUT_GPU], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-    )
+    done = run_script(_WITHOUT_GPU, tmp_path, environment=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("provider = 'cuda', but ")
 

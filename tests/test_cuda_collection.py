@@ -1,4 +1,4 @@
-"""The bags of several tables on CUDA: every table's bits as it would have them alone, and the CPU's refusals.
+"""The bags of several tables on CUDA: each table gets the bits that it gets alone, and the CPU's error messages.
 
 As in test_cuda.py, every test of the kernels runs emulated on the host, and again on a GPU where there is one.
 """
@@ -12,7 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_device import (
+
+from lucid_onnx.ops.embedding_bag import cases as bags
+from lucid_onnx.ops.embedding_bag_collection import cases, spec
+from lucid_onnx.ops.embedding_bag_collection.cases import Case
+from lucid_testing.cuda import (
     CollectionPlan,
     Emulated,
     collection_args,
@@ -20,17 +24,13 @@ from cuda_device import (
     emulated_library,
     run,
     run_collection,
+    session_with,
     tables_of,
 )
-from test_cuda import _session, device, emulated  # noqa: F401 (fixtures)
-from test_isa import Args, library, needs_library
-
-from lucid_onnx.ops.embedding_bag import cases as bags
-from lucid_onnx.ops.embedding_bag_collection import cases, spec
-from lucid_onnx.ops.embedding_bag_collection.cases import Case
+from lucid_testing.hostile import MAX64, MIN64
+from lucid_testing.kernels import Args, library, needs_library
 
 CASES = cases.all_cases()
-MIN64, MAX64 = -(2**63), 2**63 - 1
 
 
 def on_cpu(case: Case, change: Callable[[list[Args]], None] | None = None) -> tuple[int, str, np.ndarray]:
@@ -51,8 +51,8 @@ def on_cpu(case: Case, change: Callable[[list[Args]], None] | None = None) -> tu
     return code, message.value.decode(), output
 
 
-def alone(device: Any, case: Case) -> np.ndarray:  # noqa: F811
-    """Each table's bags on their own, beside each other."""
+def alone(device: Any, case: Case) -> np.ndarray:
+    """Each table's bags computed alone, then concatenated."""
     found = []
     for table in case.tables:
         code, message, got = run(device, table)
@@ -82,7 +82,7 @@ def mixed(layout: str, count: int = 5, *, dims: tuple[int, ...] = (8, 3, 16, 1, 
 
 
 @needs_library
-def test_every_case(device: Any) -> None:  # noqa: F811
+def test_every_case(device: Any) -> None:
     for case in CASES.values():
         code, message, got = run_collection(device, case)
         assert (code, message) == (0, ""), case.name
@@ -95,7 +95,7 @@ def test_every_case(device: Any) -> None:  # noqa: F811
 @needs_library
 @pytest.mark.parametrize("layout", spec.LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
-def test_tables_of_several_widths(device: Any, layout: str, dtype: str) -> None:  # noqa: F811
+def test_tables_of_several_widths(device: Any, layout: str, dtype: str) -> None:
     for mode, count in (("sum", 3), ("mean", 5), ("max", 5)):
         case = mixed(layout, count, mode=mode, dtype=dtype, weighted=mode == "sum")
         code, message, got = run_collection(device, case)
@@ -106,7 +106,7 @@ def test_tables_of_several_widths(device: Any, layout: str, dtype: str) -> None:
 
 @needs_library
 @pytest.mark.parametrize("layout", spec.LAYOUTS)
-def test_more_tables_than_the_parameters_of_a_launch_hold(device: Any, layout: str) -> None:  # noqa: F811
+def test_more_tables_than_the_parameters_of_a_launch_hold(device: Any, layout: str) -> None:
     """With tables of no columns among them, which another kernel checks."""
     case = cases.make(
         f"many {layout}", layout, dims=[(4, 1, 0, 8)[t % 4] for t in range(40)], rows=[3 + t for t in range(40)],
@@ -119,7 +119,7 @@ def test_more_tables_than_the_parameters_of_a_launch_hold(device: Any, layout: s
 
 
 @needs_library
-def test_wherever_the_arrays_lie(device: Any) -> None:  # noqa: F811
+def test_wherever_the_arrays_lie(device: Any) -> None:
     for layout in ("ragged", "packed"):
         case = mixed(layout, 3, mode="sum", weighted=True)
         expected = on_cpu(case)[2].tobytes()
@@ -127,7 +127,7 @@ def test_wherever_the_arrays_lie(device: Any) -> None:  # noqa: F811
             assert run_collection(device, case, shift=shift)[2].tobytes() == expected
 
 
-def test_the_same_bits_in_every_run(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_the_same_bits_in_every_run(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for layout in ("ragged", "packed"):
         case = mixed(layout, mode="sum")
         expected = run_collection(device, case)[2].tobytes()
@@ -139,7 +139,7 @@ def test_the_same_bits_in_every_run(device: Any, monkeypatch: pytest.MonkeyPatch
 # ---- The plan.
 
 
-def planned(emulated: Emulated, case: Case, change: Callable[[list[Args]], None] | None = None) -> Any:  # noqa: F811
+def planned(emulated: Emulated, case: Case, change: Callable[[list[Args]], None] | None = None) -> Any:
     tables = tables_of(case, lambda array: 4096)
     if change is not None:
         change(tables)
@@ -151,7 +151,7 @@ def planned(emulated: Emulated, case: Case, change: Callable[[list[Args]], None]
     return plan if code == 0 else (code, message.value.decode())
 
 
-def test_one_launch_for_all_tables_of_a_width(emulated: Emulated) -> None:  # noqa: F811
+def test_one_launch_for_all_tables_of_a_width(emulated: Emulated) -> None:
     for layout, most in (("ragged", 12), ("rows", 12), ("packed", 11)):
         case = cases.make("equal", layout, dims=(16,) * most, rows=(9,) * most, lengths=(20, 20), mode="sum")
         plan = planned(emulated, case)
@@ -178,7 +178,7 @@ def _bad(layout: str) -> Case:
 @needs_library
 @pytest.mark.parametrize("layout", spec.LAYOUTS)
 def test_hostile_values_are_refused_as_the_cpu_refuses_them(
-    device: Any,  # noqa: F811
+    device: Any,
     layout: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -227,7 +227,7 @@ def test_hostile_values_are_refused_as_the_cpu_refuses_them(
     assert len(seen) >= (3 if layout != "packed" else 4), seen
 
 
-def test_the_lowest_of_many_is_named_every_time(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_the_lowest_of_many_is_named_every_time(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     case = _bad("ragged")
     tables = list(case.tables)
     for t in (1, 3):
@@ -247,7 +247,7 @@ def test_the_lowest_of_many_is_named_every_time(device: Any, monkeypatch: pytest
 
 
 @needs_library
-def test_the_c_interface_refuses_what_the_cpus_does(emulated: Emulated) -> None:  # noqa: F811
+def test_the_c_interface_refuses_what_the_cpus_does(emulated: Emulated) -> None:
     case = mixed("packed", 3, mode="sum")
 
     def changes(t: int, **fields: Any) -> Callable[[list[Args]], None]:
@@ -285,11 +285,11 @@ def test_the_c_interface_refuses_what_the_cpus_does(emulated: Emulated) -> None:
 # ---- The adapter, emulated as a library of the CPU's provider.
 
 
-def test_the_adapter_runs_every_case(emulated: Emulated) -> None:  # noqa: F811
+def test_the_adapter_runs_every_case(emulated: Emulated) -> None:
     pytest.importorskip("onnxruntime")
     path = str(emulated_library())
     for case in CASES.values():
-        got = _session(case, path).run(None, case.inputs)[0]
+        got = session_with(case, path).run(None, case.inputs)[0]
         case.check(got)
         assert got.tobytes() == run_collection(emulated, as_a_model_says_it(case))[2].tobytes()
 
@@ -305,10 +305,10 @@ def as_a_model_says_it(case: Case) -> Case:
 
 
 @pytest.mark.parametrize("when", ["report", "deferred"])
-def test_the_adapter_reports(emulated: Emulated, when: str) -> None:  # noqa: F811
+def test_the_adapter_reports(emulated: Emulated, when: str) -> None:
     pytest.importorskip("onnxruntime")
     case = mixed("ragged", 3, mode="sum")
-    session = _session(case, str(emulated_library()), when)
+    session = session_with(case, str(emulated_library()), when)
     indices = case.inputs["indices_2"].copy()
     indices[900] = 17
     bad = {**case.inputs, "indices_2": indices}

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_device import Emulated, GradPlan, bad_offsets, emulated_library, grad_args, run_gradient
-from test_cuda import MAX64, MIN64, _session, device, emulated  # noqa: F401 (fixtures)
-from test_gradient_native import as_a_model_says_it, bits, gradient
-from test_isa import needs_library
 
 from lucid_onnx.ops.embedding_bag import cases as bags
 from lucid_onnx.ops.embedding_bag_grad import cases, spec
 from lucid_onnx.ops.embedding_bag_grad.cases import Case
+from lucid_testing.cuda import Emulated, GradPlan, emulated_library, grad_args, run_gradient, session_with
+from lucid_testing.hostile import MAX64, MIN64, bad_indices, bad_offsets
+from lucid_testing.kernels import as_a_model_says_it, bits, gradient, needs_library
 
 pytestmark = needs_library  # the CPU's kernel is what these are held against
 
@@ -70,7 +69,7 @@ def skewed(dtype: str, mode: str, dim: int, *, sparse: bool, by_frequency: bool)
 # ---- Right.
 
 
-def test_every_case(device: Any) -> None:  # noqa: F811
+def test_every_case(device: Any) -> None:
     equal = 0
     for case in CASES.values():
         code, message, got = run_gradient(device, case)
@@ -84,7 +83,7 @@ def test_every_case(device: Any) -> None:  # noqa: F811
 
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
-def test_rows_of_many_positions(device: Any, dtype: str, mode: str) -> None:  # noqa: F811
+def test_rows_of_many_positions(device: Any, dtype: str, mode: str) -> None:
     """Around the ends of chunks and pieces, in every width that a row is read in."""
     for turn, dim in enumerate({"float64": (1, 4)}.get(dtype, (1, 2, 8))):
         for sparse in (False, True):
@@ -94,13 +93,13 @@ def test_rows_of_many_positions(device: Any, dtype: str, mode: str) -> None:  # 
             assert bits(got) == bits(gradient(case)), case.name
 
 
-def test_columns_of_several_blocks(device: Any) -> None:  # noqa: F811
+def test_columns_of_several_blocks(device: Any) -> None:
     for dtype, mode in (("float32", "sum"), ("float16", "mean"), ("float64", "max")):
         case = make(f"wide {dtype}", sparse=False, dtype=dtype, mode=mode, dim=300, rows=3, lengths=[3, 70, 0, 1])
         assert bits(run_gradient(device, case)[2]) == bits(gradient(case))
 
 
-def test_every_position_counts_once(device: Any) -> None:  # noqa: F811
+def test_every_position_counts_once(device: Any) -> None:
     """Sums of distinct whole numbers are exact in any order, so one lost, doubled or misplaced position shows."""
     random = np.random.RandomState(5)
     for turn in range(6):
@@ -124,7 +123,7 @@ def test_every_position_counts_once(device: Any) -> None:  # noqa: F811
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-def test_shapes_without_positions_or_columns(device: Any, sparse: bool) -> None:  # noqa: F811
+def test_shapes_without_positions_or_columns(device: Any, sparse: bool) -> None:
     for arguments in (
         {"lengths": (), "layout": "ragged"},
         {"lengths": (0, 0), "layout": "ends"},
@@ -146,7 +145,7 @@ def test_shapes_without_positions_or_columns(device: Any, sparse: bool) -> None:
                 assert bits(got) == bits(gradient(case)), (arguments, mode)
 
 
-def test_wherever_the_arrays_lie(device: Any) -> None:  # noqa: F811
+def test_wherever_the_arrays_lie(device: Any) -> None:
     for dtype, dim in (("float32", 8), ("float16", 16), ("bfloat16", 9), ("float64", 4)):
         case = make(f"at {dtype}", sparse=False, dtype=dtype, mode="sum", dim=dim, rows=9, weighted=True, max_norm=1.0)
         size = case.weight.itemsize
@@ -162,7 +161,7 @@ def test_wherever_the_arrays_lie(device: Any) -> None:  # noqa: F811
 # ---- The same every time.
 
 
-def test_the_same_bits_in_every_run(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_the_same_bits_in_every_run(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for mode, sparse in (("sum", False), ("mean", False), ("max", True)):
         case = skewed("float32", mode, 4, sparse=sparse, by_frequency=mode == "mean")
         expected = bits(run_gradient(device, case)[2])
@@ -177,11 +176,9 @@ def test_the_same_bits_in_every_run(device: Any, monkeypatch: pytest.MonkeyPatch
 def _hostile() -> Iterator[tuple[Case, str]]:
     base = make("hostile", sparse=False, mode="sum", rows=10, dim=2, lengths=[5, 0, 70, 1, 300, 3], weighted=True)
     count = len(base.indices)
-    for value in (-1, 10, MIN64, MAX64, 2**32, 2**32 + 3, -(2**32)):
-        for place in (0, 5, 74, count - 1):
-            indices = base.indices.copy()
-            indices[place] = value
-            yield dataclasses.replace(base, indices=indices), f"indices[{place}] = {value} is outside [0, 10)"
+    values = (-1, 10, MIN64, MAX64, 2**32, 2**32 + 3, -(2**32))
+    for indices, text in bad_indices(base.indices, 10, values, (0, 5, 74, count - 1)):
+        yield dataclasses.replace(base, indices=indices), text
     indices = np.full(count, 10)
     yield dataclasses.replace(base, indices=indices), "indices[0] = 10 is outside [0, 10)"
     assert base.offsets is not None
@@ -191,7 +188,7 @@ def _hostile() -> Iterator[tuple[Case, str]]:
 
 
 def test_hostile_values_are_refused_and_touch_nothing(
-    device: Any,  # noqa: F811
+    device: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("LUCID_EMULATE_ORDER", "3")
@@ -209,7 +206,7 @@ def test_hostile_values_are_refused_and_touch_nothing(
     good.check(*run_gradient(device, good)[2])
 
 
-def test_the_lowest_of_many_is_named_every_time(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_the_lowest_of_many_is_named_every_time(device: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     case = make("many", sparse=False, mode="mean", rows=10, dim=4, lengths=[100] * 9)
     case.indices[777::13] = -5
     for turn in range(5):
@@ -217,7 +214,7 @@ def test_the_lowest_of_many_is_named_every_time(device: Any, monkeypatch: pytest
         assert run_gradient(device, case)[:2] == (1, "indices[777] = -5 is outside [0, 10)")
 
 
-def test_another_number_of_entries_is_refused(device: Any) -> None:  # noqa: F811
+def test_another_number_of_entries_is_refused(device: Any) -> None:
     case = make("entries", sparse=True, mode="sum", padding_idx=2, lengths=[9, 4], slack=3, layout="ends")
     count = len(gradient(case)[0])
     for entries in (0, count - 1, count + 1, 16):
@@ -250,7 +247,7 @@ def test_another_number_of_entries_is_refused(device: Any) -> None:  # noqa: F81
         ({"indices": 260}, "indices lies at 0x104, which is no multiple of its elements' 8 bytes"),
     ],
 )
-def test_the_c_interface_refuses(emulated: Emulated, overrides: dict[str, Any], message: str) -> None:  # noqa: F811
+def test_the_c_interface_refuses(emulated: Emulated, overrides: dict[str, Any], message: str) -> None:
     args = grad_args(make("host", sparse=False, mode="sum"), dict.fromkeys(("weight", "grad_output", "grad_weight")))
     for name, value in overrides.items():
         where = args if name in {f[0] for f in GradPlanArgs} else args.forward
@@ -263,7 +260,7 @@ def test_the_c_interface_refuses(emulated: Emulated, overrides: dict[str, Any], 
 GradPlanArgs = type(grad_args(make("fields", sparse=False), {}))._fields_
 
 
-def test_a_plan_sorts_only_what_must_be(emulated: Emulated) -> None:  # noqa: F811
+def test_a_plan_sorts_only_what_must_be(emulated: Emulated) -> None:
     def planned(**arguments: Any) -> tuple[int, int, int]:
         case = make("plan", mode="sum", **arguments)
         args, plan, text = grad_args(case, {}), GradPlan(), ctypes.create_string_buffer(256)
@@ -284,17 +281,17 @@ def test_a_plan_sorts_only_what_must_be(emulated: Emulated) -> None:  # noqa: F8
 # ---- The adapter, emulated as a library of the CPU's provider.
 
 
-def test_the_adapter_runs_every_case(emulated: Emulated) -> None:  # noqa: F811
+def test_the_adapter_runs_every_case(emulated: Emulated) -> None:
     path = str(emulated_library())
     for case in CASES.values():
-        got = _session(case, path).run(None, case.inputs)
+        got = session_with(case, path).run(None, case.inputs)
         case.check(*got)
         expected = run_gradient(emulated, as_a_model_says_it(case))[2]
         assert bits(map(np.asarray, got)) == bits(expected), case.name
 
 
 def _refusals(session: Any, feeds: Iterable[dict[str, np.ndarray]]) -> list[str]:
-    """What each run refused, or nothing."""
+    """The error message of each run, empty without one."""
     found = []
     for feed in feeds:
         try:
@@ -306,18 +303,18 @@ def _refusals(session: Any, feeds: Iterable[dict[str, np.ndarray]]) -> list[str]
 
 
 @pytest.mark.parametrize("sparse", [False, True])
-def test_the_adapter_reports(emulated: Emulated, sparse: bool) -> None:  # noqa: F811
+def test_the_adapter_reports(emulated: Emulated, sparse: bool) -> None:
     case = make("reported", sparse=sparse, mode="sum", padding_idx=1, lengths=[3, 70])
     bad = dict(case.inputs, indices=np.where(np.arange(73) == 40, 10, case.indices))
     text = "indices[40] = 10 is outside [0, 10)"
     feeds = [case.inputs, bad, case.inputs, case.inputs]
-    session = _session(case, str(emulated_library()), "report")
+    session = session_with(case, str(emulated_library()), "report")
     assert _refusals(session, feeds) == ["", text, "", ""]
     case.check(*session.run(None, case.inputs))
-    session = _session(case, str(emulated_library()), "deferred")
+    session = session_with(case, str(emulated_library()), "deferred")
     assert _refusals(session, feeds) == ["", "", text, ""]
     case.check(*session.run(None, case.inputs))
     # The number of entries is asked for, and what the offsets refuse with it.
-    assert _refusals(_session(case, str(emulated_library()), "report"), [dict(case.inputs, offsets=np.array([0, -1]))])[
-        0
-    ].startswith("offsets[1] = -1 is below")
+    assert _refusals(
+        session_with(case, str(emulated_library()), "report"), [dict(case.inputs, offsets=np.array([0, -1]))]
+    )[0].startswith("offsets[1] = -1 is below")

@@ -17,6 +17,7 @@ from onnx import TensorProto, defs, helper
 
 from lucid_onnx.builder.conformance import case_model
 from lucid_onnx.ops import OPERATORS
+from lucid_testing.graphs import scopes
 
 REGISTRY = json.loads((Path(__file__).parent / "cuda_provider_kernels.json").read_text())
 _NAMES = {number: name.lower() for name, number in TensorProto.DataType.items()}
@@ -41,14 +42,10 @@ def without_kernel(model: onnx.ModelProto) -> list[str]:
     opset = next(entry.version for entry in model.opset_import if not entry.domain)
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
 
-    def walk(graph: onnx.GraphProto, outer: dict[str, str]) -> Iterator[str]:
-        values = [*graph.input, *graph.value_info, *graph.output]
-        types = outer | {v.name: _NAMES[v.type.tensor_type.elem_type] for v in values}
-        types |= {tensor.name: _NAMES[tensor.data_type] for tensor in graph.initializer}
-        for node in graph.node:
-            for attribute in node.attribute:
-                if attribute.HasField("g"):
-                    yield from walk(attribute.g, types)
+    found = []
+    for scope in scopes(inferred.graph):
+        types = {name: type_ for graph in scope for name, type_ in _types(graph).items()}
+        for node in scope[-1].node:
             op = _REPLACED.get(node.op_type, node.op_type)
             if op is None:
                 continue
@@ -58,9 +55,15 @@ def without_kernel(model: onnx.ModelProto) -> list[str]:
                     if name:
                         bound.setdefault(formal[min(k, len(formal) - 1)], types[name])
             if not has_kernel(op, opset, tuple(sorted(bound.items()))):
-                yield f"{op} of {bound}"
+                found.append(f"{op} of {bound}")
+    return found
 
-    return list(walk(inferred.graph, {}))
+
+def _types(graph: onnx.GraphProto) -> dict[str, str]:
+    """The element types of what a graph itself holds, by name."""
+    values = [*graph.input, *graph.value_info, *graph.output]
+    types = {v.name: _NAMES[v.type.tensor_type.elem_type] for v in values}
+    return types | {tensor.name: _NAMES[tensor.data_type] for tensor in graph.initializer}
 
 
 @functools.cache

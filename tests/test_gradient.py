@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from test_conformance import unread
 
 import lucid_onnx
 from lucid_onnx.builder.conformance import case_model
 from lucid_onnx.ops.embedding_bag import reference as bags
 from lucid_onnx.ops.embedding_bag import spec as bag_spec
 from lucid_onnx.ops.embedding_bag_grad import cases, spec
+from lucid_testing.graphs import unread
 
 ort = pytest.importorskip("onnxruntime")
 

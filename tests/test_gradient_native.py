@@ -11,85 +11,26 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from test_isa import GradArgs, arguments, isas, library, needs_library, num_bags
 
 import lucid_onnx
 from lucid_onnx.builder.conformance import case_model
 from lucid_onnx.ops.embedding_bag import spec as bags
 from lucid_onnx.ops.embedding_bag_grad import cases
+from lucid_testing.kernels import (
+    GradArgs,
+    arguments,
+    as_a_model_says_it,
+    bits,
+    gradient,
+    isas,
+    library,
+    needs_library,
+)
 
 ort = pytest.importorskip("onnxruntime")
 pytestmark = needs_library
 
 CASES = cases.all_cases()
-
-
-_FENCE = 0xA5
-
-
-def gradient(case: cases.Case, isa: str | None = None, threads: int = 1) -> list[np.ndarray]:
-    """The case's outputs; asserts that every byte of them was written and none beside them."""
-    case = dataclasses.replace(case, **{name: np.ascontiguousarray(array) for name, array in case.inputs.items()})
-    results = [_gradient(case, isa, threads, fill) for fill in (_FENCE, _FENCE ^ 0xFF)]
-    for one, other in zip(*results, strict=True):
-        assert one.tobytes() == other.tobytes(), f"{case.name}: {isa} left bytes as they were"
-    return results[0]
-
-
-def _gradient(case: cases.Case, isa: str | None, threads: int, fill: int) -> list[np.ndarray]:
-    native = library()
-    args = GradArgs(
-        size_bytes=ctypes.sizeof(GradArgs),
-        forward=arguments(case),  # type: ignore[arg-type]
-        grad_output=case.grad_output.ctypes.data,
-        grad_output_shape=(ctypes.c_int64 * 2)(num_bags(case), case.weight.shape[1]),  # type: ignore[arg-type]
-        sparse=case.sparse,
-        scale_grad_by_freq=case.attributes.scale_grad_by_freq,
-    )
-    message = ctypes.create_string_buffer(256)
-    entries = ctypes.c_int64(-1)
-    code = native.lucid_embedding_bag_grad_entries(
-        ctypes.byref(args), ctypes.byref(entries), message, ctypes.c_size_t(len(message))
-    )
-    assert (code, message.value) == (0, b""), case.name
-    args.num_entries = entries.value
-    memories, outputs = [], []
-    for name in case.op.outputs:
-        dtype = np.dtype(np.int64) if name == "rows" else case.weight.dtype
-        rows, columns = (len(case.weight) if name == "grad_weight" else entries.value), case.weight.shape[1]
-        shape: tuple[int, ...] = (rows,) if name == "rows" else (rows, columns)
-        if name == "grad_per_sample_weights":
-            shape = case.indices.shape
-        size = int(np.prod(shape)) * dtype.itemsize
-        memory = np.full(size + 128, fill, np.uint8)
-        setattr(args, name, memory.ctypes.data + 64)
-        memories.append((memory, size))
-        outputs.append(memory[64 : 64 + size].view(dtype).reshape(shape))
-    code = native.lucid_embedding_bag_grad(
-        ctypes.byref(args),
-        None if isa is None else isa.encode(),
-        threads,
-        message,
-        ctypes.c_size_t(len(message)),
-    )
-    assert (code, message.value) == (0, b""), f"{case.name} on {isa} with {threads} threads"
-    for memory, size in memories:
-        assert (memory[:64] == fill).all(), f"{case.name}: {isa} wrote before an output"
-        assert (memory[64 + size :] == fill).all(), f"{case.name}: {isa} wrote behind an output"
-    return outputs
-
-
-def bits(outputs: Iterable[np.ndarray]) -> list[bytes]:
-    return [array.tobytes() for array in outputs]
-
-
-def as_a_model_says_it(case: cases.Case) -> cases.Case:
-    """With max_norm and norm_type as they are in a node, where a float64 has 48 bits."""
-    a = case.attributes
-    max_norm = None if a.max_norm is None else sum(bags.split_double(a.max_norm))
-    return dataclasses.replace(
-        case, attributes=dataclasses.replace(a, max_norm=max_norm, norm_type=sum(bags.split_double(a.norm_type)))
-    )
 
 
 def session(model: onnx.ModelProto, threads: int = 1) -> Any:
@@ -157,7 +98,7 @@ def test_bits_of_large_cases_do_not_depend_on_isa_or_threads() -> None:
 
 def test_a_struct_of_another_size_is_refused() -> None:
     case = CASES["grad_sum_ragged_float32"]
-    args = GradArgs(size_bytes=8, forward=arguments(case))  # type: ignore[arg-type]
+    args = GradArgs(size_bytes=8, forward=arguments(case))
     message = ctypes.create_string_buffer(256)
     code = library().lucid_embedding_bag_grad(ctypes.byref(args), None, 1, message, ctypes.c_size_t(256))
     assert (code, message.value.decode()) == (1, "size_bytes = 8 is not 256")
@@ -271,7 +212,7 @@ def test_shapes_are_inferred(infers_shapes: None) -> None:
 
 
 def test_no_index_reads_or_writes_outside() -> None:
-    """Random calls, half of them hostile: refused in the reference's words, or right."""
+    """Random calls, half of them hostile: rejected with the reference's message, or right."""
     random = np.random.RandomState(5)
     refused = 0
     runners = {

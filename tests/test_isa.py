@@ -1,217 +1,33 @@
-"""Every instruction set of the native library gives the same bits, at any number of threads, and a forced one runs.
-
-The mirror of the library's C interface (`Args`, `call`) is here too, for the tests that go past ONNX Runtime.
-"""
+"""Every instruction set of the native library gives the same bits, at any number of threads, and a forced one runs."""
 
 from __future__ import annotations
 
-import ctypes
-import dataclasses
-import functools
 import os
 import platform
 import re
 import subprocess
-import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-import lucid_onnx
 from lucid_onnx.ops.embedding_bag import cases, spec
+from lucid_testing.kernels import (
+    KNOWN_ISAS,
+    all_isas,
+    arguments,
+    call,
+    isas,
+    large_cases,
+    library,
+    library_path,
+    need,
+    needs_library,
+    pool,
+)
+from lucid_testing.processes import run_script
 
-ROOT = Path(__file__).resolve().parent.parent
 CASES = cases.all_cases()
-
-
-def library_path() -> str | None:
-    try:
-        return lucid_onnx.get_library_path()
-    except FileNotFoundError:
-        return None
-
-
-needs_library = pytest.mark.skipif(library_path() is None, reason="lucid_onnx is installed without its native library")
-
-
-class Args(ctypes.Structure):
-    """EmbeddingBagArgs of cpp_ops/embedding_bag/embedding_bag.h."""
-
-    _fields_ = (
-        ("size_bytes", ctypes.c_int64),
-        ("weight", ctypes.c_void_p),
-        ("indices", ctypes.c_void_p),
-        ("offsets", ctypes.c_void_p),
-        ("per_sample_weights", ctypes.c_void_p),
-        ("output", ctypes.c_void_p),
-        ("scale", ctypes.c_void_p),
-        ("zero_point", ctypes.c_void_p),
-        ("bias", ctypes.c_void_p),
-        ("weight_shape", ctypes.c_int64 * 2),
-        ("indices_shape", ctypes.c_int64 * 2),
-        ("num_offsets", ctypes.c_int64),
-        ("max_norm", ctypes.c_double),
-        ("norm_type", ctypes.c_double),
-        ("padding_idx", ctypes.c_int64),
-        ("dtype", ctypes.c_int32),
-        ("index_type", ctypes.c_int32),
-        ("offset_type", ctypes.c_int32),
-        ("mode", ctypes.c_int32),
-        ("indices_rank", ctypes.c_int32),
-        ("include_last_offset", ctypes.c_int32),
-        ("scale_type", ctypes.c_int32),
-        ("scale_stride", ctypes.c_int32),
-        ("output_type", ctypes.c_int32),
-        ("row_stride", ctypes.c_int32),
-    )
-
-
-class GradArgs(ctypes.Structure):
-    """EmbeddingBagGradArgs of cpp_ops/embedding_bag_grad/embedding_bag_grad.h."""
-
-    _fields_ = (
-        ("size_bytes", ctypes.c_int64),
-        ("forward", Args),
-        ("grad_output", ctypes.c_void_p),
-        ("grad_weight", ctypes.c_void_p),
-        ("rows", ctypes.c_void_p),
-        ("values", ctypes.c_void_p),
-        ("grad_per_sample_weights", ctypes.c_void_p),
-        ("grad_output_shape", ctypes.c_int64 * 2),
-        ("num_entries", ctypes.c_int64),
-        ("sparse", ctypes.c_int32),
-        ("scale_grad_by_freq", ctypes.c_int32),
-    )
-
-
-@functools.cache
-def library() -> ctypes.CDLL:
-    path = library_path()
-    assert path is not None, "a test without the mark needs_library asked for the library"
-    native = ctypes.CDLL(path)
-    for name in ("lucid_onnx_version", "lucid_isa_name", "lucid_isa_active"):
-        getattr(native, name).restype = ctypes.c_char_p
-    native.lucid_isa_runs.restype = ctypes.c_int64
-    native.lucid_embedding_bag.argtypes = (
-        ctypes.POINTER(Args),
-        ctypes.c_char_p,
-        ctypes.c_int,
-        ctypes.c_char_p,
-        ctypes.c_size_t,
-    )
-    return native
-
-
-def all_isas() -> list[str]:
-    """Those that the library was compiled for."""
-    return [library().lucid_isa_name(i).decode() for i in range(library().lucid_isa_count())]
-
-
-def isas() -> list[str]:
-    """Those that run here, the best one last."""
-    return [name for i, name in enumerate(all_isas()) if library().lucid_isa_supported(i)]
-
-
-#: What a parametrised test names; one that this machine lacks is skipped.
-KNOWN_ISAS = ("baseline", "avx2", "avx512", "neon")
-
-
-def need(isa: str) -> None:
-    if isa not in isas():
-        pytest.skip(f"no {isa} here; there are: {', '.join(isas())}")
-
-
-def num_bags(case: cases.Case) -> int:
-    if case.offsets is None:
-        return len(case.indices)
-    return len(case.offsets) - case.attributes.include_last_offset
-
-
-def arguments(case: cases.Case, output: np.ndarray | None = None, **overrides: Any) -> Args:
-    """The struct of a case. It points into the case's arrays, which must be contiguous and outlive it."""
-    a = case.attributes
-    given = (case.weight, case.indices, case.offsets, case.per_sample_weights, output)
-    pointers = [None if array is None else array.ctypes.data for array in given]
-    fields: dict[str, Any] = {
-        "size_bytes": ctypes.sizeof(Args),
-        **dict(zip(("weight", "indices", "offsets", "per_sample_weights", "output"), pointers, strict=True)),
-        "weight_shape": (ctypes.c_int64 * 2)(*case.weight.shape),
-        "indices_shape": (ctypes.c_int64 * 2)(*case.indices.shape),
-        "num_offsets": 0 if case.offsets is None else len(case.offsets),
-        "max_norm": np.inf if a.max_norm is None else a.max_norm,
-        "norm_type": a.norm_type,
-        "padding_idx": spec.NO_PADDING if a.padding_idx is None else a.padding_idx,
-        "dtype": ["float32", "float16", "bfloat16", "float64"].index(case.weight.dtype.name),
-        "index_type": int(case.indices.dtype == np.int64),
-        "offset_type": int(case.offsets is not None and case.offsets.dtype == np.int64),
-        "mode": spec.MODES.index(a.mode),
-        "indices_rank": case.indices.ndim,
-        "include_last_offset": int(a.include_last_offset),
-        "output_type": ["float32", "float16", "bfloat16", "float64"].index(case.weight.dtype.name),
-    }
-    return Args(**{**fields, **overrides})
-
-
-def call(args: Args, isa: str | None = None, threads: int = 1) -> tuple[int, str]:
-    """The status code and the message."""
-    message = ctypes.create_string_buffer(256)
-    name = None if isa is None else isa.encode()
-    code = library().lucid_embedding_bag(ctypes.byref(args), name, threads, message, len(message))
-    return code, message.value.decode()
-
-
-_FENCE = 0xA5
-
-
-def pool(case: cases.Case, isa: str | None = None, threads: int = 1) -> np.ndarray:
-    """The case's result; asserts that every byte of it was written and none beside it."""
-    case = dataclasses.replace(
-        case,
-        **{name: np.ascontiguousarray(array) for name, array in case.inputs.items()},
-    )
-    shape = (num_bags(case), case.weight.shape[1])
-    size = int(np.prod(shape)) * case.weight.itemsize
-    results = []
-    for fill in (_FENCE, _FENCE ^ 0xFF):  # a byte that nobody writes differs between the two
-        memory = np.full(size + 128, fill, np.uint8)
-        inside = memory[64 : 64 + size]
-        code, message = call(arguments(case, inside), isa, threads)
-        assert (code, message) == (0, ""), f"{case.name} on {isa} with {threads} threads"
-        assert (memory[:64] == fill).all(), f"{case.name}: {isa} wrote before the output"
-        assert (memory[64 + size :] == fill).all(), f"{case.name}: {isa} wrote behind the output"
-        results.append(inside.view(case.weight.dtype).reshape(shape))
-    assert results[0].tobytes() == results[1].tobytes(), f"{case.name}: {isa} left bytes of the output as they were"
-    return results[0]
-
-
-def _ragged(random: np.random.RandomState, lengths: Iterable[int]) -> np.ndarray:
-    lengths = np.fromiter(lengths, np.int64)
-    random.shuffle(lengths)
-    return np.concatenate([[0], np.cumsum(lengths)[:-1]])
-
-
-def large_cases() -> Iterable[cases.Case]:
-    """Enough work for threads, with bags of one, two and many pieces among short and empty ones."""
-    random = np.random.RandomState(20)
-    offsets = _ragged(random, [0, 1023, 1024, 1025, 2048, 2049, 20000] + [3] * 400 + [0] * 50)
-    count = 1023 + 1024 + 1025 + 2048 + 2049 + 20000 + 1200
-    for dtype in spec.TABLE_DTYPES:
-        for dim in (1, 64, 67):
-            weight = random.standard_normal((300, dim)).astype(dtype)
-            indices = random.randint(0, 300, count)
-            weights = random.standard_normal(count).astype(dtype)
-            for mode in spec.MODES:
-                yield cases.Case(
-                    f"large {mode} {dtype} {dim}",
-                    weight,
-                    indices,
-                    offsets,
-                    weights if mode == "sum" else None,
-                    spec.Attributes(mode, padding_idx=7, max_norm=np.sqrt(dim) if dim > 1 else None),
-                )
 
 
 @needs_library
@@ -344,13 +160,11 @@ print(native.lucid_isa_active().decode(), *(f"{name}={after[name] - before[name]
 
 
 def _python(script: str, folder: Path, isa: str | None) -> subprocess.CompletedProcess[str]:
-    """Run a script in another process; ``folder`` so that the source tree does not shadow what is installed."""
+    """Run a script with an instruction set forced, or none."""
     environment = {k: v for k, v in os.environ.items() if k != "LUCID_FORCE_ISA"}
     if isa is not None:
         environment["LUCID_FORCE_ISA"] = isa
-    return subprocess.run(
-        [sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=120
-    )
+    return run_script(script, folder, environment=environment)
 
 
 @needs_library

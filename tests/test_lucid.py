@@ -216,7 +216,7 @@ def test_codes_of_a_checkpoint(tmp_path: Path) -> None:
 
 
 def test_no_more_than_the_tensor_is_read(tmp_path: Path) -> None:
-    """Beside it lie 64 GiB, which neither memory nor a test's patience would hold."""
+    """The rest of the file is 64 GiB, more than memory holds or a test has time for."""
     write(tmp_path / "c.safetensors", {"bag.weight": TABLE}, hole=2**36)
     assert (tmp_path / "c.safetensors").stat().st_blocks * 512 < 2**20
     assert from_lucid.from_checkpoint(tmp_path / "c.safetensors", "bag.weight") == lucid_onnx.build_model(TABLE)

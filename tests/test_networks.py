@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from test_isa import library_path
 
 import lucid_onnx
 from lucid_onnx.ops.embedding_bag import spec
+from lucid_testing.kernels import library_path
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")

@@ -1,23 +1,15 @@
-"""`lucid-onnx parity`: what it must find is planted, and what it says of the runtimes that are here is true."""
+"""`lucid-onnx parity`: it finds every planted defect, and what it reports of the installed runtimes is true."""
 
 from __future__ import annotations
 
 import dataclasses
 import fnmatch
 import html.parser
-import importlib.resources
-import io
 import itertools
 import json
-import math
-import os
 import re
-import shutil
-import subprocess
 import sys
-import sysconfig
 import types
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +17,19 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
 
 import lucid_onnx
-import planted_runtimes
-from lucid_onnx import pytest_plugin
 from lucid_onnx.cli import main
 from lucid_onnx.ops.embedding_bag import cases as bag_cases
 from lucid_onnx.ops.embedding_bag_grad import cases as gradient_cases
 from lucid_onnx.ops.quantized_embedding_bag import cases as quantized_cases
-from lucid_onnx.parity import explain, markdown, matrix, measure, oracle, probes, process, suite, wire, work
+from lucid_onnx.parity import explain, markdown, matrix, measure, oracle, probes, suite, work
 from lucid_onnx.parity import html as as_html
 from lucid_onnx.parity import inputs as made_inputs
 from lucid_onnx.parity.adapters import ENTRIES, Entry, javascript, python
 from lucid_onnx.parity.explain import KNOWN, Known
+from lucid_testing import planted_runtimes
+from lucid_testing.models import bags_of_a_user
 
 TESTS = Path(__file__).resolve().parent
 CASES = ("sum_ragged_float32", "mean_ragged_float32", "max_ragged_float32", "sum_dim_1", "sum_dim_7")
@@ -221,143 +212,6 @@ def test_all_outputs_of_a_case_are_compared() -> None:
     assert measure.compare([right[0], right[1] + 1, right[2]], expected).where == "output 1[0, 0] = 4, expected 3"
     assert measure.compare([*right[:2], right[2] * 2], expected).where.startswith("output 2[0] = 10, expected 5")
     assert measure.compare(right[:2], expected).kind == "count"
-
-
-# ---- Tolerances and distances.
-
-
-@pytest.mark.parametrize(
-    "name", ["sum_ragged_float32", "mean_ragged_float16", "everything_ends_bfloat16", "max_dim_33"]
-)
-def test_the_tolerance_is_the_cases_own(name: str) -> None:
-    """A job with another tolerance than the operator's case would be caught at its edge, on either side."""
-    case = bag_cases.all_cases()[name]
-    (job,) = work.conformance(name)
-    (expected,) = job.expected
-    np.testing.assert_array_equal(expected.tolerance, case.tolerance)
-    # In float64, so that no rounding decides.
-    wide = dataclasses.replace(expected, rounded=expected.exact)
-    for factor, kind in ((0.99, "equal"), (1.01, "value")):
-        got = expected.exact + factor * case.tolerance
-        assert measure.compare([got], [wide]).kind == kind
-    planted_tolerance = dataclasses.replace(wide, tolerance=1000 * case.tolerance)
-    assert measure.compare([expected.exact + 1.01 * case.tolerance], [planted_tolerance]).kind == "equal"
-
-
-def expect(values: list[float], dtype: Any = np.float32, tolerance: float = 0.0) -> measure.Expected:
-    exact = np.array(values, np.float64)
-    return measure.Expected(exact.astype(dtype), exact, np.full(exact.shape, tolerance))
-
-
-@pytest.mark.parametrize(
-    ("got", "expected", "kind", "where"),
-    [
-        ([math.nan, 1], [math.nan, 1], "equal", ""),
-        ([1, 1], [math.nan, 1], "NaN", "output[0] = 1, expected nan within 0.1"),
-        ([math.nan, 1], [1, 1], "NaN", "output[0] = nan, expected 1 within 0.1"),
-        ([1, math.inf], [1, -math.inf], "infinity", "output[1] = inf, expected -inf within 0.1"),
-        ([1, 3e38], [1, math.inf], "infinity", "output[1] = 3.00000001e+38, expected inf"),
-        ([1, 1.2], [1, 1], "value", "output[1] = 1.2"),
-        ([1.05, 0.95], [1, 1], "equal", ""),
-    ],
-)
-def test_kinds_of_differences(got: list[float], expected: list[float], kind: str, where: str) -> None:
-    found = measure.compare([np.array(got, np.float32)], [expect(expected, tolerance=0.1)])
-    assert found.kind == kind
-    assert found.where.startswith(where)
-
-
-def test_numbers_of_a_difference() -> None:
-    one = np.float32(1)
-    got = np.array([np.nextafter(one, one * 2), 2, -0.0, 5], np.float32)
-    found = measure.compare([got], [expect([1, 2, 0, 4], tolerance=0.5)])
-    assert found.max_abs == 1
-    assert found.max_rel == 0.25
-    assert found.margin == 2
-    assert (found.wrong, found.size) == (1, 4)
-    assert found.max_ulp == 2**21  # 5 - 4, in steps of 2^-21
-
-
-@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
-def test_ulps(dtype: Any) -> None:
-    def array(*values: float) -> np.ndarray:
-        return np.array(values, dtype)
-
-    info = ml_dtypes.finfo(dtype)
-    tiny, largest = info.smallest_subnormal, info.max
-    assert measure.ulps(array(0.0), array(-0.0)) == 0
-    assert measure.ulps(array(1.0), array(1 + float(info.eps))) == 1
-    assert measure.ulps(np.array([tiny], dtype), np.array([-tiny], dtype)) == 2
-    steps = int(np.array([largest], dtype).view(f"u{np.dtype(dtype).itemsize}")[0])
-    assert measure.ulps(np.array([largest], dtype), np.array([-largest], dtype)) == 2 * steps
-
-
-def test_outputs_of_another_number_or_shape() -> None:
-    assert measure.compare([], [expect([1])]).where == "0 outputs, expected 1"
-    found = measure.compare([np.ones((1, 1), np.float32)], [expect([1])])
-    assert (found.kind, found.where) == ("shape", "output has shape [1, 1], expected [1]")
-    integers = measure.Expected(np.array([1, 2]), np.array([1, 2]), np.zeros(2))
-    assert measure.compare([np.array([1, 3])], [integers]).where == "output[1] = 3, expected 2"
-
-
-# ---- Frames.
-
-
-def test_frames_come_back() -> None:
-    arrays = {
-        "a": np.arange(6, dtype=np.int32).reshape(2, 3),
-        "b": np.ones((0, 4), ml_dtypes.bfloat16),
-        "c": np.array(True),
-    }
-    described, blobs = wire.describe(arrays)
-    stream = io.BytesIO()
-    wire.send(stream, {"inputs": described}, blobs)
-    stream.seek(0)
-    message = wire.receive(stream)
-    assert message is not None
-    assert wire.receive(stream) is None
-    back = wire.arrays(message[0]["inputs"], message[1])
-    for name, array in arrays.items():
-        assert back[name].dtype == array.dtype
-        np.testing.assert_array_equal(back[name], array)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"hello, world",
-        b"LXP1",
-        b"LXP1\xff\xff\xff\xff{}",
-        b"LXP1\x02\x00\x00\x00[]",
-        b'LXP1\x0d\x00\x00\x00{"sizes":[9]}x',
-        b'LXP1\x0e\x00\x00\x00{"sizes":[-1]}',
-        b'LXP1\x0f\x00\x00\x00{"sizes":["1"]}x',
-    ],
-)
-def test_what_is_no_frame_is_refused(data: bytes) -> None:
-    with pytest.raises(wire.BrokenFrameError):
-        wire.receive(io.BytesIO(data))
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [
-        {"name": "a", "dtype": "object", "shape": [1]},
-        {"name": "a", "dtype": "float32", "shape": [2]},
-        {"name": "a", "dtype": "float32", "shape": ["x"]},
-        {"dtype": "float32", "shape": [1]},
-        None,
-    ],
-)
-def test_what_is_no_array_is_refused(entry: Any) -> None:
-    with pytest.raises(wire.BrokenFrameError):
-        wire.arrays([entry], [b"1234"])
-
-
-def test_a_process_that_talks_nonsense_has_crashed() -> None:
-    command = [sys.executable, "-c", "print('no frame at all')"]
-    with process.Worker(command) as worker, pytest.raises(process.CrashError, match="expected a frame"):
-        worker.hello(60)
 
 
 # ---- The runtimes that are here.
@@ -578,7 +432,7 @@ def test_what_did_not_show_is_in_the_reports(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_what_is_known_explains_no_more() -> None:
-    """torch rounds a 16-bit mean twice, which is no excuse for more than that."""
+    """torch rounds a 16-bit mean twice; a larger error than that is not explained by it."""
     for margin, known in ((2.0, True), (6.0, False)):
         difference = measure.Difference("value", same_bits=False, margin=margin, wrong=1, size=20)
         found = matrix.Cell("mean_ragged_float16", "torch", "call", "differs", difference=difference)
@@ -599,40 +453,9 @@ def test_what_we_promise_has_no_excuse(runtime: str, bags: list[str]) -> None:
 # ---- A user's model.
 
 
-def two_bags() -> onnx.ModelProto:
-    """Two bags of one model, a dense input, and a matrix behind them."""
-    random = np.random.RandomState(3)
-    tables = {
-        "users": random.standard_normal((30, 4)).astype(np.float32),
-        "items": random.standard_normal((7, 4)).astype(np.float32),
-        "w": random.standard_normal((12, 2)).astype(np.float32),
-    }
-    nodes = [
-        lucid_onnx.make_node("users", "ids", "starts", "user", mode="mean", padding_idx=3),
-        helper.make_node("Cast", ["bought"], ["bought64"], to=TensorProto.INT64),
-        lucid_onnx.make_node("items", "bought64", None, "item", mode="max"),
-        helper.make_node("Concat", ["user", "item", "dense"], ["all"], axis=1),
-        helper.make_node("MatMul", ["all", "w"], ["score"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "two",
-        [
-            helper.make_tensor_value_info("ids", TensorProto.INT64, ["n"]),
-            helper.make_tensor_value_info("starts", TensorProto.INT64, ["batch"]),
-            helper.make_tensor_value_info("bought", TensorProto.INT32, ["batch", "length"]),
-            helper.make_tensor_value_info("dense", TensorProto.FLOAT, ["batch", 4]),
-        ],
-        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch", 2])],
-        [onnx.numpy_helper.from_array(array, name) for name, array in tables.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
-    return lucid_onnx.to_form(model, "portable")
-
-
 def test_inputs_are_made_for_what_reads_them() -> None:
     for seed in range(5):
-        arrays = made_inputs.random_inputs(two_bags(), {}, seed)
+        arrays = made_inputs.random_inputs(bags_of_a_user(), {}, seed)
         assert list(arrays) == ["ids", "starts", "bought", "dense"]
         assert {a.shape[0] for name, a in arrays.items() if name != "ids"} == {len(arrays["starts"])}
         assert arrays["ids"].min() >= 0
@@ -648,15 +471,15 @@ def test_inputs_are_made_for_what_reads_them() -> None:
 
 def test_given_inputs_are_kept_and_their_sizes_hold() -> None:
     given = {"starts": np.array([0, 1, 1]), "ids": np.array([5, 6])}
-    arrays = made_inputs.random_inputs(two_bags(), given)
+    arrays = made_inputs.random_inputs(bags_of_a_user(), given)
     assert arrays["starts"] is given["starts"]
     assert len(arrays["dense"]) == len(arrays["bought"]) == 3
     with pytest.raises(made_inputs.NoInputsError, match="input word: the model has no such input"):
-        made_inputs.random_inputs(two_bags(), {"word": np.zeros(1)})
+        made_inputs.random_inputs(bags_of_a_user(), {"word": np.zeros(1)})
 
 
 def test_the_oracle_is_the_reference() -> None:
-    model = two_bags()
+    model = bags_of_a_user()
     arrays = made_inputs.random_inputs(model, {})
     tables = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     user = lucid_onnx.reference.embedding_bag(arrays["ids"], tables["users"], arrays["starts"], padding_idx=3)
@@ -671,7 +494,7 @@ def run(*arguments: object) -> int:
 
 def test_the_command_over_a_model(native: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    onnx.save(two_bags(), tmp_path / "two.onnx")
+    onnx.save(bags_of_a_user(), tmp_path / "two.onnx")
     report, page = tmp_path / "report.json", tmp_path / "report.html"
     runtimes = "onnxruntime-native,onnxruntime"
     code = run(tmp_path / "two.onnx", "--runtimes", runtimes, "--json", report, "--html", page)
@@ -792,133 +615,6 @@ def test_json_and_markdown_say_the_same(planted: matrix.Report) -> None:
     (bad,) = (line for line in lines if line.startswith("| an index of V |"))
     assert "Good (call)" in bad
     assert "Crashing (call): crash" in bad
-
-
-# ---- For authors of runtimes.
-
-
-def test_a_case_of_the_suite_checks() -> None:
-    case = suite.case("sum_ragged_float32")
-    assert all(o.domain == "" for o in case.model.opset_import)
-    assert case.dtypes == {"float32", "int64"}
-    case.check(case.expected)
-    case.check(case.expected[0])
-    case.check({"output": case.expected[0]})
-    with pytest.raises(AssertionError, match=r"sum_ragged_float32 \(standard\): output\[0, 0\] = \S+, expected"):
-        case.check(case.expected[0] + 1)
-    with pytest.raises(AssertionError, match="output has dtype float64, expected float32"):
-        case.check(case.expected[0].astype(np.float64))
-    assert len(suite.suite("*")) == len(suite.names())
-    with pytest.raises(ValueError, match="has no form 'given'"):
-        suite.case("sum_ragged_float32", "given")
-
-
-#: What docs/authors.md tells them to write: the fixture's example, and the one for ONNX's runner.
-FIXTURE, RUNNER = re.findall(r"```python\n(.*?)```", (TESTS.parent / "docs" / "authors.md").read_text(), re.DOTALL)
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Mapping[str, str]]:
-    """A virtual environment with this package in it as it is installed, and a project of a runtime's author."""
-    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
-    folder = tmp_path_factory.mktemp("author")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True, timeout=120)
-    interpreter = folder / "venv" / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
-    query = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    site = Path(subprocess.run([interpreter, "-c", query], capture_output=True, text=True, check=True).stdout.strip())
-    source = importlib.resources.files("lucid_onnx")
-    shutil.copytree(str(source), site / "lucid_onnx", ignore=shutil.ignore_patterns("__pycache__"))
-    toml = (TESTS.parent / "pyproject.toml").read_text()
-    points = re.search(r"\[project.entry-points.pytest11\]\n((?:.+\n)+)", toml)
-    assert points
-    info = site / "lucid_onnx-0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: lucid-onnx\nVersion: 0\n")
-    (info / "entry_points.txt").write_text("[pytest11]\n" + points[1].replace('"', ""))
-    # What it depends on is where it is for these tests.
-    paths = dict.fromkeys([sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
-    (site / "dependencies.pth").write_text("".join(f"{path}\n" for path in paths))
-    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTEST_ADDOPTS")}
-    environment["PYTHON"] = str(interpreter)
-    project = folder / "project"
-    project.mkdir()
-    (project / "test_mine.py").write_text(FIXTURE)
-    return project, environment
-
-
-def author(installed: tuple[Path, Mapping[str, str]], *arguments: str) -> str:
-    project, environment = installed
-    done = subprocess.run(
-        [environment["PYTHON"], "-m", "pytest", "-p", "no:cacheprovider", *arguments],
-        cwd=project,
-        env=dict(environment),
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    return done.stdout + done.stderr
-
-
-def test_three_lines_of_an_author_run(installed: tuple[Path, Mapping[str, str]]) -> None:
-    """And fail over a wrong runtime, and are nothing to who does not use them."""
-    (installed[0] / "test_wrong.py").write_text(
-        "def test_wrong(parity):\n    parity.check([e * 1.5 for e in parity.expected])\n"
-    )
-    (installed[0] / "test_other.py").write_text(
-        "import sys\nimport pytest\n\nEARLY = {'numpy', 'onnx', 'lucid_onnx.parity'} & set(sys.modules)\n\n"
-        "@pytest.fixture(params=[1, 2])\ndef parity(request):\n    return request.param\n\n"
-        "def test_own_fixture(parity):\n    assert parity in (1, 2)\n    assert not EARLY\n"
-    )
-    forms = ("--lucid-parity-form", "portable", "--lucid-parity-form", "standard")
-    # What does not use the fixture comes first: it must find nothing imported.
-    files = ("test_other.py", "test_mine.py", "test_wrong.py")
-    output = author(installed, "-v", "--lucid-parity-cases", "sum_dim_?", *forms, *files)
-    assert "test_mine.py::test_my_runtime[sum_dim_7-portable] PASSED" in output, output
-    assert "test_mine.py::test_my_runtime[sum_dim_7-standard] PASSED" in output
-    assert "sum_dim_1 (standard): output[0, 0] = " in output
-    assert "test_wrong.py::test_wrong[sum_dim_1-portable] FAILED" in output
-    assert "4 failed, 6 passed" in output
-
-
-def test_an_authors_model_runs(installed: tuple[Path, Mapping[str, str]]) -> None:
-    onnx.save(two_bags(), installed[0] / "two.onnx")
-    output = author(installed, "-v", "--lucid-parity", "two.onnx", "test_mine.py")
-    assert "test_my_runtime[two-inputs2-standard] PASSED" in output, output
-    assert "3 passed" in output
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"--lucid-parity": ["none.onnx"]}, "--lucid-parity none.onnx: no such file"),
-        ({"--lucid-parity-cases": "none*"}, r"--lucid-parity-cases none\*: no case has such a name"),
-    ],
-)
-def test_what_the_plugin_refuses(options: Mapping[str, Any], message: str) -> None:
-    given = {"--lucid-parity": [], "--lucid-parity-cases": "*", "--lucid-parity-form": None, **options}
-    metafunc = types.SimpleNamespace(
-        fixturenames=["lucid_parity_case"], config=types.SimpleNamespace(getoption=given.__getitem__)
-    )
-    with pytest.raises(pytest.UsageError, match=message):
-        pytest_plugin.pytest_generate_tests(metafunc)  # type: ignore[arg-type]
-
-
-def test_onnxs_runner_of_an_author_runs(installed: tuple[Path, Mapping[str, str]]) -> None:
-    names = ("sum_dim_7", "sum_dim_7_expanded", "max_nan_inf_expanded", "int4_bias_max_ragged_float32")
-    for name in names:
-        target = installed[0] / "models" / "conformance" / name
-        shutil.copytree(TESTS.parent / "models" / "conformance" / name, target)
-    wrong = installed[0] / "models" / "conformance" / "sum_dim_1"
-    shutil.copytree(TESTS.parent / "models" / "conformance" / "sum_dim_1", wrong)
-    (wrong / "test_data_set_0" / "output_0.pb").write_bytes(
-        onnx.numpy_helper.from_array(np.zeros((3, 1), np.float32)).SerializeToString()
-    )
-    (installed[0] / "test_backend.py").write_text(RUNNER)
-    output = author(installed, "-v", "test_backend.py")
-    for name in names:
-        assert re.search(rf"test_backend.py::\w+::test_lucid_{name}_cpu PASSED", output), output
-    assert re.search(r"test_lucid_sum_dim_1_cpu FAILED", output), output
-    assert re.search(r"1 failed, 4 passed, 5 skipped", output), output  # those for CUDA
 
 
 # ---- JavaScript.

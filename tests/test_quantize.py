@@ -1,11 +1,9 @@
-"""Quantising the tables of a model: what comes out pools the rows that the smaller table stands for, in every form."""
+"""Quantizing the tables of a model: in every form, the result pools the dequantized rows."""
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import lucid_onnx
-from lucid_onnx import QuantizedTable, cli
+from lucid_onnx import QuantizedTable
 from lucid_onnx.ops.embedding_bag import reference, spec
+from lucid_testing.models import save_hollow, ways_to_run
+from lucid_testing.processes import PEAK_KIB, needs_peak_memory, run_script
 
 pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -28,20 +28,6 @@ CODES = DTYPES[:4]
 HALVES = {"float16": np.dtype(np.float16), "bfloat16": spec.BFLOAT16}
 #: float64 sums of float32 products, as a share of the magnitudes that were summed.
 RELATIVE = 1e-6
-
-
-def has_library() -> bool:
-    try:
-        lucid_onnx.get_library_path()
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def ways(model: onnx.ModelProto) -> list[tuple[onnx.ModelProto, bool]]:
-    """Models, and whether the library is registered."""
-    found = [(model, False), (lucid_onnx.lower(model), False)]
-    return [*found, (model, True)] if has_library() else found
 
 
 def table_of(rows: int, dim: int, seed: int, dtype: str = "float32") -> np.ndarray:
@@ -78,7 +64,7 @@ FEED = {
 
 
 def several(dtype: str = "float32", form: Any = "portable") -> onnx.ModelProto:
-    """The bags of `BAGS`, one of them in a branch, with a Gather over a table of its own."""
+    """The bags of `BAGS`, one of them in a branch, and a Gather over another table."""
 
     def bag(output: str) -> onnx.NodeProto:
         table, keywords = BAGS[output]
@@ -128,7 +114,7 @@ def check(model: onnx.ModelProto, source: str, dtype: str) -> None:
     kind = table_of(1, 1, 0, source).dtype
     feed = {**FEED, "w": FEED["w"].astype(kind)}
     weights = feed["w"] if dtype in CODES else feed["w"].astype(HALVES[dtype])
-    for way, native in ways(model):
+    for way, native in ways_to_run(model).values():
         session = lucid_onnx.InferenceSession(way, native=native)
         got = dict(zip([o.name for o in session.get_outputs()], session.run(None, feed), strict=True))
         np.testing.assert_array_equal(got.pop("gathered"), table_of(9, 4, 3, source)[FEED["o"]])
@@ -298,7 +284,7 @@ def test_tables_that_are_made_or_have_codes_stay() -> None:
 
 
 def test_special_values_in_16_bits() -> None:
-    """They have their own bits there, and are no error."""
+    """16-bit floats can represent them, so they are not an error."""
     table = with_element(np.inf)
     table[2, 1] = np.nan
     (found,) = lucid_onnx.quantize(of_one(table=table), dtype="bfloat16").quantized
@@ -337,7 +323,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
 
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
-    """A model of two bags and a Gather in a folder of its own, its tables external, one of them with a NaN."""
+    """A model of two bags and a Gather, alone in a folder, with external tables, one of them with a NaN."""
     info = helper.make_tensor_value_info
     bad = table_of(900, 16, 4)
     bad[801, 5] = np.nan
@@ -458,26 +444,19 @@ def test_failures_leave_nothing_behind(stored: Path, monkeypatch: pytest.MonkeyP
     assert [p.name for p in folder.iterdir()] == ["model.onnx"]
 
 
+@needs_peak_memory
 @pytest.mark.large
 def test_a_large_table_is_not_loaded(tmp_path: Path) -> None:
     """256 MiB of external data, a hole in the file system, in under 200 MB of memory with everything imported."""
-    if not Path("/proc/self/status").is_file():
-        pytest.skip("no /proc/self/status to read the memory from")
     rows = 2**28 // 256
     model = lucid_onnx.build_model(np.zeros((4, 64), np.float32), mode="sum")
-    found = model.graph.initializer[0]
-    found.ClearField("raw_data")
-    found.dims[0], found.data_location = rows, TensorProto.EXTERNAL
-    found.external_data.add(key="location", value="table.bin")
-    with (tmp_path / "table.bin").open("wb") as file:
-        file.truncate(rows * 256)
-    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    save_hollow(model, tmp_path / "model.onnx", rows, sized=False)
     script = (
-        "import re, lucid_onnx\n"
+        "import lucid_onnx\n"
         "report = lucid_onnx.quantize('model.onnx', 'small.onnx', dtype='uint4')\n"
-        "print(len(report.quantized), re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])"
+        f"print(len(report.quantized), {PEAK_KIB})"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=250)
+    done = run_script(script, tmp_path, timeout=250)
     assert done.returncode == 0, done.stderr
     count, kibibytes = map(int, done.stdout.split())
     assert count == 1
@@ -486,15 +465,6 @@ def test_a_large_table_is_not_loaded(tmp_path: Path) -> None:
 
 
 # ---- The command line.
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = cli.main([str(a) for a in arguments])
-        return (code, *capfd.readouterr())
-
-    return call
 
 
 def test_the_command(stored: Path, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch) -> None:

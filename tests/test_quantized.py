@@ -1,4 +1,4 @@
-"""Tables of codes: every case in every form, against torch's own quantised bags, and what is refused."""
+"""Quantized tables: every case in every form, against torch's own quantized bags, and what is rejected."""
 
 from __future__ import annotations
 
@@ -288,7 +288,7 @@ def test_kernel_graph_and_reference_agree(data: st.DataObject) -> None:
 @pytest.mark.parametrize(("kind", "bits"), [("uint8", 8), ("uint4", 4)])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_torch_agrees(kind: str, bits: int, weighted: bool, native: None) -> None:
-    """torch's own quantised bags, over what torch packed: FBGEMM's rows of codes with scale and bias behind them."""
+    """torch's own quantized bags, over what torch packed: FBGEMM's rows of quantized values, then scale and bias."""
     torch = pytest.importorskip("torch", reason="torch is not installed")
     random = np.random.RandomState(5)
     weight = random.standard_normal((100, 32)).astype(np.float32)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,19 +19,12 @@ from onnx import helper
 from lucid_onnx.ops import OPERATORS
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.parity import work
+from lucid_testing.graphs import nodes
 
 #: The releases in which the race was seen, with two threads and with four (onnxruntime#18048).
 SEEN_IN = ("1.17", "1.31", "1.32")
 SCATTERS = ("ScatterND", "ScatterElements", "Scatter")
 RUNS = 40
-
-
-def nodes(graph: Any) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from nodes(attribute.g)
 
 
 def reducing_scatters(graph: Any) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ from lucid_onnx.builder.conformance import AnyCase, case_model
 from lucid_onnx.ops import OPERATORS
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.ops.embedding_bag.lowering import LONGEST_BAG, Ragged
+from lucid_testing.graphs import nodes
+from lucid_testing.models import swapped_operators, two_bags
 
 pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -50,14 +51,6 @@ def session(model: onnx.ModelProto, threads: int = 1, *, native: bool = False) -
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     return lucid_onnx.InferenceSession(model, native=native, session_options=options)
-
-
-def nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from nodes(attribute.g)
 
 
 # ---- What they compute.
@@ -219,35 +212,18 @@ def test_what_is_changed_stays(way: str) -> None:
     standard = lucid_onnx.lower(model, ragged=way, longest_bag=70 if way == "padded" else None)  # type: ignore[arg-type]
     assert len(lucid_onnx.fuse(standard).fused) == 1
     swaps = {"Add": "Sub", "Sub": "Add", "Max": "Min", "GreaterOrEqual": "Greater", "Or": "And", "Mul": "Add"}
-    count = sum(node.op_type in swaps for node in nodes(standard.graph))
-    assert count > 8
-    for k in range(0, count, 3):
-        other = onnx.ModelProto()
-        other.CopyFrom(standard)
-        node = [node for node in nodes(other.graph) if node.op_type in swaps][k]
-        node.op_type = swaps[node.op_type]
-        assert lucid_onnx.fuse(other).fused == (), node
+    for what, model in swapped_operators(standard, swaps, step=3, more_than=8):
+        assert lucid_onnx.fuse(model).fused == (), what
 
 
 def test_a_loop_is_small_and_a_model_keeps_the_rest() -> None:
-    """Two bags over one table, beside something else; no scatter is left but those of the blocks."""
-    graph = helper.make_graph(
-        [
-            lucid_onnx.make_node("t", "i", "o", "a", mode="max", padding_idx=1, name="first"),
-            lucid_onnx.make_node("t", "i", "o", "b", mode="mean", max_norm=0.1, norm_type=3.0),
-            helper.make_node("Add", ["a", "b"], ["y"]),
-        ],
-        "g",
-        [helper.make_tensor_value_info(n, onnx.TensorProto.INT32, [d]) for n, d in (("i", "n"), ("o", "b"))],
-        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["b", 3])],
-        [onnx.numpy_helper.from_array(np.eye(3, dtype=np.float32), "t")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    """Two bags over one table and another node; only the blocks have a scatter."""
+    model = two_bags(np.eye(3, dtype=np.float32), added=True)
     lowered = {
         way: lucid_onnx.lower(model, ragged=way, longest_bag=64 if way == "padded" else None)  # type: ignore[arg-type]
         for way in ("blocks", *WAYS)
     }
-    sizes = {way: len(list(nodes(m.graph))) for way, m in lowered.items()}
+    sizes = {way: len(nodes(m.graph)) for way, m in lowered.items()}
     assert sizes["loop"] < sizes["padded"] < sizes["blocks"] / 2
     assert sizes["loop"] < sizes["blocks"] / 3
     feed = {"i": np.array([0, 1, 2, 2, 1], np.int32), "o": np.array([0, 0, 4], np.int32)}

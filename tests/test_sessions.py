@@ -6,7 +6,6 @@ import collections
 import itertools
 import json
 import os
-import re
 import shutil
 import threading
 import time
@@ -18,11 +17,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from test_isa import library_path, needs_library
 
 import lucid_onnx
 from lucid_onnx.builder.conformance import case_model as model_of
 from lucid_onnx.ops.embedding_bag import cases, spec
+from lucid_testing.kernels import library_path, needs_library
+from lucid_testing.processes import free_memory
 
 ort = pytest.importorskip("onnxruntime")
 ort.set_default_logger_severity(3)
@@ -818,13 +818,6 @@ def test_what_save_writes_is_readable_like_any_file(tmp_path: Path) -> None:
     assert [(tmp_path / n).stat().st_mode for n in ("m.onnx", "m.onnx.data")] == [wanted, wanted]
 
 
-def _free_memory() -> int:
-    try:
-        return int(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) * 1024  # type: ignore[index]
-    except OSError:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
 @pytest.mark.large
 @pytest.mark.parametrize(("form", "native"), [("portable", True), ("standard", False)])
 def test_a_table_over_2_gib(form: Any, native: bool, tmp_path: Path) -> None:
@@ -835,7 +828,7 @@ def test_a_table_over_2_gib(form: Any, native: bool, tmp_path: Path) -> None:
     rows, dim = 2**25 + 5, 16  # a little over 2 GiB of float32
     size = rows * dim * 4
     needed = {"memory": 4 * size, "disk": 2 * size}
-    for what, free in (("memory", _free_memory()), ("disk", shutil.disk_usage(tmp_path).free)):
+    for what, free in (("memory", free_memory()), ("disk", shutil.disk_usage(tmp_path).free)):
         if free < needed[what]:
             pytest.skip(f"{free / 2**30:.1f} GiB of {what} free, {needed[what] / 2**30:.1f} GiB needed")
     weight = np.zeros((rows, dim), np.float32)

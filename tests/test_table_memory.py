@@ -7,7 +7,6 @@ import gc
 import os
 import re
 import shutil
-import subprocess
 import sys
 import textwrap
 import time
@@ -19,11 +18,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from test_isa import library, needs_library
-from test_sessions import _free_memory
 
 import lucid_onnx
 from lucid_onnx.runtime import info
+from lucid_testing.kernels import library, needs_library
+from lucid_testing.models import save_hollow
+from lucid_testing.processes import free_memory, run_script
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -121,7 +121,7 @@ def test_the_same_bits_in_every_choice(
 
 @needs_huge_pages
 def test_without_a_choice_it_is_auto(path: Path, expected: bytes) -> None:
-    if _free_memory() < 2**28:
+    if free_memory() < 2**28:
         pytest.skip("less than 256 MiB of memory are free")
     session = lucid_onnx.InferenceSession(path)
     assert count() == 1
@@ -297,7 +297,8 @@ def test_an_entry_set_by_hand_before_it(path: Path) -> None:
 def test_no_memory_for_the_copy(tmp_path: Path) -> None:
     """Under a limit of the process's address space: "auto" does without, "hugepage_copy" says what it lacks."""
     model = lucid_onnx.build_model(np.ones((4, 256), np.float32), mode="sum")
-    sparse(model, tmp_path, 2**20)  # 1 GiB
+    data = save_hollow(model, tmp_path / "m.onnx", 2**20)  # 1 GiB
+    os.utime(data, (OLD, OLD))
     script = """
         import resource, sys
         import numpy as np, onnxruntime as ort
@@ -318,30 +319,13 @@ def test_no_memory_for_the_copy(tmp_path: Path) -> None:
         except Exception as error:
             print(error)
     """
-    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path / "m.onnx")]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = run_script(textwrap.dedent(script), tmp_path, str(tmp_path / "m.onnx"))
     if "without a copy: " in done.stderr and "bad_alloc" in done.stderr:
         pytest.skip(f"onnxruntime {ort.__version__} itself needs more than one mapping of the table")
     assert done.returncode == 0, done.stderr
     first, rest = done.stdout.split("\n", 1)
     assert float(first) == 0
     assert f"{ENTRY} = hugepage_copy needs {2**30} bytes for the copy of a table" in rest
-
-
-def sparse(model: onnx.ModelProto, folder: Path, rows: int) -> int:
-    """The model over a table of as many rows of zeros, in a file that takes no room on the disk."""
-    (tensor,) = (t for t in model.graph.initializer if t.name == "weight")
-    size = len(tensor.raw_data) // tensor.dims[0] * rows
-    tensor.ClearField("raw_data")
-    tensor.dims[0] = rows
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in {"location": "m.data", "offset": "0", "length": str(size)}.items():
-        tensor.external_data.add(key=key, value=value)
-    with open(folder / "m.data", "wb") as file:
-        file.truncate(size)
-    os.utime(folder / "m.data", (OLD, OLD))
-    onnx.save(model, folder / "m.onnx")
-    return size
 
 
 # ---- What it costs.
@@ -356,7 +340,7 @@ def test_info_tells_what_would_happen(path: Path) -> None:
         assert memory is not None
         assert memory.choice == choice
         assert memory.free_bytes is not None
-        assert abs(memory.free_bytes - _free_memory()) < 2**30 or memory.free_bytes < _free_memory()  # a group's limit
+        assert abs(memory.free_bytes - free_memory()) < 2**30 or memory.free_bytes < free_memory()  # a group's limit
         (place,) = memory.tables
         assert (place.name, place.bytes, place.external) == ("weight", size, True)
         plans[choice] = (place.plan, place.copied_bytes, place.huge_pages)
@@ -378,17 +362,18 @@ def test_a_table_of_6_gb(tmp_path: Path) -> None:
     """Sessions start and answer in seconds, and take the memory that they were told to."""
     model = lucid_onnx.build_model(np.ones((4, 64), np.float32), mode="sum")
     rows = 6 * 10**9 // 256
-    if _free_memory() < 16 * 10**9:
-        pytest.skip(f"{_free_memory() / 2**30:.1f} GiB of memory free, 15 GiB needed")
+    if free_memory() < 16 * 10**9:
+        pytest.skip(f"{free_memory() / 2**30:.1f} GiB of memory free, 15 GiB needed")
     if shutil.disk_usage(tmp_path).free < 2**30:
         pytest.skip("no room on the disk")
-    size = sparse(model, tmp_path, rows)
+    data = save_hollow(model, tmp_path / "m.onnx", rows)
+    size = data.stat().st_size
     marked = np.array([0, rows // 2, 2**23, rows - 1])
-    with open(tmp_path / "m.data", "r+b") as file:
+    with data.open("r+b") as file:
         for i, row in enumerate(marked.tolist()):
             file.seek(row * 256)
             file.write(np.full(64, 1 + i, np.float32).tobytes())
-    os.utime(tmp_path / "m.data", (OLD, OLD))
+    os.utime(data, (OLD, OLD))
     feed = {"indices": marked, "offsets": np.array([0, 2])}
     for choice in ("mmap", "inplace", "hugepage_copy"):
         before = _resident("RssAnon"), _resident("RssFile")

@@ -6,9 +6,7 @@ import copy
 import dataclasses
 import functools
 import itertools
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
-from test_isa import library_path, needs_library
 
 import lucid_onnx
 from lucid_onnx.ops.embedding_bag import cases, reference, spec
 from lucid_onnx.ops.embedding_bag.cases import Case
+from lucid_testing.graphs import nodes
+from lucid_testing.kernels import library_path, needs_library
+from lucid_testing.processes import run_script
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("onnxscript", reason="onnxscript is not installed")
@@ -88,24 +88,11 @@ def exported(case: Case, **options: Any) -> onnx.ModelProto:
     return from_torch.export(module_of(case), args, dynamic_shapes=dynamic(args), input_names=names, **options)
 
 
-def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
-    """Those of the graph and of all that is in it, but of no function."""
-
-    def within(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-        for node in graph.node:
-            yield node
-            for attribute in node.attribute:
-                for inner in [attribute.g, *attribute.graphs]:
-                    yield from within(inner)
-
-    return within(model.graph)
-
-
 def bags(model: onnx.ModelProto) -> list[str]:
     """The operators of our domain in a model that has nothing of torch's bags."""
-    found = [node.op_type for node in all_nodes(model) if node.domain == spec.DOMAIN]
+    found = [node.op_type for node in nodes(model.graph) if node.domain == spec.DOMAIN]
     assert {f.name for f in model.functions if f.domain == spec.DOMAIN} == set(found)
-    assert not {"Loop", "Scan", "SequenceInsert"} & {node.op_type for node in all_nodes(model)}
+    assert not {"Loop", "Scan", "SequenceInsert"} & {node.op_type for node in nodes(model.graph)}
     onnx.checker.check_model(model, full_check=True)
     return found
 
@@ -192,7 +179,7 @@ LENGTHS = [(3, 0, 5, 1), (0, 4, 0, 0, 9, 1, 0), (), (1,), (0,)]
 
 
 class Many(nn.Module):
-    """Several bags beside each other, each with arguments of its own: an export takes a second, whatever its size."""
+    """Several bags in one module, each with its own arguments: an export takes a second, whatever its size."""
 
     def __init__(self, examples: Sequence[Case]) -> None:
         super().__init__()
@@ -205,7 +192,7 @@ class Many(nn.Module):
 
 
 def check_together(calls: Sequence[Sequence[Case]], forms: Sequence[str] = ("portable", "standard", "native")) -> None:
-    """Export bags beside each other as their first calls say, and make all of their calls."""
+    """Export bags in one module by their first calls, and make all of their calls."""
     examples = [first for first, *_ in calls]
     module = Many(examples).eval()
     args = tuple(itertools.chain.from_iterable(map(arguments, examples)))
@@ -589,7 +576,7 @@ def test_a_bag_in_a_branch() -> None:
 
 
 class Pools(nn.Module):
-    """Each function over rows of a table of its own."""
+    """Each function over rows of its own table."""
 
     def __init__(self, *functions: Callable[..., Any], dtype: Any = None, **keywords: Any) -> None:
         super().__init__()
@@ -741,7 +728,7 @@ def test_other_ranks_are_no_bags(shape: tuple[int, ...]) -> None:
 
 
 def test_rows_of_an_indexed_tensor_are_no_bag() -> None:
-    """Indexing takes -1 for the last row, which a bag refuses."""
+    """Indexing takes -1 for the last row, which a bag rejects."""
 
     class Indexed(Pools):
         def forward(self, x: Any) -> Any:
@@ -873,7 +860,7 @@ def test_what_torch_cannot_export_stays_its_own_error() -> None:
 
 
 def test_without_torch_the_import_says_what_to_install(tmp_path: Path) -> None:
-    """Each of what it needs is missing in its turn, the one that is imported first in the first."""
+    """Each package that it needs is missing in turn, in the order in which they are imported."""
     script = (
         "import sys, lucid_onnx\n"
         "lucid_onnx.build_model([[1.0]])\n"
@@ -883,7 +870,7 @@ def test_without_torch_the_import_says_what_to_install(tmp_path: Path) -> None:
         "    except ImportError as error:\n        print(error)\n"
         "    del sys.modules[missing]"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = run_script(script, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         f"lucid_onnx.torch needs {missing}, which is not installed: pip install 'lucid-onnx[torch]'"

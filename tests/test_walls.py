@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
-from test_isa import Args, GradArgs, library, needs_library
 
 import lucid_onnx
 from lucid_onnx.ops import OPERATORS
 from lucid_onnx.ops.embedding_bag import spec
+from lucid_testing.kernels import Args, GradArgs, library, needs_library
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS = [

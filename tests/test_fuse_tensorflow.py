@@ -1,4 +1,4 @@
-"""Bags that TensorFlow's segment operators write: graphs node for node as tf2onnx makes them, by hand."""
+"""Fusing lookups that TensorFlow pools by segment: graphs written by hand, node for node as tf2onnx makes them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from test_isa import library_path
 
 import lucid_onnx
+from lucid_testing.kernels import library_path
 
 pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -302,7 +302,7 @@ CHANGES: dict[str, tuple[dict[str, Any], Callable[[str, list[Any], dict[str, Any
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_what_is_written_otherwise_stays(name: str) -> None:
-    """Every change is one that the graph's numbers depend on, or that nobody's export has."""
+    """Every change alters the graph's numbers, or is one that no exporter writes."""
     keywords, change = CHANGES[name]
     changed = Lookup(**keywords, change=change).model
     assert changed != Lookup(**keywords).model
@@ -311,7 +311,7 @@ def test_what_is_written_otherwise_stays(name: str) -> None:
 
 @pytest.mark.parametrize("what", ["one segment more", "distinct rows otherwise"])
 def test_what_is_a_bag_all_the_same(what: str) -> None:
-    """A number of segments that is computed otherwise, and distinct rows that are not known to be those of the ids."""
+    """Another way to compute the number of segments; distinct rows that are not known to be those of the ids."""
     more = what == "one segment more"
     change = _swapped("Add", 1, 2) if more else _set("Unique", "axis", 0)
     lookup = Lookup(distinct=not more, change=change)

@@ -13,19 +13,23 @@ import shutil
 import subprocess
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from test_isa import Args, GradArgs, arguments, num_bags
+import pytest
 
+import lucid_onnx
+from lucid_onnx.builder.conformance import case_model
 from lucid_onnx.ops.embedding_bag import cases, spec
 from lucid_onnx.ops.embedding_bag_collection import cases as collection
 from lucid_onnx.ops.embedding_bag_grad import cases as gradients
 from lucid_onnx.ops.quantized_embedding_bag import cases as quantized
+from lucid_onnx.runtime.library import find_cuda_library
+from lucid_testing.kernels import Args, CollectionArgs, GradArgs, arguments, num_bags
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CASES: dict[str, Any] = {**cases.all_cases(), **quantized.all_cases()}
 
 _EMULATED_SOURCES = (
@@ -90,35 +94,7 @@ class GradPlan(ctypes.Structure):
     )
 
 
-class CollectionArgs(ctypes.Structure):
-    """EmbeddingBagCollectionArgs of cpp_ops/embedding_bag/embedding_bag.h."""
-
-    _fields_ = (
-        ("size_bytes", ctypes.c_int64),
-        ("tables", ctypes.POINTER(Args)),
-        ("num_tables", ctypes.c_int64),
-        ("output", ctypes.c_void_p),
-        ("packed", ctypes.c_int64),
-    )
-
-
 ERROR_BYTES = 56  # sizeof(LucidBoundsError)
-
-
-def bad_offsets(offsets: np.ndarray, count: int) -> Iterator[tuple[np.ndarray, str]]:
-    """Copies with one of the offsets out of place, over so many indices, and what they are refused with."""
-    for value in (-1, -(2**63), 2**63 - 1, count + 1, 2**40):
-        for place in range(len(offsets)):
-            wrong = offsets.copy()
-            wrong[place] = value
-            before = int(offsets[place - 1]) if place else 0
-            if place == 0:
-                text = f"offsets[0] = {value} must be 0"
-            elif value < before:
-                text = f"offsets[{place}] = {value} is below offsets[{place - 1}] = {before}: offsets must not decrease"
-            else:
-                text = f"offsets[{place}] = {value} is past the number of indices, {count}"
-            yield wrong, text
 
 
 @functools.cache
@@ -235,10 +211,21 @@ class Gpu:
         return int(self.torch.cuda.current_stream().cuda_stream)
 
 
+def emulated() -> Emulated:
+    """The emulated kernels; skips without a C++ compiler."""
+    path = emulated_library()
+    if path is None:
+        pytest.skip("there is no C++ compiler to build the emulated kernels with")
+    return Emulated(path)
+
+
+def devices() -> list[str]:
+    """Where the kernels run here."""
+    return ["emulated", "gpu"] if why_no_gpu() is None else ["emulated"]
+
+
 def gpu_library() -> str | None:
     """The CUDA library: LUCID_CUDA_LIBRARY's, or the installed one."""
-    from lucid_onnx.runtime.library import find_cuda_library
-
     return os.environ.get("LUCID_CUDA_LIBRARY") or find_cuda_library()
 
 
@@ -258,7 +245,7 @@ def why_no_gpu() -> str | None:
 
 
 def host_arguments(case: Any, output: np.ndarray | None = None, **overrides: Any) -> Args:
-    """The struct of a case, quantised or not, pointing into the case's arrays."""
+    """The struct of a case, quantized or not, pointing into the case's arrays."""
     if isinstance(case, cases.Case):
         return arguments(case, output, **overrides)
     second = case.bias if case.bias is not None else case.zero_point
@@ -284,7 +271,30 @@ def host_arguments(case: Any, output: np.ndarray | None = None, **overrides: Any
 
 
 def result_dtype(case: Any) -> np.dtype:
+    """The dtype of a case's output: the table's, or of a quantized one its scales'."""
     return case.weight.dtype if isinstance(case, cases.Case) else case.scale.dtype
+
+
+def _copied(device: Any, array: np.ndarray, shift: int = 0) -> Any:
+    """Memory of a device with an array in it, ``shift`` bytes past a multiple of 256."""
+    memory = device.allocate(array.nbytes, shift)
+    device.write(memory, np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8))
+    return memory
+
+
+def _fenced(device: Any, size: int, shift: int, fill: int) -> Any:
+    """Memory for an output of ``size`` bytes with 256 more on either side, all of it ``fill``."""
+    memory = device.allocate(size + 512, shift)
+    device.write(memory, fill)
+    return memory
+
+
+def _inside(device: Any, memory: Any, fill: int, what: str) -> np.ndarray:
+    """The bytes between the fences; asserts that nothing was written outside of them."""
+    written = device.read(memory)
+    assert (written[:256] == fill).all(), f"{what}: written before the output"
+    assert (written[-256:] == fill).all(), f"{what}: written behind the output"
+    return written[256:-256]
 
 
 #: Fields of the struct that point to arrays, and the arrays' names in a case.
@@ -294,9 +304,9 @@ _POINTERS = ("weight", "indices", "offsets", "per_sample_weights", "scale", "zer
 def run(
     device: Any, case: Any, *, fill: int = 0xA5, shift: dict[str, int] | None = None, **overrides: Any
 ) -> tuple[int, str, np.ndarray]:
-    """Launch a case: the code and text of the launch or of what the kernel refused, and the output.
+    """Launch a case: the code and message of the launch or of what the kernel rejected, and the output.
 
-    Asserts that nothing beside the output was written.
+    Asserts that nothing outside of the output was written.
 
     Args:
         shift: bytes that an array (or "output") lies past a multiple of 256.
@@ -307,16 +317,13 @@ def run(
         given["weight"] = given.pop("codes")
     kept, addresses = [], {}
     for name, array in given.items():
-        memory = device.allocate(array.nbytes, shift.get(name, 0))
-        device.write(memory, np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8))
-        kept.append(memory)
-        addresses[name] = device.address(memory) if array.nbytes else None
+        kept.append(_copied(device, array, shift.get(name, 0)))
+        addresses[name] = device.address(kept[-1]) if array.nbytes else None
     bags = len(case.indices) if case.offsets is None else len(case.offsets) - case.attributes.include_last_offset
     dim = case.weight.shape[1] if isinstance(case, cases.Case) else case.table.shape[1]
     dtype = result_dtype(case)
     size = max(bags, 0) * dim * dtype.itemsize
-    memory = device.allocate(size + 512, shift.get("output", 0))
-    device.write(memory, fill)
+    memory = _fenced(device, size, shift.get("output", 0), fill)
     addresses["output"] = device.address(memory) + 256
     args = host_arguments(case)
     for name, value in {**dict.fromkeys(_POINTERS), **addresses, **overrides}.items():
@@ -338,11 +345,9 @@ def run(
     if code:
         return code, message.value.decode(), nothing
     found = device.read(error).tobytes()
-    written = device.read(memory)
-    assert (written[:256] == fill).all(), f"{case.name}: written before the output"
-    assert (written[256 + size :] == fill).all(), f"{case.name}: written behind the output"
+    written = _inside(device, memory, fill, case.name)
     code = device.native.lucid_cuda_refusal(found, message, len(message))
-    return code, message.value.decode(), written[256 : 256 + size].view(dtype).reshape(max(bags, 0), dim)
+    return code, message.value.decode(), written.view(dtype).reshape(max(bags, 0), dim)
 
 
 def collection_args(tables: Sequence[Args], packed: bool, output: int | None) -> CollectionArgs:
@@ -395,18 +400,15 @@ def run_collection(
     kept = []
 
     def place(array: np.ndarray) -> int | None:
-        memory = device.allocate(array.nbytes, shift)
-        device.write(memory, np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8))
-        kept.append(memory)
-        return device.address(memory) if array.nbytes else None
+        kept.append(_copied(device, array, shift))
+        return device.address(kept[-1]) if array.nbytes else None
 
     tables = tables_of(case, place)
     if change is not None:
         change(tables)
     dtype, shape = case.tables[0].weight.dtype, collection_shape(case)
     size = int(np.prod(shape)) * dtype.itemsize
-    memory = device.allocate(size + 512, 2 * shift)
-    device.write(memory, fill)
+    memory = _fenced(device, size, 2 * shift, fill)
     args = collection_args(tables, case.layout == "packed", device.address(memory) + 256)
     message = ctypes.create_string_buffer(256)
     plan, nothing = CollectionPlan(), np.empty((0, shape[1]), dtype)
@@ -423,11 +425,9 @@ def run_collection(
     if code:
         return code, message.value.decode(), nothing
     found = device.read(error).tobytes()
-    written = device.read(memory)
-    assert (written[:256] == fill).all(), f"{case.name}: written before the output"
-    assert (written[256 + size :] == fill).all(), f"{case.name}: written behind the output"
+    written = _inside(device, memory, fill, case.name)
     code = device.native.lucid_cuda_refusal(found, *text)
-    return code, message.value.decode(), written[256 : 256 + size].view(dtype).reshape(shape)
+    return code, message.value.decode(), written.view(dtype).reshape(shape)
 
 
 def grad_args(case: gradients.Case, addresses: dict[str, int | None], **overrides: Any) -> GradArgs:
@@ -466,15 +466,13 @@ def run_gradient(
     text = (message, len(message))
     addresses: dict[str, int | None] = {}
     for name, array in case.inputs.items():
-        memory = device.allocate(array.nbytes, shift.get(name, 0))
-        device.write(memory, np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8))
-        kept.append(memory)
-        addresses[name] = device.address(memory) if array.nbytes else None
+        kept.append(_copied(device, array, shift.get(name, 0)))
+        addresses[name] = device.address(kept[-1]) if array.nbytes else None
     error = device.allocate(ERROR_BYTES)
     device.write(error, 0)
     where = device.address(error)
 
-    def refused() -> tuple[int, str]:
+    def rejected() -> tuple[int, str]:
         code = device.native.lucid_cuda_refusal(device.read(error).tobytes(), *text)
         return code, message.value.decode()
 
@@ -491,7 +489,7 @@ def run_gradient(
             )
             if code == 0:
                 entries = int(device.read(count).view(np.int64)[0])
-                code = refused()[0]
+                code = rejected()[0]
             if code:
                 return code, message.value.decode(), []
     overrides.setdefault("num_entries", entries)
@@ -504,10 +502,9 @@ def run_gradient(
         if name == "grad_per_sample_weights":
             shape = case.indices.shape
         size = int(np.prod(shape)) * dtype.itemsize
-        memory = device.allocate(size + 512, shift.get(name, 0))
-        device.write(memory, fill)
+        memory = _fenced(device, size, shift.get(name, 0), fill)
         addresses[name] = device.address(memory) + 256
-        outputs.append((name, memory, size, dtype, shape))
+        outputs.append((name, memory, dtype, shape))
     args = grad_args(case, addresses, **overrides)
     assert device.native.lucid_cuda_plan_grad(ctypes.byref(args), ctypes.byref(plan), *text) == 0, message.value
     scratch = device.allocate(plan.scratch_bytes)
@@ -517,11 +514,20 @@ def run_gradient(
     )
     if code:
         return code, message.value.decode(), []
-    code, said = refused()
+    code, said = rejected()
     found = []
-    for name, memory, size, dtype, shape in outputs:
-        written = device.read(memory)
-        assert (written[:256] == fill).all(), f"{case.name}: written before {name}"
-        assert (written[256 + size :] == fill).all(), f"{case.name}: written behind {name}"
-        found.append(written[256 : 256 + size].view(dtype).reshape(shape))
+    for name, memory, dtype, shape in outputs:
+        found.append(_inside(device, memory, fill, f"{case.name}, {name}").view(dtype).reshape(shape))
     return code, said, found
+
+
+def session_with(case: Any, library: str, bounds_check: str | None = None) -> Any:
+    """A session of a case in native form, with a library's kernels registered."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    if bounds_check is not None:
+        options.add_session_config_entry("lucid.bounds_check", bounds_check)
+    options.register_custom_ops_library(library)
+    return lucid_onnx.InferenceSession(case_model(case, "native"), native=False, session_options=options)

@@ -100,7 +100,7 @@ class Refusing(Good):
 
 
 class Poisoned(Good):
-    """After a refusal it never works again."""
+    """After an error it never works again."""
 
     broken = False
 
@@ -115,7 +115,7 @@ class Poisoned(Good):
 
 
 class Spoilt(Good):
-    """Refuses tables of one column, and does not answer after that."""
+    """Rejects tables of one column, and does not answer after that."""
 
     spoilt = False
 

@@ -1,0 +1,191 @@
+"""Forms, files and failures of `fuse` and `lower`: external data, full disks, bad arguments."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import lucid_onnx
+from lucid_onnx.ops.embedding_bag import spec
+from lucid_testing.models import Small, bags, run_lowered, save_hollow
+from lucid_testing.processes import PEAK_KIB, needs_peak_memory, run_script
+from lucid_testing.torch_exports import Export
+
+pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
+pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+
+
+@pytest.mark.parametrize("form", ["portable", "standard", "native"])
+def test_forms(form: Any) -> None:
+    model = lucid_onnx.build_model(np.eye(3, dtype=np.float32), form="standard")
+    fused = lucid_onnx.fuse(model, form=form)
+    assert len(fused.fused) == 1
+    assert len(fused.model.functions) == (form == "portable")
+    assert (spec.DOMAIN in {i.domain for i in fused.model.opset_import}) == (form != "standard")
+    again = lucid_onnx.lower(fused.model, form=form)
+    assert len(bags(again)) == (form != "standard")
+
+
+def test_lower_leaves_no_trace(tmp_path: Path) -> None:
+    model = lucid_onnx.build_model(np.eye(3, dtype=np.float32))
+    lucid_onnx.lower(model, tmp_path / "standard.onnx")
+    assert b"ai.lucid" not in (tmp_path / "standard.onnx").read_bytes()
+    assert len(bags(model)) == 1
+
+
+def test_external_data_stays_where_it_is(lowered: Path) -> None:
+    data = lowered.with_name("model.onnx.data")
+    before, expected = (data.stat().st_ino, data.stat().st_mtime_ns, data.read_bytes()), run_lowered(lowered)
+    report = lucid_onnx.fuse(lowered, lowered.with_name("fused.onnx"))
+    (tensor,) = report.model.graph.initializer
+    assert not tensor.raw_data
+    lucid_onnx.lower(lowered.with_name("fused.onnx"), lowered)  # over its own source
+    assert sorted(p.name for p in lowered.parent.iterdir()) == ["fused.onnx", "model.onnx", "model.onnx.data"]
+    assert (data.stat().st_ino, data.stat().st_mtime_ns, data.read_bytes()) == before
+    for path in (lowered, lowered.with_name("fused.onnx")):
+        np.testing.assert_array_equal(run_lowered(path), expected)
+
+
+def test_external_data_goes_along_to_another_folder(lowered: Path, tmp_path: Path) -> None:
+    expected = run_lowered(lowered)
+    (tmp_path / "out").mkdir()
+    lucid_onnx.fuse(lowered, tmp_path / "out" / "fused.onnx")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["fused.onnx", "fused.onnx.data"]
+    shutil.rmtree(lowered.parent)
+    np.testing.assert_array_equal(run_lowered(tmp_path / "out" / "fused.onnx"), expected)
+
+
+def test_failures_leave_nothing_behind(lowered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "fused.onnx").write_bytes(b"before")
+    data = lowered.with_name("model.onnx.data")
+
+    def full(source: Any, target: Any, length: int) -> None:
+        target.write(source.read(100))
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfileobj", full)
+        with pytest.raises(OSError, match="No space left"):
+            lucid_onnx.fuse(lowered, out / "fused.onnx")
+    with pytest.raises(ValueError, match=r"fused\.onnx\.data|external data"):
+        lucid_onnx.fuse(lowered, data)
+    model = onnx.load(lowered, load_external_data=False)
+    with pytest.raises(ValueError, match="initializer 'weight' is external data that was not loaded: give the path"):
+        lucid_onnx.fuse(model, out / "fused.onnx")
+    data.rename(data.with_name("elsewhere"))
+    with pytest.raises(FileNotFoundError, match=r"initializer 'weight' has its data there"):
+        lucid_onnx.lower(lowered, out / "fused.onnx")
+    for location in ("../model.onnx.data", "/etc/passwd", ""):
+        next(e for e in model.graph.initializer[0].external_data if e.key == "location").value = location
+        lowered.write_bytes(model.SerializeToString())
+        with pytest.raises(ValueError, match=r"initializer 'weight' has its data at .* outside of the model's folder"):
+            lucid_onnx.lower(lowered, out / "fused.onnx")
+    assert [(p.name, p.read_bytes()) for p in out.iterdir()] == [("fused.onnx", b"before")]
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    model = lucid_onnx.build_model(np.eye(3, dtype=np.float32))
+    with pytest.raises(ValueError, match="form = 'zip' is not one of 'portable', 'standard', 'native'"):
+        lucid_onnx.fuse(model, form="zip")  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError):
+        lucid_onnx.fuse(tmp_path / "none.onnx")
+    (tmp_path / "text.onnx").write_text("no model")
+    for call in (lucid_onnx.fuse, lucid_onnx.lower):
+        with pytest.raises(ValueError, match=r"text\.onnx: not an ONNX model"):
+            call(tmp_path / "text.onnx")
+        with pytest.raises(ValueError, match="the model: not an ONNX model: it has no graph or no opset"):
+            call(onnx.ModelProto())
+    model.training_info.add()
+    with pytest.raises(ValueError, match="has training_info, which a rewrite would lose"):
+        lucid_onnx.fuse(model)
+
+
+def test_a_model_that_was_wrong_before_is_refused(legacy: Callable[[str], Export]) -> None:
+    model = onnx.load(legacy("sum-17").path)
+    model.graph.node.append(helper.make_node("Relu", ["nowhere"], ["z"]))
+    model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["n"]))
+    with pytest.raises(ValueError, match=r"the model, before any change, does not pass onnx\.checker: .*nowhere"):
+        lucid_onnx.fuse(model)
+
+
+def test_an_old_model_with_functions_is_refused(legacy: Callable[[str], Export]) -> None:
+    model = onnx.load(legacy("sum-11").path)
+    model.functions.append(
+        helper.make_function(
+            "f", "F", ["a"], ["b"], [helper.make_node("Relu", ["a"], ["b"])], [helper.make_opsetid("", 11)]
+        )
+    )
+    with pytest.raises(ValueError, match=r"opset 11 and has functions, which onnx\.version_converter drops"):
+        lucid_onnx.fuse(model)
+
+
+def test_nothing_to_fuse_changes_nothing(tmp_path: Path) -> None:
+    g = Small(opset=9)
+    model = g.model(g("Relu", "i"))
+    report = lucid_onnx.fuse(model, tmp_path / "same.onnx")
+    assert (report.fused, report.unfused, report.model) == ((), (), model)
+    assert onnx.load(tmp_path / "same.onnx") == model
+
+
+@needs_peak_memory
+@pytest.mark.large
+def test_a_huge_table_is_not_loaded(tmp_path: Path) -> None:
+    """6 GiB of external data, a hole in the file system: fused in under 500 MB of memory, and not copied."""
+    rows = 6 * 2**30 // 256
+    model = lucid_onnx.build_model(np.zeros((4, 64), np.float32), mode="sum", form="standard")
+    data = save_hollow(model, tmp_path / "model.onnx", rows)
+    script = (
+        f"import lucid_onnx\nreport = lucid_onnx.fuse('model.onnx', 'fused.onnx')\nprint(len(report.fused), {PEAK_KIB})"
+    )
+    done = run_script(script, tmp_path)
+    assert done.returncode == 0, done.stderr
+    count, kibibytes = map(int, done.stdout.split())
+    assert count == 1
+    assert kibibytes < 500_000
+    assert data.stat().st_blocks * 512 < 2**20
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["fused.onnx", "model.data", "model.onnx"]
+
+
+@needs_peak_memory
+def test_a_full_disk_leaves_nothing_and_a_copy_is_not_loaded(tmp_path: Path) -> None:
+    """A table of 256 MiB goes to another folder, in pieces; where files must be smaller, nothing appears there."""
+    model = lucid_onnx.build_model(np.zeros((4, 64), np.float32), mode="sum", form="standard")
+    table = save_hollow(model, tmp_path / "model.onnx", 2**20, sized=False)
+    with table.open("r+b") as file:
+        file.seek(2**27 - 1)
+        file.write(b"a row")
+    before = table.stat()
+    script = (
+        "import os, resource, signal, lucid_onnx\n"
+        "os.mkdir('out')\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails, as on a disk that is full\n"
+        "limits = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**26, limits[1]))\n"
+        "for call in (lucid_onnx.fuse, lucid_onnx.lower):\n"
+        "    try:\n        call('model.onnx', 'out/x.onnx')\n"
+        "    except OSError as error:\n        print(error.errno, os.listdir('out'))\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, limits)\n"
+        "lucid_onnx.fuse('model.onnx', 'out/fused.onnx')\n"
+        f"print({PEAK_KIB})"
+    )
+    done = run_script(script, tmp_path)
+    assert done.returncode == 0, done.stderr
+    *refused, kibibytes = done.stdout.splitlines()
+    assert refused == ["27 []"] * 2  # EFBIG
+    assert int(kibibytes) < 300_000
+    after = table.stat()
+    assert (after.st_ino, after.st_mtime_ns, after.st_size) == (before.st_ino, before.st_mtime_ns, before.st_size)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["fused.onnx", "fused.onnx.data"]
+    with (tmp_path / "out" / "fused.onnx.data").open("rb") as copy:
+        assert copy.seek(2**27 - 1) + len(copy.read(5) + copy.read()) == 2**28
+        copy.seek(2**27 - 1)
+        assert copy.read(6) == b"a row\0"
