@@ -43,8 +43,11 @@ def without_kernel(model: onnx.ModelProto) -> list[str]:
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
 
     found = []
+    known: list[dict[str, str]] = [{}]  # of the graphs around, outermost first
     for scope in scopes(inferred.graph):
-        types = {name: type_ for graph in scope for name, type_ in _types(graph).items()}
+        del known[len(scope) :]
+        known.append(known[-1] | _types(scope[-1]))
+        types = known[-1]
         for node in scope[-1].node:
             op = _REPLACED.get(node.op_type, node.op_type)
             if op is None:
