@@ -52,21 +52,21 @@ struct Uint4 {
 };
 
 template <class T>
-static constexpr bool kIsNibble = false;
+inline constexpr bool kIsNibble = false;
 template <>
-constexpr bool kIsNibble<Int4> = true;
+inline constexpr bool kIsNibble<Int4> = true;
 template <>
-constexpr bool kIsNibble<Uint4> = true;
+inline constexpr bool kIsNibble<Uint4> = true;
 template <class T>
-static constexpr bool kIsSignedNibble = false;
+inline constexpr bool kIsSignedNibble = false;
 template <>
-constexpr bool kIsSignedNibble<Int4> = true;
+inline constexpr bool kIsSignedNibble<Int4> = true;
 template <class T>
-static constexpr bool kIsQuantized = kIsNibble<T>;
+inline constexpr bool kIsQuantized = kIsNibble<T>;
 template <>
-constexpr bool kIsQuantized<Int8> = true;
+inline constexpr bool kIsQuantized<Int8> = true;
 template <>
-constexpr bool kIsQuantized<Uint8> = true;
+inline constexpr bool kIsQuantized<Uint8> = true;
 
 // The bytes of a row's first n elements.
 template <class T>

@@ -36,11 +36,11 @@ struct Code4 {  // a byte of two
   uint8_t bits;
 };
 template <class T>
-constexpr bool kIsCode = false;
+inline constexpr bool kIsCode = false;
 template <>
-constexpr bool kIsCode<Code8> = true;
+inline constexpr bool kIsCode<Code8> = true;
 template <>
-constexpr bool kIsCode<Code4> = true;
+inline constexpr bool kIsCode<Code4> = true;
 
 // The bags of one table, as the kernels see them.
 struct CudaJob {
