@@ -62,7 +62,7 @@ Status Run(Status (*run)(const Args&, Isa, const lucid::ParallelFor&), const Arg
   Isa chosen;
   const Status status = isa ? lucid::FindIsa(isa, &chosen) : lucid::ActiveIsa(&chosen);
   if (!status.ok()) return status;
-  if (num_threads < 1) return lucid::Refuse("num_threads = %d must be >= 1", num_threads);
+  if (num_threads < 1) return lucid::InvalidArgument("num_threads = %d must be >= 1", num_threads);
   return run(*args, chosen, {RunThreads, &num_threads});
 }
 

@@ -50,8 +50,8 @@ Status ParseTableMemory(const char* text, TableMemory* memory) {
       return Status();
     }
   }
-  return Refuse("lucid.table_memory = '%.100s' is not one of auto, inplace, hugepage_copy, mmap",
-                text);
+  return InvalidArgument(
+      "lucid.table_memory = '%.100s' is not one of auto, inplace, hugepage_copy, mmap", text);
 }
 
 TablePlan PlanTable(TableMemory memory, TableSource source, size_t bytes, int64_t free,
@@ -489,7 +489,7 @@ JoinedRows JoinRows(TableMemory memory, const RowPart* parts, size_t num_parts, 
 Status PlaceTable(TableMemory memory, size_t bytes, const CopyProgress&, const void**,
                   std::shared_ptr<const void>*) {
   if (bytes < kLargeTable || memory != TableMemory::kHugepageCopy) return Status();
-  return Refuse("lucid.table_memory = hugepage_copy needs Linux");
+  return InvalidArgument("lucid.table_memory = hugepage_copy needs Linux");
 }
 
 JoinedRows JoinRows(TableMemory, const RowPart*, size_t, size_t, const CopyProgress&) {

@@ -67,8 +67,10 @@ constexpr uint64_t kEntriesPlace = kIndexPlace + (uint64_t{1} << 61);
 // Checks everything that can be checked without looking at the device, and plans.
 Status PlanCudaEmbeddingBag(const EmbeddingBagArgs& args, LucidCudaPlan* plan);
 
-// Likewise, for results that lie output_stride bytes apart.
-Status PlanCudaBags(const EmbeddingBagArgs& args, int64_t output_stride, LucidCudaPlan* plan);
+// Plans a call that was checked but for what only a GPU asks for; num_bags is what the check said.
+// output_stride: bytes from one result to the next.
+Status PlanCheckedCudaEmbeddingBag(const EmbeddingBagArgs& args, int64_t num_bags,
+                                   int64_t output_stride, LucidCudaPlan* plan);
 
 // The threads that a plan's chunks and vectors are for.
 double CudaThreads(const LucidCudaPlan& plan);
@@ -84,7 +86,7 @@ Status PlanCudaPartials(int64_t longest, int64_t accumulator_bytes, LucidCudaPla
 Status CheckAddress(const char* name, const void* p, int64_t bytes);
 
 // A refusal of what overflows the numbers of a launch.
-Status RefuseCudaSize();
+Status TooLargeForCuda();
 
 // Enqueues the work on a stream (a cudaStream_t). scratch: plan.scratch_bytes of device memory, a
 // multiple of 256, that nobody else touches before the work is done.
@@ -98,7 +100,7 @@ Status LaunchCudaClips(const EmbeddingBagArgs& args, const LucidCudaPlan& plan, 
 Status ClearOnDevice(void* begin, int64_t bytes, void* stream);
 
 // What a BoundsError, copied to the host, says.
-Status RefuseBounds(const LucidBoundsError& error);
+Status BoundsStatus(const LucidBoundsError& error);
 
 // How many devices there are; 0 with an error that says why where CUDA cannot start.
 Status CountCudaDevices(int* count);

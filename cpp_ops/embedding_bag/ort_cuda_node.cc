@@ -73,9 +73,9 @@ Status* CudaRun::Begin() {
   LUCID_RETURN_IF_ERROR(Call<KernelContext_GetGPUComputeStream>(node_.api_, context_, &stream_));
   LUCID_RETURN_IF_ERROR(ToOrt(IsCudaCapturing(stream_, &capturing_)));
   if (capturing_ && !node_.deferred_) {
-    return ToOrt(
-        Refuse("a CUDA graph cannot record a run that waits for the device: set the session "
-               "configuration lucid.bounds_check to deferred"));
+    return ToOrt(InvalidArgument(
+        "a CUDA graph cannot record a run that waits for the device: set the session "
+        "configuration lucid.bounds_check to deferred"));
   }
   LUCID_RETURN_IF_ERROR(ToOrt(node_.Take(stream_, &entry_)));
   return node_.deferred_ && !capturing_ ? ToOrt(ReportEarlier()) : nullptr;
@@ -105,7 +105,8 @@ Status* CudaRun::Allocate(const Value* beside, int64_t bytes, void** memory) {
 
 Status* CudaRun::Read(const int64_t* device, int64_t* value) {
   if (capturing_) {
-    return ToOrt(Refuse("a CUDA graph cannot record a run whose outputs' sizes the device tells"));
+    return ToOrt(
+        InvalidArgument("a CUDA graph cannot record a run whose outputs' sizes the device tells"));
   }
   lucid::Status status = ReadFromDevice(device, value, stream_);
   if (status.ok()) status = Wait();
@@ -120,7 +121,7 @@ lucid::Status CudaRun::ReportEarlier() const {
   // Copies of it may be under way still, and this is the rare case.
   lucid::Status status = WaitForCudaStream(stream_);
   if (!status.ok()) return status;
-  const lucid::Status refusal = RefuseBounds(*bounds.host);
+  const lucid::Status refusal = BoundsStatus(*bounds.host);
   *bounds.host = LucidBoundsError();
   status = bounds.Clear(stream_);
   return status.ok() ? refusal : status;
@@ -132,7 +133,7 @@ lucid::Status CudaRun::Wait() const {
   lucid::Status status = bounds.CopyToHost(stream_);
   if (status.ok()) status = WaitForCudaStream(stream_);
   if (!status.ok()) return status;
-  const lucid::Status refusal = RefuseBounds(*bounds.host);
+  const lucid::Status refusal = BoundsStatus(*bounds.host);
   if (refusal.ok()) return refusal;
   *bounds.host = LucidBoundsError();
   status = bounds.Clear(stream_);

@@ -65,6 +65,9 @@ class CudaCollection {
   // copied.
   Status Plan(const EmbeddingBagCollectionArgs& args);
 
+  // Plans a call that was checked but for what only a GPU asks for; sizes are what the check said.
+  Status PlanChecked(const EmbeddingBagCollectionArgs& args, const CollectionSizes& sizes);
+
   const LucidCudaCollectionPlan& plan() const { return plan_; }
 
   // Enqueues the work, as LaunchCudaEmbeddingBag does.

@@ -60,6 +60,10 @@ class CudaGrad {
   // that has yet to ask how many entries there are.
   Status Plan(const EmbeddingBagGradArgs& args, bool counted = true);
 
+  // Plans a call that was checked but for num_entries and what only a GPU asks for; num_bags is
+  // what the check said.
+  Status PlanChecked(const EmbeddingBagGradArgs& args, int64_t num_bags, bool counted = true);
+
   const LucidCudaGradPlan& plan() const { return plan_; }
 
   // Enqueues the counting of entries into *num_entries, on the device. Notes offsets that are
@@ -71,6 +75,7 @@ class CudaGrad {
 
  private:
   Status CheckAddresses() const;
+  Status PlanRows();
   Status PlanScratch();
 
   EmbeddingBagGradArgs args_ = {};
