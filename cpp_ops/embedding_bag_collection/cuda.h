@@ -74,6 +74,8 @@ class CudaCollection {
   Status Launch(void* scratch, LucidBoundsError* error, void* stream) const;
 
  private:
+  class Launcher;
+
   static constexpr int64_t kMostGroups = 4;  // three widths, and the checks
 
   Status PlanTables(const EmbeddingBagCollectionArgs& args);

@@ -74,6 +74,8 @@ class CudaGrad {
   Status Launch(void* scratch, LucidBoundsError* error, void* stream) const;
 
  private:
+  class Launcher;
+
   Status CheckAddresses() const;
   Status PlanRows();
   Status PlanScratch();
