@@ -61,17 +61,27 @@ struct RowPart {
   size_t bytes;
 };
 
-// Rows that lie apart, and begin at *stride * i of *table; the parts of a row follow one another.
+// Row i begins at data + i * stride; the parts of a row follow one another.
 struct JoinedRows {
   std::shared_ptr<const void> memory;  // null: none were made
   const char* data = nullptr;
   size_t stride = 0;
 };
 
-// Copies arrays of `rows` rows so that the parts of every row lie beside each other: what is read
-// together is a cache line or two then, and not one for each array. None are made where `memory`
-// leaves tables where they are, nor, from kLargeTable bytes on, where kAuto would not copy, and
-// on systems other than Linux: the caller does without.
+// Whether rows of so many bytes are worth joining with the numbers that are read with them. For
+// longer rows, one cache line more or less makes no difference.
+constexpr bool IsWorthJoining(size_t row_bytes) { return row_bytes > 0 && row_bytes <= 1024; }
+
+enum class JoinPlan : int { kNone = 0, kCopy = 1, kHugePageCopy = 2 };
+
+// What JoinRows does for rows that take so many bytes together. None are joined where `memory`
+// leaves tables where they are, nor, from kLargeTable bytes on, where kAuto would not copy, nor on
+// systems other than Linux. free: FreeMemory(), which only matters from kLargeTable bytes on.
+JoinPlan PlanJoin(TableMemory memory, size_t bytes, int64_t free, bool huge_pages);
+
+// Copies arrays of `rows` rows so that the parts of every row lie beside each other: reading a row
+// then takes a cache line or two, and not one for each array. Without a copy, the caller reads the
+// arrays where they are.
 JoinedRows JoinRows(TableMemory memory, const RowPart* parts, size_t num_parts, size_t rows,
                     const CopyProgress& progress);
 

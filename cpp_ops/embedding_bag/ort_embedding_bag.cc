@@ -77,9 +77,6 @@ lucid::Status ReadAttributes(const Op& op, const Api* api, const KernelInfo* inf
 
 // ---- The kernel of one node.
 
-// A longer row of codes is not joined with its numbers: one line more or less is not felt.
-constexpr size_t kMostJoinedBytes = 1024;
-
 struct Kernel : BagKernel {
   Isa isa;
   std::shared_ptr<const void> table_memory;  // where args.weight is not the runtime's own
@@ -286,8 +283,7 @@ Status* Kernel::JoinRows(const KernelInfo* info, const void* const* numbers) {
   const size_t count = op->form->TwoNumbers() ? 2 : 1;
   const size_t codes = static_cast<size_t>(weight.shape.dims[1]);  // a byte each, or two in one
   const size_t stride = codes + count * kNumber;
-  // Rows of many lines have no use for it.
-  if (codes == 0 || codes > kMostJoinedBytes) return nullptr;
+  if (!IsWorthJoining(codes)) return nullptr;
   RowPart parts[3] = {{static_cast<const char*>(args.weight), codes}};
   std::unique_ptr<float[]> wide[2];  // of float16, in the type that has the faster loop
   for (size_t i = 0; i < count; ++i) {

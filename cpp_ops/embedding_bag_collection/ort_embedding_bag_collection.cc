@@ -56,7 +56,8 @@ Status* CollectionKernel::Init(const CollectionOp& node_op, const KernelInfo* in
   inputs.weighted = attributes.Int("weighted", 0) != 0;
   size_t count = 0;
   LUCID_RETURN_IF_ERROR(Call<KernelInfo_GetInputCount>(api(), info, &count));
-  if (attributes.status().ok() && !inputs.Fit(count)) {
+  if (!attributes.status().ok()) return ToOrt(attributes.status());
+  if (!inputs.Fit(count)) {
     return ToOrt(InvalidArgument("num_tables = %lld and layout = %lld do not go with %zu inputs",
                                  static_cast<long long>(inputs.num_tables),
                                  static_cast<long long>(inputs.layout), count));
