@@ -25,10 +25,10 @@ Status CheckMemory(const void* scratch, int64_t scratch_bytes, int64_t planned_b
         static_cast<long long>(scratch_bytes), static_cast<long long>(planned_bytes));
   }
   if (planned_bytes > 0 && (!scratch || reinterpret_cast<uintptr_t>(scratch) % 256 != 0)) {
-    return lucid::InvalidArgument("scratch lies at %p, which is no multiple of 256", scratch);
+    return lucid::InvalidArgument("scratch is at %p, which is not a multiple of 256", scratch);
   }
   if (!error || reinterpret_cast<uintptr_t>(error) % 8 != 0) {
-    return lucid::InvalidArgument("error lies at %p, which is no multiple of 8", error);
+    return lucid::InvalidArgument("error is at %p, which is not a multiple of 8", error);
   }
   return Status();
 }

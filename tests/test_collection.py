@@ -295,11 +295,11 @@ def test_nodes_that_are_none(native: None) -> None:
         (
             {"num_tables": 3},
             "takes weight_0, weight_1, weight_2",
-            "num_tables = 3 and layout = 0 do not go with 6 inputs",
+            "num_tables = 3 and layout = 0 do not match 6 inputs",
         ),
-        ({"num_tables": 0}, "num_tables = 0 must be >= 1", "num_tables = 0 and layout = 0 do not go with 6 inputs"),
+        ({"num_tables": 0}, "num_tables = 0 must be >= 1", "num_tables = 0 and layout = 0 do not match 6 inputs"),
         ({"num_tables": None}, "num_tables is missing", "num_tables = -1"),
-        ({"layout": 3}, "layout = 3 is not 0", "layout = 3 do not go"),
+        ({"layout": 3}, "layout = 3 is not 0", "layout = 3 do not match"),
         ({"mode": 3}, "mode = 3 is not", "mode = 3 is not"),
     ):
         with pytest.raises(ValueError, match=said):

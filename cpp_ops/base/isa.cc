@@ -107,9 +107,10 @@ Status FindIsa(const char* name, Isa* isa) {
     if (std::strcmp(name, kNames[i]) != 0) continue;
     *isa = static_cast<Isa>(i);
     if (IsaSupported(*isa)) return Status();
-    return InvalidArgument("this CPU has no %s; it has: %s", name, SupportedList().text);
+    return InvalidArgument("this CPU does not support %s; it supports: %s", name,
+                           SupportedList().text);
   }
-  return InvalidArgument("there is no instruction set \"%.40s\" here; there are: %s", name,
+  return InvalidArgument("unknown instruction set \"%.40s\"; this CPU supports: %s", name,
                          SupportedList().text);
 }
 

@@ -43,10 +43,11 @@ Status CheckStruct(const EmbeddingBagArgs& a) {
       return InvalidArgument("scale_type = %d is not 0 or 1", a.scale_type);
     }
     if (a.scale_stride < (a.scale_type == kFloat16 ? 2 : 4)) {
-      return InvalidArgument("scale_stride = %d is less than a scale has", a.scale_stride);
+      return InvalidArgument("scale_stride = %d is less than the size of a scale", a.scale_stride);
     }
     if (!a.scale && a.weight_shape[0] > 0) return InvalidArgument("scale is missing");
-    if (a.zero_point && a.bias) return InvalidArgument("zero_point and bias exclude one another");
+    if (a.zero_point && a.bias)
+      return InvalidArgument("zero_point and bias are mutually exclusive");
   } else if (a.output_type != a.dtype) {
     return InvalidArgument("output_type = %d must be the dtype, %d", a.output_type, a.dtype);
   }
@@ -66,7 +67,7 @@ Status CheckStruct(const EmbeddingBagArgs& a) {
   }
   if (a.row_stride != 0 && (a.weight_shape[1] > 2 * int64_t{a.row_stride} ||
                             a.row_stride < RowBytes(a.dtype, a.weight_shape[1]))) {
-    return InvalidArgument("row_stride = %d is less than a row has", a.row_stride);
+    return InvalidArgument("row_stride = %d is less than the size of a row", a.row_stride);
   }
   return Status();
 }

@@ -110,7 +110,7 @@ void CudaBounds::Free() {
 }
 
 Status CudaBounds::CopyToHost(void* stream) const {
-  return CudaStatus("copying what was refused",
+  return CudaStatus("copying the bounds error",
                     cudaMemcpyAsync(host, device, sizeof(*host), cudaMemcpyDeviceToHost,
                                     static_cast<cudaStream_t>(stream)));
 }

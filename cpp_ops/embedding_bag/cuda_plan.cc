@@ -1,4 +1,5 @@
-// How a call of EmbeddingBag is cut into threads and where its scratch memory lies. Knows no CUDA.
+// How a call of EmbeddingBag is divided among threads, and the layout of its scratch memory. Does
+// not depend on CUDA.
 #include <algorithm>
 #include <climits>
 
@@ -8,9 +9,9 @@
 namespace lucid {
 namespace {
 
-// What a table can be read in, the widest first: 16 bytes where rows and table allow it, then what
-// most tables allow, then an element (of 4 bits: a byte of two). Wide codes would need too many
-// registers.
+// The widths that a table can be read in, the widest first: 16 bytes where rows and table are
+// aligned to it, then what most tables allow, then one element (of 4 bits: a byte with two). Wide
+// vectors of 4-bit values would need too many registers.
 constexpr int32_t kWidths[][3] = {{16, 4, 4}, {16, 4, 2}, {16, 4, 2}, {16, 8, 8},
                                   {16, 4, 1}, {16, 4, 1}, {8, 2, 1},  {8, 2, 1}};
 constexpr int32_t kElementBytes[] = {4, 2, 2, 8, 1, 1, 1, 1};
@@ -38,8 +39,8 @@ Status CheckAddresses(const EmbeddingBagArgs& a) {
   if (!status.ok() || a.dtype < kInt8) return status;
   const int32_t scale = a.scale_type == kFloat16 ? 2 : 4;
   if (a.scale_stride % scale) {
-    return InvalidArgument("scale_stride = %d is no multiple of a scale's %d bytes", a.scale_stride,
-                           scale);
+    return InvalidArgument("scale_stride = %d is not a multiple of the size of a scale, %d bytes",
+                           a.scale_stride, scale);
   }
   status = CheckAddress("scale", a.scale, scale);
   if (status.ok()) status = CheckAddress("zero_point", a.zero_point, scale);
@@ -51,8 +52,9 @@ Status CheckAddresses(const EmbeddingBagArgs& a) {
 
 Status CheckAddress(const char* name, const void* p, int64_t bytes) {
   if (reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(bytes) == 0) return Status();
-  return InvalidArgument("%s lies at %p, which is no multiple of its elements' %lld bytes", name, p,
-                         static_cast<long long>(bytes));
+  return InvalidArgument(
+      "%s is at %p, which is not a multiple of the size of its elements, %lld bytes", name, p,
+      static_cast<long long>(bytes));
 }
 
 Status TooLargeForCuda() {
@@ -85,7 +87,7 @@ Status PlanCheckedCudaEmbeddingBag(const EmbeddingBagArgs& a, int64_t num_bags,
   if (p.num_positions > kMostPositions || columns > kMostPositions) return TooLargeForCuda();
 
   if (columns == 0 || p.num_bags == 0) {
-    // No row is read. What there is of offsets and, for bags, of indices is still checked.
+    // No row is read. The offsets and, if there are bags, the indices are still checked.
     const int64_t checked = std::max(flat ? a.num_offsets : 0, p.num_bags ? p.num_positions : 0);
     p.check_blocks = CeilDiv(checked, kCheckThreads);
     if (p.check_blocks > INT32_MAX) return TooLargeForCuda();
@@ -112,7 +114,7 @@ Status PlanCheckedCudaEmbeddingBag(const EmbeddingBagArgs& a, int64_t num_bags,
                     reinterpret_cast<uintptr_t>(a.output) % static_cast<uintptr_t>(store) == 0 &&
                     output_stride % store == 0;
 
-  // Chunk c of ragged bags is looked for by bisection: bag i has the numbers from offsets[i] /
+  // Chunk c of ragged bags is found by bisection: bag i has the numbers from offsets[i] /
   // kChunk + i on, of which the last may be of no positions.
   p.bag_chunks = flat ? 0 : std::max<int64_t>(1, CeilDiv(length, kChunk));
   p.chunks = flat ? p.num_positions / kChunk + p.num_bags : p.num_bags * p.bag_chunks;
@@ -175,7 +177,7 @@ Status PlanCudaPartials(int64_t longest, int64_t accumulator_bytes, LucidCudaPla
 Status BoundsStatus(const LucidBoundsError& error) {
   if (error.inverse == 0) return Status();
   if (error.recorded != error.inverse) {
-    return Error(Code::kInternal, "the kernel was cut off while it noted what it refuses");
+    return Error(Code::kInternal, "the kernel stopped while it recorded an error");
   }
   const uint64_t place = ~error.inverse;
   if (place == kEntriesPlace) {
@@ -188,10 +190,10 @@ Status BoundsStatus(const LucidBoundsError& error) {
   args.indices_shape[0] = error.limit;
   args.indices_shape[1] = error.length;
   args.weight_shape[0] = error.limit;
-  const Status refusal = place < kIndexPlace
-                             ? InvalidOffset(args, position, error.value, error.previous)
-                             : InvalidIndex(args, position, error.value);
-  return error.table == 0 ? refusal : InTable(int64_t{error.table} - 1, refusal);
+  const Status status = place < kIndexPlace
+                            ? InvalidOffset(args, position, error.value, error.previous)
+                            : InvalidIndex(args, position, error.value);
+  return error.table == 0 ? status : InTable(int64_t{error.table} - 1, status);
 }
 
 }  // namespace lucid

@@ -35,7 +35,7 @@ std::atomic<int64_t> g_runs[kIsaCount];
 template <class I>
 Status CheckOffsetsOf(const EmbeddingBagArgs& a, int64_t* longest) {
   const int64_t count = a.num_offsets, n = a.indices_shape[0];
-  // Without a branch, for the speed of it; only a refusal looks for the place.
+  // Without branches, for speed; only if there is an error, the place is looked for.
   int64_t previous = LoadUnaligned<I>(a.offsets, 0);
   int64_t most = 0;
   bool bad = previous != 0;
@@ -355,7 +355,7 @@ Status RunTasks(const Runs& runs, Isa isa, const ParallelFor& parallel_for) {
   return Status();
 }
 
-// What is left to do, or to refuse, when all tasks are done.
+// When all tasks are done: the error, or what is left to do.
 Status Finish(const EmbeddingBagArgs& a, Run* run) {
   const int64_t bad = run->bad_position.load();
   if (bad != kNoBadPosition) return InvalidIndex(a, bad, IndexAt(a.indices, a.index_type, bad));

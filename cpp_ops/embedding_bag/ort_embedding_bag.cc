@@ -68,7 +68,7 @@ lucid::Status ReadAttributes(const Op& op, const Api* api, const KernelInfo* inf
       ReadBagAttributes(&attributes, op.dtype, op.form->flat, op.form->weighted, args);
   if (!status.ok() || codes_type == stored) return status;
   if (op.dtype != kUint8 || (codes_type != kProtoInt4 && codes_type != kProtoUint4)) {
-    return InvalidArgument("codes_type = %lld does not go with codes of type %lld",
+    return InvalidArgument("codes_type = %lld does not match codes of type %lld",
                            static_cast<long long>(codes_type), static_cast<long long>(stored));
   }
   args->dtype = codes_type == kProtoInt4 ? kInt4 : kUint4;
@@ -140,7 +140,7 @@ Status* InferBags(const Api* api, ShapeInferContext* context, size_t index, bool
   return nullptr;
 }
 
-// [V, D] of a table that may be packed.
+// [V, D] of a table that may hold two values in a byte.
 lucid::Status BagKernel::SetTableShape(TensorShape given, int64_t dims[2],
                                        TensorShape* shape) const {
   *shape = given;
@@ -150,7 +150,7 @@ lucid::Status BagKernel::SetTableShape(TensorShape given, int64_t dims[2],
   dims[1] = nibbles || embedding_dim >= 0 ? embedding_dim : given.dims[1];
   if (dims[1] < 0 || (nibbles ? dims[1] / 2 + dims[1] % 2 : dims[1]) != given.dims[1]) {
     return InvalidArgument(
-        "codes has shape [%lld, %lld], which does not hold embedding_dim = %lld codes a row",
+        "codes has shape [%lld, %lld], which does not hold embedding_dim = %lld values per row",
         static_cast<long long>(given.dims[0]), static_cast<long long>(given.dims[1]),
         static_cast<long long>(embedding_dim));
   }
@@ -234,7 +234,7 @@ Status* Kernel::Compute(KernelContext* context) const {
 }
 
 // Constant scales, and zero_points or biases, move to where they cost the fewest cache lines:
-// behind the codes of their rows or, where tables stay where they are, beside each other.
+// behind the values of their rows or, where tables stay where they are, beside each other.
 Status* Kernel::BindNumbers(const KernelInfo* info) {
   const Api* api = op->runtime->api;
   const size_t count = op->form->TwoNumbers() ? 2 : 1;
@@ -247,7 +247,7 @@ Status* Kernel::BindNumbers(const KernelInfo* info) {
     Shape shape;
     LUCID_RETURN_IF_ERROR(GetShape(*op->runtime, value, &shape));
     LUCID_RETURN_IF_ERROR(GetData(api, value, &numbers[i]));
-    // What the run refuses stays as it is.
+    // A wrong shape is an error of the run.
     if (shape.shape.rank != 1 || (i > 0 && shape.shape.dims[0] != rows)) return nullptr;
     rows = shape.shape.dims[0];
   }
@@ -258,7 +258,7 @@ Status* Kernel::BindNumbers(const KernelInfo* info) {
     if (count < 2) return nullptr;
     const bool half = args.scale_type == kFloat16;
     pairs.reset(new (std::nothrow) float[static_cast<size_t>(rows) * 2]);
-    if (!pairs) return nullptr;  // it goes without
+    if (!pairs) return nullptr;  // it works without
     const size_t bytes = static_cast<size_t>(rows) * 2 * sizeof(float);
     if (bytes >= kLargeTable) BackWithHugePages(pairs.get(), bytes);
     for (int64_t r = 0; r < rows; ++r) {
@@ -277,7 +277,7 @@ Status* Kernel::BindNumbers(const KernelInfo* info) {
   return nullptr;
 }
 
-// A copy of the table in which every row's numbers follow its codes, if there is to be one.
+// A copy of the table in which every row's numbers follow its values, if there is to be one.
 Status* Kernel::JoinRows(const KernelInfo* info, const void* const* numbers) {
   constexpr size_t kNumber = sizeof(float);
   const size_t count = op->form->TwoNumbers() ? 2 : 1;

@@ -8,7 +8,7 @@
 namespace lucid {
 namespace ort {
 
-// What a table is given as: its rows, or codes with one or two numbers a row.
+// The inputs of a table: its rows, or quantized values with one or two numbers per row.
 enum class Table { kRows, kScale, kZeroPoint, kBias };
 
 struct Form {
@@ -40,8 +40,8 @@ struct BagKernel {
   EmbeddingBagArgs args = {};  // the attributes and types, checked; a run adds its tensors
   bool weight_is_constant = false;
   Shape weight;
-  int64_t embedding_dim = -1;  // of a quantised table
-  // Of a quantised table: args has scale, and zero_point or bias, of so many rows; else -1.
+  int64_t embedding_dim = -1;  // of a quantized table
+  // Of a quantized table: args has scale, and zero_point or bias, for so many rows; else -1.
   int64_t bound_numbers = -1;
 
   const Api* api() const { return op->runtime->api; }

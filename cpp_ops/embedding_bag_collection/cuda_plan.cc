@@ -1,5 +1,5 @@
-// How the bags of several tables are cut into launches, and where their scratch memory lies. Knows
-// no CUDA.
+// How the bags of several tables are divided among launches, and the layout of their scratch
+// memory. Does not depend on CUDA.
 #include <algorithm>
 #include <new>
 
@@ -50,7 +50,7 @@ Status CudaCollection::PlanTables(const EmbeddingBagCollectionArgs& args) {
   num_tables_ = args.num_tables;
   packed_ = args.packed != 0;
   if (num_tables_ > kMostCudaTables) {
-    return InvalidArgument("num_tables = %lld is more than the %lld that a call on a GPU takes",
+    return InvalidArgument("num_tables = %lld is more than a call on a GPU supports, %lld",
                            static_cast<long long>(num_tables_),
                            static_cast<long long>(kMostCudaTables));
   }
@@ -69,7 +69,8 @@ Status CudaCollection::PlanTables(const EmbeddingBagCollectionArgs& args) {
     a = ArgsOfTable(args, t);
     if (a.dtype > kFloat64) {
       return InvalidArgument(
-          "table %lld: dtype = %d is one of codes, of which a GPU takes no collection",
+          "table %lld: dtype = %d is quantized: collections on a GPU do not support quantized "
+          "tables",
           static_cast<long long>(t), a.dtype);
     }
     if (packed_) {
@@ -113,8 +114,8 @@ Status CudaCollection::PlanGroups() {
     threads += CudaThreads(table.plan);
   }
 
-  // Packed bags are looked for among those of all tables, so a launch has threads for the longest
-  // row of its tables in all chunks, and leaves those of other launches out.
+  // The bags of packed tables are searched as one. So a launch has threads for the longest row of
+  // its tables in all chunks, and skips the chunks of tables in other launches.
   for (CudaTables* group = groups_; packed_ && group < groups_ + num_groups_; ++group) {
     if (group->checks_only) continue;
     CudaTable& all = group->all;

@@ -58,7 +58,7 @@ Status* CollectionKernel::Init(const CollectionOp& node_op, const KernelInfo* in
   LUCID_RETURN_IF_ERROR(Call<KernelInfo_GetInputCount>(api(), info, &count));
   if (!attributes.status().ok()) return ToOrt(attributes.status());
   if (!inputs.Fit(count)) {
-    return ToOrt(InvalidArgument("num_tables = %lld and layout = %lld do not go with %zu inputs",
+    return ToOrt(InvalidArgument("num_tables = %lld and layout = %lld do not match %zu inputs",
                                  static_cast<long long>(inputs.num_tables),
                                  static_cast<long long>(inputs.layout), count));
   }

@@ -9,7 +9,7 @@ namespace lucid {
 
 namespace {
 
-// num_bags, D is what the shape of grad_output must be.
+// The shape of grad_output must be [num_bags, columns].
 Status CheckGradOutput(TensorShape grad_output, int64_t num_bags, int64_t columns) {
   if (grad_output.rank == 2 && grad_output.dims[0] == num_bags && grad_output.dims[1] == columns) {
     return Status();
@@ -34,7 +34,7 @@ Status CheckEmbeddingBagGrad(const EmbeddingBagGradArgs& args, int64_t* num_bags
   const Status status = CheckEmbeddingBag(a, num_bags);
   if (!status.ok()) return status;
   if (a.dtype > kFloat64) {
-    return InvalidArgument("dtype = %d is one of codes: they have no gradient", a.dtype);
+    return InvalidArgument("dtype = %d is quantized: a quantized table has no gradient", a.dtype);
   }
   if (args.sparse != 0 && args.sparse != 1) {
     return InvalidArgument("sparse = %d is not 0 or 1", args.sparse);

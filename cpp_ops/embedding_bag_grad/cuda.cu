@@ -40,7 +40,7 @@ __device__ __forceinline__ int64_t AllThreads() {
 }
 
 // The bag of a position, or -1: the last one that begins at or before it, if it does not end there.
-// Of offsets that are refused, it is some bag.
+// With bad offsets it is some bag.
 __device__ __forceinline__ int64_t BagOf(const CudaJob& job, int64_t position) {
   if (job.num_bags == 0) return -1;
   if (!job.offsets) return position / job.bag_length;
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(256) FindWinners(const __grid_constant__ GradJ
     int32_t winner = -1;
     A best = 0;
     for (int64_t k = BagBegin(bags, bag); k < end; ++k) {
-      if (job.bag_of[k] != static_cast<uint32_t>(bag)) continue;  // padded, or refused
+      if (job.bag_of[k] != static_cast<uint32_t>(bag)) continue;  // padded, or a bad index
       const int64_t index = IndexAt(bags.indices, bags.wide_indices, k);
       A x = LoadElement<T>(bags, bags.weight + index * bags.row_bytes, column);
       if (bags.clips) x *= Load<A>(bags.clips + k * static_cast<int64_t>(sizeof(A)));
@@ -258,7 +258,7 @@ __global__ void __launch_bounds__(256) GiveValues(const __grid_constant__ GradJo
     const int64_t entry = i / width, column = i - entry * width;
     const int64_t k = job.by_entry ? job.sorted_positions[entry] : entry;
     const uint32_t bag = job.bag_of[k];
-    const bool gives = bag != kNoBag;  // or the call is refused
+    const bool gives = bag != kNoBag;  // else the call has a bad index
     if (column == 0) {
       job.entry_rows[entry] = gives ? IndexAt(bags.indices, bags.wide_indices, k) : 0;
     }

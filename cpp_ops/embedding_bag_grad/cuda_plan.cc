@@ -1,5 +1,5 @@
-// What a gradient takes on a GPU: which positions are sorted, and where its scratch memory lies.
-// Knows no CUDA.
+// The plan of a gradient on a GPU: which positions are sorted, and the layout of its scratch
+// memory. Does not depend on CUDA.
 #include <algorithm>
 #include <limits>
 

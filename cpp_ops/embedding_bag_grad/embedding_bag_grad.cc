@@ -306,7 +306,7 @@ Status GradRun::Prepare() {
   // The winners have the accumulators' size.
   if (f.dtype != kFloat64 && positions > INT32_MAX) {
     return InvalidArgument(
-        "%lld indices are more than the gradient of mode 'max' takes for this dtype",
+        "%lld indices are too many for the gradient of mode 'max' with this dtype",
         Wide(positions));
   }
   winners = Room<char>(num_bags * f.columns, static_cast<int64_t>(AccumulatorSize()));

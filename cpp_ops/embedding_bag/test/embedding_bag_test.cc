@@ -831,7 +831,7 @@ void TestInvalidArguments() {
   rejects(&c, "output_type = 1 must be the dtype, 0");
   c = SmallCase();
   c.args.row_stride = 1;
-  rejects(&c, "row_stride = 1 is less than a row has");
+  rejects(&c, "row_stride = 1 is less than the size of a row");
   const auto codes = [&](const char* refusal, void (*change)(EmbeddingBagArgs*)) {
     c = SmallCase();
     c.dtype = kInt4;
@@ -842,10 +842,10 @@ void TestInvalidArguments() {
   };
   codes("output_type = 2 is not 0 or 1", [](EmbeddingBagArgs* a) { a->output_type = kBFloat16; });
   codes("scale_type = 3 is not 0 or 1", [](EmbeddingBagArgs* a) { a->scale_type = kFloat64; });
-  codes("scale_stride = 3 is less than a scale has",
+  codes("scale_stride = 3 is less than the size of a scale",
         [](EmbeddingBagArgs* a) { a->scale_stride = 3; });
   codes("scale is missing", [](EmbeddingBagArgs* a) { a->scale = nullptr; });
-  codes("zero_point and bias exclude one another",
+  codes("zero_point and bias are mutually exclusive",
         [](EmbeddingBagArgs* a) { a->zero_point = a->bias; });
   c = SmallCase();
   c.args.indices_rank = 3;

@@ -513,7 +513,7 @@ void TestInvalidArguments() {
   rejects("sparse = 2 is not 0 or 1", [](Case* c) { c->args.sparse = 2; });
   rejects("scale_grad_by_freq = -1 is not 0 or 1",
           [](Case* c) { c->args.scale_grad_by_freq = -1; });
-  rejects("dtype = 4 is one of codes: they have no gradient", [](Case* c) {
+  rejects("dtype = 4 is quantized: a quantized table has no gradient", [](Case* c) {
     c->args.forward.dtype = kInt8;
     c->args.forward.output_type = kFloat32;
     c->args.forward.scale = c->table.data();
