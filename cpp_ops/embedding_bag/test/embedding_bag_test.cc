@@ -1,5 +1,5 @@
 // The kernels against the equation: every instruction set, type, mode and awkward width, compared
-// with sums in double, and with each other bit for bit; then everything that must be refused.
+// with sums in double, and with each other bit for bit; then every invalid argument.
 //
 // Inputs live in allocations of their exact size, so that the address sanitizer sees a byte too
 // far.
@@ -893,7 +893,7 @@ void TestLowestInvalidPosition() {
   }
 }
 
-// Garbage for indices and offsets: refused with the right position, or the right result.
+// Garbage for indices and offsets: an error with the right position, or the right result.
 void TestHostile() {
   const auto garbage = [](int64_t limit) -> int64_t {
     switch (Below(8)) {

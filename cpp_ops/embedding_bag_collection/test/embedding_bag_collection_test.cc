@@ -1,5 +1,5 @@
 // Collections against their tables one by one: every instruction set, type, layout and host, bit
-// for bit; then everything that must be refused, by its text.
+// for bit; then every invalid argument, by the text of its error.
 //
 // Inputs and outputs live in allocations of their exact size, so that the address sanitizer sees a
 // byte too far.
@@ -270,7 +270,7 @@ void Plain(Layout layout, Case* c) {
   c->call = {sizeof(c->call), c->args.data(), 3, nullptr, layout == kPacked};
 }
 
-// A change of a plain case, and its refusal.
+// The error after a change of a plain case.
 template <class Change>
 void ExpectInvalidAfter(Layout layout, const char* expected, Change change) {
   Case c;

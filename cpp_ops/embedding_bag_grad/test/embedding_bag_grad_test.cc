@@ -1,6 +1,6 @@
 // The gradient's kernels against the equation: every instruction set, type, mode and awkward width,
-// compared with sums in double, and with each other bit for bit; then everything that must be
-// refused.
+// compared with sums in double, and with each other bit for bit; then every invalid
+// argument.
 //
 // Tensors live in allocations of their exact size, so that the address sanitizer sees a byte too
 // far.
