@@ -55,7 +55,7 @@ typedef struct LucidCudaPlan {
 
 namespace lucid {
 
-// Positions that one thread adds up, one after the other. A longer bag is cut into chunks of this
+// Positions that one thread adds up, one after another. A longer bag is cut into chunks of this
 // many; what they give joins chunk by chunk and piece by piece, as the CPU's groups do.
 constexpr int64_t kChunk = 64;
 constexpr int64_t kChunksOfPiece = 16;

@@ -172,7 +172,7 @@ Status CudaCollection::PlaceTable(double threads, CudaTables* group, CudaTable* 
   return Status();
 }
 
-// Counters first, which are zeros; then what stands beside them, the clips and the jobs.
+// Counters first, which start as zeros; then the rest of what SetPartials needs, clips and jobs.
 Status CudaCollection::PlanScratch() {
   int64_t zeroed = 0, others = 0;
   const auto add = [&](CudaTable* table) {

@@ -6,9 +6,10 @@
 //
 // and, with the attribute weighted, per_sample_weights as there are indices.
 //
-// The first table is an input of its own, which gives the op its type. All others are one variadic
-// input of any types: those are looked at in every run. A model needs a name for every number of
-// inputs that it has, as a function of the same name stands beside the op; hence the names.
+// The first table is an input of its own, which gives the op its type. All other inputs are one
+// variadic input of any types, which are checked in every run. A model also has a function of each
+// op's name, and a function has a fixed number of inputs. So a model needs a name for every number
+// of inputs that it uses; hence the names below.
 #include "embedding_bag_collection/ort_embedding_bag_collection.h"
 
 #include <memory>

@@ -59,20 +59,4 @@ Status CheckEmbeddingBagGradInputs(TensorShape grad_output, EmbeddingBagGradArgs
   return CheckPadding(a);
 }
 
-Status CheckGradOffsets(const EmbeddingBagGradArgs& args, int64_t num_bags, GradSizes* sizes) {
-  const EmbeddingBagArgs& a = args.forward;
-  int64_t longest;
-  const Status status = CheckOffsets(a, &longest);
-  if (!status.ok()) return status;
-  sizes->num_bags = num_bags;
-  if (a.indices_rank == 2) {
-    sizes->positions = a.indices_shape[0] * a.indices_shape[1];
-  } else if (a.include_last_offset) {
-    sizes->positions = IndexAt(a.offsets, a.offset_type, num_bags);
-  } else {
-    sizes->positions = a.indices_shape[0];
-  }
-  return status;
-}
-
 }  // namespace lucid

@@ -1,8 +1,8 @@
 // The gradient of EmbeddingBag for ONNX Runtime's CUDA provider: the ops of
 // ort_embedding_bag_grad.cc over device memory.
 //
-// How many entries a sparse gradient has, the device must tell where rows are padded or the last
-// offset is given: then a run waits for it before it can name the sizes of its outputs.
+// Where rows are padded or the last offset is given, only the device knows how many entries a
+// sparse gradient has. Then a run waits for it before it can create its outputs.
 #include <memory>
 
 #include "embedding_bag/ort_cuda_node.h"
@@ -35,7 +35,7 @@ Status* Kernel::Compute(KernelContext* context) const {
   Bound bound;
   EmbeddingBagGradArgs& a = bound.args;
   LUCID_RETURN_IF_ERROR(Bind(context, &bound));
-  // Scratch memory lies where the inputs do.
+  // Scratch memory is allocated where the inputs are.
   const Value* beside = nullptr;
   LUCID_RETURN_IF_ERROR(
       Call<KernelContext_GetInput>(api(), context, GradForm::kGradOutput, &beside));
