@@ -262,7 +262,7 @@ Status CheckEmbeddingBagCollectionInputs(const EmbeddingBagCollectionArgs& c,
   Status status;
   for (int64_t t = 0; t < c.num_tables && status.ok(); ++t) {
     const EmbeddingBagArgs a = ArgsOfTable(c, t);
-    int64_t num_bags;
+    int64_t num_bags = 0;
     status = InTable(t, CheckEmbeddingBagInputs(a, &num_bags));
     if (status.ok()) status = AddTable(c, t, a, num_bags, sizes);
   }
@@ -282,7 +282,7 @@ Status CheckEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c, Collecti
   Status status;
   for (int64_t t = 0; t < c.num_tables && status.ok(); ++t) {
     const EmbeddingBagArgs a = ArgsOfTable(c, t);
-    int64_t num_bags;
+    int64_t num_bags = 0;
     status = CheckTable(c, t, a, &num_bags);
     if (status.ok()) status = AddTable(c, t, a, num_bags, sizes);
   }
