@@ -62,7 +62,7 @@ Status Run(Status (*run)(const Args&, Isa, const lucid::ParallelFor&), const Arg
   Isa chosen;
   const Status status = isa ? lucid::FindIsa(isa, &chosen) : lucid::ActiveIsa(&chosen);
   if (!status.ok()) return status;
-  if (num_threads < 1) return lucid::Refuse("num_threads = %d must be >= 1", num_threads);
+  if (num_threads < 1) return lucid::InvalidArgument("num_threads = %d must be >= 1", num_threads);
   return run(*args, chosen, {RunThreads, &num_threads});
 }
 
@@ -105,6 +105,28 @@ int lucid_table_plan(const char* memory, int is_file, int64_t bytes, int64_t fre
       is_file ? lucid::TableSource::kPrivateFile : lucid::TableSource::kAnonymous;
   return static_cast<int>(lucid::PlanTable(chosen, source, static_cast<size_t>(bytes), free_bytes,
                                            lucid::HugePagesOffered()));
+}
+
+int lucid_joined_table_plan(const char* memory, int64_t rows, int64_t row_bytes, int numbers,
+                            int64_t free_bytes, int64_t* copy_bytes) {
+  lucid::TableMemory chosen = lucid::TableMemory::kAuto;
+  *copy_bytes = 0;
+  if (rows < 0 || row_bytes < 0 || numbers < 1 || numbers > 2 ||
+      (memory && !lucid::ParseTableMemory(memory, &chosen).ok())) {
+    return -1;
+  }
+  if (!lucid::IsWorthJoining(static_cast<size_t>(row_bytes))) return 0;
+  const int64_t stride = row_bytes + numbers * static_cast<int64_t>(sizeof(float));
+  if (rows > INT64_MAX / 2 / stride) return -1;
+  const size_t bytes = static_cast<size_t>(rows * stride);
+  const lucid::JoinPlan plan =
+      lucid::PlanJoin(chosen, bytes, free_bytes, lucid::HugePagesOffered());
+  if (plan == lucid::JoinPlan::kCopy) *copy_bytes = static_cast<int64_t>(bytes);
+  if (plan == lucid::JoinPlan::kHugePageCopy) {
+    *copy_bytes =
+        static_cast<int64_t>((bytes + lucid::kHugePage - 1) / lucid::kHugePage * lucid::kHugePage);
+  }
+  return static_cast<int>(plan);
 }
 
 int64_t lucid_free_memory(void) { return lucid::FreeMemory(); }

@@ -1,6 +1,7 @@
 /* The C entry points of the library, for tests, tools and hosts other than ONNX Runtime.
  *
- * EmbeddingBagArgs is declared in embedding_bag.h. On every 64-bit platform its fields lie at
+ * For callers in other languages, these are the byte offsets on every 64-bit platform. c_api.cc
+ * asserts them. EmbeddingBagArgs, which embedding_bag.h declares:
  *
  *     byte  type        field               byte  type      field
  *        0  int64_t     size_bytes (= 176)   104  int64_t   num_offsets
@@ -18,7 +19,7 @@
  *                                            168  int32_t   output_type
  *                                            172  int32_t   row_stride
  *
- * those of EmbeddingBagGradArgs, of embedding_bag_grad.h, at
+ * EmbeddingBagGradArgs, which embedding_bag_grad.h declares:
  *
  *     byte  type              field                     byte  type        field
  *        0  int64_t           size_bytes (= 256)         216  void*       grad_per_sample_weights
@@ -28,8 +29,8 @@
  *      200  int64_t*          rows                       252  int32_t     scale_grad_by_freq
  *      208  void*             values
  *
- * and those of EmbeddingBagCollectionArgs, all of 8 bytes, at 0 (size_bytes = 40), 8 (tables),
- * 16 (num_tables), 24 (output) and 32 (packed); c_api.cc asserts it.
+ * EmbeddingBagCollectionArgs, whose fields all take 8 bytes: 0 size_bytes (= 40), 8 tables,
+ * 16 num_tables, 24 output, 32 packed.
  */
 #ifndef LUCID_C_API_H_
 #define LUCID_C_API_H_
@@ -50,53 +51,71 @@
 extern "C" {
 #endif
 
+/* The version of the library, such as "0.1.0". */
 LUCID_EXPORT const char* lucid_onnx_version(void);
 
-/* The instruction sets that the library was compiled for, the best one last. lucid_isa_name gives
- * NULL, the others 0, for an i outside [0, lucid_isa_count()). */
+/* The instruction sets that the library was compiled for, the best one last. For an i outside
+ * [0, lucid_isa_count()) lucid_isa_name returns NULL, and the other functions return 0. */
 LUCID_EXPORT int lucid_isa_count(void);
 LUCID_EXPORT const char* lucid_isa_name(int i);
-LUCID_EXPORT int lucid_isa_supported(int i); /* by this CPU */
+LUCID_EXPORT int lucid_isa_supported(int i); /* 1: this CPU can run it */
 
-/* The one in use: LUCID_FORCE_ISA's, else the best. NULL if LUCID_FORCE_ISA names none that runs.
- */
+/* The instruction set in use: the environment variable LUCID_FORCE_ISA, else the best supported
+ * one. NULL if LUCID_FORCE_ISA names one that cannot run here. */
 LUCID_EXPORT const char* lucid_isa_active(void);
 
-/* Kernel runs by this instruction set in this process: the proof that a forced one was used. */
+/* How many calls have entered the kernels of an instruction set in this process. */
 LUCID_EXPORT int64_t lucid_isa_runs(int i);
 
-/* What a session would do with a constant table, by the session config entry lucid.table_memory
- * (NULL: "auto"): 0 leave it, 1 put huge pages under it in place, 2 copy it, 3 refuse it because
- * free_bytes are not enough; -1 if memory names no choice. is_file: it is the mapping of a file, as
- * external data is. free_bytes: as lucid_free_memory gives it. */
+/* What a session does with a constant table of so many bytes:
+ *    0  leaves it where it is
+ *    1  puts huge pages under it, in place
+ *    2  copies it to huge pages
+ *    3  fails to start, because free_bytes are not enough for the copy
+ *   -1  memory is not a valid choice, or bytes is negative
+ * memory: the session config entry lucid.table_memory; NULL: "auto". is_file: the table is the
+ * mapping of a file, as external data is. free_bytes: what lucid_free_memory returns. */
 LUCID_EXPORT int lucid_table_plan(const char* memory, int is_file, int64_t bytes,
                                   int64_t free_bytes);
 
-/* What the process may still take, limits of control groups included; -1: the system does not say.
- */
+/* What a session does with a constant quantized table whose scales (numbers = 1), or scales and
+ * zero_points or biases (numbers = 2), are constant too:
+ *    0  does not join them; lucid_table_plan says what becomes of the table
+ *    1  copies the table, with the numbers of each row behind its row_bytes of quantized values
+ *    2  the same, to huge pages
+ *   -1  memory is not a valid choice, or a number is out of range
+ * *copy_bytes is the size of the copy, in plan 2 with the rest of its last huge page; else 0. */
+LUCID_EXPORT int lucid_joined_table_plan(const char* memory, int64_t rows, int64_t row_bytes,
+                                         int numbers, int64_t free_bytes, int64_t* copy_bytes);
+
+/* The memory that this process can still allocate, within the limits of its control groups, in
+ * bytes; -1 if the system does not say. */
 LUCID_EXPORT int64_t lucid_free_memory(void);
 
-/* Copies of tables that live now, their bytes, and how many were ever made. */
+/* The copies of tables that exist now, their bytes, and how many were ever made. */
 LUCID_EXPORT int64_t lucid_table_copies(void);
 LUCID_EXPORT int64_t lucid_table_copy_bytes(void);
 LUCID_EXPORT int64_t lucid_table_copies_made(void);
 
-/* Computes args->output. isa: a name, or NULL for the active one. num_threads: 1 and up.
- * Gives 0 if done, else a code of base/status.h (1: refused, 2: no memory, 3: internal) and, if
- * message_size > 0, a text in message. */
+/* Computes args->output. isa: the name of an instruction set, or NULL for the active one.
+ * num_threads: at least 1. Every call checks all of args.
+ *
+ * Returns 0 if done, else a code of base/status.h: 1 invalid argument, 2 out of memory, 3 internal.
+ * If message_size > 0, message receives the text of the error, or "". */
 LUCID_EXPORT int lucid_embedding_bag(const EmbeddingBagArgs* args, const char* isa, int num_threads,
                                      char* message, size_t message_size);
 
-/* What args->num_entries must be if args->sparse. Answers as lucid_embedding_bag does. */
+/* Computes the outputs of a gradient. Returns as lucid_embedding_bag does. */
+LUCID_EXPORT int lucid_embedding_bag_grad(const EmbeddingBagGradArgs* args, const char* isa,
+                                          int num_threads, char* message, size_t message_size);
+
+/* *num_entries is what args->num_entries must be in a call with args->sparse. Returns as
+ * lucid_embedding_bag does. */
 LUCID_EXPORT int lucid_embedding_bag_grad_entries(const EmbeddingBagGradArgs* args,
                                                   int64_t* num_entries, char* message,
                                                   size_t message_size);
 
-/* Computes the outputs of args, likewise. */
-LUCID_EXPORT int lucid_embedding_bag_grad(const EmbeddingBagGradArgs* args, const char* isa,
-                                          int num_threads, char* message, size_t message_size);
-
-/* The same for the bags of several tables, into one output. */
+/* Computes the bags of several tables into one output. Returns as lucid_embedding_bag does. */
 LUCID_EXPORT int lucid_embedding_bag_collection(const EmbeddingBagCollectionArgs* args,
                                                 const char* isa, int num_threads, char* message,
                                                 size_t message_size);

@@ -20,15 +20,15 @@ int Answer(const Status& status, char* message, size_t message_size) {
 Status CheckMemory(const void* scratch, int64_t scratch_bytes, int64_t planned_bytes,
                    const void* error) {
   if (scratch_bytes < planned_bytes) {
-    return lucid::Refuse("scratch_bytes = %lld is less than the %lld that the plan asks for",
-                         static_cast<long long>(scratch_bytes),
-                         static_cast<long long>(planned_bytes));
+    return lucid::InvalidArgument(
+        "scratch_bytes = %lld is less than the %lld that the plan asks for",
+        static_cast<long long>(scratch_bytes), static_cast<long long>(planned_bytes));
   }
   if (planned_bytes > 0 && (!scratch || reinterpret_cast<uintptr_t>(scratch) % 256 != 0)) {
-    return lucid::Refuse("scratch lies at %p, which is no multiple of 256", scratch);
+    return lucid::InvalidArgument("scratch is at %p, which is not a multiple of 256", scratch);
   }
   if (!error || reinterpret_cast<uintptr_t>(error) % 8 != 0) {
-    return lucid::Refuse("error lies at %p, which is no multiple of 8", error);
+    return lucid::InvalidArgument("error is at %p, which is not a multiple of 8", error);
   }
   return Status();
 }
@@ -126,7 +126,7 @@ int lucid_cuda_embedding_bag_grad(const EmbeddingBagGradArgs* args, void* scratc
 }
 
 int lucid_cuda_refusal(const LucidBoundsError* error, char* message, size_t message_size) {
-  return Answer(lucid::RefuseBounds(*error), message, message_size);
+  return Answer(lucid::BoundsStatus(*error), message, message_size);
 }
 
 }  // extern "C"

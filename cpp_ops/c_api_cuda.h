@@ -1,11 +1,16 @@
-/* The C entry points that liblucid_onnx_ops_cuda has beside those of c_api.h.
+/* The C entry points that liblucid_onnx_ops_cuda has in addition to those of c_api.h.
  *
- * EmbeddingBagArgs holds device pointers here (an array of them, as in EmbeddingBagCollectionArgs,
- * is the host's); LucidCudaPlan and LucidBoundsError are declared in embedding_bag/cuda.h, the
- * plans of other operators in the cuda.h of theirs. None of these functions waits for the device,
- * and none allocates there. A call is: plan, get plan.scratch_bytes of device memory and a
- * LucidBoundsError of zeros there, launch, and, when the stream has come past it, copy the
- * LucidBoundsError back and ask what it says.
+ * A call takes these steps:
+ *   1. plan it;
+ *   2. allocate plan.scratch_bytes of device memory, and a LucidBoundsError of zeros there;
+ *   3. launch it on a stream;
+ *   4. when the stream has completed it, copy the LucidBoundsError to the host and pass it to
+ *      lucid_cuda_refusal, which says whether an offset or an index was out of bounds.
+ *
+ * The pointers in EmbeddingBagArgs are device pointers here. The array of them in
+ * EmbeddingBagCollectionArgs is in host memory. None of these functions waits for the device or
+ * allocates device memory. LucidCudaPlan and LucidBoundsError are declared in embedding_bag/cuda.h,
+ * the other plans in the cuda.h of their operators.
  */
 #ifndef LUCID_C_API_CUDA_H_
 #define LUCID_C_API_CUDA_H_
@@ -19,15 +24,16 @@
 extern "C" {
 #endif
 
-/* The devices that the driver lists, 0 without a driver; message says why. */
+/* The number of devices; 0 without a driver, and message says why. */
 LUCID_EXPORT int lucid_cuda_device_count(char* message, size_t message_size);
 
-/* These three give 0, or a code and a text as lucid_embedding_bag does. */
+/* Plans a call, and checks what can be checked without looking at device memory. Returns 0, or a
+ * code and a message, as lucid_embedding_bag does; so do the functions below. */
 LUCID_EXPORT int lucid_cuda_plan(const EmbeddingBagArgs* args, LucidCudaPlan* plan, char* message,
                                  size_t message_size);
 
-/* scratch: a multiple of 256, or NULL if scratch_bytes is 0. stream: a cudaStream_t; NULL is the
- * default one. */
+/* Launches a call. scratch: an address that is a multiple of 256, or NULL if scratch_bytes is 0.
+ * error: in device memory. stream: a cudaStream_t; NULL is the default stream. */
 LUCID_EXPORT int lucid_cuda_embedding_bag(const EmbeddingBagArgs* args, void* scratch,
                                           int64_t scratch_bytes, LucidBoundsError* error,
                                           void* stream, char* message, size_t message_size);
@@ -41,10 +47,10 @@ LUCID_EXPORT int lucid_cuda_embedding_bag_collection(const EmbeddingBagCollectio
                                                      LucidBoundsError* error, void* stream,
                                                      char* message, size_t message_size);
 
-/* The same for a gradient. If plan->num_entries is -1, args->num_entries, which planning does not
- * look at, must be what lucid_cuda_embedding_bag_grad_entries writes: a number on the device. The
- * plan asks CUB what sorting needs, for which there must be a device; and it depends on which
- * outputs are wanted, so those pointers are set before. */
+/* The same for a gradient. Planning ignores args->num_entries. If plan->num_entries is -1, the
+ * launch needs the number that lucid_cuda_embedding_bag_grad_entries writes to *num_entries, in
+ * device memory. The output pointers must be set before planning, since the plan depends on which
+ * are wanted. Planning asks CUB what sorting needs, for which there must be a device. */
 LUCID_EXPORT int lucid_cuda_plan_grad(const EmbeddingBagGradArgs* args, LucidCudaGradPlan* plan,
                                       char* message, size_t message_size);
 LUCID_EXPORT int lucid_cuda_embedding_bag_grad_entries(const EmbeddingBagGradArgs* args,
@@ -55,7 +61,7 @@ LUCID_EXPORT int lucid_cuda_embedding_bag_grad(const EmbeddingBagGradArgs* args,
                                                int64_t scratch_bytes, LucidBoundsError* error,
                                                void* stream, char* message, size_t message_size);
 
-/* error: on the host. */
+/* What a LucidBoundsError in host memory says: 0, or a code and a message. */
 LUCID_EXPORT int lucid_cuda_refusal(const LucidBoundsError* error, char* message,
                                     size_t message_size);
 

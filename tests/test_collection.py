@@ -296,11 +296,11 @@ def test_nodes_that_are_none(native: None) -> None:
         (
             {"num_tables": 3},
             "takes weight_0, weight_1, weight_2",
-            "num_tables = 3 and layout = 0 do not go with 6 inputs",
+            "num_tables = 3 and layout = 0 do not match 6 inputs",
         ),
-        ({"num_tables": 0}, "num_tables = 0 must be >= 1", "num_tables = 0 and layout = 0 do not go with 6 inputs"),
+        ({"num_tables": 0}, "num_tables = 0 must be >= 1", "num_tables = 0 and layout = 0 do not match 6 inputs"),
         ({"num_tables": None}, "num_tables is missing", "num_tables = -1"),
-        ({"layout": 3}, "layout = 3 is not 0", "layout = 3 do not go"),
+        ({"layout": 3}, "layout = 3 is not 0", "layout = 3 do not match"),
         ({"mode": 3}, "mode = 3 is not", "mode = 3 is not"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -321,6 +321,24 @@ def test_nodes_that_are_none(native: None) -> None:
         Exception, match="table 1: weight is float64, the weight of table 0 is float32: they must be equal"
     ):
         session.run(None, feed)
+
+
+def test_a_session_says_at_its_start_which_attribute_is_wrong(native: None) -> None:
+    for layout, attributes, message in (
+        ("packed", {"include_last_offset": 0}, r"layout = 1 \(packed\) needs include_last_offset = 1, got 0"),
+        ("ragged", {"num_tables": 2.0}, "num_tables must be an INT attribute"),
+        ("ragged", {"layout": "ragged"}, "layout must be an INT attribute"),
+        ("ragged", {"max_norm": -1.0}, "max_norm = -1 must be >= 0"),
+    ):
+        model = lucid_onnx.build_collection_model(
+            WEIGHTS, layout=layout, include_last_offset=layout == "packed", form="native"
+        )
+        node = model.graph.node[0]
+        kept = [a for a in node.attribute if a.name not in attributes]
+        del node.attribute[:]
+        node.attribute.extend([*kept, *(helper.make_attribute(n, v) for n, v in attributes.items())])
+        with pytest.raises(Exception, match=f"EmbeddingBagCollection: {message}"):
+            lucid_onnx.InferenceSession(model)
 
 
 # ---- Merging.

@@ -295,8 +295,8 @@ def test_misaligned_elements_are_refused(emulated: Emulated, name: str, shift: i
     case = cases.make("weights", mode="sum", weighted=True)
     code, message, _ = run(emulated, case, shift={name: shift})
     assert code == 1
-    assert message.startswith(f"{name} lies at 0x")
-    assert message.endswith(f"which is no multiple of its elements' {size} bytes")
+    assert message.startswith(f"{name} is at 0x")
+    assert message.endswith(f"which is not a multiple of the size of its elements, {size} bytes")
 
 
 @pytest.mark.parametrize(
@@ -333,9 +333,9 @@ def test_scratch_that_does_not_suffice_is_refused(emulated: Emulated) -> None:
         1,
         f"scratch_bytes = {size - 1} is less than the {size} that the plan asks for",
     )
-    assert launch(at + 8, size, error)[1].endswith("which is no multiple of 256")
-    assert launch(at, size, None)[1].startswith("error lies at")
-    assert launch(at, size, error + 4)[1].endswith("which is no multiple of 8")
+    assert launch(at + 8, size, error)[1].endswith("which is not a multiple of 256")
+    assert launch(at, size, None)[1].startswith("error is at")
+    assert launch(at, size, error + 4)[1].endswith("which is not a multiple of 8")
 
 
 def test_a_plan_covers_every_vector_of_every_chunk_once(emulated: Emulated) -> None:

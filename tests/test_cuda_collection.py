@@ -270,16 +270,16 @@ def test_the_c_interface_refuses_what_the_cpus_does(emulated: Emulated) -> None:
         assert code == 1
         assert run_collection(emulated, case, change=change)[:2] == (1, message)
     code, message, _ = run_collection(emulated, case, change=changes(1, weight=4098))
-    assert (code, message) == (1, "table 1: weight lies at 0x1002, which is no multiple of its elements' 4 bytes")
+    assert (code, message) == (1, "table 1: weight is at 0x1002, which is not a multiple of the size of its elements, 4 bytes")
     codes = changes(1, dtype=4, scale_stride=4, scale=4096)
     assert run_collection(emulated, case, change=codes)[:2] == (
-        1, "table 1: dtype = 4 is one of codes, of which a GPU takes no collection"
+        1, "table 1: dtype = 4 is quantized: collections on a GPU do not support quantized tables"
     )  # fmt: skip
     wide = changes(1, weight_shape=(ctypes.c_int64 * 2)(2**32, 3))
     assert planned(emulated, case, wide) == (1, "table 1: the call is too large for one launch on a GPU")
     one = cases.make("one", dims=(1,), lengths=())
     many = dataclasses.replace(one, tables=one.tables * (2**14 + 1))
-    assert planned(emulated, many) == (1, "num_tables = 16385 is more than the 16384 that a call on a GPU takes")
+    assert planned(emulated, many) == (1, "num_tables = 16385 is more than a call on a GPU supports, 16384")
 
 
 # ---- The adapter, emulated as a library of the CPU's provider.

@@ -234,7 +234,7 @@ def test_another_number_of_entries_is_refused(device: Any) -> None:
     [
         ({"sparse": 2}, "sparse = 2 is not 0 or 1"),
         ({"scale_grad_by_freq": -1}, "scale_grad_by_freq = -1 is not 0 or 1"),
-        ({"dtype": 4, "scale_stride": 4, "scale": 256, "output_type": 0}, "dtype = 4 is one of codes: they have no"),
+        ({"dtype": 4, "scale_stride": 4, "scale": 256, "output_type": 0}, "dtype = 4 is quantized: a quantized table has no"),
         ({"grad_output_shape": (3, 5)}, "grad_output has shape [3, 5], expected [4, 5]"),
         ({"mode": 2, "grad_per_sample_weights": 256}, "grad_per_sample_weights needs mode 'sum'"),
         ({"mode": 3}, "mode = 3 is not 0 (sum), 1 (mean) or 2 (max)"),
@@ -242,9 +242,9 @@ def test_another_number_of_entries_is_refused(device: Any) -> None:
         ({"num_offsets": 2**31 + 1, "grad_output_shape": (2**31 + 1, 5)}, "the call is too large for one launch"),
         ({"indices_shape": (2**31, 0)}, "the call is too large for one launch"),
         ({"weight_shape": (2**32, 5)}, "the call is too large for one launch"),
-        ({"grad_output": 258}, "grad_output lies at 0x102, which is no multiple of its elements' 4 bytes"),
-        ({"grad_weight": 257}, "grad_weight lies at 0x101, which is no multiple of its elements' 4 bytes"),
-        ({"indices": 260}, "indices lies at 0x104, which is no multiple of its elements' 8 bytes"),
+        ({"grad_output": 258}, "grad_output is at 0x102, which is not a multiple of the size of its elements, 4 bytes"),
+        ({"grad_weight": 257}, "grad_weight is at 0x101, which is not a multiple of the size of its elements, 4 bytes"),
+        ({"indices": 260}, "indices is at 0x104, which is not a multiple of the size of its elements, 8 bytes"),
     ],
 )
 def test_the_c_interface_refuses(emulated: Emulated, overrides: dict[str, Any], message: str) -> None:

@@ -210,9 +210,9 @@ def test_what_cannot_be_forced_is_refused(isa: str, tmp_path: Path) -> None:
         pytest.skip(f"{isa} runs here")
     able = ", ".join(isas())
     if isa in all_isas():
-        text = f"LUCID_FORCE_ISA: this CPU has no {isa}; it has: {able}"
+        text = f"LUCID_FORCE_ISA: this CPU does not support {isa}; it supports: {able}"
     else:
-        text = f'LUCID_FORCE_ISA: there is no instruction set "{isa[:40]}" here; there are: {able}'
+        text = f'LUCID_FORCE_ISA: unknown instruction set "{isa[:40]}"; this CPU supports: {able}'
     done = _python(_REFUSED, tmp_path, isa)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -229,7 +229,7 @@ def test_the_c_interface_refuses_unknown_names_too() -> None:
     output = np.full(case.expected().shape, 5, np.float32)
     able = ", ".join(isas())
     for isa in ("", "sse9", "Baseline"):
-        text = f'there is no instruction set "{isa}" here; there are: {able}'
+        text = f'unknown instruction set "{isa}"; this CPU supports: {able}'
         assert call(arguments(case, output), isa) == (1, text)
     for threads in (0, -1):
         text = f"num_threads = {threads} must be >= 1"

@@ -219,7 +219,7 @@ def test_the_kernel_refuses_codes_of_another_type(codes_type: int, native: None)
     model = case_model(CASES["uint4_sum_ragged_float32"], "native")
     (attribute,) = (a for a in model.graph.node[0].attribute if a.name == "codes_type")
     attribute.i = codes_type
-    with pytest.raises(Exception, match=f"codes_type = {codes_type} does not go with codes of type 2"):
+    with pytest.raises(Exception, match=f"codes_type = {codes_type} does not match codes of type 2"):
         lucid_onnx.InferenceSession(model)
 
 

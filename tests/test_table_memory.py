@@ -216,6 +216,7 @@ def test_codes_and_their_numbers_lie_beside_each_other(kind: str, rows: int, tmp
     (tmp_path / "m.onnx").write_bytes(model)
     found = info.model(str(tmp_path / "m.onnx"))
     numbers = codes.scale.nbytes + (0 if codes.bias is None else codes.bias.nbytes)
+    pages = -(-(codes.codes.nbytes + numbers) // 2**21)
     large = codes.codes.nbytes + numbers >= 8 << 20
     bits = set()
     for choice in CHOICES:
@@ -223,13 +224,27 @@ def test_codes_and_their_numbers_lie_beside_each_other(kind: str, rows: int, tmp
         bits.add(session.run(None, feed)[0].tobytes())
         place = info.table_memory(found, choice).tables[0]  # type: ignore[union-attr]
         assert (place.plan == "joined") == (count() == 1 if large else choice in ("auto", "hugepage_copy"))
-        assert place.plan != "joined" or place.copied_bytes >= codes.codes.nbytes + numbers
+        if place.plan == "joined":
+            expected = (pages * 2**21, pages) if large else (codes.codes.nbytes + numbers, 0)
+            assert (place.copied_bytes, place.huge_pages) == expected
+            assert not large or place.copied_bytes == count("copy_bytes")
         assert count() <= (large and choice in ("auto", "hugepage_copy"))
         del session
         gc.collect()
     assert len(bits) == 1
     want = lucid_onnx.quantized_embedding_bag(indices, codes, feed["offsets"], mode="sum")
     assert bits == {want.tobytes()}
+
+
+@pytest.mark.parametrize(("dim", "joined"), [(1, True), (1024, True), (1025, False)])
+def test_info_knows_which_rows_are_joined_with_float16_scales(dim: int, joined: bool, tmp_path: Path) -> None:
+    """Up to 1024 bytes of quantized values; a copy holds the scale and the zero_point in float32."""
+    half = np.ones(10, np.float16)
+    quantized = lucid_onnx.QuantizedTable.of(np.ones((10, dim), np.int8), half, zero_point=half)
+    model = lucid_onnx.build_quantized_model(quantized, mode="sum").SerializeToString()
+    (tmp_path / "m.onnx").write_bytes(model)
+    place = info.table_memory(info.model(str(tmp_path / "m.onnx"))).tables[0]  # type: ignore[union-attr]
+    assert (place.plan, place.copied_bytes) == (("joined", 10 * (dim + 8)) if joined else ("stays", 0))
 
 
 def copies_in_memory() -> list[int]:

@@ -107,10 +107,11 @@ Status FindIsa(const char* name, Isa* isa) {
     if (std::strcmp(name, kNames[i]) != 0) continue;
     *isa = static_cast<Isa>(i);
     if (IsaSupported(*isa)) return Status();
-    return Refuse("this CPU has no %s; it has: %s", name, SupportedList().text);
+    return InvalidArgument("this CPU does not support %s; it supports: %s", name,
+                           SupportedList().text);
   }
-  return Refuse("there is no instruction set \"%.40s\" here; there are: %s", name,
-                SupportedList().text);
+  return InvalidArgument("unknown instruction set \"%.40s\"; this CPU supports: %s", name,
+                         SupportedList().text);
 }
 
 Status ActiveIsa(Isa* isa) {
@@ -118,7 +119,7 @@ Status ActiveIsa(Isa* isa) {
   if (forced && *forced) {
     Isa found;
     const Status status = FindIsa(forced, &found);
-    if (!status.ok()) return Refuse("LUCID_FORCE_ISA: %s", status.message);
+    if (!status.ok()) return InvalidArgument("LUCID_FORCE_ISA: %s", status.message);
     *isa = found;
     return status;
   }

@@ -24,7 +24,8 @@ const char* IsaName(Isa isa);
 // Asks the CPU, and the operating system too: it must save the wide registers.
 bool IsaSupported(Isa isa);
 
-// Refuses a name that is unknown here or that this CPU cannot run, and lists those it can.
+// An unknown name, or one that this CPU cannot run, is an invalid argument; the text lists the
+// names that it can run.
 Status FindIsa(const char* name, Isa* isa);
 
 // The one named by the environment variable LUCID_FORCE_ISA, else the best supported one.

@@ -21,7 +21,7 @@ bool HugePagesOffered();
 // The bytes that this process could still take: what the system has available, or what is left of a
 // control group's limit (of versions 1 and 2, its parents' too) if that is less. A group's clean
 // pages of files that nobody used of late count as free. -1 if the system does not say.
-// root stands before /proc and /sys.
+// root: a prefix for /proc and /sys, for tests.
 int64_t FreeMemory(const char* root = "");
 
 }  // namespace lucid

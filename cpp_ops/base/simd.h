@@ -1,7 +1,7 @@
-// Vectors of N accumulators (float or double), just the operations that the kernels need.
+// Vectors of N accumulators (float or double), with only the operations that the kernels need.
 //
 // A translation unit includes this after it set LUCID_VECTOR_BYTES, the width of its registers.
-// Everything has internal linkage; the reason stands in types.h. Where there are no vector
+// Everything has internal linkage; types.h says why. Where there are no vector
 // extensions, a vector is a plain struct of scalars and the compiler does what it can.
 //
 // Wider vectors than the registers would be simpler to use, but gcc keeps those in memory.
@@ -501,11 +501,11 @@ LUCID_INLINE void Store(Vector<Accumulator<T>, N> v, char* p) {
   Memory<T, N>::Store(v, p);
 }
 
-// N codes of 4 bits as N bytes of 8, which the loads of whole bytes take from there.
+// N 4-bit values as N bytes, for the loads of whole bytes.
 template <class T, int N>
 struct Nibbles {
   static LUCID_INLINE Vector<float, N> Load(const char* p, bool odd) {
-    // N / 2 bytes, and with an odd first code half of the next.
+    // N / 2 bytes, and half of the next one if the first value begins in half a byte.
     uint64_t word = 0;
     memcpy(&word, p, (N + 1) / 2);
     if (odd) {
@@ -533,7 +533,7 @@ struct Nibbles {
 #if defined(LUCID_VECTOR_EXTENSIONS) && defined(__AVX2__)
 
 // Every lane shifts the word that it shares with others, where the general way takes bytes apart: a
-// row of 64 codes took 7.8 ns in place of 12.7 in a table that L2 holds.
+// row of 64 values took 7.8 ns in place of 12.7 in a table that L2 holds.
 template <class T>
 struct Nibbles<T, 8> {
   static LUCID_INLINE Vector<float, 8> Load(const char* p, bool odd) {
@@ -552,7 +552,7 @@ struct Nibbles<T, 8> {
 
 #if defined(__AVX512BW__)
 
-// 16 codes, each in the low 4 bits of its lane, with others above it.
+// 16 values, each in the low 4 bits of its lane, with others above it.
 LUCID_INLINE __m512i SixteenNibbles(const char* p, bool odd) {
   uint32_t low = LoadUnaligned<uint32_t>(p, 0), high = LoadUnaligned<uint32_t>(p, 1);
   if (odd) {
@@ -570,7 +570,7 @@ LUCID_INLINE __m512i SixteenNibbles(const char* p, bool odd) {
 #endif  // __AVX2__
 
 // Load<T, N> of the elements that follow those in the first `byte` bytes of a row, and one more
-// where `odd`; it is true for codes of 4 bits only.
+// where `odd`; it is true for 4-bit values only.
 template <class T, int N>
 LUCID_INLINE Vector<Accumulator<T>, N> LoadAt(const char* row, size_t byte, bool odd) {
   if constexpr (kIsNibble<T>) {
@@ -581,7 +581,7 @@ LUCID_INLINE Vector<Accumulator<T>, N> LoadAt(const char* row, size_t byte, bool
   }
 }
 
-// The products (code - zero) * scale of a quantised row, N at a time; `odd` as in LoadAt. Without
+// The products (value - zero) * scale of a quantized row, N at a time; `odd` as in LoadAt. Without
 // has_zero zero is 0. Without kPlain it is 0 too, and from a kPartial class come the products where
 // scale * 2^15 is finite, and elsewhere numbers of which none is.
 template <class T, int N, bool kPlain>
@@ -604,9 +604,9 @@ class Products {
 
 #if defined(LUCID_VECTOR_EXTENSIONS) && defined(__AVX512BW__)
 
-// Codes of 4 bits have 16 products in a row. They fit in one register, and one instruction looks 16
-// codes up in it, by the low 4 bits of each lane whatever stands above them. In a table that L2
-// holds, a row of 64 codes took 4.5 ns in place of 7.0.
+// 4-bit values have 16 products in a row. They fit in one register, and one instruction looks 16
+// values up in it, by the low 4 bits of each lane whatever stands above them. In a table that L2
+// holds, a row of 64 values took 4.5 ns in place of 7.0.
 template <class T>
 class NibbleProducts {
  public:
@@ -637,10 +637,10 @@ class Products<Uint4, 16, kPlain> : public NibbleProducts<Uint4> {
   using NibbleProducts<Uint4>::NibbleProducts;
 };
 
-// A byte that is shuffled into the significand of 2^15 makes it 2^15 + code without a conversion.
-// (2^15 + code) * scale - 2^15 * scale, rounded once, is code * scale: two instructions, as for a
+// A byte that is shuffled into the significand of 2^15 makes it 2^15 + value without a conversion.
+// (2^15 + value) * scale - 2^15 * scale, rounded once, is value * scale: two instructions, as for a
 // conversion and a product, but of three where those with the load's widening and the sum are four.
-// In a table that L2 holds, a row of 64 codes took 3.4 ns in place of 4.1. (Signed codes would need
+// In a table that L2 holds, a row of 64 values took 3.4 ns in place of 4.1. (Signed ones would need
 // 2^15 + 128, whose product with the scale is not exact.)
 template <>
 class Products<Uint8, 16, false> {

@@ -15,7 +15,7 @@ Status Error(Code code, const char* format, ...) {
   return status;
 }
 
-Status Refuse(const char* format, ...) {
+Status InvalidArgument(const char* format, ...) {
   Status status;
   status.code = Code::kInvalidArgument;
   va_list args;

@@ -1,5 +1,5 @@
-// What a kernel answers. A plain value with its text inside: making one can neither throw nor
-// allocate, so it can be made anywhere, out of memory included.
+// The result of a kernel or a check. A plain value that holds its text: making one neither throws
+// nor allocates, so it can report that there is no memory.
 #pragma once
 
 namespace lucid {
@@ -8,7 +8,7 @@ enum class Code : int { kOk = 0, kInvalidArgument = 1, kOutOfMemory = 2, kIntern
 
 struct Status {
   Code code = Code::kOk;
-  char message[252];  // meaningful only if !ok(); a longer text is cut
+  char message[252];  // meaningful only if !ok(); longer texts are cut off
 
   Status() { message[0] = '\0'; }
   bool ok() const { return code == Code::kOk; }
@@ -22,7 +22,7 @@ struct Status {
 
 Status Error(Code code, const char* format, ...) LUCID_PRINTF(2, 3);
 
-// Code::kInvalidArgument: the caller's input is refused.
-Status Refuse(const char* format, ...) LUCID_PRINTF(1, 2);
+// An error of the caller: Code::kInvalidArgument.
+Status InvalidArgument(const char* format, ...) LUCID_PRINTF(1, 2);
 
 }  // namespace lucid

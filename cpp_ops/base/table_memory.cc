@@ -50,8 +50,8 @@ Status ParseTableMemory(const char* text, TableMemory* memory) {
       return Status();
     }
   }
-  return Refuse("lucid.table_memory = '%.100s' is not one of auto, inplace, hugepage_copy, mmap",
-                text);
+  return InvalidArgument(
+      "lucid.table_memory = '%.100s' is not one of auto, inplace, hugepage_copy, mmap", text);
 }
 
 TablePlan PlanTable(TableMemory memory, TableSource source, size_t bytes, int64_t free,
@@ -72,6 +72,19 @@ TablePlan PlanTable(TableMemory memory, TableSource source, size_t bytes, int64_
     return TablePlan::kCopy;
   }
   return TablePlan::kStay;
+}
+
+JoinPlan PlanJoin(TableMemory memory, size_t bytes, int64_t free, bool huge_pages) {
+#if !defined(__linux__)
+  return JoinPlan::kNone;
+#endif
+  if (bytes == 0 || memory == TableMemory::kInplace || memory == TableMemory::kMmap) {
+    return JoinPlan::kNone;
+  }
+  if (bytes < kLargeTable) return JoinPlan::kCopy;
+  const TablePlan plan =
+      PlanTable(TableMemory::kAuto, TableSource::kPrivateFile, bytes, free, huge_pages);
+  return plan == TablePlan::kCopy ? JoinPlan::kHugePageCopy : JoinPlan::kNone;
 }
 
 TableCopies CountTableCopies() { return {g_living, g_living_bytes, g_made}; }
@@ -451,23 +464,24 @@ Status PlaceTable(TableMemory memory, size_t bytes, const CopyProgress& progress
 JoinedRows JoinRows(TableMemory memory, const RowPart* parts, size_t num_parts, size_t rows,
                     const CopyProgress& progress) {
   JoinedRows joined;
-  if (memory == TableMemory::kInplace || memory == TableMemory::kMmap) return joined;
   for (size_t i = 0; i < num_parts; ++i) joined.stride += parts[i].bytes;
-  const size_t bytes = joined.stride * rows;  // less than the arrays take, so it fits
-  if (bytes == 0) return joined;
+  const size_t bytes = joined.stride * rows;  // no more than the arrays take, so it fits
+  const bool large = bytes >= kLargeTable;
+  const JoinPlan plan =
+      PlanJoin(memory, bytes, large ? FreeMemory() : 0, large && HugePagesOffered());
   char* to;
   std::shared_ptr<Copy> copy;
-  if (bytes < kLargeTable) {
+  if (plan == JoinPlan::kCopy) {
     to = new (std::nothrow) char[bytes];
     if (!to) return joined;
     joined.memory = std::shared_ptr<const char>(to, std::default_delete<const char[]>());
-  } else {
-    const TablePlan plan = PlanTable(TableMemory::kAuto, TableSource::kPrivateFile, bytes,
-                                     FreeMemory(), HugePagesOffered());
+  } else if (plan == JoinPlan::kHugePageCopy) {
     copy = std::make_shared<Copy>();
-    if (plan != TablePlan::kCopy || !copy->Reserve(bytes)) return joined;
+    if (!copy->Reserve(bytes)) return joined;
     to = copy->data();
     joined.memory = std::shared_ptr<const void>(copy, to);
+  } else {
+    return joined;
   }
   joined.data = to;
   Teller teller(progress, bytes);
@@ -489,7 +503,7 @@ JoinedRows JoinRows(TableMemory memory, const RowPart* parts, size_t num_parts, 
 Status PlaceTable(TableMemory memory, size_t bytes, const CopyProgress&, const void**,
                   std::shared_ptr<const void>*) {
   if (bytes < kLargeTable || memory != TableMemory::kHugepageCopy) return Status();
-  return Refuse("lucid.table_memory = hugepage_copy needs Linux");
+  return InvalidArgument("lucid.table_memory = hugepage_copy needs Linux");
 }
 
 JoinedRows JoinRows(TableMemory, const RowPart*, size_t, size_t, const CopyProgress&) {

@@ -22,8 +22,8 @@ enum DType : int32_t {
   kFloat16 = 1,
   kBFloat16 = 2,
   kFloat64 = 3,
-  // Codes of a quantised table. Those of 4 bits are packed two a byte, the first in the low half,
-  // and every row begins at a byte of its own.
+  // Quantized values. Two of 4 bits share a byte, the first in the low half, and every row begins
+  // at a byte of its own.
   kInt8 = 4,
   kUint8 = 5,
   kInt4 = 6,
@@ -44,7 +44,7 @@ struct Int8 {
 struct Uint8 {
   uint8_t value;
 };
-struct Int4 {  // a byte of two
+struct Int4 {  // a byte that holds two
   uint8_t bits;
 };
 struct Uint4 {
@@ -52,21 +52,21 @@ struct Uint4 {
 };
 
 template <class T>
-static constexpr bool kIsNibble = false;
+inline constexpr bool kIsNibble = false;
 template <>
-constexpr bool kIsNibble<Int4> = true;
+inline constexpr bool kIsNibble<Int4> = true;
 template <>
-constexpr bool kIsNibble<Uint4> = true;
+inline constexpr bool kIsNibble<Uint4> = true;
 template <class T>
-static constexpr bool kIsSignedNibble = false;
+inline constexpr bool kIsSignedNibble = false;
 template <>
-constexpr bool kIsSignedNibble<Int4> = true;
+inline constexpr bool kIsSignedNibble<Int4> = true;
 template <class T>
-static constexpr bool kIsQuantized = kIsNibble<T>;
+inline constexpr bool kIsQuantized = kIsNibble<T>;
 template <>
-constexpr bool kIsQuantized<Int8> = true;
+inline constexpr bool kIsQuantized<Int8> = true;
 template <>
-constexpr bool kIsQuantized<Uint8> = true;
+inline constexpr bool kIsQuantized<Uint8> = true;
 
 // The bytes of a row's first n elements.
 template <class T>
@@ -186,7 +186,7 @@ LUCID_HOST_DEVICE static inline double CanonicalNan(double x) {
 
 }  // namespace lucid
 
-// Does something with T, the C++ type of a checked DType.
+// Runs a statement with T, the C++ type of a checked DType.
 #define LUCID_FOR_DTYPE(dtype, statement)            \
   switch (dtype) {                                   \
     LUCID_DTYPE_CASE(kFloat32, float, statement)     \

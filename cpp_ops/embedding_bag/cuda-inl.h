@@ -1,5 +1,5 @@
 // What the CUDA kernels of all operators of bags share: how a thread finds the positions that are
-// its, reads rows, keeps what is refused, and joins what others left.
+// its, reads rows, records bad values, and joins what others left.
 //
 // A thread reads one vector of up to 16 bytes of every row of one chunk, at most 64 positions of a
 // bag, and keeps the sums in registers. Threads beside each other have vectors beside each other of
@@ -28,19 +28,19 @@
 namespace lucid {
 namespace {
 
-// Codes of a quantised table, signed ones and others: with `flip` and `code_offset` of the job.
+// The values of a quantized table, signed or not: `flip` and `code_offset` of the job tell.
 struct Code8 {
   uint8_t bits;
 };
-struct Code4 {  // a byte of two
+struct Code4 {  // a byte that holds two
   uint8_t bits;
 };
 template <class T>
-constexpr bool kIsCode = false;
+inline constexpr bool kIsCode = false;
 template <>
-constexpr bool kIsCode<Code8> = true;
+inline constexpr bool kIsCode<Code8> = true;
 template <>
-constexpr bool kIsCode<Code4> = true;
+inline constexpr bool kIsCode<Code4> = true;
 
 // The bags of one table, as the kernels see them.
 struct CudaJob {
@@ -68,13 +68,13 @@ struct CudaJob {
   double max_norm, norm_type;
   uint32_t block_vectors, block_chunks, column_blocks;
   uint32_t row_bytes, scale_stride;
-  uint32_t flip;  // of each four bytes of codes: the sign bits
+  uint32_t flip;  // of each four bytes of quantized values: the sign bits
   float code_offset;
   int32_t mode, output_type;
   bool wide_indices, wide_offsets, half_scale, second_is_bias, vector_output;
   bool scaled;  // by clips or per_sample_weights
-  // Where a refusal of offsets[0] and of the first index stands among all, and the names of the
-  // tables it is told with: see LucidBoundsError.
+  // The places of offsets[0] and of the first index, and the tables that an error names: see
+  // LucidBoundsError.
   uint64_t offset_place, index_place;
   uint32_t offset_table, index_table;
   // Of a table among several.
@@ -207,9 +207,9 @@ __device__ __forceinline__ int64_t IndexAt(const char* base, bool wide, int64_t 
   return wide ? Load<int64_t>(base + i * 8) : Load<int32_t>(base + i * 4);
 }
 
-// ---- What is refused.
+// ---- Bad values.
 
-// Notes a refusal if it is the lowest so far. Rare: only a place below all others takes the lock.
+// Records a bad value if its place is the lowest so far. Rare: only then it takes the lock.
 __device__ __noinline__ void ReportTo(LucidBoundsError* error, uint64_t place, int64_t value,
                                       int64_t previous, int64_t limit, int64_t length,
                                       uint32_t table) {
@@ -284,7 +284,7 @@ __device__ __forceinline__ int64_t FirstChunk(const CudaJob& job, int64_t bag) {
 
 // The bag that a chunk belongs to: the last one in [0, B) whose first chunk is not behind it. Near
 // where it would be if all bags were of one length, so the search goes out from there in steps that
-// double. Of offsets that are refused, it is some bag.
+// double. With bad offsets it is some bag.
 __device__ __forceinline__ int64_t FindBag(const CudaJob& job, int64_t chunk) {
   int64_t low = chunk - job.num_positions / kChunk;
   if (low < 0) low = 0;
@@ -340,7 +340,7 @@ __device__ __forceinline__ bool FindChunk(const CudaJob& job, int64_t chunk, Chu
   c->bag_begin = BagBegin(job, c->bag);
   c->bag_end = BagBegin(job, c->bag + 1);
   if (c->bag_end < c->bag_begin) c->bag_end = c->bag_begin;
-  if (c->number < 0) return false;  // only of refused offsets
+  if (c->number < 0) return false;  // only with bad offsets
   c->begin = c->bag_begin + c->number * kChunk;
   if (c->number > 0 && c->begin >= c->bag_end) return false;
   c->size = static_cast<int>(c->bag_end - c->begin < kChunk ? c->bag_end - c->begin : kChunk);
@@ -367,7 +367,7 @@ __device__ __forceinline__ void Start(bool maximum, A* acc) {
 constexpr uint32_t kNoRow = 0xffffffffu;  // a table has fewer
 
 // The rows of `size` positions from an address of indices on. kNoRow for what is padded, and for
-// what is refused, of which *bad tells.
+// an index outside the table, which sets *bad.
 template <class I>
 __device__ __forceinline__ void LoadRows(const CudaJob& job, const char* indices, int size,
                                          uint32_t* row, bool* bad) {
@@ -427,7 +427,7 @@ __device__ __forceinline__ int Pool(const CudaJob& job, int64_t begin, int size,
   const char* indices = job.indices + begin * (job.wide_indices ? 8 : 4);
   int count = 0;
   bool bad = false;
-  float shift_sum = 0;  // what every column of a sum of quantised rows gets
+  float shift_sum = 0;  // what every column of a sum of quantized rows gets
   const bool maximum = IsMaximum<kPooling>(job);
   Start<A, n>(maximum, acc);
   for (int done = 0; done < size; done += kAhead) {
@@ -724,7 +724,8 @@ __device__ __forceinline__ Accumulator<T> FoldSum(Accumulator<T> x) {
   return x;
 }
 
-// Writes the factor that clips the row of a position, 1 for what is padded or refused.
+// Writes the factor that clips the row of a position, 1 for a position that is padded or has a bad
+// index.
 template <class T>
 __device__ __forceinline__ void ClipRow(const CudaJob& job, int64_t position) {
   using A = Accumulator<T>;

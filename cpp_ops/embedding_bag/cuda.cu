@@ -1,4 +1,4 @@
-// EmbeddingBag's CUDA kernels. cuda.h says what they compute, cuda_plan.cc how they are cut, and
+// EmbeddingBag's CUDA kernels. cuda.h says what they compute, cuda_plan.cc how work is divided, and
 // cuda-inl.h how a thread pools its part.
 #include "embedding_bag/cuda-inl.h"
 
@@ -110,7 +110,7 @@ void CudaBounds::Free() {
 }
 
 Status CudaBounds::CopyToHost(void* stream) const {
-  return CudaStatus("copying what was refused",
+  return CudaStatus("copying the bounds error",
                     cudaMemcpyAsync(host, device, sizeof(*host), cudaMemcpyDeviceToHost,
                                     static_cast<cudaStream_t>(stream)));
 }

@@ -6,15 +6,17 @@
 // Every pointer of EmbeddingBagArgs is one that the device can read, and a multiple of the size of
 // its elements; row_stride is 0. Nothing waits for the device, and nothing is allocated.
 //
-// No value in offsets or indices leads to an access outside the arrays. What is refused is noted in
-// a BoundsError in device memory, which the caller keeps, clears by zeros and reads when it wants.
+// No value in offsets or indices leads to an access outside the arrays. The first bad value is
+// recorded in a LucidBoundsError in device memory, which the caller owns, sets to zeros and reads
+// when it wants to.
 #pragma once
 
 #include <stdint.h>
 
 #include "embedding_bag/embedding_bag.h"
 
-// All zero: nothing was refused. Offsets come before indices, and the lowest place before others.
+// All zero: no value was bad. Otherwise it is about the one with the lowest place; those of offsets
+// are lower than those of indices.
 typedef struct LucidBoundsError {
   uint64_t inverse;   // ~place, where place is i of offsets[i], or 2^62 + the position of an index;
                       // of table t of several, 2^48 * t more; 2^62 + 2^61: num_entries
@@ -24,10 +26,11 @@ typedef struct LucidBoundsError {
   int64_t limit;      // N or V
   int64_t length;     // L, or -1
   uint32_t lock;
-  uint32_t table;  // the table that the text names, counted from 1; 0: it names none
+  uint32_t table;  // the table that the message names, counted from 1; 0: none
 } LucidBoundsError;
 
-// How a call is cut. Plain numbers that depend on the arguments alone, for tests to look at.
+// How a call is divided among threads. Plain numbers that depend on the arguments alone, so that
+// tests can check them.
 typedef struct LucidCudaPlan {
   int64_t size_bytes;     // sizeof(LucidCudaPlan)
   int64_t num_bags;       // B
@@ -52,7 +55,7 @@ typedef struct LucidCudaPlan {
 
 namespace lucid {
 
-// Positions that one thread adds up, one after the other. A longer bag is cut into chunks of this
+// Positions that one thread adds up, one after another. A longer bag is cut into chunks of this
 // many; what they give joins chunk by chunk and piece by piece, as the CPU's groups do.
 constexpr int64_t kChunk = 64;
 constexpr int64_t kChunksOfPiece = 16;
@@ -67,8 +70,10 @@ constexpr uint64_t kEntriesPlace = kIndexPlace + (uint64_t{1} << 61);
 // Checks everything that can be checked without looking at the device, and plans.
 Status PlanCudaEmbeddingBag(const EmbeddingBagArgs& args, LucidCudaPlan* plan);
 
-// Likewise, for results that lie output_stride bytes apart.
-Status PlanCudaBags(const EmbeddingBagArgs& args, int64_t output_stride, LucidCudaPlan* plan);
+// Plans a call that was checked but for what only a GPU asks for; num_bags is what the check said.
+// output_stride: bytes from one result to the next.
+Status PlanCheckedCudaEmbeddingBag(const EmbeddingBagArgs& args, int64_t num_bags,
+                                   int64_t output_stride, LucidCudaPlan* plan);
 
 // The threads that a plan's chunks and vectors are for.
 double CudaThreads(const LucidCudaPlan& plan);
@@ -80,11 +85,11 @@ Status PlanCudaBlocks(double threads, LucidCudaPlan* plan);
 // plan->num_positions, and sets scratch_bytes to what that takes.
 Status PlanCudaPartials(int64_t longest, int64_t accumulator_bytes, LucidCudaPlan* plan);
 
-// Refuses an array that does not lie at a multiple of the size of its elements.
+// Checks that the address of an array is a multiple of the size of its elements.
 Status CheckAddress(const char* name, const void* p, int64_t bytes);
 
-// A refusal of what overflows the numbers of a launch.
-Status RefuseCudaSize();
+// The error for a call whose sizes overflow the numbers of a launch.
+Status TooLargeForCuda();
 
 // Enqueues the work on a stream (a cudaStream_t). scratch: plan.scratch_bytes of device memory, a
 // multiple of 256, that nobody else touches before the work is done.
@@ -97,8 +102,8 @@ Status LaunchCudaClips(const EmbeddingBagArgs& args, const LucidCudaPlan& plan, 
 
 Status ClearOnDevice(void* begin, int64_t bytes, void* stream);
 
-// What a BoundsError, copied to the host, says.
-Status RefuseBounds(const LucidBoundsError& error);
+// The error that a LucidBoundsError, copied to the host, stands for; or OK.
+Status BoundsStatus(const LucidBoundsError& error);
 
 // How many devices there are; 0 with an error that says why where CUDA cannot start.
 Status CountCudaDevices(int* count);
@@ -119,7 +124,7 @@ Status WaitForCudaStream(void* stream);
 // Copies a number of the device's and waits for it.
 Status ReadFromDevice(const int64_t* device, int64_t* value, void* stream);
 
-// Whether a CUDA graph is being recorded from a stream, when nothing may wait for it.
+// Whether a CUDA graph is being recorded from a stream. Then nothing may wait for the stream.
 Status IsCudaCapturing(void* stream, bool* capturing);
 
 }  // namespace lucid

@@ -1,4 +1,5 @@
-// How a call of EmbeddingBag is cut into threads and where its scratch memory lies. Knows no CUDA.
+// How a call of EmbeddingBag is divided among threads, and the layout of its scratch memory. Does
+// not depend on CUDA.
 #include <algorithm>
 #include <climits>
 
@@ -8,9 +9,9 @@
 namespace lucid {
 namespace {
 
-// What a table can be read in, the widest first: 16 bytes where rows and table allow it, then what
-// most tables allow, then an element (of 4 bits: a byte of two). Wide codes would need too many
-// registers.
+// The widths that a table can be read in, the widest first: 16 bytes where rows and table are
+// aligned to it, then what most tables allow, then one element (of 4 bits: a byte with two). Wide
+// vectors of 4-bit values would need too many registers.
 constexpr int32_t kWidths[][3] = {{16, 4, 4}, {16, 4, 2}, {16, 4, 2}, {16, 8, 8},
                                   {16, 4, 1}, {16, 4, 1}, {8, 2, 1},  {8, 2, 1}};
 constexpr int32_t kElementBytes[] = {4, 2, 2, 8, 1, 1, 1, 1};
@@ -38,7 +39,8 @@ Status CheckAddresses(const EmbeddingBagArgs& a) {
   if (!status.ok() || a.dtype < kInt8) return status;
   const int32_t scale = a.scale_type == kFloat16 ? 2 : 4;
   if (a.scale_stride % scale) {
-    return Refuse("scale_stride = %d is no multiple of a scale's %d bytes", a.scale_stride, scale);
+    return InvalidArgument("scale_stride = %d is not a multiple of the size of a scale, %d bytes",
+                           a.scale_stride, scale);
   }
   status = CheckAddress("scale", a.scale, scale);
   if (status.ok()) status = CheckAddress("zero_point", a.zero_point, scale);
@@ -50,48 +52,55 @@ Status CheckAddresses(const EmbeddingBagArgs& a) {
 
 Status CheckAddress(const char* name, const void* p, int64_t bytes) {
   if (reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(bytes) == 0) return Status();
-  return Refuse("%s lies at %p, which is no multiple of its elements' %lld bytes", name, p,
-                static_cast<long long>(bytes));
+  return InvalidArgument(
+      "%s is at %p, which is not a multiple of the size of its elements, %lld bytes", name, p,
+      static_cast<long long>(bytes));
 }
 
-Status RefuseCudaSize() { return Refuse("the call is too large for one launch on a GPU"); }
+Status TooLargeForCuda() {
+  return InvalidArgument("the call is too large for one launch on a GPU");
+}
 
 Status PlanCudaEmbeddingBag(const EmbeddingBagArgs& a, LucidCudaPlan* plan) {
-  // Where this overflows, the call is refused for it.
-  const uint64_t columns = static_cast<uint64_t>(std::max<int64_t>(a.weight_shape[1], 0));
-  const uint64_t element = a.output_type == kFloat64 ? 8 : a.output_type == kFloat32 ? 4 : 2;
-  return PlanCudaBags(a, static_cast<int64_t>(columns * element), plan);
+  int64_t num_bags;
+  const Status status = CheckEmbeddingBag(a, &num_bags);
+  if (!status.ok()) return status;
+  // Where this overflows, the plan finds the columns to be too many.
+  const int64_t stride = RowBytes(a.output_type, a.weight_shape[1]);
+  return PlanCheckedCudaEmbeddingBag(a, num_bags, stride, plan);
 }
 
-Status PlanCudaBags(const EmbeddingBagArgs& a, int64_t output_stride, LucidCudaPlan* plan) {
+Status PlanCheckedCudaEmbeddingBag(const EmbeddingBagArgs& a, int64_t num_bags,
+                                   int64_t output_stride, LucidCudaPlan* plan) {
   LucidCudaPlan p = {};
   p.size_bytes = sizeof(p);
-  Status status = CheckEmbeddingBag(a, &p.num_bags, &p.padding);
-  if (status.ok()) status = CheckAddresses(a);
+  p.num_bags = num_bags;
+  p.padding = PaddedRow(a);
+  Status status = CheckAddresses(a);
   if (!status.ok()) return status;
-  if (a.row_stride != 0) return Refuse("row_stride = %d must be 0 on a GPU", a.row_stride);
+  if (a.row_stride != 0) return InvalidArgument("row_stride = %d must be 0 on a GPU", a.row_stride);
 
   const bool flat = a.indices_rank == 1;
   const int64_t columns = a.weight_shape[1], length = flat ? 0 : a.indices_shape[1];
-  if (length > 0 && a.indices_shape[0] > kMostPositions / length) return RefuseCudaSize();
+  if (length > 0 && a.indices_shape[0] > kMostPositions / length) return TooLargeForCuda();
   p.num_positions = flat ? a.indices_shape[0] : a.indices_shape[0] * length;
-  if (p.num_positions > kMostPositions || columns > kMostPositions) return RefuseCudaSize();
+  if (p.num_positions > kMostPositions || columns > kMostPositions) return TooLargeForCuda();
 
   if (columns == 0 || p.num_bags == 0) {
-    // No row is read. What there is of offsets and, for bags, of indices is still checked.
+    // No row is read. The offsets and, if there are bags, the indices are still checked.
     const int64_t checked = std::max(flat ? a.num_offsets : 0, p.num_bags ? p.num_positions : 0);
     p.check_blocks = CeilDiv(checked, kCheckThreads);
-    if (p.check_blocks > INT32_MAX) return RefuseCudaSize();
+    if (p.check_blocks > INT32_MAX) return TooLargeForCuda();
     *plan = p;
     return status;
   }
-  if (p.num_bags > kMostPositions) return RefuseCudaSize();
+  if (p.num_bags > kMostPositions) return TooLargeForCuda();
 
   const bool nibbles = a.dtype == kInt4 || a.dtype == kUint4;
   const int64_t row_bytes =
       nibbles ? columns / 2 + columns % 2 : columns * int64_t{kElementBytes[a.dtype]};
   // The kernel numbers rows, and the bytes of one, in 32 bits.
-  if (a.weight_shape[0] >= UINT32_MAX || row_bytes > UINT32_MAX) return RefuseCudaSize();
+  if (a.weight_shape[0] >= UINT32_MAX || row_bytes > UINT32_MAX) return TooLargeForCuda();
   const uintptr_t begin = reinterpret_cast<uintptr_t>(a.weight);
   for (const int32_t width : kWidths[a.dtype]) {
     p.vector_bytes = width;
@@ -105,11 +114,11 @@ Status PlanCudaBags(const EmbeddingBagArgs& a, int64_t output_stride, LucidCudaP
                     reinterpret_cast<uintptr_t>(a.output) % static_cast<uintptr_t>(store) == 0 &&
                     output_stride % store == 0;
 
-  // Chunk c of ragged bags is looked for by bisection: bag i has the numbers from offsets[i] /
+  // Chunk c of ragged bags is found by bisection: bag i has the numbers from offsets[i] /
   // kChunk + i on, of which the last may be of no positions.
   p.bag_chunks = flat ? 0 : std::max<int64_t>(1, CeilDiv(length, kChunk));
   p.chunks = flat ? p.num_positions / kChunk + p.num_bags : p.num_bags * p.bag_chunks;
-  if (p.chunks > kMostPositions) return RefuseCudaSize();
+  if (p.chunks > kMostPositions) return TooLargeForCuda();
   status = PlanCudaBlocks(CudaThreads(p), &p);
   if (!status.ok()) return status;
 
@@ -120,7 +129,7 @@ Status PlanCudaBags(const EmbeddingBagArgs& a, int64_t output_stride, LucidCudaP
     p.clips_at = p.scratch_bytes;
     p.scratch_bytes += RoundUp(p.num_positions * accumulator, 256);
     p.norm_blocks = CeilDiv(p.num_positions, kNormThreads / (64 / accumulator));
-    if (p.norm_blocks > INT32_MAX) return RefuseCudaSize();
+    if (p.norm_blocks > INT32_MAX) return TooLargeForCuda();
   }
   *plan = p;
   return status;
@@ -139,7 +148,7 @@ Status PlanCudaBlocks(double threads, LucidCudaPlan* plan) {
   p.column_blocks = CeilDiv(p.vectors, p.block_vectors);
   const int64_t chunk_blocks = CeilDiv(p.chunks, p.block_chunks);
   if (p.column_blocks > INT32_MAX || chunk_blocks > INT32_MAX / p.column_blocks)
-    return RefuseCudaSize();
+    return TooLargeForCuda();
   p.blocks = chunk_blocks * p.column_blocks;
   return Status();
 }
@@ -155,7 +164,7 @@ Status PlanCudaPartials(int64_t longest, int64_t accumulator_bytes, LucidCudaPla
   const int64_t chunk_rows = p.num_positions / (kChunk / 2) + 2;
   const int64_t piece_rows = p.num_positions / kChunk + 2;
   if (static_cast<double>(chunk_rows) * static_cast<double>(row) > 9e18 / 4) {
-    return RefuseCudaSize();
+    return TooLargeForCuda();
   }
   p.zeroed_bytes = piece_rows * p.vectors * 4;
   p.counts_at = RoundUp(p.zeroed_bytes, 256);
@@ -165,15 +174,15 @@ Status PlanCudaPartials(int64_t longest, int64_t accumulator_bytes, LucidCudaPla
   return Status();
 }
 
-Status RefuseBounds(const LucidBoundsError& error) {
+Status BoundsStatus(const LucidBoundsError& error) {
   if (error.inverse == 0) return Status();
   if (error.recorded != error.inverse) {
-    return Error(Code::kInternal, "the kernel was cut off while it noted what it refuses");
+    return Error(Code::kInternal, "the kernel stopped while it recorded an error");
   }
   const uint64_t place = ~error.inverse;
   if (place == kEntriesPlace) {
-    return Refuse("num_entries = %lld is not %lld", static_cast<long long>(error.limit),
-                  static_cast<long long>(error.value));
+    return InvalidArgument("num_entries = %lld is not %lld", static_cast<long long>(error.limit),
+                           static_cast<long long>(error.value));
   }
   const int64_t position = static_cast<int64_t>(place % kTablePlace);
   EmbeddingBagArgs args = {};
@@ -181,10 +190,10 @@ Status RefuseBounds(const LucidBoundsError& error) {
   args.indices_shape[0] = error.limit;
   args.indices_shape[1] = error.length;
   args.weight_shape[0] = error.limit;
-  const Status refusal = place < kIndexPlace
-                             ? RefuseOffset(args, position, error.value, error.previous)
-                             : RefuseIndex(args, position, error.value);
-  return error.table == 0 ? refusal : InTable(int64_t{error.table} - 1, refusal);
+  const Status status = place < kIndexPlace
+                            ? InvalidOffset(args, position, error.value, error.previous)
+                            : InvalidIndex(args, position, error.value);
+  return error.table == 0 ? status : InTable(int64_t{error.table} - 1, status);
 }
 
 }  // namespace lucid

@@ -35,7 +35,7 @@ std::atomic<int64_t> g_runs[kIsaCount];
 template <class I>
 Status CheckOffsetsOf(const EmbeddingBagArgs& a, int64_t* longest) {
   const int64_t count = a.num_offsets, n = a.indices_shape[0];
-  // Without a branch, for the speed of it; only a refusal looks for the place.
+  // Without branches, for speed; only if there is an error, the place is looked for.
   int64_t previous = LoadUnaligned<I>(a.offsets, 0);
   int64_t most = 0;
   bool bad = previous != 0;
@@ -56,7 +56,7 @@ Status CheckOffsetsOf(const EmbeddingBagArgs& a, int64_t* longest) {
   for (int64_t i = 0; i < count; ++i) {
     const int64_t offset = LoadUnaligned<I>(a.offsets, i);
     if (i == 0 ? offset != 0 : offset < previous || offset > n) {
-      return RefuseOffset(a, i, offset, previous);
+      return InvalidOffset(a, i, offset, previous);
     }
     previous = offset;
   }
@@ -112,7 +112,8 @@ struct Run {
   size_t AccumulatorSize() const { return job.dtype == kFloat64 ? sizeof(double) : sizeof(float); }
   size_t PartialRowBytes() const { return static_cast<size_t>(job.columns) * AccumulatorSize(); }
 
-  void SetJob(const EmbeddingBagArgs& a, Isa isa, char* output, int64_t output_stride);
+  void SetJob(const EmbeddingBagArgs& a, int64_t bags, Isa isa, char* output,
+              int64_t output_stride);
   Status Plan(int64_t longest);
   bool FindLongBags();
   int64_t FirstBagOfTask(int64_t task) const;
@@ -278,9 +279,12 @@ void Run::CombinePieces() {
   }
 }
 
-// num_bags and job.padding are set, and the offsets are checked.
-void Run::SetJob(const EmbeddingBagArgs& a, Isa isa, char* output, int64_t output_stride) {
+// All but the values of the indices is checked.
+void Run::SetJob(const EmbeddingBagArgs& a, int64_t bags, Isa isa, char* output,
+                 int64_t output_stride) {
   const bool flat = a.indices_rank == 1;
+  num_bags = bags;
+  job.padding = PaddedRow(a);
   job.rows = a.weight_shape[0];
   job.columns = a.weight_shape[1];
   job.weight = static_cast<const char*>(a.weight);
@@ -351,10 +355,10 @@ Status RunTasks(const Runs& runs, Isa isa, const ParallelFor& parallel_for) {
   return Status();
 }
 
-// What is left to do, or to refuse, when all tasks are done.
+// When all tasks are done: the error, or what is left to do.
 Status Finish(const EmbeddingBagArgs& a, Run* run) {
   const int64_t bad = run->bad_position.load();
-  if (bad != kNoBadPosition) return RefuseIndex(a, bad, IndexAt(a.indices, a.index_type, bad));
+  if (bad != kNoBadPosition) return InvalidIndex(a, bad, IndexAt(a.indices, a.index_type, bad));
   if (!run->failed.load()) run->CombinePieces();
   if (run->failed.load()) return Error(Code::kInternal, "a task failed");
   return Status();
@@ -385,36 +389,39 @@ Status CheckOffsets(const EmbeddingBagArgs& a, int64_t* longest) {
   return Status();
 }
 
-Status RunEmbeddingBag(const EmbeddingBagArgs& a, Isa isa, const ParallelFor& parallel_for) {
-  Run run;
-  Status status = CheckEmbeddingBag(a, &run.num_bags, &run.job.padding);
-  if (!status.ok()) return status;
+Status RunCheckedEmbeddingBag(const EmbeddingBagArgs& a, int64_t num_bags, Isa isa,
+                              const ParallelFor& parallel_for) {
   int64_t longest;
-  status = CheckOffsets(a, &longest);
-  if (!status.ok() || NothingToDo(a, run.num_bags, longest)) return status;
-  run.SetJob(a, isa, static_cast<char*>(a.output), RowBytes(a.output_type, a.weight_shape[1]));
+  Status status = CheckOffsets(a, &longest);
+  if (!status.ok() || NothingToDo(a, num_bags, longest)) return status;
+  Run run;
+  const int64_t stride = RowBytes(a.output_type, a.weight_shape[1]);
+  run.SetJob(a, num_bags, isa, static_cast<char*>(a.output), stride);
   status = run.Plan(longest);
   if (status.ok()) status = RunTasks({&run, 1}, isa, parallel_for);
   return status.ok() ? Finish(a, &run) : status;
 }
 
-Status RunEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c, Isa isa,
-                                 const ParallelFor& parallel_for) {
-  int64_t num_bags, columns;
-  Status status = CheckEmbeddingBagCollection(c, &num_bags, &columns);
-  if (!status.ok()) return status;
-  const int64_t count = c.num_tables;
+Status RunEmbeddingBag(const EmbeddingBagArgs& a, Isa isa, const ParallelFor& parallel_for) {
+  int64_t num_bags;
+  const Status status = CheckEmbeddingBag(a, &num_bags);
+  return status.ok() ? RunCheckedEmbeddingBag(a, num_bags, isa, parallel_for) : status;
+}
+
+Status RunCheckedEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c,
+                                        const CollectionSizes& sizes, Isa isa,
+                                        const ParallelFor& parallel_for) {
+  const int64_t count = c.num_tables, num_bags = sizes.num_bags;
   const std::unique_ptr<Run[]> runs(new (std::nothrow) Run[static_cast<size_t>(count)]);
   if (!runs) return Error(Code::kOutOfMemory, "no memory for %lld tables", Wide(count));
 
   const int32_t output_type = c.tables[0].output_type;
-  const int64_t stride = RowBytes(output_type, columns);
+  const int64_t stride = RowBytes(output_type, sizes.columns);
+  Status status;
   int64_t longest = 0, column = 0;
   for (int64_t t = 0; t < count; ++t) {
     EmbeddingBagArgs a = ArgsOfTable(c, t);
     Run& run = runs[static_cast<size_t>(t)];
-    status = CheckTableOf(c, t, a, &run.num_bags, &run.job.padding);
-    if (!status.ok()) return status;
     if (!c.packed || t == 0) {
       status = CheckOffsets(a, &longest);
       if (!status.ok()) return c.packed ? status : InTable(t, status);
@@ -425,7 +432,8 @@ Status RunEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c, Isa isa,
             static_cast<const char*>(a.offsets) + t * num_bags * (a.offset_type == kInt64 ? 8 : 4);
         a.num_offsets = num_bags + 1;
       }
-      run.SetJob(a, isa, static_cast<char*>(c.output) + RowBytes(output_type, column), stride);
+      char* const output = static_cast<char*>(c.output) + RowBytes(output_type, column);
+      run.SetJob(a, num_bags, isa, output, stride);
       status = run.Plan(longest);
       if (!status.ok()) return InTable(t, status);
     }
@@ -439,6 +447,13 @@ Status RunEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c, Isa isa,
     status = InTable(t, Finish(ArgsOfTable(c, t), &runs[static_cast<size_t>(t)]));
   }
   return status;
+}
+
+Status RunEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c, Isa isa,
+                                 const ParallelFor& parallel_for) {
+  CollectionSizes sizes;
+  const Status status = CheckEmbeddingBagCollection(c, &sizes);
+  return status.ok() ? RunCheckedEmbeddingBagCollection(c, sizes, isa, parallel_for) : status;
 }
 
 int64_t EmbeddingBagRuns(Isa isa) {

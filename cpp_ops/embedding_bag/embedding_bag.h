@@ -1,4 +1,4 @@
-// EmbeddingBag: sums, means or maxima of the rows of a table, one result per bag of row numbers.
+// EmbeddingBag: sums, means or maxima of rows of a table, one result per bag of indices.
 //
 //   rows(i)   = the positions k of bag i with indices[k] != padding_idx
 //   row(k)    = weight[indices[k]] * clip(indices[k]) * (per_sample_weights[k] or 1)
@@ -6,53 +6,53 @@
 //   output[i] = sum row(k)  |  sum row(k) / max(1, |rows(i)|)  |  max row(k)   over k in rows(i)
 //   output[i] = 0 where rows(i) is empty
 //
-// A quantised table has codes for weight, and weight[r] above is
+// A quantized table holds small integers q in weight. Then weight[r] above is
 //
-//   (codes[r] - zero_point[r]) * scale[r] + bias[r]
+//   (q[r] - zero_point[r]) * scale[r] + bias[r]
 //
-// with a scale per row and a zero_point, a bias or neither, in float. Its output and its
+// in float, with a scale per row and, if given, a zero_point or a bias per row. Its output and its
 // per_sample_weights are float or float16.
 //
-// Bag i is the positions offsets[i] .. offsets[i + 1] (the last one ends at N, or at offsets[B]
-// with include_last_offset), or row i of two-dimensional indices. Positions that belong to no bag
+// Bag i is the positions offsets[i] .. offsets[i + 1], or row i of two-dimensional indices. The
+// last bag ends at N, or at offsets[B] with include_last_offset. Positions that belong to no bag
 // are never read.
 //
-// The sums are float (double for a double table), and their order depends on the bag alone, never
-// on threads or instruction set, so the result has the same bits everywhere:
-//   - rows are added one after the other in groups of 64 rows (padded ones do not count), and the
-//     groups' sums one after the other;
+// Sums are float (double for a double table). The order of additions depends on the bag alone,
+// never on threads or instruction set, so the result has the same bits everywhere:
+//   - the rows of a bag are added one after another in groups of 64 (padded positions do not
+//     count), and the sums of the groups one after another;
 //   - a bag of more than 1024 positions is cut into pieces of 1024 positions (padded ones count),
-//     and the pieces' sums are added in double, from the first to the last.
+//     and the sums of the pieces are added in double, from the first to the last.
 // A result that is NaN is always the one quiet NaN with an empty payload.
 //
-// Nothing here throws, prints or exits, and no value in indices or offsets leads to an access
-// outside the arrays: it is refused, and the lowest refused position is the one that is named.
+// Nothing here throws, prints or exits. No value in indices or offsets leads to an access outside
+// the arrays: a bad value is an invalid argument, and the message names the first one.
 #pragma once
 
 #include <stdint.h>
 
-// The mirror of this struct in other languages: words of 8 bytes and then eight of 4 in this order,
-// without padding; the table of byte offsets stands in c_api.h.
+// For mirrors of this struct in other languages: fields of 8 bytes, then ten of 4, in this order
+// and without padding. c_api.h lists the byte offsets.
 typedef struct EmbeddingBagArgs {
-  int64_t size_bytes;              // sizeof(EmbeddingBagArgs); another value is refused
-  const void* weight;              // [V, D] of dtype. Every data pointer may be misaligned. Rows of
-                                   // 4-bit codes take (D + 1) / 2 bytes, the first code in the low
-                                   // half of the first byte.
+  int64_t size_bytes;              // sizeof(EmbeddingBagArgs); any other value is invalid
+  const void* weight;              // [V, D] of dtype. Data pointers may be misaligned. Two 4-bit
+                                   // values share a byte, the first in the low half: a row takes
+                                   // (D + 1) / 2 bytes.
   const void* indices;             // [N] or [B, L] of index_type
   const void* offsets;             // [num_offsets] of offset_type; unused if indices_rank is 2
   const void* per_sample_weights;  // of output_type, shaped like indices; or NULL
   void* output;                    // [B, D] of output_type; may not overlap the inputs
-  const void* scale;               // [V] of scale_type for a quantised table, else NULL
-  const void* zero_point;          // likewise, or NULL
-  const void* bias;                // likewise, or NULL; not with zero_point
+  const void* scale;               // [V] of scale_type for a quantized table, else NULL
+  const void* zero_point;          // [V] of scale_type, or NULL
+  const void* bias;                // [V] of scale_type, or NULL; not together with zero_point
   int64_t weight_shape[2];         // V, D
   int64_t indices_shape[2];        // N, 0 or B, L
   int64_t num_offsets;             // B, or B + 1 with include_last_offset
   double max_norm;                 // >= 0; infinity: none
-  double norm_type;                // > 0; infinity too
+  double norm_type;                // > 0; infinity is allowed
   int64_t padding_idx;             // in [-V, V); INT64_MIN: none
-  int32_t dtype;                   // 0 float32, 1 float16, 2 bfloat16, 3 float64; codes: 4 int8,
-                                   // 5 uint8, 6 int4, 7 uint4
+  int32_t dtype;                   // 0 float32, 1 float16, 2 bfloat16, 3 float64; quantized:
+                                   // 4 int8, 5 uint8, 6 int4, 7 uint4
   int32_t index_type;              // 0 int32, 1 int64
   int32_t offset_type;             // 0 int32, 1 int64
   int32_t mode;                    // 0 sum, 1 mean, 2 max
@@ -60,22 +60,22 @@ typedef struct EmbeddingBagArgs {
   int32_t include_last_offset;     // 0 or 1; ignored if indices_rank is 2
   int32_t scale_type;              // of scale, zero_point and bias: 0 float32, 1 float16
   int32_t scale_stride;            // bytes from one scale (zero_point, bias) to the next
-  int32_t output_type;             // dtype; 0 float32 or 1 float16 if dtype is one of codes
-  int32_t row_stride;              // bytes from one row of weight to the next; 0: as many as it has
+  int32_t output_type;             // equal to dtype; of a quantized table 0 float32 or 1 float16
+  int32_t row_stride;              // bytes from one row of weight to the next; 0: without gaps
 } EmbeddingBagArgs;
 
-// The bags of several tables, beside each other in one output: each has the bits that it would
-// have alone. Five words of 8 bytes.
+// The bags of several tables, concatenated in one output. Each table has the bits that it would
+// have in a call of its own. Five fields of 8 bytes.
 typedef struct EmbeddingBagCollectionArgs {
-  int64_t size_bytes;              // sizeof(EmbeddingBagCollectionArgs); another value is refused
-  const EmbeddingBagArgs* tables;  // [num_tables] of one output_type; their output is not looked at
+  int64_t size_bytes;              // sizeof(EmbeddingBagCollectionArgs); any other value is invalid
+  const EmbeddingBagArgs* tables;  // [num_tables], all of one output_type; their output is ignored
   int64_t num_tables;              // at least 1
-  void* output;                    // [B, sum of D]: first the columns of tables[0]
-  int64_t packed;                  // 1: indices, offsets and per_sample_weights of tables[0] hold
-                                   // those of all, whose own are not looked at. Bag i of table t is
-                                   // offsets[t * B + i] .. offsets[t * B + i + 1] of [T * B + 1],
-                                   // and indices_rank and include_last_offset must be 1
-                                   // 0: every table has its own, of the same B
+  void* output;                    // [B, sum of D]: the columns of tables[0] come first
+  int64_t packed;                  // 0: every table has indices of its own, for the same B.
+                                   // 1: tables[0] has the indices, offsets and per_sample_weights
+                                   // of all tables, and those of the others are ignored. Bag i of
+                                   // table t is offsets[t * B + i] .. offsets[t * B + i + 1] of
+                                   // [T * B + 1]; indices_rank and include_last_offset must be 1.
 } EmbeddingBagCollectionArgs;
 
 #ifdef __cplusplus
@@ -93,10 +93,21 @@ enum BagMode : int32_t { kSum = 0, kMean = 1, kMax = 2 };
 
 constexpr int64_t kNoPadding = INT64_MIN;
 
-// What a row of so many elements of a DType takes.
+// The bytes of a row of so many elements of a DType.
 int64_t RowBytes(int32_t dtype, int64_t columns);
 
-// The checks that need no input: mode, max_norm, norm_type and whether weights fit the mode.
+// ---- One table.
+//
+// A caller that fills in a struct for each call uses RunEmbeddingBag, which checks everything.
+//
+// A host whose nodes outlive their runs decides once what a node decides, when it creates the
+// kernel: CheckEmbeddingBagAttributes, and every type. What is left for each run is
+// SetEmbeddingBagShapes, CheckEmbeddingBagInputs and RunCheckedEmbeddingBag.
+
+// Checks a mode, before it is narrowed to EmbeddingBagArgs::mode.
+Status CheckMode(int64_t mode);
+
+// Checks mode, max_norm, norm_type, and that there are no weights unless mode is kSum.
 Status CheckEmbeddingBagAttributes(const EmbeddingBagArgs& args, bool has_per_sample_weights);
 
 // Checks the ranks and shapes against args->indices_rank, and fills in the shape fields.
@@ -104,44 +115,69 @@ Status CheckEmbeddingBagAttributes(const EmbeddingBagArgs& args, bool has_per_sa
 Status SetEmbeddingBagShapes(TensorShape weight, TensorShape indices, const TensorShape* offsets,
                              const TensorShape* per_sample_weights, EmbeddingBagArgs* args);
 
-// B, the number of bags and of output rows. Refuses an empty offsets that needs an entry.
+// *num_bags is B. An empty offsets that needs an entry is an invalid argument.
 Status CountBags(const EmbeddingBagArgs& args, int64_t* num_bags);
 
-// Checks everything but the values of offsets and indices. *num_bags is B, *padding the padded row
-// in [0, V), or -1.
-Status CheckEmbeddingBag(const EmbeddingBagArgs& args, int64_t* num_bags, int64_t* padding);
+// Checks that padding_idx is a row of weight.
+Status CheckPadding(const EmbeddingBagArgs& args);
+
+// CountBags and CheckPadding: all that a run has to check beside shapes, offsets and indices.
+Status CheckEmbeddingBagInputs(const EmbeddingBagArgs& args, int64_t* num_bags);
+
+// Checks everything but the values of offsets and indices. *num_bags is B.
+Status CheckEmbeddingBag(const EmbeddingBagArgs& args, int64_t* num_bags);
+
+// The padded row in [0, V), or -1, of checked arguments.
+int64_t PaddedRow(const EmbeddingBagArgs& args);
 
 // Checks the values of offsets. *longest is the length of the longest bag.
 Status CheckOffsets(const EmbeddingBagArgs& args, int64_t* longest);
 
-// The refusals of a value: offsets[i], which stands behind `previous`, and the index at a position.
-Status RefuseOffset(const EmbeddingBagArgs& args, int64_t i, int64_t offset, int64_t previous);
-Status RefuseIndex(const EmbeddingBagArgs& args, int64_t position, int64_t index);
+// The errors for a bad value: offsets[i], which follows `previous`, and the index at a position.
+Status InvalidOffset(const EmbeddingBagArgs& args, int64_t i, int64_t offset, int64_t previous);
+Status InvalidIndex(const EmbeddingBagArgs& args, int64_t position, int64_t index);
 
 // Checks everything and computes.
 Status RunEmbeddingBag(const EmbeddingBagArgs& args, Isa isa, const ParallelFor& parallel_for);
 
-// The status, with the table that it is about.
+// Checks the values of offsets and indices, and computes. The rest of args was checked; num_bags is
+// what the check said.
+Status RunCheckedEmbeddingBag(const EmbeddingBagArgs& args, int64_t num_bags, Isa isa,
+                              const ParallelFor& parallel_for);
+
+// ---- Several tables: the same functions for a collection.
+
+// What the checks find out, and the output is made of.
+struct CollectionSizes {
+  int64_t num_bags;  // B
+  int64_t columns;   // the sum of D
+};
+
+// The status, with the number of the table that it is about.
 Status InTable(int64_t t, const Status& status);
 
-// The arguments of table t: in a packed collection with the indices, offsets and per_sample_weights
-// of all.
+// The arguments of table t; in a packed collection with the indices, offsets and
+// per_sample_weights of all tables.
 EmbeddingBagArgs ArgsOfTable(const EmbeddingBagCollectionArgs& args, int64_t t);
 
-// Checks everything about table t, whose arguments `table` are, but the values of offsets and
-// indices. *num_bags is B, *padding the padded row in [0, V), or -1.
-Status CheckTableOf(const EmbeddingBagCollectionArgs& args, int64_t t,
-                    const EmbeddingBagArgs& table, int64_t* num_bags, int64_t* padding);
+// CheckEmbeddingBagInputs of every table, and that the tables go together.
+Status CheckEmbeddingBagCollectionInputs(const EmbeddingBagCollectionArgs& args,
+                                         CollectionSizes* sizes);
 
-// Checks everything but the values of offsets and indices. *num_bags is B, *columns the sum of D.
-Status CheckEmbeddingBagCollection(const EmbeddingBagCollectionArgs& args, int64_t* num_bags,
-                                   int64_t* columns);
+// Checks everything but the values of offsets and indices.
+Status CheckEmbeddingBagCollection(const EmbeddingBagCollectionArgs& args, CollectionSizes* sizes);
 
-// Checks everything, of all tables, and computes, all tables at once.
+// Checks everything and computes, all tables at once.
 Status RunEmbeddingBagCollection(const EmbeddingBagCollectionArgs& args, Isa isa,
                                  const ParallelFor& parallel_for);
 
-// How often a call entered the kernel of this instruction set in this process.
+// Checks the values of offsets and indices, and computes. The rest of args was checked; sizes are
+// what the check said.
+Status RunCheckedEmbeddingBagCollection(const EmbeddingBagCollectionArgs& args,
+                                        const CollectionSizes& sizes, Isa isa,
+                                        const ParallelFor& parallel_for);
+
+// How many calls have entered the kernel of this instruction set in this process.
 int64_t EmbeddingBagRuns(Isa isa);
 
 }  // namespace lucid

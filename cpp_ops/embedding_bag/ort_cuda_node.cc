@@ -30,7 +30,7 @@ lucid::Status CudaNode::Add() const {
   return status;
 }
 
-// A place for what this run refuses: of one run at a time, or, deferred, of one stream.
+// A bounds error for this run: used by one run at a time or, if deferred, by one stream.
 lucid::Status CudaNode::Take(void* stream, Entry** entry) const {
   const std::lock_guard<std::mutex> lock(mutex_);
   Entry* found = nullptr;
@@ -73,9 +73,9 @@ Status* CudaRun::Begin() {
   LUCID_RETURN_IF_ERROR(Call<KernelContext_GetGPUComputeStream>(node_.api_, context_, &stream_));
   LUCID_RETURN_IF_ERROR(ToOrt(IsCudaCapturing(stream_, &capturing_)));
   if (capturing_ && !node_.deferred_) {
-    return ToOrt(
-        Refuse("a CUDA graph cannot record a run that waits for the device: set the session "
-               "configuration lucid.bounds_check to deferred"));
+    return ToOrt(InvalidArgument(
+        "a CUDA graph cannot record a run that waits for the device: set the session "
+        "configuration lucid.bounds_check to deferred"));
   }
   LUCID_RETURN_IF_ERROR(ToOrt(node_.Take(stream_, &entry_)));
   return node_.deferred_ && !capturing_ ? ToOrt(ReportEarlier()) : nullptr;
@@ -105,14 +105,15 @@ Status* CudaRun::Allocate(const Value* beside, int64_t bytes, void** memory) {
 
 Status* CudaRun::Read(const int64_t* device, int64_t* value) {
   if (capturing_) {
-    return ToOrt(Refuse("a CUDA graph cannot record a run whose outputs' sizes the device tells"));
+    return ToOrt(InvalidArgument(
+        "a CUDA graph cannot record a run whose output sizes are computed on the device"));
   }
   lucid::Status status = ReadFromDevice(device, value, stream_);
   if (status.ok()) status = Wait();
   return ToOrt(status);
 }
 
-// What an earlier run refused, deferred.
+// If deferred: the bounds error of an earlier run.
 lucid::Status CudaRun::ReportEarlier() const {
   const CudaBounds& bounds = entry_->bounds;
   const volatile LucidBoundsError* host = bounds.host;
@@ -120,24 +121,24 @@ lucid::Status CudaRun::ReportEarlier() const {
   // Copies of it may be under way still, and this is the rare case.
   lucid::Status status = WaitForCudaStream(stream_);
   if (!status.ok()) return status;
-  const lucid::Status refusal = RefuseBounds(*bounds.host);
+  const lucid::Status error = BoundsStatus(*bounds.host);
   *bounds.host = LucidBoundsError();
   status = bounds.Clear(stream_);
-  return status.ok() ? refusal : status;
+  return status.ok() ? error : status;
 }
 
-// Reports what this run refused.
+// The bounds error of this run.
 lucid::Status CudaRun::Wait() const {
   const CudaBounds& bounds = entry_->bounds;
   lucid::Status status = bounds.CopyToHost(stream_);
   if (status.ok()) status = WaitForCudaStream(stream_);
   if (!status.ok()) return status;
-  const lucid::Status refusal = RefuseBounds(*bounds.host);
-  if (refusal.ok()) return refusal;
+  const lucid::Status error = BoundsStatus(*bounds.host);
+  if (error.ok()) return error;
   *bounds.host = LucidBoundsError();
   status = bounds.Clear(stream_);
   if (status.ok()) status = WaitForCudaStream(stream_);  // another stream may take it next
-  return status.ok() ? refusal : status;
+  return status.ok() ? error : status;
 }
 
 Status* CudaRun::End(const lucid::Status& launched) {

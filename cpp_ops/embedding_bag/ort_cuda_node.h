@@ -1,10 +1,10 @@
 // What the adapters for ONNX Runtime's CUDA provider share: how a run of a node gets its scratch
-// memory and says what the device refused.
+// memory and reports bad offsets and indices.
 //
-// Which offset or index is refused is known when the device has come past the kernel. By default a
+// Whether an offset or index is bad is known when the device has completed the kernel. By default a
 // run waits for that and reports it. With the session configuration lucid.bounds_check = deferred,
-// which must be set before the library is registered, no run waits: it enqueues a copy of what was
-// refused, and a later run of the node on the same stream finds it and reports it in the place of
+// which must be set before the library is registered, no run waits: it enqueues a copy of the
+// bounds error, and a later run of the node on the same stream finds it and reports it instead of
 // computing.
 #pragma once
 
@@ -72,7 +72,7 @@ class CudaRun {
   CudaRun& operator=(const CudaRun&) = delete;
   ~CudaRun();
 
-  // Reports, deferred, what an earlier run refused.
+  // If deferred, reports the bounds error of an earlier run.
   Status* Begin();
 
   void* stream() const { return stream_; }
@@ -83,11 +83,12 @@ class CudaRun {
   // enqueued on the same stream.
   Status* Allocate(const Value* beside, int64_t bytes, void** memory);
 
-  // Copies a number of the device, which what was enqueued writes, and waits for it. Refused while
-  // a CUDA graph is recorded. What the device refused so far is reported.
+  // Waits for what was enqueued, and copies a number that it wrote on the device. Reports a bounds
+  // error so far. An invalid argument while a CUDA graph is being recorded.
   Status* Read(const int64_t* device, int64_t* value);
 
-  // `launched` is what enqueuing the work gave. Reports, unless deferred, what the device refused.
+  // `launched` is the status of enqueuing the work. Unless deferred, waits and reports a bounds
+  // error.
   Status* End(const lucid::Status& launched);
 
  private:

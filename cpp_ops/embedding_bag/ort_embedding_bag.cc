@@ -68,17 +68,14 @@ lucid::Status ReadAttributes(const Op& op, const Api* api, const KernelInfo* inf
       ReadBagAttributes(&attributes, op.dtype, op.form->flat, op.form->weighted, args);
   if (!status.ok() || codes_type == stored) return status;
   if (op.dtype != kUint8 || (codes_type != kProtoInt4 && codes_type != kProtoUint4)) {
-    return Refuse("codes_type = %lld does not go with codes of type %lld",
-                  static_cast<long long>(codes_type), static_cast<long long>(stored));
+    return InvalidArgument("codes_type = %lld does not match codes of type %lld",
+                           static_cast<long long>(codes_type), static_cast<long long>(stored));
   }
   args->dtype = codes_type == kProtoInt4 ? kInt4 : kUint4;
   return status;
 }
 
 // ---- The kernel of one node.
-
-// A longer row of codes is not joined with its numbers: one line more or less is not felt.
-constexpr size_t kMostJoinedBytes = 1024;
 
 struct Kernel : BagKernel {
   Isa isa;
@@ -100,10 +97,11 @@ const void** SecondNumber(const Form& form, EmbeddingBagArgs* args) {
 lucid::Status CheckRowNumbers(const char* name, TensorShape shape, int64_t rows) {
   if (shape.rank == 1 && shape.dims[0] == rows) return lucid::Status();
   if (shape.rank != 1) {
-    return Refuse("%s has %lld dimensions, expected [V]", name, static_cast<long long>(shape.rank));
+    return InvalidArgument("%s has %lld dimensions, expected [V]", name,
+                           static_cast<long long>(shape.rank));
   }
-  return Refuse("%s has shape [%lld], codes has %lld rows", name,
-                static_cast<long long>(shape.dims[0]), static_cast<long long>(rows));
+  return InvalidArgument("%s has shape [%lld], codes has %lld rows", name,
+                         static_cast<long long>(shape.dims[0]), static_cast<long long>(rows));
 }
 
 }  // namespace
@@ -119,13 +117,12 @@ lucid::Status ReadBagAttributes(Attributes* attributes, DType dtype, bool flat, 
   const int64_t stash_type = dtype == kFloat64 ? kElementDouble : kElementFloat;
   const int64_t found = attributes->Int("stash_type", stash_type);
   if (!attributes->status().ok()) return attributes->status();
-  if (mode < kSum || mode > kMax) {
-    return Refuse("mode = %lld is not 0 (sum), 1 (mean) or 2 (max)", static_cast<long long>(mode));
-  }
+  const lucid::Status valid = CheckMode(mode);
+  if (!valid.ok()) return valid;
   args->mode = static_cast<int32_t>(mode);
   if (found != stash_type) {
-    return Refuse("stash_type = %lld must be %lld for this type of weight",
-                  static_cast<long long>(found), static_cast<long long>(stash_type));
+    return InvalidArgument("stash_type = %lld must be %lld for this type of weight",
+                           static_cast<long long>(found), static_cast<long long>(stash_type));
   }
   return CheckEmbeddingBagAttributes(*args, weighted);
 }
@@ -143,7 +140,7 @@ Status* InferBags(const Api* api, ShapeInferContext* context, size_t index, bool
   return nullptr;
 }
 
-// [V, D] of a table that may be packed.
+// [V, D] of a table that may hold two values in a byte.
 lucid::Status BagKernel::SetTableShape(TensorShape given, int64_t dims[2],
                                        TensorShape* shape) const {
   *shape = given;
@@ -152,8 +149,8 @@ lucid::Status BagKernel::SetTableShape(TensorShape given, int64_t dims[2],
   dims[0] = given.dims[0];
   dims[1] = nibbles || embedding_dim >= 0 ? embedding_dim : given.dims[1];
   if (dims[1] < 0 || (nibbles ? dims[1] / 2 + dims[1] % 2 : dims[1]) != given.dims[1]) {
-    return Refuse(
-        "codes has shape [%lld, %lld], which does not hold embedding_dim = %lld codes a row",
+    return InvalidArgument(
+        "codes has shape [%lld, %lld], which does not hold embedding_dim = %lld values per row",
         static_cast<long long>(given.dims[0]), static_cast<long long>(given.dims[1]),
         static_cast<long long>(embedding_dim));
   }
@@ -161,12 +158,12 @@ lucid::Status BagKernel::SetTableShape(TensorShape given, int64_t dims[2],
   return lucid::Status();
 }
 
-Status* BagKernel::Bind(KernelContext* context, EmbeddingBagArgs* bound, Value** output) const {
+Status* BagKernel::Bind(KernelContext* context, Bound* bound) const {
   const Runtime& runtime = *op->runtime;
   const Api* api = runtime.api;
   const Form& form = *op->form;
 
-  EmbeddingBagArgs& a = *bound;
+  EmbeddingBagArgs& a = bound->args;
   a = args;
   Shape table, indices, offsets, weights, scale, second;
   if (!weight_is_constant) {
@@ -204,13 +201,12 @@ Status* BagKernel::Bind(KernelContext* context, EmbeddingBagArgs* bound, Value**
                                a.weight_shape[0]);
     }
   }
-  if (!status.ok()) return ToOrt(api, op->form->name, status);
-  int64_t dims[2] = {0, a.weight_shape[1]};
-  status = CountBags(a, &dims[0]);
+  if (status.ok()) status = CheckEmbeddingBagInputs(a, &bound->num_bags);
   if (!status.ok()) return ToOrt(api, op->form->name, status);
 
-  LUCID_RETURN_IF_ERROR(Call<KernelContext_GetOutput>(api, context, 0, dims, 2, output));
-  return Call<GetTensorMutableData>(api, *output, &a.output);
+  const int64_t dims[2] = {bound->num_bags, a.weight_shape[1]};
+  LUCID_RETURN_IF_ERROR(Call<KernelContext_GetOutput>(api, context, 0, dims, 2, &bound->output));
+  return Call<GetTensorMutableData>(api, bound->output, &a.output);
 }
 
 Status* BagKernel::Init(const Op& node_op, const Api* api, const KernelInfo* info) {
@@ -230,15 +226,15 @@ namespace {
 
 Status* Kernel::Compute(KernelContext* context) const {
   const Api* api = op->runtime->api;
-  EmbeddingBagArgs a;
-  Value* output = nullptr;
-  LUCID_RETURN_IF_ERROR(Bind(context, &a, &output));
+  Bound bound;
+  LUCID_RETURN_IF_ERROR(Bind(context, &bound));
   Host host = {api, context};
-  return ToOrt(api, op->form->name, RunEmbeddingBag(a, isa, host.Threads()));
+  return ToOrt(api, op->form->name,
+               RunCheckedEmbeddingBag(bound.args, bound.num_bags, isa, host.Threads()));
 }
 
 // Constant scales, and zero_points or biases, move to where they cost the fewest cache lines:
-// behind the codes of their rows or, where tables stay where they are, beside each other.
+// behind the values of their rows or, where tables stay where they are, beside each other.
 Status* Kernel::BindNumbers(const KernelInfo* info) {
   const Api* api = op->runtime->api;
   const size_t count = op->form->TwoNumbers() ? 2 : 1;
@@ -251,7 +247,7 @@ Status* Kernel::BindNumbers(const KernelInfo* info) {
     Shape shape;
     LUCID_RETURN_IF_ERROR(GetShape(*op->runtime, value, &shape));
     LUCID_RETURN_IF_ERROR(GetData(api, value, &numbers[i]));
-    // What the run refuses stays as it is.
+    // A wrong shape is an error of the run.
     if (shape.shape.rank != 1 || (i > 0 && shape.shape.dims[0] != rows)) return nullptr;
     rows = shape.shape.dims[0];
   }
@@ -262,7 +258,7 @@ Status* Kernel::BindNumbers(const KernelInfo* info) {
     if (count < 2) return nullptr;
     const bool half = args.scale_type == kFloat16;
     pairs.reset(new (std::nothrow) float[static_cast<size_t>(rows) * 2]);
-    if (!pairs) return nullptr;  // it goes without
+    if (!pairs) return nullptr;  // it works without
     const size_t bytes = static_cast<size_t>(rows) * 2 * sizeof(float);
     if (bytes >= kLargeTable) BackWithHugePages(pairs.get(), bytes);
     for (int64_t r = 0; r < rows; ++r) {
@@ -281,14 +277,13 @@ Status* Kernel::BindNumbers(const KernelInfo* info) {
   return nullptr;
 }
 
-// A copy of the table in which every row's numbers follow its codes, if there is to be one.
+// A copy of the table in which every row's numbers follow its values, if there is to be one.
 Status* Kernel::JoinRows(const KernelInfo* info, const void* const* numbers) {
   constexpr size_t kNumber = sizeof(float);
   const size_t count = op->form->TwoNumbers() ? 2 : 1;
   const size_t codes = static_cast<size_t>(weight.shape.dims[1]);  // a byte each, or two in one
   const size_t stride = codes + count * kNumber;
-  // Rows of many lines have no use for it.
-  if (codes == 0 || codes > kMostJoinedBytes) return nullptr;
+  if (!IsWorthJoining(codes)) return nullptr;
   RowPart parts[3] = {{static_cast<const char*>(args.weight), codes}};
   std::unique_ptr<float[]> wide[2];  // of float16, in the type that has the faster loop
   for (size_t i = 0; i < count; ++i) {
@@ -323,7 +318,7 @@ Status* Kernel::Create(const CustomOp& custom_op, const Api* api, const KernelIn
   LUCID_RETURN_IF_ERROR(kernel->Init(op, api, info));
   EmbeddingBagArgs& args = kernel->args;
 
-  // A constant table stays where it is for the life of the session.
+  // The runtime keeps a constant table at its address for the life of the session.
   const Value* weight = nullptr;
   size_t bytes = 0;
   LUCID_RETURN_IF_ERROR(ConstantInput(api, info, 0, &weight));

@@ -8,7 +8,7 @@
 namespace lucid {
 namespace ort {
 
-// What a table is given as: its rows, or codes with one or two numbers a row.
+// The inputs of a table: its rows, or quantized values with one or two numbers per row.
 enum class Table { kRows, kScale, kZeroPoint, kBias };
 
 struct Form {
@@ -37,26 +37,33 @@ struct Op : CustomOp {
 // The kernel of one node.
 struct BagKernel {
   const Op* op = nullptr;
-  EmbeddingBagArgs args = {};  // the attributes and types; a run adds its tensors to a copy
+  EmbeddingBagArgs args = {};  // the attributes and types, checked; a run adds its tensors
   bool weight_is_constant = false;
   Shape weight;
-  int64_t embedding_dim = -1;  // of a quantised table
-  // Of a quantised table: args has scale, and zero_point or bias, of so many rows; else -1.
+  int64_t embedding_dim = -1;  // of a quantized table
+  // Of a quantized table: args has scale, and zero_point or bias, for so many rows; else -1.
   int64_t bound_numbers = -1;
 
   const Api* api() const { return op->runtime->api; }
 
-  // Reads the attributes.
+  // A call, checked but for the values of offsets and indices.
+  struct Bound {
+    EmbeddingBagArgs args;
+    int64_t num_bags;
+    Value* output = nullptr;
+  };
+
+  // Reads and checks the attributes.
   Status* Init(const Op& node_op, const Api* api, const KernelInfo* info);
 
-  // Adds the tensors of a run, checked as far as shapes go, and the output.
-  Status* Bind(KernelContext* context, EmbeddingBagArgs* a, Value** output) const;
+  // Adds the tensors of a run to the attributes, and the output.
+  Status* Bind(KernelContext* context, Bound* bound) const;
 
  private:
   lucid::Status SetTableShape(TensorShape given, int64_t dims[2], TensorShape* shape) const;
 };
 
-// Reads what every operator of bags has, and refuses what it does not allow. `flat`: indices [N].
+// Reads and checks the attributes that all operators of bags have. `flat`: indices [N].
 lucid::Status ReadBagAttributes(Attributes* attributes, DType dtype, bool flat, bool weighted,
                                 EmbeddingBagArgs* args);
 

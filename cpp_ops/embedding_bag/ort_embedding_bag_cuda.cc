@@ -18,17 +18,19 @@ struct Kernel : BagKernel {
 };
 
 Status* Kernel::Compute(KernelContext* context) const {
-  EmbeddingBagArgs a;
-  Value* output = nullptr;
-  LUCID_RETURN_IF_ERROR(Bind(context, &a, &output));
+  Bound bound;
+  LUCID_RETURN_IF_ERROR(Bind(context, &bound));
+  const EmbeddingBagArgs& a = bound.args;
+  const int64_t stride = RowBytes(a.output_type, a.weight_shape[1]);
   LucidCudaPlan plan;
-  LUCID_RETURN_IF_ERROR(ToOrt(api(), op->form->name, PlanCudaEmbeddingBag(a, &plan)));
+  LUCID_RETURN_IF_ERROR(
+      ToOrt(api(), op->form->name, PlanCheckedCudaEmbeddingBag(a, bound.num_bags, stride, &plan)));
   if (plan.blocks == 0 && plan.check_blocks == 0) return nullptr;
 
   CudaRun run(node, context);
   void* scratch = nullptr;
   LUCID_RETURN_IF_ERROR(run.Begin());
-  LUCID_RETURN_IF_ERROR(run.Allocate(output, plan.scratch_bytes, &scratch));
+  LUCID_RETURN_IF_ERROR(run.Allocate(bound.output, plan.scratch_bytes, &scratch));
   return run.End(LaunchCudaEmbeddingBag(a, plan, scratch, run.error(), run.stream()));
 }
 

@@ -3,12 +3,12 @@
 // LUCID_MAX_VECTORS, for sums of elements under 32 bits LUCID_MAX_NARROW_VECTORS, and for sums of
 // float32 in rows of one block LUCID_MAX_LONE_VECTORS. What is above LUCID_MAX_VECTORS is even.
 //
-// No standard library here and no inline function of external linkage: types.h says why.
+// No standard library here, and no inline function with external linkage: types.h says why.
 //
 // The first block of columns of a bag, which for most tables is all of them, is pooled in one pass
 // over the positions: check the index, fetch a row that comes later, add the row to accumulators
 // that stay in registers. It notes the rows' addresses, without the padded ones, for the other
-// blocks. (To list the rows in a pass of its own first took 1.3 to 1.8 times as long.)
+// blocks. (Listing the rows in a pass of its own took 1.3 to 1.8 times as long.)
 
 #include <float.h>
 #include <math.h>
@@ -60,7 +60,7 @@ constexpr bool kNearIntoL1 = false;
 constexpr double kMostCachedBytes = 0, kMostCachedNarrow = 0;
 LUCID_INLINE bool IsNear(bool, int64_t row_bytes) { return row_bytes > 128; }
 // Of rows with more than one block the first is fetched, and the hardware follows: 512 bytes 72 ns
-// in place of 90 in 256 MB. Of 16-bit numbers and codes a block is too short for that.
+// in place of 90 in 256 MB. Of 16-bit and quantized values a block is too short for that.
 constexpr bool kWholeRows = false;
 #endif
 
@@ -80,8 +80,8 @@ LUCID_INLINE uintptr_t HintAt(const char* indices, int64_t index_bytes, int64_t 
   return index;
 }
 
-// What a row is multiplied with, by its clip and its weight. A quantised row: (code - zero) * scale
-// + shift, the last two multiplied likewise.
+// What a row is multiplied with, by its clip and its weight. A quantized row is (value - zero) *
+// scale + shift, with scale and shift multiplied likewise.
 template <class T>
 struct Factor {
   Accumulator<T> scale = 1;
@@ -119,12 +119,12 @@ struct Positions {
   int64_t index_bytes, row_bytes, padding;
   uint64_t rows;
   bool clips;
-  // Of a quantised table: the numbers beside the codes.
+  // Of a quantized table: what its rows have beside their values.
   const char* scale;
   const char* second;  // zero_point, bias, or 0 for every row
   int64_t scale_stride, second_stride;
   bool half, has_zero;
-  // per_sample_weights, or a 1 for every row. (Not of quantised tables.)
+  // per_sample_weights, or a 1 for every row. (Not of quantized tables.)
   const char* weights;
   int64_t weight_stride;
   Fetch fetch;
@@ -178,7 +178,7 @@ template <class T>
 struct Result {
   Accumulator<T> divisor = 1;  // but for mean
   bool partial = false;        // it is a row of accumulators
-  bool half = false;           // that of a quantised table is float16
+  bool half = false;           // the result of a quantized table is float16
 };
 
 template <class T>
@@ -216,7 +216,7 @@ LUCID_INLINE V Scaled(V x, const Factor<T>& factor) {
 template <int kVectors>
 constexpr int kAtEnd = kVectors > 2 && kVectors % 2 == 0 ? 2 : 1;
 
-// Where a block's first and last vector are in a row. Codes of 4 bits may end in half a byte.
+// Where a block's first and last vector are in a row. 4-bit values may end in half a byte.
 template <class T>
 struct Span {
   size_t first_byte, last_byte;
@@ -259,7 +259,7 @@ LUCID_INLINE void LoadBlock(const char* row, const Span<T>& span, Vector<Accumul
   }
 }
 
-// A row's part of the block joins what is pooled. In a sum of quantised rows *shift gathers what
+// A row's part of the block joins what is pooled. In a sum of quantized rows *shift gathers what
 // every column gets, see EndGroup.
 template <class T, int N, int kVectors, bool kMaximum, bool kScaled>
 LUCID_INLINE void AddRow(const char* row, const Factor<T>& factor, bool has_zero,
@@ -457,8 +457,8 @@ LUCID_INLINE float HalfOrFloat(const char* base, int64_t stride, bool half, int6
   return half ? Load<Float16, 1>(p) : Load<float, 1>(p);
 }
 
-// kAdjusted: with the row's clip and its weight; of a quantised table, also a zero_point, and
-// numbers of float16. (To decide on each of them at every row took 1.3 times as long.)
+// kAdjusted: with the row's clip and its weight; of a quantized table, also with a zero_point, and
+// scales in float16. (Deciding on each of them at every row took 1.3 times as long.)
 template <class T, bool kAdjusted>
 LUCID_INLINE Factor<T> FactorOf(const PoolJob& job, const Positions& from, int64_t k, int64_t index,
                                 const char* row) {
@@ -577,13 +577,13 @@ LUCID_INLINE int64_t AddPositions(const PoolJob& job, const Positions& from, int
   return k;
 }
 
-// A Lookup as an argument of a lambda.
+// A Lookup, as an argument for a lambda.
 template <Lookup kLookup>
 struct Constant {
   static constexpr Lookup kValue = kLookup;
 };
 
-// Some bags, one behind the other: the first one's positions are given, at most kPiece of them. Or
+// Some bags, one after another: the first one's positions are given, at most kPiece of them. Or
 // one piece of a bag.
 struct Range {
   int64_t bag, last_bag;
@@ -807,7 +807,7 @@ struct Blocks {
 // What computes in long chains anyway, or is rare, has loops of few registers only. Sums of
 // elements under 32 bits have twice as many where there are 32, since another block is another pass
 // over a bag's rows: one of 256 float16 took 12.1 ns in place of 15.2 in a table of 2 MB, one of
-// 200 codes of 8 bits 12.3 in place of 21.6. (float32, whose blocks have as many bytes without,
+// 200 8-bit values 12.3 in place of 21.6. (float32, whose blocks have as many bytes without,
 // lost 1 to 4 %.)
 template <class T, bool kMaximum, bool kScaled>
 constexpr int kMostVectors = kMaximum && (kScaled || kIsQuantized<T>) ? 2
@@ -906,7 +906,7 @@ struct Pooler {
 
   template <int N, bool kMaximum>
   Blocks<T> Cut(bool scaled) const {
-    // Maxima of quantised rows are rare: they have one loop for both.
+    // Maxima of quantized rows are rare: they have one loop for both.
     if constexpr (!(kIsQuantized<T> && kMaximum)) {
       if (!scaled) return CutColumns<T, N, kMaximum, false>(job.columns);
     }

@@ -1,4 +1,4 @@
-// What embedding_bag.cc asks of the loops in pool_rows-inl.h. Internal.
+// The interface between embedding_bag.cc and the loops in pool_rows-inl.h. Internal.
 #pragma once
 
 #include <stdint.h>
@@ -10,7 +10,7 @@ namespace lucid {
 // A longer bag is cut into pieces of this many positions.
 constexpr int64_t kPiece = 1024;
 
-// A row of a quantised table is (code - zero) * scale + shift.
+// A row of a quantized table is (value - zero) * scale + shift.
 struct Affine {
   float scale, zero, shift;
 };
@@ -21,7 +21,7 @@ struct PoolJob {
   const char* indices;
   const char* offsets;             // null: two-dimensional indices
   const char* per_sample_weights;  // or null
-  const char* scale;               // of a quantised table's rows, scale_stride bytes apart
+  const char* scale;               // of the rows of a quantized table, scale_stride bytes apart
   const char* zero_point;          // likewise, or null
   const char* bias;                // likewise, or null
   char* output;
@@ -35,28 +35,28 @@ struct PoolJob {
   int64_t last_position;  // the last one that belongs to a bag
   int64_t padding;        // in [0, V), or -1
   double max_norm, norm_type;
-  // |row|_p for the p without a loop of their own, in the type of the accumulators. affine is null
-  // but for quantised tables.
+  // |row|_p for a p without a loop of its own, in the type of the accumulators. affine is null
+  // except for quantized tables.
   double (*general_norm)(const PoolJob& job, const char* row, const Affine* affine);
   int32_t dtype, index_type, offset_type, mode;
-  int32_t scale_type, output_type;  // the latter is dtype but for quantised tables
+  int32_t scale_type, output_type;  // the latter is dtype except for quantized tables
 };
 
 constexpr int64_t kNoBadPosition = INT64_MAX;
 
 struct PoolKernel {
-  // Computes the output rows of the bags [first, last) but those longer than a piece.
-  // Returns the lowest position whose index is outside the table, having stopped there.
-  // `ahead`: this thread has done the bags before and fetched the first rows of these, as far as it
-  // ever fetches ahead.
+  // Computes the output rows of the bags [first, last), except bags longer than a piece.
+  // Stops at the lowest position whose index is outside the table and returns it, or returns
+  // kNoBadPosition. `ahead`: this thread has done the bags before, and so has fetched the first
+  // rows of these, as far as it ever fetches ahead.
   int64_t (*bags)(const PoolJob& job, int64_t first, int64_t last, bool ahead);
 
-  // Pools positions [begin, end), at most kPiece, into a row of accumulators that nothing was
-  // rounded or divided in, and counts them without the padded ones. Returns as above.
-  // If the count is 0, the row is left as it was.
+  // Pools positions [begin, end), at most kPiece, into a row of accumulators, neither rounded nor
+  // divided. *count is how many there are, without the padded ones; if it is 0, the row is left as
+  // it was. Returns as above.
   int64_t (*piece)(const PoolJob& job, int64_t begin, int64_t end, char* row, int64_t* count);
 
-  // The clip of a row that is not quantised: what it is multiplied with, 1 for most.
+  // The clip of a row that is not quantized: the factor to multiply it with, 1 for most.
   double (*clip)(const PoolJob& job, const char* row);
 };
 

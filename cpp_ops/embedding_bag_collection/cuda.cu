@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(256) ClipTables(const __grid_constant__ Jobs j
 
 // Writes `count` of the jobs that the parameters hold.
 __global__ void __launch_bounds__(256)
-    StoreJobs(const __grid_constant__ Jobs jobs, int32_t count, CudaJob* to) {
+    StoreTables(const __grid_constant__ Jobs jobs, int32_t count, CudaJob* to) {
   const uint32_t words = static_cast<uint32_t>(count) * (sizeof(CudaJob) / 8);
   for (uint32_t i = threadIdx.x; i < words; i += blockDim.x) {
     memcpy(reinterpret_cast<char*>(to) + i * 8, reinterpret_cast<const char*>(jobs.few) + i * 8, 8);
@@ -129,104 +129,161 @@ ClipKernel ChooseClips(int32_t dtype) {
 
 }  // namespace
 
-Status CudaCollection::Launch(void* scratch, LucidBoundsError* error, void* stream_handle) const {
-  if (num_groups_ == 0) return Status();
-  const cudaStream_t stream = static_cast<cudaStream_t>(stream_handle);
-  char* const base = static_cast<char*>(scratch);
-  char* const others = base + plan_.zeroed_bytes;
-  const std::unique_ptr<CudaJob[]> all(new (std::nothrow) CudaJob[static_cast<size_t>(num_jobs_)]);
-  if (!all) {
-    return Error(Code::kOutOfMemory, "no memory for %lld tables",
-                 static_cast<long long>(num_tables_));
+// What enqueues a planned call: the jobs of its launches, and the launches.
+class CudaCollection::Launcher {
+ public:
+  Launcher(const CudaCollection& call, void* scratch, LucidBoundsError* error, void* stream)
+      : call_(call),
+        counters_(static_cast<char*>(scratch)),
+        others_(counters_ + call.plan_.zeroed_bytes),
+        error_(error),
+        stream_(static_cast<cudaStream_t>(stream)),
+        dtype_(call.tables_[0].args.dtype),
+        output_stride_(RowBytes(call.tables_[0].args.output_type, call.plan_.columns)) {}
+
+  // Lists the jobs. Those of a launch follow one another, and so do those of packed tables.
+  Status ListJobs();
+
+  // Puts the jobs where the kernels find them: in the parameters of a launch, or, for more than fit
+  // there, in scratch memory.
+  Status StoreJobs();
+
+  Status ComputeClips();
+  Status ClearCounters();
+  Status Pool();
+
+ private:
+  // Whether the launch of a group takes the bags of all packed tables as one.
+  bool IsShared(const CudaTables& group) const { return call_.packed_ && !group.checks_only; }
+
+  CudaJob JobOf(const CudaTable& table) const;
+  void Add(const CudaJob& job) { jobs_[static_cast<size_t>(count_++)] = job; }
+
+  const CudaCollection& call_;
+  char* const counters_;  // the scratch memory: what starts as zeros, and
+  char* const others_;    // the rest
+  LucidBoundsError* const error_;
+  const cudaStream_t stream_;
+  const int32_t dtype_;
+  const int64_t output_stride_;
+  std::unique_ptr<CudaJob[]> jobs_;
+  int32_t count_ = 0;
+  int32_t first_[kMostGroups] = {};  // job of every group
+  Jobs parameters_ = {};
+};
+
+CudaJob CudaCollection::Launcher::JobOf(const CudaTable& table) const {
+  CudaJob job = MakeJob(table.args, table.plan, error_);
+  const bool packed = call_.packed_;
+  const uint64_t number = static_cast<uint64_t>(table.number);
+  const uint64_t num_bags = static_cast<uint64_t>(call_.plan_.num_bags);
+  job.output_stride = output_stride_;
+  job.offset_place = packed ? number * num_bags : number * kTablePlace;
+  job.offset_table = packed ? 0 : static_cast<uint32_t>(number) + 1;
+  job.index_place = kIndexPlace + number * kTablePlace;
+  job.index_table = static_cast<uint32_t>(number) + 1;
+  job.first_block = static_cast<uint32_t>(table.first_block);
+  job.first_norm_block = static_cast<uint32_t>(table.first_norm_block);
+  job.blocks = static_cast<uint32_t>(table.plan.check_blocks + table.plan.blocks);
+  job.group = static_cast<uint32_t>(table.group);
+  if (table.clips_at >= 0) {
+    job.clips = others_ + table.clips_at;
+    job.scaled = true;
   }
+  const bool shared = table.group >= 0 && IsShared(call_.groups_[table.group]);
+  if (shared || !packed) {
+    const CudaTable& parts = shared ? call_.groups_[table.group].all : table;
+    SetPartials(parts.plan, counters_ + parts.counters_at, others_ + parts.others_at, &job);
+    job.row_vectors = parts.plan.vectors;
+  }
+  return job;
+}
 
-  const int64_t stride = RowBytes(tables_[0].args.output_type, plan_.columns);
-  const auto job_of = [&](const CudaTable& table) {
-    CudaJob job = MakeJob(table.args, table.plan, error);
-    const uint64_t number = static_cast<uint64_t>(table.number);
-    job.output_stride = stride;
-    job.offset_place =
-        packed_ ? number * static_cast<uint64_t>(plan_.num_bags) : number * kTablePlace;
-    job.offset_table = packed_ ? 0 : static_cast<uint32_t>(number) + 1;
-    job.index_place = kIndexPlace + number * kTablePlace;
-    job.index_table = static_cast<uint32_t>(number) + 1;
-    job.first_block = static_cast<uint32_t>(table.first_block);
-    job.first_norm_block = static_cast<uint32_t>(table.first_norm_block);
-    job.blocks = static_cast<uint32_t>(table.plan.check_blocks + table.plan.blocks);
-    job.group = static_cast<uint32_t>(table.group);
-    if (table.clips_at >= 0) {
-      job.clips = others + table.clips_at;
-      job.scaled = true;
-    }
-    const bool shares = packed_ && table.group >= 0 && !groups_[table.group].checks_only;
-    const CudaTable& parts = shares ? groups_[table.group].all : table;
-    if (shares || !packed_) {
-      SetPartials(parts.plan, base + parts.counters_at, others + parts.others_at, &job);
-      job.row_vectors = parts.plan.vectors;
-    }
-    return job;
-  };
-
-  // The jobs of a launch follow each other, and packed tables do.
-  Jobs jobs = {};
-  int32_t first[kMostGroups] = {}, count = 0;
-  for (int64_t g = 0; g < num_groups_; ++g) {
-    const CudaTables& group = groups_[g];
-    first[g] = count;
-    if (packed_ && !group.checks_only) {
-      CudaJob job = job_of(group.all);
-      job.table_bags = plan_.num_bags;
-      all[static_cast<size_t>(count++)] = job;
+Status CudaCollection::Launcher::ListJobs() {
+  jobs_.reset(new (std::nothrow) CudaJob[static_cast<size_t>(call_.num_jobs_)]);
+  if (!jobs_) {
+    return Error(Code::kOutOfMemory, "no memory for %lld tables",
+                 static_cast<long long>(call_.num_tables_));
+  }
+  for (int64_t g = 0; g < call_.num_groups_; ++g) {
+    const CudaTables& group = call_.groups_[g];
+    first_[g] = count_;
+    if (IsShared(group)) {
+      CudaJob job = JobOf(group.all);
+      job.table_bags = call_.plan_.num_bags;
+      Add(job);
       continue;
     }
-    for (int64_t t = 0; t < num_tables_; ++t) {
-      const CudaTable& table = tables_[static_cast<size_t>(t)];
-      if (table.group == g) all[static_cast<size_t>(count++)] = job_of(table);
+    for (int64_t t = 0; t < call_.num_tables_; ++t) {
+      const CudaTable& table = call_.tables_[static_cast<size_t>(t)];
+      if (table.group == g) Add(JobOf(table));
     }
   }
-  if (packed_) {
-    jobs.first_table = count;
-    for (int64_t t = 0; t < num_tables_; ++t) {
-      all[static_cast<size_t>(count++)] = job_of(tables_[static_cast<size_t>(t)]);
+  if (call_.packed_) {
+    parameters_.first_table = count_;
+    for (int64_t t = 0; t < call_.num_tables_; ++t) {
+      Add(JobOf(call_.tables_[static_cast<size_t>(t)]));
     }
   }
-  jobs.num_tables = count - jobs.first_table;
-  if (count != num_jobs_) return Error(Code::kInternal, "%d jobs were planned otherwise", count);
+  parameters_.num_tables = count_ - parameters_.first_table;
+  if (count_ == call_.num_jobs_) return Status();
+  return Error(Code::kInternal, "%d jobs, but the plan has %lld", count_,
+               static_cast<long long>(call_.num_jobs_));
+}
 
-  CudaJob* const stored = reinterpret_cast<CudaJob*>(base + jobs_at_);
-  for (int32_t begin = 0; begin < count; begin += static_cast<int32_t>(kTablesOfLaunch)) {
-    const int32_t some = count - begin < kTablesOfLaunch ? count - begin : kTablesOfLaunch;
-    for (int32_t i = 0; i < some; ++i) jobs.few[i] = all[static_cast<size_t>(begin + i)];
-    if (count <= kTablesOfLaunch) break;
-    LUCID_LAUNCH(StoreJobs, 1u, 256u, stream, jobs, some, stored + begin);
-    const Status status = CudaStatus("storing what tables there are", cudaGetLastError());
+Status CudaCollection::Launcher::StoreJobs() {
+  CudaJob* const stored = reinterpret_cast<CudaJob*>(counters_ + call_.jobs_at_);
+  for (int32_t begin = 0; begin < count_; begin += static_cast<int32_t>(kTablesOfLaunch)) {
+    const int32_t some = count_ - begin < kTablesOfLaunch ? count_ - begin : kTablesOfLaunch;
+    for (int32_t i = 0; i < some; ++i) {
+      parameters_.few[i] = jobs_[static_cast<size_t>(begin + i)];
+    }
+    if (count_ <= kTablesOfLaunch) return Status();
+    LUCID_LAUNCH(StoreTables, 1u, 256u, stream_, parameters_, some, stored + begin);
+    const Status status = CudaStatus("storing the tables' descriptions", cudaGetLastError());
     if (!status.ok()) return status;
   }
-  if (count > kTablesOfLaunch) jobs.more = stored;
+  parameters_.more = stored;
+  return Status();
+}
 
-  const int32_t dtype = tables_[0].args.dtype;
-  if (norm_blocks_ > 0) {
-    const ClipKernel clips = ChooseClips(dtype);
-    LUCID_LAUNCH(clips, static_cast<unsigned>(norm_blocks_), 256u, stream, jobs, packed_);
-    const Status status = CudaStatus("computing norms", cudaGetLastError());
-    if (!status.ok()) return status;
-  }
-  if (plan_.zeroed_bytes > 0) {
-    const Status status = ClearOnDevice(base, plan_.zeroed_bytes, stream_handle);
-    if (!status.ok()) return status;
-  }
-  for (int64_t g = 0; g < num_groups_; ++g) {
-    const CudaTables& group = groups_[g];
-    jobs.first = first[g];
-    jobs.count = packed_ && !group.checks_only ? 1 : static_cast<int32_t>(group.count);
-    const Kernel kernel = group.checks_only ? CheckTables : ChooseTables(dtype, group.vector_bytes);
+Status CudaCollection::Launcher::ComputeClips() {
+  if (call_.norm_blocks_ == 0) return Status();
+  const ClipKernel clips = ChooseClips(dtype_);
+  LUCID_LAUNCH(clips, static_cast<unsigned>(call_.norm_blocks_), 256u, stream_, parameters_,
+               call_.packed_);
+  return CudaStatus("computing norms", cudaGetLastError());
+}
+
+Status CudaCollection::Launcher::ClearCounters() {
+  if (call_.plan_.zeroed_bytes == 0) return Status();
+  return ClearOnDevice(counters_, call_.plan_.zeroed_bytes, stream_);
+}
+
+Status CudaCollection::Launcher::Pool() {
+  for (int64_t g = 0; g < call_.num_groups_; ++g) {
+    const CudaTables& group = call_.groups_[g];
+    parameters_.first = first_[g];
+    parameters_.count = IsShared(group) ? 1 : static_cast<int32_t>(group.count);
+    const Kernel kernel =
+        group.checks_only ? CheckTables : ChooseTables(dtype_, group.vector_bytes);
     if (!kernel) return Error(Code::kInternal, "no kernel reads %d bytes", group.vector_bytes);
     LUCID_LAUNCH(kernel, static_cast<unsigned>(group.blocks), static_cast<unsigned>(group.threads),
-                 stream, jobs);
+                 stream_, parameters_);
     const Status status = CudaStatus("pooling", cudaGetLastError());
     if (!status.ok()) return status;
   }
   return Status();
+}
+
+Status CudaCollection::Launch(void* scratch, LucidBoundsError* error, void* stream) const {
+  if (num_groups_ == 0) return Status();
+  Launcher launcher(*this, scratch, error, stream);
+  Status status = launcher.ListJobs();
+  if (status.ok()) status = launcher.StoreJobs();
+  if (status.ok()) status = launcher.ComputeClips();
+  if (status.ok()) status = launcher.ClearCounters();
+  return status.ok() ? launcher.Pool() : status;
 }
 
 }  // namespace lucid

@@ -1,15 +1,15 @@
 // The bags of several tables on CUDA, in one output: the contract of EmbeddingBagCollectionArgs
 // over device memory, with the bits that each table would have alone (embedding_bag/cuda.h says
-// which of the CPU's they are). Tables of codes are refused.
+// which of the CPU's they are). Quantized tables are not supported.
 //
-// Every table that is read in vectors of one width shares a launch with the others, so there are
-// one to three for the pooling, whatever the number of tables; with max_norm one more before them,
-// and one for tables of no columns. What the kernels know of the tables travels in the parameters
-// of a launch, or, for more tables than fit there, by launches that write it to scratch memory:
-// nothing is copied from the host, nothing waits for the device, and nothing is allocated there.
+// All tables that are read in vectors of one width share a launch. So pooling takes one to three
+// launches, whatever the number of tables. With max_norm there is one more before them, and one for
+// tables without columns. The tables' descriptions travel in the parameters of a launch, or, for
+// more tables than fit there, in scratch memory that launches before it write. Nothing is copied
+// from the host, nothing waits for the device, and nothing is allocated there.
 //
-// What is refused is told as the CPU's kernel tells it: offsets of any table before indices, those
-// of a lower table first.
+// Bad values are reported as by the CPU's kernel: offsets of any table before indices, and those of
+// a lower table first.
 #pragma once
 
 #include <stdint.h>
@@ -32,12 +32,12 @@ typedef struct LucidCudaCollectionPlan {
 
 namespace lucid {
 
-// What a kernel is launched with knows so many tables at once; more are written to scratch memory.
+// The parameters of a launch hold so many tables; more are written to scratch memory.
 constexpr int64_t kTablesOfLaunch = 12;
 constexpr int64_t kCudaJobBytes = 328;
 constexpr int64_t kMostCudaTables = 1 << 14;
 
-// One table, or one launch over the bags of all packed tables, and where it is among the others.
+// One table, or the bags of all packed tables as one, and its place among the others.
 struct CudaTable {
   EmbeddingBagArgs args = {};
   LucidCudaPlan plan = {};
@@ -65,12 +65,17 @@ class CudaCollection {
   // copied.
   Status Plan(const EmbeddingBagCollectionArgs& args);
 
+  // Plans a call that was checked but for what only a GPU asks for; sizes are what the check said.
+  Status PlanChecked(const EmbeddingBagCollectionArgs& args, const CollectionSizes& sizes);
+
   const LucidCudaCollectionPlan& plan() const { return plan_; }
 
   // Enqueues the work, as LaunchCudaEmbeddingBag does.
   Status Launch(void* scratch, LucidBoundsError* error, void* stream) const;
 
  private:
+  class Launcher;
+
   static constexpr int64_t kMostGroups = 4;  // three widths, and the checks
 
   Status PlanTables(const EmbeddingBagCollectionArgs& args);

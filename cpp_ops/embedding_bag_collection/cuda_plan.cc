@@ -1,5 +1,5 @@
-// How the bags of several tables are cut into launches, and where their scratch memory lies. Knows
-// no CUDA.
+// How the bags of several tables are divided among launches, and the layout of their scratch
+// memory. Does not depend on CUDA.
 #include <algorithm>
 #include <new>
 
@@ -28,9 +28,19 @@ bool Add(int64_t part, int64_t* sum) {
 Status CudaCollection::Plan(const EmbeddingBagCollectionArgs& args) {
   plan_ = {};
   plan_.size_bytes = sizeof(plan_);
+  CollectionSizes sizes;
+  const Status status = CheckEmbeddingBagCollection(args, &sizes);
+  return status.ok() ? PlanChecked(args, sizes) : status;
+}
+
+Status CudaCollection::PlanChecked(const EmbeddingBagCollectionArgs& args,
+                                   const CollectionSizes& sizes) {
+  plan_ = {};
+  plan_.size_bytes = sizeof(plan_);
+  plan_.num_bags = sizes.num_bags;
+  plan_.columns = sizes.columns;
   num_groups_ = num_jobs_ = norm_blocks_ = 0;
-  Status status = CheckEmbeddingBagCollection(args, &plan_.num_bags, &plan_.columns);
-  if (status.ok()) status = PlanTables(args);
+  Status status = PlanTables(args);
   if (status.ok()) status = PlanGroups();
   return status.ok() ? PlanScratch() : status;
 }
@@ -40,8 +50,9 @@ Status CudaCollection::PlanTables(const EmbeddingBagCollectionArgs& args) {
   num_tables_ = args.num_tables;
   packed_ = args.packed != 0;
   if (num_tables_ > kMostCudaTables) {
-    return Refuse("num_tables = %lld is more than the %lld that a call on a GPU takes",
-                  static_cast<long long>(num_tables_), static_cast<long long>(kMostCudaTables));
+    return InvalidArgument("num_tables = %lld is more than a call on a GPU supports, %lld",
+                           static_cast<long long>(num_tables_),
+                           static_cast<long long>(kMostCudaTables));
   }
   tables_.reset(new (std::nothrow) CudaTable[static_cast<size_t>(num_tables_)]);
   if (!tables_) {
@@ -57,8 +68,10 @@ Status CudaCollection::PlanTables(const EmbeddingBagCollectionArgs& args) {
     EmbeddingBagArgs& a = table.args;
     a = ArgsOfTable(args, t);
     if (a.dtype > kFloat64) {
-      return Refuse("table %lld: dtype = %d is one of codes, of which a GPU takes no collection",
-                    static_cast<long long>(t), a.dtype);
+      return InvalidArgument(
+          "table %lld: dtype = %d is quantized: collections on a GPU do not support quantized "
+          "tables",
+          static_cast<long long>(t), a.dtype);
     }
     if (packed_) {
       const int64_t size = a.offset_type == kInt64 ? 8 : 4;
@@ -66,7 +79,7 @@ Status CudaCollection::PlanTables(const EmbeddingBagCollectionArgs& args) {
       a.num_offsets = plan_.num_bags + 1;
     }
     a.output = static_cast<char*>(args.output) + RowBytes(a.output_type, column);
-    const Status status = PlanCudaBags(a, stride, &table.plan);
+    const Status status = PlanCheckedCudaEmbeddingBag(a, plan_.num_bags, stride, &table.plan);
     if (!status.ok()) return InTable(t, status);
     column += a.weight_shape[1];
   }
@@ -101,8 +114,8 @@ Status CudaCollection::PlanGroups() {
     threads += CudaThreads(table.plan);
   }
 
-  // Packed bags are looked for among those of all tables, so a launch has threads for the longest
-  // row of its tables in all chunks, and leaves those of other launches out.
+  // The bags of packed tables are searched as one. So a launch has threads for the longest row of
+  // its tables in all chunks, and skips the chunks of tables in other launches.
   for (CudaTables* group = groups_; packed_ && group < groups_ + num_groups_; ++group) {
     if (group->checks_only) continue;
     CudaTable& all = group->all;
@@ -155,11 +168,11 @@ Status CudaCollection::PlaceTable(double threads, CudaTables* group, CudaTable* 
     table->first_norm_block = norm_blocks_;
     norm_blocks_ += table->plan.norm_blocks;
   }
-  if (group->blocks > INT32_MAX || norm_blocks_ > INT32_MAX) return RefuseCudaSize();
+  if (group->blocks > INT32_MAX || norm_blocks_ > INT32_MAX) return TooLargeForCuda();
   return Status();
 }
 
-// Counters first, which are zeros; then what stands beside them, the clips and the jobs.
+// Counters first, which start as zeros; then the rest of what SetPartials needs, clips and jobs.
 Status CudaCollection::PlanScratch() {
   int64_t zeroed = 0, others = 0;
   const auto add = [&](CudaTable* table) {
@@ -189,7 +202,7 @@ Status CudaCollection::PlanScratch() {
     fits = fits && Add(table.plan.scratch_bytes - table.plan.clips_at, &others);
     if (packed_) shared_clips = table.clips_at;
   }
-  if (!fits) return RefuseCudaSize();
+  if (!fits) return TooLargeForCuda();
   plan_.zeroed_bytes = zeroed;
   plan_.scratch_bytes = jobs_at_ = zeroed + others;
   plan_.launches = num_groups_ + (norm_blocks_ > 0);

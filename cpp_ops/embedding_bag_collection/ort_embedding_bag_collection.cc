@@ -6,9 +6,10 @@
 //
 // and, with the attribute weighted, per_sample_weights as there are indices.
 //
-// The first table is an input of its own, which gives the op its type. All others are one variadic
-// input of any types: those are looked at in every run. A model needs a name for every number of
-// inputs that it has, as a function of the same name stands beside the op; hence the names.
+// The first table is an input of its own, which gives the op its type. All other inputs are one
+// variadic input of any types, which are checked in every run. A model also has a function of each
+// op's name, and a function has a fixed number of inputs. So a model needs a name for every number
+// of inputs that it uses; hence the names below.
 #include "embedding_bag_collection/ort_embedding_bag_collection.h"
 
 #include <memory>
@@ -56,24 +57,30 @@ Status* CollectionKernel::Init(const CollectionOp& node_op, const KernelInfo* in
   inputs.weighted = attributes.Int("weighted", 0) != 0;
   size_t count = 0;
   LUCID_RETURN_IF_ERROR(Call<KernelInfo_GetInputCount>(api(), info, &count));
-  if (attributes.status().ok() && !inputs.Fit(count)) {
-    return Refused(Refuse("num_tables = %lld and layout = %lld do not go with %zu inputs",
-                          static_cast<long long>(inputs.num_tables),
-                          static_cast<long long>(inputs.layout), count));
+  if (!attributes.status().ok()) return ToOrt(attributes.status());
+  if (!inputs.Fit(count)) {
+    return ToOrt(InvalidArgument("num_tables = %lld and layout = %lld do not match %zu inputs",
+                                 static_cast<long long>(inputs.num_tables),
+                                 static_cast<long long>(inputs.layout), count));
   }
   args.size_bytes = sizeof(args);
   args.dtype = args.output_type = op->dtype;
   args.scale_stride = 4;
   args.indices_rank = inputs.Flat() ? 1 : 2;
   constants = std::make_unique<ConstantTable[]>(inputs.Tables());
-  return Refused(ReadBagAttributes(&attributes, op->dtype, inputs.Flat(), inputs.weighted, &args));
+  lucid::Status status =
+      ReadBagAttributes(&attributes, op->dtype, inputs.Flat(), inputs.weighted, &args);
+  if (status.ok() && inputs.layout == kPacked && !args.include_last_offset) {
+    status = InvalidArgument("layout = 1 (packed) needs include_last_offset = 1, got 0");
+  }
+  return ToOrt(status);
 }
 
 namespace {
 
 lucid::Status CheckIndexType(const char* name, ElementType type, int32_t* index_type) {
   if (type != kElementInt32 && type != kElementInt64) {
-    return Refuse("%s is %s, expected int32 or int64", name, NameOf(type));
+    return InvalidArgument("%s is %s, expected int32 or int64", name, NameOf(type));
   }
   *index_type = type == kElementInt64 ? kInt64 : kInt32;
   return lucid::Status();
@@ -81,8 +88,8 @@ lucid::Status CheckIndexType(const char* name, ElementType type, int32_t* index_
 
 lucid::Status CheckFloatType(const char* name, ElementType type, DType expected) {
   if (type == kElementOf[expected]) return lucid::Status();
-  return Refuse("%s is %s, the weight of table 0 is %s: they must be equal", name, NameOf(type),
-                NameOf(kElementOf[expected]));
+  return InvalidArgument("%s is %s, the weight of table 0 is %s: they must be equal", name,
+                         NameOf(type), NameOf(kElementOf[expected]));
 }
 
 }  // namespace
@@ -116,23 +123,23 @@ Status* CollectionKernel::BindTable(KernelContext* context, size_t t, EmbeddingB
                                    indices.shape, inputs.Flat() ? &offsets.shape : nullptr,
                                    inputs.weighted ? &weights.shape : nullptr, a);
   }
-  return Refused(InTable(static_cast<int64_t>(t), status));
+  return ToOrt(InTable(static_cast<int64_t>(t), status));
 }
 
-Status* CollectionKernel::Bind(KernelContext* context, Run* run) const {
-  run->tables.assign(inputs.Tables(), args);
-  for (size_t t = 0; t < run->tables.size(); ++t) {
-    LUCID_RETURN_IF_ERROR(BindTable(context, t, &run->tables[t]));
+Status* CollectionKernel::Bind(KernelContext* context, Bound* bound) const {
+  bound->tables.assign(inputs.Tables(), args);
+  for (size_t t = 0; t < bound->tables.size(); ++t) {
+    LUCID_RETURN_IF_ERROR(BindTable(context, t, &bound->tables[t]));
   }
-  EmbeddingBagCollectionArgs& all = run->args;
+  EmbeddingBagCollectionArgs& all = bound->args;
   all.size_bytes = sizeof(all);
-  all.tables = run->tables.data();
+  all.tables = bound->tables.data();
   all.num_tables = inputs.num_tables;
   all.packed = inputs.layout == kPacked;
-  int64_t dims[2];
-  LUCID_RETURN_IF_ERROR(Refused(CheckEmbeddingBagCollection(all, &dims[0], &dims[1])));
-  LUCID_RETURN_IF_ERROR(Call<KernelContext_GetOutput>(api(), context, 0, dims, 2, &run->output));
-  return Call<GetTensorMutableData>(api(), run->output, &all.output);
+  LUCID_RETURN_IF_ERROR(ToOrt(CheckEmbeddingBagCollectionInputs(all, &bound->sizes)));
+  const int64_t dims[2] = {bound->sizes.num_bags, bound->sizes.columns};
+  LUCID_RETURN_IF_ERROR(Call<KernelContext_GetOutput>(api(), context, 0, dims, 2, &bound->output));
+  return Call<GetTensorMutableData>(api(), bound->output, &all.output);
 }
 
 namespace {
@@ -150,7 +157,7 @@ Status* Kernel::Create(const CustomOp& custom_op, const Api* api, const KernelIn
   auto kernel = std::make_unique<Kernel>();
   const CollectionOp& op = Self(&custom_op);
   const Runtime& runtime = *op.runtime;
-  LUCID_RETURN_IF_ERROR(ToOrt(api, op.name, ActiveIsa(&kernel->isa)));
+  LUCID_RETURN_IF_ERROR(ort::ToOrt(api, op.name, ActiveIsa(&kernel->isa)));
   LUCID_RETURN_IF_ERROR(kernel->Init(op, info));
   for (size_t t = 0; t < kernel->inputs.Tables(); ++t) {
     const Value* weight = nullptr;
@@ -159,7 +166,7 @@ Status* Kernel::Create(const CustomOp& custom_op, const Api* api, const KernelIn
     ConstantTable& table = kernel->constants[t];
     ElementType type;
     LUCID_RETURN_IF_ERROR(GetShape(runtime, weight, &table.shape, &type));
-    if (type != kElementOf[kernel->op->dtype]) continue;  // the run refuses it
+    if (type != kElementOf[kernel->op->dtype]) continue;  // an error of the run
     LUCID_RETURN_IF_ERROR(GetData(api, weight, &table.data));
     size_t bytes = kSizeOf[kernel->op->dtype];
     for (size_t i = 0; i < table.shape.shape.rank; ++i) {
@@ -172,10 +179,10 @@ Status* Kernel::Create(const CustomOp& custom_op, const Api* api, const KernelIn
 }
 
 Status* Kernel::Compute(KernelContext* context) const {
-  Run run;
-  LUCID_RETURN_IF_ERROR(Bind(context, &run));
+  Bound bound;
+  LUCID_RETURN_IF_ERROR(Bind(context, &bound));
   Host host = {api(), context};
-  return Refused(RunEmbeddingBagCollection(run.args, isa, host.Threads()));
+  return ToOrt(RunCheckedEmbeddingBagCollection(bound.args, bound.sizes, isa, host.Threads()));
 }
 
 // ---- Shape inference: [B, sum of D] where the sizes are known.
@@ -189,7 +196,7 @@ Status* InferShape(const Api* api, ShapeInferContext* context) {
   LUCID_RETURN_IF_ERROR(InferInt(api, context, "weighted", &weighted));
   LUCID_RETURN_IF_ERROR(Call<ShapeInferContext_GetInputCount>(api, context, &count));
   inputs.weighted = weighted != 0;
-  if (!inputs.Fit(count)) return nullptr;  // the kernel refuses it
+  if (!inputs.Fit(count)) return nullptr;  // the kernel says what is wrong
   Dim output[2];
   output[1].size = 0;
   ElementType type = kElementFloat;

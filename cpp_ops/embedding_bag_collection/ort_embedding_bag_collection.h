@@ -46,27 +46,28 @@ struct CollectionKernel {
     std::shared_ptr<const void> memory;  // where data is not the runtime's own
   };
 
-  // The arguments of a run, and the output.
-  struct Run {
+  // A call, checked but for the values of offsets and indices.
+  struct Bound {
     std::vector<EmbeddingBagArgs> tables;
     EmbeddingBagCollectionArgs args = {};
+    CollectionSizes sizes;
     Value* output = nullptr;
   };
 
   const CollectionOp* op = nullptr;
   Inputs inputs = {};
-  EmbeddingBagArgs args = {};  // the attributes, of all tables
+  EmbeddingBagArgs args = {};  // the attributes of every table, checked
   std::unique_ptr<ConstantTable[]> constants;
 
   const Api* api() const { return op->runtime->api; }
 
-  // Reads the attributes.
+  // Reads and checks the attributes.
   Status* Init(const CollectionOp& node_op, const KernelInfo* info);
 
-  // Adds the tensors of a run, checked as far as shapes go, and the output.
-  Status* Bind(KernelContext* context, Run* run) const;
+  // Adds the tensors of a run to the attributes, and the output.
+  Status* Bind(KernelContext* context, Bound* bound) const;
 
-  Status* Refused(const lucid::Status& status) const { return ToOrt(api(), op->name, status); }
+  Status* ToOrt(const lucid::Status& status) const { return ort::ToOrt(api(), op->name, status); }
 
  private:
   Status* BindTable(KernelContext* context, size_t t, EmbeddingBagArgs* a) const;

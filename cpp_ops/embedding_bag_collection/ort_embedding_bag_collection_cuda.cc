@@ -29,10 +29,10 @@ Status* Kernel::Create(const CustomOp& custom_op, const Api*, const KernelInfo* 
 }
 
 Status* Kernel::Compute(KernelContext* context) const {
-  Run bound;
+  Bound bound;
   LUCID_RETURN_IF_ERROR(Bind(context, &bound));
   CudaCollection collection;
-  LUCID_RETURN_IF_ERROR(Refused(collection.Plan(bound.args)));
+  LUCID_RETURN_IF_ERROR(ToOrt(collection.PlanChecked(bound.args, bound.sizes)));
   if (collection.plan().launches == 0) return nullptr;
 
   CudaRun run(node, context);

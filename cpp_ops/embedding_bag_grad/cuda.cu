@@ -40,7 +40,7 @@ __device__ __forceinline__ int64_t AllThreads() {
 }
 
 // The bag of a position, or -1: the last one that begins at or before it, if it does not end there.
-// Of offsets that are refused, it is some bag.
+// With bad offsets it is some bag.
 __device__ __forceinline__ int64_t BagOf(const CudaJob& job, int64_t position) {
   if (job.num_bags == 0) return -1;
   if (!job.offsets) return position / job.bag_length;
@@ -72,7 +72,7 @@ __device__ __forceinline__ int64_t LowerBound(const uint32_t* keys, int64_t n, i
 
 // ---- Which positions give which row something.
 
-__global__ void __launch_bounds__(256) PlaceEntries(const __grid_constant__ GradJob job) {
+__global__ void __launch_bounds__(256) FindEntries(const __grid_constant__ GradJob job) {
   const CudaJob& bags = job.bags;
   CheckOffsets(bags, blockIdx.x, gridDim.x);
   for (int64_t k = FirstThread(); k < bags.num_positions; k += AllThreads()) {
@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(256) PlaceEntries(const __grid_constant__ Grad
   }
 }
 
-// What PlaceEntries would find, of indices that are right.
+// How many entries FindEntries would find, if all indices are valid.
 __global__ void __launch_bounds__(256)
     CountEntries(const __grid_constant__ CudaJob bags, unsigned long long* count) {
   CheckOffsets(bags, blockIdx.x, gridDim.x);
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(256) FindWinners(const __grid_constant__ GradJ
     int32_t winner = -1;
     A best = 0;
     for (int64_t k = BagBegin(bags, bag); k < end; ++k) {
-      if (job.bag_of[k] != static_cast<uint32_t>(bag)) continue;  // padded, or refused
+      if (job.bag_of[k] != static_cast<uint32_t>(bag)) continue;  // padded, or a bad index
       const int64_t index = IndexAt(bags.indices, bags.wide_indices, k);
       A x = LoadElement<T>(bags, bags.weight + index * bags.row_bytes, column);
       if (bags.clips) x *= Load<A>(bags.clips + k * static_cast<int64_t>(sizeof(A)));
@@ -258,7 +258,7 @@ __global__ void __launch_bounds__(256) GiveValues(const __grid_constant__ GradJo
     const int64_t entry = i / width, column = i - entry * width;
     const int64_t k = job.by_entry ? job.sorted_positions[entry] : entry;
     const uint32_t bag = job.bag_of[k];
-    const bool gives = bag != kNoBag;  // or the call is refused
+    const bool gives = bag != kNoBag;  // else the call has a bad index
     if (column == 0) {
       job.entry_rows[entry] = gives ? IndexAt(bags.indices, bags.wide_indices, k) : 0;
     }
@@ -363,91 +363,158 @@ Status CudaGrad::LaunchCount(int64_t* num_entries, LucidBoundsError* error, void
   return CudaStatus("counting entries", cudaGetLastError());
 }
 
-Status CudaGrad::Launch(void* scratch, LucidBoundsError* error, void* stream_handle) const {
-  const EmbeddingBagArgs& a = args_.forward;
-  const cudaStream_t stream = static_cast<cudaStream_t>(stream_handle);
-  char* const base = static_cast<char*>(scratch);
-  const int64_t n = plan_.num_positions, columns = a.weight_shape[1];
-  const int64_t dense_bytes = args_.sparse ? 0 : a.weight_shape[0] * RowBytes(a.dtype, columns);
-  if (n == 0 && dense_bytes > 0) {
-    const Status status = ClearOnDevice(args_.grad_weight, dense_bytes, stream_handle);
-    if (!status.ok()) return status;
-  }
+// What enqueues a planned call. After an error nothing more is enqueued.
+class CudaGrad::Launcher {
+ public:
+  Launcher(const CudaGrad& call, void* scratch, LucidBoundsError* error, void* stream);
 
-  GradJob job = {};
-  job.bags = MakeJob(a, bags_, error);
-  job.bags.row_bytes = static_cast<uint32_t>(RowBytes(a.dtype, columns));
-  job.rows = MakeJob(rows_args_, rows_, error);
-  job.rows.offsets = Part<char>(base, parts_.row_starts);
-  if (parts_.counters >= 0) {
-    SetPartials(rows_, base + parts_.counters, base + parts_.others, &job.rows);
-  }
-  job.grads = static_cast<const char*>(args_.grad_output);
-  job.values = static_cast<char*>(args_.values);
-  job.entry_rows = args_.rows;
-  job.grad_weights = static_cast<char*>(args_.grad_per_sample_weights);
-  job.padded = Part<uint32_t>(base, parts_.padded);
-  job.bag_of = Part<uint32_t>(base, parts_.bag_of);
-  job.keys = Part<uint32_t>(base, parts_.keys);
-  job.sorted_keys = Part<uint32_t>(base, parts_.sorted_keys);
-  job.positions = Part<uint32_t>(base, parts_.positions);
-  job.sorted_positions = Part<uint32_t>(base, parts_.sorted_positions);
-  job.sorted_bags = Part<uint32_t>(base, parts_.sorted_bags);
-  job.row_starts = Part<uint32_t>(base, parts_.row_starts);
-  job.frequencies = Part<uint32_t>(base, parts_.frequencies);
-  job.divisors = Part<char>(base, parts_.divisors);
-  job.winners = Part<int32_t>(base, parts_.winners);
-  job.bags.clips = Part<char>(base, parts_.clips);
-  job.num_entries = args_.num_entries;
+  // Clears a dense gradient that no position adds to; any other is written in full.
+  void ClearTable();
 
-  Status status;
-  const auto launch = [&](Kernel kernel, unsigned blocks) {
-    if (!status.ok()) return;
-    LUCID_LAUNCH(kernel, blocks, 256u, stream, job);
-    status = CudaStatus("computing a gradient", cudaGetLastError());
-  };
-  const auto sort = [&](int bits) {
-    if (!status.ok()) return;
-    status = LaunchCudaSort(base + parts_.sort, sort_bytes_, job.keys,
-                            Part<uint32_t>(base, parts_.sorted_keys), job.positions,
-                            Part<uint32_t>(base, parts_.sorted_positions), n, bits, stream_handle);
-  };
-  if (plan_.zeroed_bytes > 0) status = ClearOnDevice(base, plan_.zeroed_bytes, stream_handle);
-  launch(PlaceEntries, BlocksFor(n > job.bags.num_offsets ? n : job.bags.num_offsets));
-  if (!status.ok() || n == 0) return status;
+  // Finds the row and the bag of every position.
+  void PlaceEntries();
 
-  const Kernels kernels = ChooseKernels(a.dtype, rows_.vector_bytes);
-  if (job.bags.clips) status = LaunchCudaClips(a, bags_, job.bags.clips, stream_handle);
-  if (status.ok() && job.divisors) {
-    LUCID_LAUNCH(CountRows, BlocksFor(plan_.num_bags), 256u, stream, job, a.dtype == kFloat64);
-    status = CudaStatus("counting rows", cudaGetLastError());
+  // What the outputs are computed from: clips, divisors, maxima, and the positions sorted by row.
+  void Prepare();
+
+  // grad_weight.
+  void PoolRows();
+
+  // rows and values.
+  void GiveValues();
+
+  // grad_per_sample_weights.
+  void GiveDots();
+
+  const Status& status() const { return status_; }
+
+ private:
+  void LaunchKernel(Kernel kernel, unsigned blocks);
+  void Sort(int bits);
+
+  const CudaGrad& call_;
+  const EmbeddingBagArgs& forward_;
+  const int64_t n_, rows_, columns_;  // positions, V, D
+  char* const scratch_;
+  void* const stream_;
+  const Kernels kernels_;
+  GradJob job_ = {};
+  Status status_;
+};
+
+CudaGrad::Launcher::Launcher(const CudaGrad& call, void* scratch, LucidBoundsError* error,
+                             void* stream)
+    : call_(call),
+      forward_(call.args_.forward),
+      n_(call.plan_.num_positions),
+      rows_(forward_.weight_shape[0]),
+      columns_(forward_.weight_shape[1]),
+      scratch_(static_cast<char*>(scratch)),
+      stream_(stream),
+      kernels_(ChooseKernels(forward_.dtype, call.rows_.vector_bytes)) {
+  const EmbeddingBagGradArgs& args = call.args_;
+  const CudaGradParts& parts = call.parts_;
+  job_.bags = MakeJob(forward_, call.bags_, error);
+  job_.bags.row_bytes = static_cast<uint32_t>(RowBytes(forward_.dtype, columns_));
+  job_.bags.clips = Part<char>(scratch_, parts.clips);
+  job_.rows = MakeJob(call.rows_args_, call.rows_, error);
+  job_.rows.offsets = Part<char>(scratch_, parts.row_starts);
+  if (parts.counters >= 0) {
+    SetPartials(call.rows_, scratch_ + parts.counters, scratch_ + parts.others, &job_.rows);
   }
-  if (job.winners) launch(kernels.winners, BlocksFor(plan_.num_bags * columns));
-  if (plan_.row_sort) sort(BitsOf(a.weight_shape[0]));
-  if (rows_.blocks > 0) {
-    launch(FindRows, BlocksFor(n > a.weight_shape[0] ? n : a.weight_shape[0] + 1));
-    if (status.ok()) {
-      LUCID_LAUNCH(kernels.pool, static_cast<unsigned>(rows_.blocks),
-                   static_cast<unsigned>(rows_.block_threads), stream, job);
-      status = CudaStatus("adding up rows", cudaGetLastError());
-    }
+  job_.grads = static_cast<const char*>(args.grad_output);
+  job_.values = static_cast<char*>(args.values);
+  job_.entry_rows = args.rows;
+  job_.grad_weights = static_cast<char*>(args.grad_per_sample_weights);
+  job_.padded = Part<uint32_t>(scratch_, parts.padded);
+  job_.bag_of = Part<uint32_t>(scratch_, parts.bag_of);
+  job_.keys = Part<uint32_t>(scratch_, parts.keys);
+  job_.sorted_keys = Part<uint32_t>(scratch_, parts.sorted_keys);
+  job_.positions = Part<uint32_t>(scratch_, parts.positions);
+  job_.sorted_positions = Part<uint32_t>(scratch_, parts.sorted_positions);
+  job_.sorted_bags = Part<uint32_t>(scratch_, parts.sorted_bags);
+  job_.row_starts = Part<uint32_t>(scratch_, parts.row_starts);
+  job_.frequencies = Part<uint32_t>(scratch_, parts.frequencies);
+  job_.divisors = Part<char>(scratch_, parts.divisors);
+  job_.winners = Part<int32_t>(scratch_, parts.winners);
+  job_.num_entries = args.num_entries;
+}
+
+void CudaGrad::Launcher::LaunchKernel(Kernel kernel, unsigned blocks) {
+  if (!status_.ok()) return;
+  LUCID_LAUNCH(kernel, blocks, 256u, static_cast<cudaStream_t>(stream_), job_);
+  status_ = CudaStatus("computing a gradient", cudaGetLastError());
+}
+
+void CudaGrad::Launcher::Sort(int bits) {
+  if (!status_.ok()) return;
+  const CudaGradParts& parts = call_.parts_;
+  status_ = LaunchCudaSort(scratch_ + parts.sort, call_.sort_bytes_, job_.keys,
+                           Part<uint32_t>(scratch_, parts.sorted_keys), job_.positions,
+                           Part<uint32_t>(scratch_, parts.sorted_positions), n_, bits, stream_);
+}
+
+void CudaGrad::Launcher::ClearTable() {
+  const int64_t bytes = call_.args_.sparse ? 0 : rows_ * RowBytes(forward_.dtype, columns_);
+  if (n_ == 0 && bytes > 0) status_ = ClearOnDevice(call_.args_.grad_weight, bytes, stream_);
+}
+
+void CudaGrad::Launcher::PlaceEntries() {
+  const int64_t zeroed = call_.plan_.zeroed_bytes;
+  if (status_.ok() && zeroed > 0) status_ = ClearOnDevice(scratch_, zeroed, stream_);
+  const int64_t offsets = job_.bags.num_offsets;
+  LaunchKernel(FindEntries, BlocksFor(n_ > offsets ? n_ : offsets));
+}
+
+void CudaGrad::Launcher::Prepare() {
+  if (status_.ok() && job_.bags.clips) {
+    status_ = LaunchCudaClips(forward_, call_.bags_, job_.bags.clips, stream_);
   }
-  if (args_.sparse) {
-    if (job.frequencies) launch(FindFrequencies, BlocksFor(n));
-    if (plan_.entry_sort) {
-      job.by_entry = true;
-      launch(MarkEntries, BlocksFor(n));
-      sort(1);
-      launch(CheckEntries, 1);
-    }
-    if (job.num_entries > 0) {
-      launch(kernels.values, BlocksFor(job.num_entries * (columns > 0 ? columns : 1)));
-    }
+  if (status_.ok() && job_.divisors) {
+    LUCID_LAUNCH(CountRows, BlocksFor(call_.plan_.num_bags), 256u,
+                 static_cast<cudaStream_t>(stream_), job_, forward_.dtype == kFloat64);
+    status_ = CudaStatus("counting rows", cudaGetLastError());
   }
-  if (job.grad_weights) {  // fewer than 2^31 positions, so this fits
-    launch(kernels.dots, static_cast<unsigned>((n * kernels.sharers + 255) / 256));
+  if (job_.winners) LaunchKernel(kernels_.winners, BlocksFor(call_.plan_.num_bags * columns_));
+  if (call_.plan_.row_sort) Sort(BitsOf(rows_));
+}
+
+void CudaGrad::Launcher::PoolRows() {
+  const LucidCudaPlan& plan = call_.rows_;
+  LaunchKernel(FindRows, BlocksFor(n_ > rows_ ? n_ : rows_ + 1));
+  if (!status_.ok()) return;
+  LUCID_LAUNCH(kernels_.pool, static_cast<unsigned>(plan.blocks),
+               static_cast<unsigned>(plan.block_threads), static_cast<cudaStream_t>(stream_), job_);
+  status_ = CudaStatus("adding up rows", cudaGetLastError());
+}
+
+void CudaGrad::Launcher::GiveValues() {
+  if (job_.frequencies) LaunchKernel(FindFrequencies, BlocksFor(n_));
+  if (call_.plan_.entry_sort) {
+    job_.by_entry = true;
+    LaunchKernel(MarkEntries, BlocksFor(n_));
+    Sort(1);
+    LaunchKernel(CheckEntries, 1);
   }
-  return status;
+  if (job_.num_entries <= 0) return;
+  LaunchKernel(kernels_.values, BlocksFor(job_.num_entries * (columns_ > 0 ? columns_ : 1)));
+}
+
+void CudaGrad::Launcher::GiveDots() {
+  // There are fewer than 2^31 positions, so this fits.
+  LaunchKernel(kernels_.dots, static_cast<unsigned>((n_ * kernels_.sharers + 255) / 256));
+}
+
+Status CudaGrad::Launch(void* scratch, LucidBoundsError* error, void* stream) const {
+  Launcher launcher(*this, scratch, error, stream);
+  launcher.ClearTable();
+  launcher.PlaceEntries();
+  if (plan_.num_positions == 0) return launcher.status();
+  launcher.Prepare();
+  if (rows_.blocks > 0) launcher.PoolRows();
+  if (args_.sparse) launcher.GiveValues();
+  if (args_.grad_per_sample_weights) launcher.GiveDots();
+  return launcher.status();
 }
 
 }  // namespace lucid

@@ -7,8 +7,8 @@
 // in their order. Then what a row of the table gets is the bag sum, over its positions, of rows of
 // grad_output, and is pooled by the bags' own plan: a dense gradient is an EmbeddingBag of V bags.
 //
-// No value in offsets or indices leads to an access outside the arrays; what is refused is noted in
-// a LucidBoundsError. Nothing waits for the device, and nothing is allocated there.
+// No value in offsets or indices leads to an access outside the arrays; the first bad value is
+// recorded in a LucidBoundsError. Nothing waits for the device, and nothing is allocated there.
 #pragma once
 
 #include <stdint.h>
@@ -33,11 +33,11 @@ typedef struct LucidCudaGradPlan {
 
 namespace lucid {
 
-// Where the parts of the scratch memory are, in bytes from its start; -1: there is none.
+// The layout of the scratch memory: the offset of each part in bytes, or -1 if it is not needed.
 struct CudaGradParts {
   int64_t padded = -1;            // [B] uint32: padded positions of each bag; zeros at first
   int64_t counters = -1;          // of rows' parts; zeros at first
-  int64_t others = -1;            // what stands beside them
+  int64_t others = -1;            // the rest of what SetPartials needs
   int64_t bag_of = -1;            // [N] uint32; kNoBag for a position that gives nothing
   int64_t keys = -1;              // [N] uint32: what is sorted, before and
   int64_t sorted_keys = -1;       // after
@@ -60,17 +60,24 @@ class CudaGrad {
   // that has yet to ask how many entries there are.
   Status Plan(const EmbeddingBagGradArgs& args, bool counted = true);
 
+  // Plans a call that was checked but for num_entries and what only a GPU asks for; num_bags is
+  // what the check said.
+  Status PlanChecked(const EmbeddingBagGradArgs& args, int64_t num_bags, bool counted = true);
+
   const LucidCudaGradPlan& plan() const { return plan_; }
 
-  // Enqueues the counting of entries into *num_entries, on the device. Notes offsets that are
-  // refused, and no index.
+  // Enqueues the counting of entries into *num_entries, on the device. Records bad offsets, but no
+  // bad index.
   Status LaunchCount(int64_t* num_entries, LucidBoundsError* error, void* stream) const;
 
   // Enqueues the work, as LaunchCudaEmbeddingBag does.
   Status Launch(void* scratch, LucidBoundsError* error, void* stream) const;
 
  private:
+  class Launcher;
+
   Status CheckAddresses() const;
+  Status PlanRows();
   Status PlanScratch();
 
   EmbeddingBagGradArgs args_ = {};
@@ -82,8 +89,8 @@ class CudaGrad {
   int64_t sort_bytes_ = 0;
 };
 
-// The seam to the library that sorts. Pairs of keys, of which the lowest `bits` bits count, and
-// values; equal keys stay in their order. *bytes is what `scratch` must have; n < 2^31.
+// The interface to the library that sorts. Pairs of keys, of which the lowest `bits` bits count,
+// and values; equal keys stay in their order. *bytes is what `scratch` must have; n < 2^31.
 Status PlanCudaSort(int64_t n, int bits, int64_t* bytes);
 Status LaunchCudaSort(void* scratch, int64_t bytes, const uint32_t* keys, uint32_t* sorted_keys,
                       const uint32_t* values, uint32_t* sorted_values, int64_t n, int bits,

@@ -1,5 +1,5 @@
-// What a gradient takes on a GPU: which positions are sorted, and where its scratch memory lies.
-// Knows no CUDA.
+// The plan of a gradient on a GPU: which positions are sorted, and the layout of its scratch
+// memory. Does not depend on CUDA.
 #include <algorithm>
 #include <limits>
 
@@ -34,36 +34,72 @@ Status CudaGrad::CheckAddresses() const {
 }
 
 Status CudaGrad::Plan(const EmbeddingBagGradArgs& args, bool counted) {
+  plan_ = {};
+  plan_.size_bytes = sizeof(plan_);
+  int64_t num_bags;
+  const Status status = CheckEmbeddingBagGrad(args, &num_bags);
+  return status.ok() ? PlanChecked(args, num_bags, counted) : status;
+}
+
+// The dense gradient: V bags of rows of grad_output.
+Status CudaGrad::PlanRows() {
+  const EmbeddingBagArgs& a = args_.forward;
+  EmbeddingBagArgs& r = rows_args_;
+  r = EmbeddingBagArgs();
+  r.size_bytes = sizeof(r);
+  r.weight = args_.grad_output;
+  r.output = args_.grad_weight;
+  r.weight_shape[0] = plan_.num_bags;
+  r.weight_shape[1] = a.weight_shape[1];
+  r.indices_shape[0] = plan_.num_positions;
+  r.num_offsets = a.weight_shape[0] + 1;
+  r.max_norm = std::numeric_limits<double>::infinity();
+  r.norm_type = 2;
+  r.padding_idx = kNoPadding;
+  r.dtype = r.output_type = a.dtype;
+  r.index_type = r.offset_type = kInt32;
+  r.mode = args_.scale_grad_by_freq ? kMean : kSum;
+  r.indices_rank = 1;
+  r.include_last_offset = 1;
+  const int64_t stride = RowBytes(r.output_type, r.weight_shape[1]);
+  return PlanCheckedCudaEmbeddingBag(r, a.weight_shape[0], stride, &rows_);
+}
+
+Status CudaGrad::PlanChecked(const EmbeddingBagGradArgs& args, int64_t num_bags, bool counted) {
   args_ = args;
   args_.forward.output = nullptr;
   const EmbeddingBagArgs& a = args_.forward;
   LucidCudaGradPlan& p = plan_;
   p = {};
   p.size_bytes = sizeof(p);
+  p.num_bags = num_bags;
+  p.padding = PaddedRow(a);
   parts_ = CudaGradParts();
   rows_ = {};
   sort_bytes_ = 0;
-  Status status = CheckEmbeddingBagGrad(args_, &p.num_bags, &p.padding);
-  if (status.ok()) status = CheckAddresses();
-  if (status.ok()) status = PlanCudaEmbeddingBag(a, &bags_);
-  if (!status.ok()) return status;
-
   const bool flat = a.indices_rank == 1;
   const int64_t columns = a.weight_shape[1];
+  Status status = CheckAddresses();
+  if (status.ok()) {
+    const int64_t stride = RowBytes(a.output_type, columns);
+    status = PlanCheckedCudaEmbeddingBag(a, num_bags, stride, &bags_);
+  }
+  if (!status.ok()) return status;
+
   p.num_positions = bags_.num_positions;
   // Positions and bags are numbered in 32 bits.
   if (p.num_positions > INT32_MAX || (p.num_positions > 0 && p.num_bags > INT32_MAX)) {
-    return RefuseCudaSize();
+    return TooLargeForCuda();
   }
   // The table's rows are numbered, and one more is what positions have that give nothing.
-  if (a.weight_shape[0] >= UINT32_MAX) return RefuseCudaSize();
+  if (a.weight_shape[0] >= UINT32_MAX) return TooLargeForCuda();
   const bool asks = p.padding >= 0 || (flat && a.include_last_offset);
   p.num_entries = asks && p.num_positions > 0 ? -1 : p.num_positions;
   if (args_.sparse && counted &&
       (p.num_entries >= 0 ? args_.num_entries != p.num_entries
                           : args_.num_entries < 0 || args_.num_entries > p.num_positions)) {
     // What the device counts is not known here, but how many there are at most.
-    return Refuse(
+    return InvalidArgument(
         "num_entries = %lld is not %s%lld", static_cast<long long>(args_.num_entries),
         p.num_entries >= 0 ? "" : "in [0, N] for N = ", static_cast<long long>(p.num_positions));
   }
@@ -72,24 +108,7 @@ Status CudaGrad::Plan(const EmbeddingBagGradArgs& args, bool counted) {
   p.entry_sort = args_.sparse && p.num_entries < 0;
 
   if (!args_.sparse && columns > 0) {
-    EmbeddingBagArgs& r = rows_args_;
-    r = EmbeddingBagArgs();
-    r.size_bytes = sizeof(r);
-    r.weight = args_.grad_output;
-    r.output = args_.grad_weight;
-    r.weight_shape[0] = p.num_bags;
-    r.weight_shape[1] = columns;
-    r.indices_shape[0] = p.num_positions;
-    r.num_offsets = a.weight_shape[0] + 1;
-    r.max_norm = std::numeric_limits<double>::infinity();
-    r.norm_type = 2;
-    r.padding_idx = kNoPadding;
-    r.dtype = r.output_type = a.dtype;
-    r.index_type = r.offset_type = kInt32;
-    r.mode = args_.scale_grad_by_freq ? kMean : kSum;
-    r.indices_rank = 1;
-    r.include_last_offset = 1;
-    status = PlanCudaEmbeddingBag(r, &rows_);
+    status = PlanRows();
     if (!status.ok()) return status;
   }
   return PlanScratch();
@@ -104,7 +123,7 @@ Status CudaGrad::PlanScratch() {
   const bool clips = bags_.norm_blocks > 0 && (winners || args_.grad_per_sample_weights);
   // The forward call's plan had room for D of them, so that this cannot overflow much.
   if (winners && static_cast<double>(p.num_bags) * static_cast<double>(columns) > 9e18 / 16) {
-    return RefuseCudaSize();
+    return TooLargeForCuda();
   }
   int64_t end = 0;
   const auto add = [&](bool wanted, int64_t bytes, int64_t* at) {

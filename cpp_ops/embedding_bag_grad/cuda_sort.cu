@@ -12,7 +12,7 @@
 namespace lucid {
 
 Status PlanCudaSort(int64_t, int, int64_t* bytes) {
-  *bytes = 8;  // not none, so that whoever forgets it is found
+  *bytes = 8;  // not 0, so that a caller who does not allocate it is found
   return Status();
 }
 

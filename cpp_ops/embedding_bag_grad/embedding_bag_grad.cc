@@ -62,6 +62,7 @@ struct GradRun {
   GradJob job = {};
   const GradKernel* kernel = nullptr;
   const ParallelFor* parallel_for = nullptr;
+  bool sparse = false;
   bool in_line = true;  // all on the caller's thread
   int64_t num_bags = 0;
   int64_t positions = 0;  // that belong to a bag
@@ -116,7 +117,19 @@ struct GradRun {
   template <class F>
   Status ForEach(int64_t count, const F& task) const;
 
-  Status CheckIndices(const EmbeddingBagArgs& a, int64_t* num_entries);
+  // What a dense gradient takes.
+  int64_t DenseBytes() const {
+    const PoolJob& f = job.forward;
+    return sparse ? 0 : f.rows * RowBytes(f.dtype, f.columns);
+  }
+
+  void SetJob(const EmbeddingBagGradArgs& args, const GradSizes& sizes, Isa isa);
+  void SetTasks();
+  Status CheckIndices(const EmbeddingBagArgs& a);
+  Status Compute();
+  Status ClearOutputs() const;
+  Status Values();
+  Status Dots() const;
   Status Sort();
   Status SortPass(const GradEntry* from, GradEntry* to, int shift, int bits);
   Status Clear(void* data, int64_t bytes) const;
@@ -152,9 +165,10 @@ Status GradRun::ForEach(int64_t count, const F& task) const {
   return call.failed.load() ? Error(Code::kInternal, "a task failed") : Status();
 }
 
-// job.bag_of. Refuses the first index outside the table, and counts the others in every chunk but
-// the padded ones: chunk_entries[c] is how many stand before chunk c.
-Status GradRun::CheckIndices(const EmbeddingBagArgs& a, int64_t* num_entries) {
+// Fills in job.bag_of and job.num_entries. The first index outside the table is an error; the
+// others are counted in every chunk, without the padded ones: chunk_entries[c] is how many come
+// before chunk c.
+Status GradRun::CheckIndices(const EmbeddingBagArgs& a) {
   chunk_entries = Room<int64_t>(chunks + 1);
   bag_of = Room<int64_t>(positions);
   if (!chunk_entries || !bag_of) return NoMemory("the bags", positions);
@@ -183,7 +197,7 @@ Status GradRun::CheckIndices(const EmbeddingBagArgs& a, int64_t* num_entries) {
   });
   if (!status.ok()) return status;
   if (bad.load() != kNoBadPosition) {
-    return RefuseIndex(a, bad.load(), IndexAt(a.indices, a.index_type, bad.load()));
+    return InvalidIndex(a, bad.load(), IndexAt(a.indices, a.index_type, bad.load()));
   }
   int64_t sum = 0;
   for (int64_t chunk = 0; chunk <= chunks; ++chunk) {
@@ -191,7 +205,7 @@ Status GradRun::CheckIndices(const EmbeddingBagArgs& a, int64_t* num_entries) {
     chunk_entries[static_cast<size_t>(chunk)] = sum;
     sum += count;
   }
-  *num_entries = sum;
+  job.num_entries = sum;
   return status;
 }
 
@@ -291,8 +305,9 @@ Status GradRun::Prepare() {
   if (f.mode != kMax) return Status();
   // The winners have the accumulators' size.
   if (f.dtype != kFloat64 && positions > INT32_MAX) {
-    return Refuse("%lld indices are more than the gradient of mode 'max' takes for this dtype",
-                  Wide(positions));
+    return InvalidArgument(
+        "%lld indices are too many for the gradient of mode 'max' with this dtype",
+        Wide(positions));
   }
   winners = Room<char>(num_bags * f.columns, static_cast<int64_t>(AccumulatorSize()));
   const std::unique_ptr<char[]> best =
@@ -399,45 +414,10 @@ Status GradRun::Frequencies() {
   });
 }
 
-// Everything but the values of indices.
-Status CheckGrad(const EmbeddingBagGradArgs& args, int64_t* num_bags, int64_t* padding,
-                 int64_t* longest) {
-  const Status status = CheckEmbeddingBagGrad(args, num_bags, padding);
-  return status.ok() ? CheckOffsets(args.forward, longest) : status;
-}
-
-// How many positions belong to a bag.
-int64_t Positions(const EmbeddingBagArgs& a, int64_t num_bags) {
-  if (a.indices_rank == 2) return a.indices_shape[0] * a.indices_shape[1];
-  if (!a.include_last_offset) return a.indices_shape[0];
-  return IndexAt(a.offsets, a.offset_type, num_bags);
-}
-
-}  // namespace
-
-Status CountGradEntries(const EmbeddingBagGradArgs& args, int64_t* num_entries) {
+void GradRun::SetJob(const EmbeddingBagGradArgs& args, const GradSizes& sizes, Isa isa) {
   const EmbeddingBagArgs& a = args.forward;
-  int64_t num_bags, padding, longest;
-  const Status status = CheckGrad(args, &num_bags, &padding, &longest);
-  if (!status.ok()) return status;
-  const int64_t positions = Positions(a, num_bags);
-  *num_entries = positions;
-  for (int64_t k = 0; padding >= 0 && k < positions; ++k) {
-    *num_entries -= IndexAt(a.indices, a.index_type, k) == padding;
-  }
-  return status;
-}
-
-Status RunEmbeddingBagGrad(const EmbeddingBagGradArgs& args, Isa isa,
-                           const ParallelFor& parallel_for) {
-  const EmbeddingBagArgs& a = args.forward;
-  GradRun run;
-  GradJob& job = run.job;
-  PoolJob& f = job.forward;
-  int64_t longest;
-  Status status = CheckGrad(args, &run.num_bags, &f.padding, &longest);
-  if (!status.ok()) return status;
   const bool flat = a.indices_rank == 1;
+  PoolJob& f = job.forward;
   f.weight = static_cast<const char*>(a.weight);
   f.indices = static_cast<const char*>(a.indices);
   f.offsets = flat ? static_cast<const char*>(a.offsets) : nullptr;
@@ -448,6 +428,8 @@ Status RunEmbeddingBagGrad(const EmbeddingBagGradArgs& args, Isa isa,
   f.num_offsets = a.num_offsets;
   f.bag_length = flat ? 0 : a.indices_shape[1];
   f.num_positions = flat ? a.indices_shape[0] : a.indices_shape[0] * a.indices_shape[1];
+  f.last_position = sizes.positions - 1;
+  f.padding = PaddedRow(a);
   f.max_norm = a.max_norm;
   f.norm_type = a.norm_type;
   f.dtype = a.dtype;
@@ -455,66 +437,138 @@ Status RunEmbeddingBagGrad(const EmbeddingBagGradArgs& args, Isa isa,
   f.offset_type = a.offset_type;
   f.mode = a.mode;
   f.output_type = a.output_type;
-  // Without bags or positions the sizes may claim anything.
-  run.positions = run.num_bags == 0 || longest == 0 ? 0 : Positions(a, run.num_bags);
-  f.last_position = run.positions - 1;
   SetGeneralNorm(&f);
   job.pool = &PoolKernelOf(isa);
   job.grad_output = static_cast<const char*>(args.grad_output);
   job.output = static_cast<char*>(args.sparse ? args.values : args.grad_weight);
   job.rows = args.rows;
   job.grad_weights = static_cast<char*>(args.grad_per_sample_weights);
-  run.kernel = kKernels[static_cast<int>(isa)];
-  run.parallel_for = &parallel_for;
-  g_runs[static_cast<int>(isa)].fetch_add(1, std::memory_order_relaxed);
+  kernel = kKernels[static_cast<int>(isa)];
+  num_bags = sizes.num_bags;
+  positions = sizes.positions;
+  sparse = args.sparse != 0;
+  job.by_frequency = args.scale_grad_by_freq != 0;
+}
 
-  const int64_t dense_bytes = args.sparse ? 0 : f.rows * RowBytes(f.dtype, f.columns);
+// Decides whether other threads are worth it, and cuts the work for them.
+void GradRun::SetTasks() {
+  const PoolJob& f = job.forward;
   const double bytes =
-      static_cast<double>(run.positions) * static_cast<double>(RowBytes(f.dtype, f.columns) + 16) +
-      static_cast<double>(dense_bytes);
-  run.in_line = bytes <= kInlineBytes;
-  if (!run.in_line) {
-    run.chunks = std::min(run.positions / kChunk + 1, kMostChunks);
-    run.tasks = std::min(static_cast<int64_t>(std::min(bytes / kTaskBytes, 1e6)) + 1,
-                         std::min(kMostTasks, run.positions + 1));
-  }
+      static_cast<double>(positions) * static_cast<double>(RowBytes(f.dtype, f.columns) + 16) +
+      static_cast<double>(DenseBytes());
+  in_line = bytes <= kInlineBytes;
+  if (in_line) return;
+  chunks = std::min(positions / kChunk + 1, kMostChunks);
+  tasks = std::min(static_cast<int64_t>(std::min(bytes / kTaskBytes, 1e6)) + 1,
+                   std::min(kMostTasks, positions + 1));
+}
 
-  status = run.CheckIndices(a, &job.num_entries);
-  if (!status.ok()) return status;
-  if (args.sparse && args.num_entries != job.num_entries) {
-    return Refuse("num_entries = %lld is not %lld", Wide(args.num_entries), Wide(job.num_entries));
-  }
-  if (!args.sparse) status = run.Clear(job.output, dense_bytes);
-  if (status.ok() && job.grad_weights) {
-    const int64_t size = RowBytes(f.dtype, 1);
-    status = run.Clear(job.grad_weights + run.positions * size,
-                       (f.num_positions - run.positions) * size);
-  }
-  if (!status.ok() || job.num_entries == 0) {
-    if (status.ok() && job.grad_weights) {
-      status = run.Clear(job.grad_weights, run.positions * RowBytes(f.dtype, 1));
-    }
-    return status;
-  }
-  const bool sorted = (!args.sparse && f.columns > 0) || args.scale_grad_by_freq;
-  if (sorted) status = run.Sort();
-  if (status.ok()) status = run.Prepare();
-  if (!status.ok()) return status;
-  if (args.sparse) {
-    if (args.scale_grad_by_freq) status = run.Frequencies();
+// Clears what no entry writes: all of grad_weight, and grad_per_sample_weights at the positions
+// that belong to no bag, or everywhere if there are no entries.
+Status GradRun::ClearOutputs() const {
+  if (!sparse) {
+    const Status status = Clear(job.output, DenseBytes());
     if (!status.ok()) return status;
-    status = run.ForEach(run.chunks, [&](int64_t chunk) {
-      run.kernel->values(job, run.ChunkBegin(chunk), run.ChunkBegin(chunk + 1),
-                         run.chunk_entries[static_cast<size_t>(chunk)]);
-    });
-  } else if (sorted) {
-    job.by_frequency = args.scale_grad_by_freq != 0;
-    status = run.Sums();
   }
-  if (!status.ok() || !job.grad_weights) return status;
-  return run.ForEach(run.chunks, [&](int64_t chunk) {
-    run.kernel->dots(job, run.ChunkBegin(chunk), run.ChunkBegin(chunk + 1));
+  if (!job.grad_weights) return Status();
+  const int64_t size = RowBytes(job.forward.dtype, 1);
+  const int64_t first = job.num_entries == 0 ? 0 : positions;
+  return Clear(job.grad_weights + first * size, (job.forward.num_positions - first) * size);
+}
+
+// The outputs of a sparse gradient.
+Status GradRun::Values() {
+  if (job.by_frequency) {
+    const Status status = Frequencies();
+    if (!status.ok()) return status;
+  }
+  return ForEach(chunks, [&](int64_t chunk) {
+    kernel->values(job, ChunkBegin(chunk), ChunkBegin(chunk + 1),
+                   chunk_entries[static_cast<size_t>(chunk)]);
   });
+}
+
+// The gradient of per_sample_weights.
+Status GradRun::Dots() const {
+  return ForEach(
+      chunks, [&](int64_t chunk) { kernel->dots(job, ChunkBegin(chunk), ChunkBegin(chunk + 1)); });
+}
+
+// All outputs.
+Status GradRun::Compute() {
+  Status status = ClearOutputs();
+  if (!status.ok() || job.num_entries == 0) return status;
+  const bool sums = !sparse && job.forward.columns > 0;
+  if (sums || (sparse && job.by_frequency)) status = Sort();
+  if (status.ok()) status = Prepare();
+  if (status.ok() && sparse) status = Values();
+  if (status.ok() && sums) status = Sums();
+  return status.ok() && job.grad_weights ? Dots() : status;
+}
+
+// Everything but num_entries and the values of indices.
+Status CheckAll(const EmbeddingBagGradArgs& args, GradSizes* sizes) {
+  int64_t num_bags;
+  const Status status = CheckEmbeddingBagGrad(args, &num_bags);
+  return status.ok() ? CheckGradOffsets(args, num_bags, sizes) : status;
+}
+
+}  // namespace
+
+Status CheckGradOffsets(const EmbeddingBagGradArgs& args, int64_t num_bags, GradSizes* sizes) {
+  const EmbeddingBagArgs& a = args.forward;
+  int64_t longest;
+  const Status status = CheckOffsets(a, &longest);
+  if (!status.ok()) return status;
+  sizes->num_bags = num_bags;
+  if (a.indices_rank == 2) {
+    sizes->positions = a.indices_shape[0] * a.indices_shape[1];
+  } else if (a.include_last_offset) {
+    sizes->positions = IndexAt(a.offsets, a.offset_type, num_bags);
+  } else {
+    sizes->positions = a.indices_shape[0];
+  }
+  return status;
+}
+
+int64_t CountCheckedGradEntries(const EmbeddingBagGradArgs& args, const GradSizes& sizes) {
+  const EmbeddingBagArgs& a = args.forward;
+  const int64_t padding = PaddedRow(a);
+  int64_t count = sizes.positions;
+  for (int64_t k = 0; padding >= 0 && k < sizes.positions; ++k) {
+    count -= IndexAt(a.indices, a.index_type, k) == padding;
+  }
+  return count;
+}
+
+Status CountGradEntries(const EmbeddingBagGradArgs& args, int64_t* num_entries) {
+  GradSizes sizes;
+  const Status status = CheckAll(args, &sizes);
+  if (status.ok()) *num_entries = CountCheckedGradEntries(args, sizes);
+  return status;
+}
+
+Status RunCheckedEmbeddingBagGrad(const EmbeddingBagGradArgs& args, const GradSizes& sizes, Isa isa,
+                                  const ParallelFor& parallel_for) {
+  GradRun run;
+  run.parallel_for = &parallel_for;
+  run.SetJob(args, sizes, isa);
+  run.SetTasks();
+  g_runs[static_cast<int>(isa)].fetch_add(1, std::memory_order_relaxed);
+  const Status status = run.CheckIndices(args.forward);
+  if (!status.ok()) return status;
+  if (args.sparse && args.num_entries != run.job.num_entries) {
+    return InvalidArgument("num_entries = %lld is not %lld", Wide(args.num_entries),
+                           Wide(run.job.num_entries));
+  }
+  return run.Compute();
+}
+
+Status RunEmbeddingBagGrad(const EmbeddingBagGradArgs& args, Isa isa,
+                           const ParallelFor& parallel_for) {
+  GradSizes sizes;
+  const Status status = CheckAll(args, &sizes);
+  return status.ok() ? RunCheckedEmbeddingBagGrad(args, sizes, isa, parallel_for) : status;
 }
 
 int64_t EmbeddingBagGradRuns(Isa isa) {

@@ -1,28 +1,28 @@
 // The gradient of EmbeddingBag with respect to the table and to per_sample_weights.
 //
-// With the words of embedding_bag.h, and c(i) = max(1, |rows(i)|), position k of bag i gives row
-// indices[k] of the table
+// In the terms of embedding_bag.h, and with c(i) = max(1, |rows(i)|), position k of bag i adds to
+// row indices[k] of the table
 //
 //   grad(k) = grad_output[i] * (per_sample_weights[k] or 1)      sum
 //           | grad_output[i] / c(i)                              mean
 //           | grad_output[i] in the columns whose maximum is row(k), else 0     max
 //
-// where of several equal maxima the first position is the one, and the first NaN is the maximum if
-// there is one. Positions that are padded or belong to no bag give nothing. With
-// scale_grad_by_freq, what a row gets is divided by the number of positions that give it something.
+// Of several equal maxima the first position is the one; if there is a NaN, the first NaN is the
+// maximum. Positions that are padded or belong to no bag add nothing. With scale_grad_by_freq, what
+// a row gets is divided by the number of positions that add to it.
 //
-//   grad_weight[r]             = sum of grad(k) over the positions k that give row r something
-//   rows[e], values[e]         = indices[k], grad(k) of those positions, in their order
-//   grad_per_sample_weights[k] = dot(grad_output[i], weight[indices[k]] * clip(indices[k])), 0 at
-//                                positions that give nothing
+//   grad_weight[r]             = sum of grad(k) over the positions k that add to row r
+//   rows[e], values[e]         = indices[k], grad(k) of the positions that add something, in order
+//   grad_per_sample_weights[k] = dot(grad_output[i], weight[indices[k]] * clip(indices[k])), or 0
+//                                at positions that add nothing
 //
-// The clip is not differentiated: it decides which row is the maximum, and is part of the row in
+// The clip is not differentiated: it decides which row is the maximum, and scales the row in
 // grad_per_sample_weights, no more.
 //
-// The sums are float (double for a double table), rounded once, and of one order: the positions of
-// a row one after the other in groups of 64 and pieces of 1024, as embedding_bag.h says of a bag.
-// So they have the same bits on every instruction set and at any thread count. A result that is NaN
-// is always the one quiet NaN with an empty payload.
+// Sums are float (double for a double table) and rounded once. Their order is the positions of a
+// row one after another, in groups of 64 and pieces of 1024, as embedding_bag.h says of a bag. So
+// they have the same bits on every instruction set and at any thread count. A result that is NaN is
+// always the one quiet NaN with an empty payload.
 //
 // Nothing here throws, prints or exits, and no value in indices or offsets leads to an access
 // outside the arrays.
@@ -32,11 +32,11 @@
 
 #include "embedding_bag/embedding_bag.h"
 
-// The mirror of this struct in other languages: the byte offsets stand in c_api.h.
+// For mirrors of this struct in other languages: c_api.h lists the byte offsets.
 typedef struct EmbeddingBagGradArgs {
-  int64_t size_bytes;        // sizeof(EmbeddingBagGradArgs); another value is refused
-  EmbeddingBagArgs forward;  // the call whose gradient this is, without its output. Tables of codes
-                             // are refused. weight is read in mode max, and for
+  int64_t size_bytes;        // sizeof(EmbeddingBagGradArgs); any other value is invalid
+  EmbeddingBagArgs forward;  // the call whose gradient this is, without its output. Its table may
+                             // not be quantized. weight is read only in mode max and for
                              // grad_per_sample_weights.
   const void* grad_output;   // [B, D] of dtype
   void* grad_weight;         // [V, D] of dtype, every byte of which is written; unused if sparse
@@ -53,22 +53,44 @@ typedef struct EmbeddingBagGradArgs {
 
 namespace lucid {
 
-// Checks the rank and the shape of grad_output against those in args->forward, and fills them in.
-Status SetGradOutputShape(TensorShape grad_output, EmbeddingBagGradArgs* args);
+// A caller that fills in a struct for each call uses CountGradEntries and RunEmbeddingBagGrad,
+// which check everything. A host whose nodes outlive their runs checks the attributes when it
+// creates the kernel; what is left for each run is SetEmbeddingBagShapes for args->forward,
+// CheckEmbeddingBagGradInputs, CheckGradOffsets and the two functions for checked arguments.
 
-// Checks everything but the values of offsets and indices. *num_bags is B, *padding the padded row
-// in [0, V), or -1.
-Status CheckEmbeddingBagGrad(const EmbeddingBagGradArgs& args, int64_t* num_bags, int64_t* padding);
+// Checks the shape of grad_output, fills it in, and checks what else a run has to check beside
+// shapes, offsets and indices. *num_bags is B.
+Status CheckEmbeddingBagGradInputs(TensorShape grad_output, EmbeddingBagGradArgs* args,
+                                   int64_t* num_bags);
 
-// The number of positions that give a row something: of rows and values. Checks everything but the
-// values of the indices.
+// Checks everything but the values of offsets and indices, and num_entries. *num_bags is B.
+Status CheckEmbeddingBagGrad(const EmbeddingBagGradArgs& args, int64_t* num_bags);
+
+// What the checks find out, and the computing starts from.
+struct GradSizes {
+  int64_t num_bags;   // B
+  int64_t positions;  // that belong to a bag
+};
+
+// Checks the values of offsets, and counts the positions of the bags that they make.
+Status CheckGradOffsets(const EmbeddingBagGradArgs& args, int64_t num_bags, GradSizes* sizes);
+
+// The number of positions that add to a row, which is the length of rows and values. Checks
+// everything but the values of the indices.
 Status CountGradEntries(const EmbeddingBagGradArgs& args, int64_t* num_entries);
+
+// The same, of arguments and offsets that were checked.
+int64_t CountCheckedGradEntries(const EmbeddingBagGradArgs& args, const GradSizes& sizes);
 
 // Checks everything and computes.
 Status RunEmbeddingBagGrad(const EmbeddingBagGradArgs& args, Isa isa,
                            const ParallelFor& parallel_for);
 
-// How often RunEmbeddingBagGrad entered the kernel of this instruction set in this process.
+// Checks num_entries and the values of indices, and computes. The rest of args was checked.
+Status RunCheckedEmbeddingBagGrad(const EmbeddingBagGradArgs& args, const GradSizes& sizes, Isa isa,
+                                  const ParallelFor& parallel_for);
+
+// How many calls have entered the kernel of this instruction set in this process.
 int64_t EmbeddingBagGradRuns(Isa isa);
 
 }  // namespace lucid

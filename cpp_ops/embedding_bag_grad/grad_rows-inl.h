@@ -1,7 +1,7 @@
 // The loops of EmbeddingBag's gradient: one source, compiled once per instruction set by
 // grad_rows_<isa>.cc, which sets LUCID_ISA and LUCID_VECTOR_BYTES first.
 //
-// No standard library here and no inline function of external linkage: types.h says why.
+// No standard library here, and no inline function with external linkage: types.h says why.
 
 #include <float.h>
 
@@ -182,7 +182,7 @@ LUCID_INLINE Gives GivesOf(const GradJob& job) {
                                           : Gives::kAll;
 }
 
-// Does something with kGives, a constant.
+// Runs a statement with kGives, a constant.
 #define LUCID_FOR_GIVES(gives, statement)            \
   switch (gives) {                                   \
     case Gives::kAll: {                              \

@@ -1,4 +1,4 @@
-// What embedding_bag_grad.cc asks of the loops in grad_rows-inl.h. Internal.
+// The interface between embedding_bag_grad.cc and the loops in grad_rows-inl.h. Internal.
 #pragma once
 
 #include <stdint.h>
@@ -12,9 +12,9 @@ struct GradEntry {
   int64_t row, position;
 };
 
-// A gradient under way. What a kernel reads was checked, the values of the indices too.
+// A gradient. Everything that a kernel reads is checked, also the values of the indices.
 struct GradJob {
-  PoolJob forward;           // but for its output
+  PoolJob forward;           // without its output
   const PoolKernel* pool;    // for the clips
   const char* grad_output;   // [B, D] of dtype
   char* scaled;              // room for grads, where they differ from grad_output; or null
@@ -23,7 +23,7 @@ struct GradJob {
   const GradEntry* entries;  // by row, those of a row by position
   int64_t num_entries;
   const int64_t* frequencies;  // of the row at every position, to divide values; or null
-  bool by_frequency;           // divide rows
+  bool by_frequency;           // divide what a row gets
   char* winners;       // [B, D]: the position of the maximum, of the type of WinnerOf; or null
   char* output;        // grad_weight, or values
   int64_t* rows;       // beside values
@@ -47,7 +47,7 @@ struct GradKernel {
   // Fills `winners` for the bags [first, last). best: room for D accumulators.
   void (*winners)(const GradJob& job, int64_t first, int64_t last, char* best);
 
-  // Sums the rows whose first entry is in [begin, end), but those with more than kPiece entries.
+  // Sums the rows whose first entry is in [begin, end), except those of more than kPiece entries.
   void (*sums)(const GradJob& job, int64_t begin, int64_t end);
 
   // Sums the entries [begin, end), at most kPiece and of one row, into a row of accumulators.
@@ -62,7 +62,7 @@ struct GradKernel {
 
 }  // namespace lucid
 
-// Does something with T, the C++ type of a checked DType that is not one of codes.
+// Runs a statement with T, the C++ type of a checked DType that is not quantized.
 #define LUCID_FOR_FLOAT_TYPE(dtype, statement)       \
   switch (dtype) {                                   \
     LUCID_DTYPE_CASE(kFloat32, float, statement)     \

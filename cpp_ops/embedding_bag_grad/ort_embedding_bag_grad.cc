@@ -35,7 +35,8 @@ lucid::Status GradNode::ReadAttributes(const KernelInfo* info) {
   Attributes attributes(api(), info);
   const int64_t by_frequency = attributes.Int("scale_grad_by_freq", 0);
   if (by_frequency != 0 && by_frequency != 1) {
-    return Refuse("scale_grad_by_freq = %lld is not 0 or 1", static_cast<long long>(by_frequency));
+    return InvalidArgument("scale_grad_by_freq = %lld is not 0 or 1",
+                           static_cast<long long>(by_frequency));
   }
   args.scale_grad_by_freq = static_cast<int32_t>(by_frequency);
   return ReadBagAttributes(&attributes, op->dtype, op->form->flat, op->form->weighted,
@@ -51,19 +52,19 @@ Status* GradNode::Init(const GradOp& node_op, const KernelInfo* info) {
   args.forward.index_type = op->index_type;
   args.forward.offset_type = op->offset_type;
   args.forward.indices_rank = op->form->flat ? 1 : 2;
-  return ToOrt(api(), op->form->name, ReadAttributes(info));
+  return ToOrt(ReadAttributes(info));
 }
 
-Status* GradNode::Bind(const KernelContext* context, EmbeddingBagGradArgs* bound,
-                       Shape* indices) const {
+Status* GradNode::Bind(const KernelContext* context, Bound* bound) const {
   const Runtime& runtime = *op->runtime;
   const GradForm& form = *op->form;
-  *bound = args;
-  EmbeddingBagArgs& f = bound->forward;
+  EmbeddingBagGradArgs& a = bound->args;
+  a = args;
+  EmbeddingBagArgs& f = a.forward;
   Shape grad, weight, offsets, weights;
-  LUCID_RETURN_IF_ERROR(GetInput(runtime, context, form.kGradOutput, &grad, &bound->grad_output));
+  LUCID_RETURN_IF_ERROR(GetInput(runtime, context, form.kGradOutput, &grad, &a.grad_output));
   LUCID_RETURN_IF_ERROR(GetInput(runtime, context, form.kWeight, &weight, &f.weight));
-  LUCID_RETURN_IF_ERROR(GetInput(runtime, context, form.kIndices, indices, &f.indices));
+  LUCID_RETURN_IF_ERROR(GetInput(runtime, context, form.kIndices, &bound->indices, &f.indices));
   if (form.flat) {
     LUCID_RETURN_IF_ERROR(GetInput(runtime, context, form.kOffsets, &offsets, &f.offsets));
   }
@@ -71,11 +72,11 @@ Status* GradNode::Bind(const KernelContext* context, EmbeddingBagGradArgs* bound
     LUCID_RETURN_IF_ERROR(
         GetInput(runtime, context, form.WeightsInput(), &weights, &f.per_sample_weights));
   }
-  lucid::Status status =
-      SetEmbeddingBagShapes(weight.shape, indices->shape, form.flat ? &offsets.shape : nullptr,
-                            form.weighted ? &weights.shape : nullptr, &f);
-  if (status.ok()) status = SetGradOutputShape(grad.shape, bound);
-  return ToOrt(runtime.api, form.name, status);
+  lucid::Status status = SetEmbeddingBagShapes(weight.shape, bound->indices.shape,
+                                               form.flat ? &offsets.shape : nullptr,
+                                               form.weighted ? &weights.shape : nullptr, &f);
+  if (status.ok()) status = CheckEmbeddingBagGradInputs(grad.shape, &a, &bound->num_bags);
+  return ToOrt(status);
 }
 
 Status* GradNode::AddOutput(KernelContext* context, size_t index, const int64_t* dims, size_t rank,
@@ -85,10 +86,10 @@ Status* GradNode::AddOutput(KernelContext* context, size_t index, const int64_t*
   return Call<GetTensorMutableData>(api(), value, data);
 }
 
-Status* GradNode::AddOutputs(KernelContext* context, const Shape& indices,
-                             EmbeddingBagGradArgs* bound) const {
+Status* GradNode::AddOutputs(KernelContext* context, Bound* bound) const {
   const GradForm& form = *op->form;
-  EmbeddingBagGradArgs& a = *bound;
+  const TensorShape& indices = bound->indices.shape;
+  EmbeddingBagGradArgs& a = bound->args;
   if (form.sparse) {
     const int64_t dims[2] = {a.num_entries, a.forward.weight_shape[1]};
     void* rows = nullptr;
@@ -99,7 +100,7 @@ Status* GradNode::AddOutputs(KernelContext* context, const Shape& indices,
     LUCID_RETURN_IF_ERROR(AddOutput(context, 0, a.forward.weight_shape, 2, &a.grad_weight));
   }
   if (!form.weighted) return nullptr;
-  return AddOutput(context, form.WeightsOutput(), indices.shape.dims, indices.shape.rank,
+  return AddOutput(context, form.WeightsOutput(), indices.dims, indices.rank,
                    &a.grad_per_sample_weights);
 }
 
@@ -117,21 +118,22 @@ Status* Kernel::Create(const CustomOp& custom_op, const Api* api, const KernelIn
                        std::unique_ptr<Kernel>* out) {
   const GradOp& op = Self(&custom_op);
   auto kernel = std::make_unique<Kernel>();
-  LUCID_RETURN_IF_ERROR(ToOrt(api, op.form->name, ActiveIsa(&kernel->isa)));
+  LUCID_RETURN_IF_ERROR(ort::ToOrt(api, op.form->name, ActiveIsa(&kernel->isa)));
   LUCID_RETURN_IF_ERROR(kernel->Init(op, info));
   *out = std::move(kernel);
   return nullptr;
 }
 
 Status* Kernel::Compute(KernelContext* context) const {
-  const char* const name = op->form->name;
-  EmbeddingBagGradArgs a;
-  Shape indices;
-  LUCID_RETURN_IF_ERROR(Bind(context, &a, &indices));
-  if (a.sparse) LUCID_RETURN_IF_ERROR(ToOrt(api(), name, CountGradEntries(a, &a.num_entries)));
-  LUCID_RETURN_IF_ERROR(AddOutputs(context, indices, &a));
+  Bound bound;
+  EmbeddingBagGradArgs& a = bound.args;
+  GradSizes sizes;
+  LUCID_RETURN_IF_ERROR(Bind(context, &bound));
+  LUCID_RETURN_IF_ERROR(ToOrt(CheckGradOffsets(a, bound.num_bags, &sizes)));
+  if (a.sparse) a.num_entries = CountCheckedGradEntries(a, sizes);
+  LUCID_RETURN_IF_ERROR(AddOutputs(context, &bound));
   Host host = {api(), context};
-  return ToOrt(api(), name, RunEmbeddingBagGrad(a, isa, host.Threads()));
+  return ToOrt(RunCheckedEmbeddingBagGrad(a, sizes, isa, host.Threads()));
 }
 
 // ---- Shape inference: of what does not depend on padding.

@@ -34,19 +34,29 @@ struct GradOp : CustomOp {
 // The kernel of one node.
 struct GradNode {
   const GradOp* op = nullptr;
-  EmbeddingBagGradArgs args = {};  // the attributes and types; a run adds its tensors to a copy
+  EmbeddingBagGradArgs args = {};  // the attributes and types, checked; a run adds its tensors
+
+  // A call, checked but for the values of offsets and indices, and num_entries.
+  struct Bound {
+    EmbeddingBagGradArgs args;
+    int64_t num_bags;
+    Shape indices;
+  };
 
   const Api* api() const { return op->runtime->api; }
 
-  // Reads the attributes.
+  // Reads and checks the attributes.
   Status* Init(const GradOp& node_op, const KernelInfo* info);
 
-  // Adds the inputs of a run, checked as far as shapes go.
-  Status* Bind(const KernelContext* context, EmbeddingBagGradArgs* bound, Shape* indices) const;
+  // Adds the inputs of a run to the attributes.
+  Status* Bind(const KernelContext* context, Bound* bound) const;
 
-  // Adds the outputs of a run; num_entries is set.
-  Status* AddOutputs(KernelContext* context, const Shape& indices,
-                     EmbeddingBagGradArgs* bound) const;
+  // Adds the outputs of a run, when num_entries is set.
+  Status* AddOutputs(KernelContext* context, Bound* bound) const;
+
+  Status* ToOrt(const lucid::Status& status) const {
+    return ort::ToOrt(api(), op->form->name, status);
+  }
 
  private:
   lucid::Status ReadAttributes(const KernelInfo* info);

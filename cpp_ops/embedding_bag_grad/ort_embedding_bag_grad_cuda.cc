@@ -1,8 +1,8 @@
 // The gradient of EmbeddingBag for ONNX Runtime's CUDA provider: the ops of
 // ort_embedding_bag_grad.cc over device memory.
 //
-// How many entries a sparse gradient has, the device must tell where rows are padded or the last
-// offset is given: then a run waits for it before it can name the sizes of its outputs.
+// Where rows are padded or the last offset is given, only the device knows how many entries a
+// sparse gradient has. Then a run waits for it before it can create its outputs.
 #include <memory>
 
 #include "embedding_bag/ort_cuda_node.h"
@@ -19,9 +19,6 @@ struct Kernel : GradNode {
   static Status* Create(const CustomOp& op, const Api* api, const KernelInfo* info,
                         std::unique_ptr<Kernel>* kernel);
   Status* Compute(KernelContext* context) const;
-  Status* Refused(const lucid::Status& status) const {
-    return ToOrt(api(), op->form->name, status);
-  }
 };
 
 Status* Kernel::Create(const CustomOp& custom_op, const Api*, const KernelInfo* info,
@@ -35,10 +32,10 @@ Status* Kernel::Create(const CustomOp& custom_op, const Api*, const KernelInfo* 
 }
 
 Status* Kernel::Compute(KernelContext* context) const {
-  EmbeddingBagGradArgs a;
-  Shape indices;
-  LUCID_RETURN_IF_ERROR(Bind(context, &a, &indices));
-  // Scratch memory lies where the inputs do.
+  Bound bound;
+  EmbeddingBagGradArgs& a = bound.args;
+  LUCID_RETURN_IF_ERROR(Bind(context, &bound));
+  // Scratch memory is allocated where the inputs are.
   const Value* beside = nullptr;
   LUCID_RETURN_IF_ERROR(
       Call<KernelContext_GetInput>(api(), context, GradForm::kGradOutput, &beside));
@@ -46,18 +43,18 @@ Status* Kernel::Compute(KernelContext* context) const {
   LUCID_RETURN_IF_ERROR(run.Begin());
   CudaGrad grad;
   if (a.sparse) {
-    LUCID_RETURN_IF_ERROR(Refused(grad.Plan(a, false)));
+    LUCID_RETURN_IF_ERROR(ToOrt(grad.PlanChecked(a, bound.num_bags, false)));
     a.num_entries = grad.plan().num_entries;
     if (a.num_entries < 0) {
       void* count = nullptr;
       LUCID_RETURN_IF_ERROR(run.Allocate(beside, sizeof(int64_t), &count));
       LUCID_RETURN_IF_ERROR(
-          Refused(grad.LaunchCount(static_cast<int64_t*>(count), run.error(), run.stream())));
+          ToOrt(grad.LaunchCount(static_cast<int64_t*>(count), run.error(), run.stream())));
       LUCID_RETURN_IF_ERROR(run.Read(static_cast<const int64_t*>(count), &a.num_entries));
     }
   }
-  LUCID_RETURN_IF_ERROR(AddOutputs(context, indices, &a));
-  LUCID_RETURN_IF_ERROR(Refused(grad.Plan(a)));
+  LUCID_RETURN_IF_ERROR(AddOutputs(context, &bound));
+  LUCID_RETURN_IF_ERROR(ToOrt(grad.PlanChecked(a, bound.num_bags)));
   void* scratch = nullptr;
   LUCID_RETURN_IF_ERROR(run.Allocate(beside, grad.plan().scratch_bytes, &scratch));
   return run.End(grad.Launch(scratch, run.error(), run.stream()));

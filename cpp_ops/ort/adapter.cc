@@ -50,7 +50,7 @@ void Attributes::NoteType(const char* name, const char* expected, bool other_num
   size_t size = 0;
   if (other_number ||
       !Failed(api_, Call<KernelInfoGetAttribute_string>(api_, info_, name, nullptr, &size))) {
-    status_ = Refuse("%s must be %s attribute", name, expected);
+    status_ = InvalidArgument("%s must be %s attribute", name, expected);
   }
 }
 

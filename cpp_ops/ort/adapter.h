@@ -21,16 +21,16 @@ namespace ort {
 // Frees the status and tells whether it was an error.
 bool Failed(const Api* api, Status* status);
 
-// A refusal by this library, under the name of the op.
+// An error of this library, with the name of the op before its text.
 Status* ToOrt(const Api* api, const char* op_name, const lucid::Status& status);
 
-// Indexed by DType and IndexType. Codes of 4 bits come two in a uint8.
+// Indexed by DType and IndexType. 4-bit values come as uint8, two in each.
 constexpr ElementType kElementOf[] = {kElementFloat,  kElementFloat16, kElementBFloat16,
                                       kElementDouble, kElementInt8,    kElementUint8};
 constexpr size_t kSizeOf[] = {4, 2, 2, 8, 1, 1};
 constexpr ElementType kElementOfIndex[] = {kElementInt32, kElementInt64};
 
-// ---- Attributes. The graph always writes all of them; what is missing has PyTorch's default.
+// ---- Attributes. The graph always writes all of them; a missing one has PyTorch's default.
 
 class Attributes {
  public:
@@ -42,7 +42,7 @@ class Attributes {
   // A double that the graph holds as the sum of two floats, the second of them in `low_name`.
   double Double(const char* name, const char* low_name, float value);
 
-  // The first attribute of a wrong type.
+  // An error for the first attribute that has a wrong type, or OK.
   const lucid::Status& status() const { return status_; }
 
  private:
@@ -57,7 +57,7 @@ class Attributes {
 
 constexpr size_t kMostDims = 8;
 
-// A shape, with room for it where the runtime cannot lend its own.
+// A shape, with memory for it where the runtime does not lend its own.
 struct Shape {
   TensorShape shape = {nullptr, 0};
   int64_t dims[kMostDims];

@@ -43,7 +43,7 @@ void Tell(void* host, size_t done, size_t total) {
 #endif
     status = Call<Logger_LogMessage>(log.api, logger, kLogWarning, text, file, __LINE__, "Tell");
   }
-  // A line that cannot be logged is no reason to stop.
+  // Failing to log is not an error.
   if (status) Call<ReleaseStatus>(log.api, status);
 }
 

@@ -11,13 +11,13 @@ namespace ort {
 // The session config entry; its values are those of ParseTableMemory.
 constexpr char kTableMemoryEntry[] = "lucid.table_memory";
 
-// PlaceTable as the session of this kernel says. *table may change, and lives as long as *keep and
-// the session do. A copy that takes long is told to the session's log, as a warning: it is why the
-// session does not start.
+// PlaceTable, with the choice of this kernel's session. *table may change, and is valid as long as
+// *keep and the session are. A copy that takes long is logged to the session as a warning, since
+// the session waits for it.
 Status* PlaceConstantTable(const Runtime& runtime, const KernelInfo* info, size_t bytes,
                            const void** table, std::shared_ptr<const void>* keep);
 
-// JoinRows as the session of this kernel says.
+// JoinRows, with the choice of this kernel's session.
 Status* JoinConstantRows(const Runtime& runtime, const KernelInfo* info, const RowPart* parts,
                          size_t num_parts, size_t rows, JoinedRows* joined);
 

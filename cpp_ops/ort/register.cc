@@ -111,7 +111,7 @@ Status* ReadEntry(const Api* api, const SessionOptions* options, const char* key
 // The session's choices. Kernels can ask for them from 1.24 on, and do for table memory: see
 // constant_table.cc. Before, nobody but the registration sees the session options, and only what
 // was set before it. So the choices are part of the domain, on every version, and a wrong one is
-// refused here with its code.
+// reported here, with its code.
 Status* ReadChoices(const Api* api, const SessionOptions* options, Choices* choices) {
   bool is_set;
   std::string value;

@@ -12,7 +12,7 @@ namespace ort {
 struct Runtime {
   const Api* api;
   bool has_data_reference;   // the slots of 1.24 may be called, and shape inference is safe
-  bool deferred_bounds;      // a refused value is reported by the node's next run (CUDA only)
+  bool deferred_bounds;      // a bad index is reported by the node's next run (CUDA only)
   TableMemory table_memory;  // what the session options said when the library was registered
 };
 

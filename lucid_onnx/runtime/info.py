@@ -130,8 +130,6 @@ class TableMemory:
 
 _PLANS = ("stays", "in place", "copied", "refused")
 _HUGE_PAGE = 2 << 20
-#: kLargeTable and kMostJoinedBytes of the library.
-_LARGE_TABLE, _MOST_JOINED_BYTES = 8 << 20, 1024
 
 
 def installation() -> Installation:
@@ -216,6 +214,10 @@ def table_memory(found: Model, choice: str = "auto") -> TableMemory | None:
     try:
         native.lucid_free_memory.restype = ctypes.c_int64
         native.lucid_table_plan.argtypes = (ctypes.c_char_p, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+        native.lucid_joined_table_plan.argtypes = (
+            *(ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int, ctypes.c_int64),
+            ctypes.POINTER(ctypes.c_int64),
+        )
     except AttributeError as error:
         raise OSError(f"{path}: not the library of this lucid-onnx: {error}") from error
     if native.lucid_table_plan(choice.encode(), 0, 0, 0) < 0:
@@ -225,29 +227,25 @@ def table_memory(found: Model, choice: str = "auto") -> TableMemory | None:
     places = []
     for name, node in held.items():
         size = node.table_bytes or 0
-        joined = _joined_bytes(node)
-        if joined and choice in ("auto", "hugepage_copy"):
-            large = joined >= _LARGE_TABLE
-            if not large or _PLANS[native.lucid_table_plan(b"auto", True, joined, free)] == "copied":
-                pages = -(-joined // _HUGE_PAGE) if large else 0
-                copied = pages * _HUGE_PAGE if large else joined
-                places.append(TablePlace(name, size, node.table_external, "joined", copied, pages))
+        rows = node.table.shape[0] if node.table.shape else None
+        if node.numbers_bytes is not None and isinstance(rows, int) and rows > 0:
+            copied = ctypes.c_int64()
+            joined = native.lucid_joined_table_plan(choice.encode(), rows, size // rows, _numbers(node), free, copied)
+            if joined > 0:
+                pages = copied.value // _HUGE_PAGE if joined == 2 else 0
+                places.append(TablePlace(name, size, node.table_external, "joined", copied.value, pages))
                 continue
         plan = _PLANS[native.lucid_table_plan(choice.encode(), node.table_external, size, free)]
         # A copy is made of whole pages; in place, those count that lie wholly within the table.
         pages = {"copied": -(-size // _HUGE_PAGE), "in place": size // _HUGE_PAGE}.get(plan, 0)
-        copied = pages * _HUGE_PAGE if plan == "copied" else 0
-        places.append(TablePlace(name, size, node.table_external, plan, copied, pages))
+        copied_bytes = pages * _HUGE_PAGE if plan == "copied" else 0
+        places.append(TablePlace(name, size, node.table_external, plan, copied_bytes, pages))
     return TableMemory(choice, None if free < 0 else free, tuple(places))
 
 
-def _joined_bytes(node: Node) -> int:
-    """What a table of codes takes with every row's numbers behind it; 0 for one that is not joined with them."""
-    rows = node.table.shape[0] if node.table.shape else 0
-    if node.table_bytes is None or node.numbers_bytes is None or not isinstance(rows, int) or rows == 0:
-        return 0
-    row_bytes = node.table_bytes // rows
-    return node.table_bytes + node.numbers_bytes if 0 < row_bytes <= _MOST_JOINED_BYTES else 0
+def _numbers(node: Node) -> int:
+    """How many numbers a row of a quantized table has beside its values: a scale, and maybe a zero_point or bias."""
+    return OPERATOR_OF[node.op].spec.VARIANTS[node.op].inputs.index("indices") - 1
 
 
 def model(path: str) -> Model:

@@ -72,6 +72,6 @@ inline bool RunBackwards(void*, void (*task)(void*, size_t), size_t count, void*
   return true;
 }
 
-inline bool RefuseToRun(void*, void (*)(void*, size_t), size_t, void*) { return false; }
+inline bool RunNothing(void*, void (*)(void*, size_t), size_t, void*) { return false; }
 
 }  // namespace lucid

@@ -26,16 +26,46 @@ void SetForcedIsa(const char* name) {
 #endif
 }
 
-}  // namespace
-
-int main() {
+void TestNames() {
   CHECK(std::strlen(lucid_onnx_version()) > 0);
   CHECK(lucid_isa_count() >= 1);
   CHECK(std::strcmp(lucid_isa_name(0), "baseline") == 0);
   CHECK(lucid_isa_supported(0));
   CHECK(lucid_isa_name(-1) == nullptr && lucid_isa_name(lucid_isa_count()) == nullptr);
   CHECK(!lucid_isa_supported(-1) && lucid_isa_runs(lucid_isa_count()) == 0);
+}
 
+void TestJoinedTablePlan() {
+#if defined(__linux__)
+  constexpr int64_t kPlenty = int64_t{1} << 40;
+  int64_t copy_bytes = -1;
+  CHECK(lucid_joined_table_plan("mmap", 100, 8, 1, kPlenty, &copy_bytes) == 0 && copy_bytes == 0);
+  CHECK(lucid_joined_table_plan("inplace", 100, 8, 1, kPlenty, &copy_bytes) == 0);
+  CHECK(lucid_joined_table_plan("hugepage_copy", 100, 8, 2, 0, &copy_bytes) == 1);
+  CHECK(copy_bytes == 100 * (8 + 8));
+  CHECK(lucid_joined_table_plan(nullptr, 100, 1024, 1, 0, &copy_bytes) == 1);
+  CHECK(copy_bytes == 100 * (1024 + 4));
+  CHECK(lucid_joined_table_plan(nullptr, 100, 1025, 1, kPlenty, &copy_bytes) == 0);
+  CHECK(copy_bytes == 0);
+  CHECK(lucid_joined_table_plan(nullptr, 0, 8, 1, kPlenty, &copy_bytes) == 0);
+  // From 8 MiB on as lucid_table_plan says of a file under "auto".
+  const int large = lucid_table_plan(nullptr, 1, 8 << 20, kPlenty);
+  CHECK(large == 0 || large == 2);
+  CHECK(lucid_joined_table_plan(nullptr, (8 << 20) / 16, 12, 1, kPlenty, &copy_bytes) == large);
+  CHECK(copy_bytes == (large == 2 ? 8 << 20 : 0));
+  CHECK(lucid_joined_table_plan(nullptr, (8 << 20) / 16 + 1, 12, 1, kPlenty, &copy_bytes) == large);
+  CHECK(copy_bytes == (large == 2 ? 10 << 20 : 0));
+  CHECK(lucid_joined_table_plan("hugepage_copy", 1 << 20, 12, 1, 0, &copy_bytes) == 0);
+#endif
+  int64_t no_bytes = -1;
+  CHECK(lucid_joined_table_plan("swap", 100, 8, 1, 0, &no_bytes) == -1 && no_bytes == 0);
+  CHECK(lucid_joined_table_plan(nullptr, -1, 8, 1, 0, &no_bytes) == -1);
+  CHECK(lucid_joined_table_plan(nullptr, 100, -8, 1, 0, &no_bytes) == -1);
+  CHECK(lucid_joined_table_plan(nullptr, 100, 8, 3, 0, &no_bytes) == -1);
+  CHECK(lucid_joined_table_plan(nullptr, INT64_MAX, 8, 1, 0, &no_bytes) == -1);
+}
+
+void TestCalls() {
   const float weight[] = {1, 2, 10, 20, 100, 200};
   const int64_t indices[] = {0, 1, 2, 2};
   const int32_t offsets[] = {0, 1};
@@ -100,6 +130,14 @@ int main() {
   CHECK(lucid_embedding_bag(&args, nullptr, 1, nullptr, 0) == 1);
   CHECK(lucid_embedding_bag(&args, nullptr, 0, message, 8) == 1);
   CHECK(std::strcmp(message, "num_thr") == 0);
+}
+
+}  // namespace
+
+int main() {
+  TestNames();
+  TestJoinedTablePlan();
+  TestCalls();
   std::printf("%d failures\n", g_failures);
   return g_failures != 0;
 }

@@ -1,5 +1,5 @@
 // The kernels against the equation: every instruction set, type, mode and awkward width, compared
-// with sums in double, and with each other bit for bit; then everything that must be refused.
+// with sums in double, and with each other bit for bit; then every invalid argument.
 //
 // Inputs live in allocations of their exact size, so that the address sanitizer sees a byte too
 // far.
@@ -538,10 +538,10 @@ void TestEmpty() {
   c.Build();
   Bytes none;
   c.args.indices_shape[0] = int64_t{1} << 61;
-  CHECK(RunEmbeddingBag(c.args, Isa::baseline, {RefuseToRun, nullptr}).ok(), "B = 2^61, L = D = 0");
+  CHECK(RunEmbeddingBag(c.args, Isa::baseline, {RunNothing, nullptr}).ok(), "B = 2^61, L = D = 0");
   c.args.indices_shape[0] = 0;
   c.args.weight_shape[1] = int64_t{1} << 62;
-  CHECK(RunEmbeddingBag(c.args, Isa::baseline, {RefuseToRun, nullptr}).ok(), "D = 2^62, B = V = 0");
+  CHECK(RunEmbeddingBag(c.args, Isa::baseline, {RunNothing, nullptr}).ok(), "D = 2^62, B = V = 0");
 }
 
 void TestLongBags() {
@@ -737,7 +737,7 @@ void TestNotFinite() {
   }
 }
 
-void ExpectRefusal(const Status& status, const char* message) {
+void ExpectInvalid(const Status& status, const char* message) {
   CHECK(status.code == Code::kInvalidArgument && std::strcmp(status.message, message) == 0,
         "got \"%s\", expected \"%s\"", status.message, message);
 }
@@ -750,16 +750,16 @@ Case SmallCase() {
   return c;
 }
 
-void TestRefusals() {
+void TestInvalidArguments() {
   Bytes out;
-  const auto refuse = [&](Case* c, const char* message) {
-    for (const Isa isa : Isas()) ExpectRefusal(c->Run(isa, 1, &out), message);
+  const auto rejects = [&](Case* c, const char* message) {
+    for (const Isa isa : Isas()) ExpectInvalid(c->Run(isa, 1, &out), message);
   };
   const auto with = [&](const char* message, void (*change)(Case*)) {
     Case c = SmallCase();
     change(&c);
     c.Build();
-    refuse(&c, message);
+    rejects(&c, message);
   };
   with("indices[5] = 17 is outside [0, 10)", [](Case* c) { c->indices[5] = 17; });
   with("indices[1] = -1 is outside [0, 10)", [](Case* c) { c->indices[1] = c->indices[4] = -1; });
@@ -822,41 +822,41 @@ void TestRefusals() {
 
   Case c = SmallCase();
   c.args.size_bytes = 8;
-  refuse(&c, "size_bytes = 8 is not 176");
+  rejects(&c, "size_bytes = 8 is not 176");
   c = SmallCase();
   c.args.dtype = 8;
-  refuse(&c, "dtype = 8 is unknown");
+  rejects(&c, "dtype = 8 is unknown");
   c = SmallCase();
   c.args.output_type = kFloat16;
-  refuse(&c, "output_type = 1 must be the dtype, 0");
+  rejects(&c, "output_type = 1 must be the dtype, 0");
   c = SmallCase();
   c.args.row_stride = 1;
-  refuse(&c, "row_stride = 1 is less than a row has");
+  rejects(&c, "row_stride = 1 is less than the size of a row");
   const auto codes = [&](const char* refusal, void (*change)(EmbeddingBagArgs*)) {
     c = SmallCase();
     c.dtype = kInt4;
     c.second = Case::kBias;
     c.Build();
     change(&c.args);
-    refuse(&c, refusal);
+    rejects(&c, refusal);
   };
   codes("output_type = 2 is not 0 or 1", [](EmbeddingBagArgs* a) { a->output_type = kBFloat16; });
   codes("scale_type = 3 is not 0 or 1", [](EmbeddingBagArgs* a) { a->scale_type = kFloat64; });
-  codes("scale_stride = 3 is less than a scale has",
+  codes("scale_stride = 3 is less than the size of a scale",
         [](EmbeddingBagArgs* a) { a->scale_stride = 3; });
   codes("scale is missing", [](EmbeddingBagArgs* a) { a->scale = nullptr; });
-  codes("zero_point and bias exclude one another",
+  codes("zero_point and bias are mutually exclusive",
         [](EmbeddingBagArgs* a) { a->zero_point = a->bias; });
   c = SmallCase();
   c.args.indices_rank = 3;
-  refuse(&c, "indices_rank = 3 is not 1 or 2");
+  rejects(&c, "indices_rank = 3 is not 1 or 2");
 
   const int64_t dims[] = {10, 4, 3, 2, 1};
   const auto shapes = [&](int rank, size_t weight, size_t indices, const TensorShape* offsets,
                           const TensorShape* weights, const char* message) {
     EmbeddingBagArgs args = {};
     args.indices_rank = rank;
-    ExpectRefusal(SetEmbeddingBagShapes({dims, weight}, {dims, indices}, offsets, weights, &args),
+    ExpectInvalid(SetEmbeddingBagShapes({dims, weight}, {dims, indices}, offsets, weights, &args),
                   message);
   };
   const TensorShape one = {dims, 1}, two = {dims, 2}, other = {dims + 1, 2}, scalar = {dims, 0};
@@ -872,7 +872,7 @@ void TestRefusals() {
          "per_sample_weights has shape [4, 3], indices has shape [10, 4]: they must be equal");
 }
 
-void TestLowestRefusal() {
+void TestLowestInvalidPosition() {
   for (const bool long_bag : {false, true}) {
     Case c;
     FillTable(&c, 100, 64);
@@ -883,17 +883,17 @@ void TestLowestRefusal() {
     Bytes out;
     for (const Isa isa : Isas()) {
       for (const int num_threads : {1, 2, 8}) {
-        ExpectRefusal(c.Run(isa, num_threads, &out), "indices[1717] = 1717 is outside [0, 100)");
+        ExpectInvalid(c.Run(isa, num_threads, &out), "indices[1717] = 1717 is outside [0, 100)");
       }
-      ExpectRefusal(c.Run(isa, {RunBackwards, nullptr}, &out),
+      ExpectInvalid(c.Run(isa, {RunBackwards, nullptr}, &out),
                     "indices[1717] = 1717 is outside [0, 100)");
     }
-    const Status status = c.Run(Isa::baseline, {RefuseToRun, nullptr}, &out);
+    const Status status = c.Run(Isa::baseline, {RunNothing, nullptr}, &out);
     CHECK(status.code == Code::kInternal, "a host that cannot run: \"%s\"", status.message);
   }
 }
 
-// Garbage for indices and offsets: refused with the right position, or the right result.
+// Garbage for indices and offsets: an error with the right position, or the right result.
 void TestHostile() {
   const auto garbage = [](int64_t limit) -> int64_t {
     switch (Below(8)) {
@@ -964,8 +964,8 @@ void TestHostile() {
       c.Build();
       Bytes out;
       for (const Isa isa : Isas()) {
-        ExpectRefusal(c.Run(isa, 2, &out), expected.c_str());
-        ExpectRefusal(c.Run(isa, {RunBackwards, nullptr}, &out), expected.c_str());
+        ExpectInvalid(c.Run(isa, 2, &out), expected.c_str());
+        ExpectInvalid(c.Run(isa, {RunBackwards, nullptr}, &out), expected.c_str());
       }
     }
   }
@@ -985,8 +985,8 @@ int main() {
   TestAccuracy();
   TestConversions();
   TestNotFinite();
-  TestRefusals();
-  TestLowestRefusal();
+  TestInvalidArguments();
+  TestLowestInvalidPosition();
   TestHostile();
   for (int i = 0; i < kIsaCount; ++i) {
     const Isa isa = static_cast<Isa>(i);

@@ -1,24 +1,24 @@
-// For tests of the emulated CUDA kernels: what the adapters ask of the CPU's, without the time that
-// those take to compile. It is never called.
-#include "base/isa.h"
-#include "base/pages.h"
+// For tests of the emulated CUDA kernels: the functions of the CPU's kernels that the adapters
+// call, without the time that those take to compile. They are never called.
 #include "embedding_bag/embedding_bag.h"
 #include "embedding_bag_grad/embedding_bag_grad.h"
 
 namespace lucid {
 
-Status RunEmbeddingBag(const EmbeddingBagArgs&, Isa, const ParallelFor&) {
-  return Error(Code::kInternal, "this library has no CPU kernels");
+static Status NoKernels() { return Error(Code::kInternal, "this library has no CPU kernels"); }
+
+Status RunCheckedEmbeddingBag(const EmbeddingBagArgs&, int64_t, Isa, const ParallelFor&) {
+  return NoKernels();
 }
-Status RunEmbeddingBagCollection(const EmbeddingBagCollectionArgs&, Isa, const ParallelFor&) {
-  return Error(Code::kInternal, "this library has no CPU kernels");
+Status RunCheckedEmbeddingBagCollection(const EmbeddingBagCollectionArgs&, const CollectionSizes&,
+                                        Isa, const ParallelFor&) {
+  return NoKernels();
 }
-Status CountGradEntries(const EmbeddingBagGradArgs&, int64_t*) {
-  return Error(Code::kInternal, "this library has no CPU kernels");
+Status CheckGradOffsets(const EmbeddingBagGradArgs&, int64_t, GradSizes*) { return NoKernels(); }
+int64_t CountCheckedGradEntries(const EmbeddingBagGradArgs&, const GradSizes&) { return 0; }
+Status RunCheckedEmbeddingBagGrad(const EmbeddingBagGradArgs&, const GradSizes&, Isa,
+                                  const ParallelFor&) {
+  return NoKernels();
 }
-Status RunEmbeddingBagGrad(const EmbeddingBagGradArgs&, Isa, const ParallelFor&) {
-  return Error(Code::kInternal, "this library has no CPU kernels");
-}
-int64_t EmbeddingBagRuns(Isa) { return 0; }
 
 }  // namespace lucid

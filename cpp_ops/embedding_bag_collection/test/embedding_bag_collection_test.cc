@@ -1,5 +1,5 @@
 // Collections against their tables one by one: every instruction set, type, layout and host, bit
-// for bit; then everything that must be refused, by its text.
+// for bit; then every invalid argument, by the text of its error.
 //
 // Inputs and outputs live in allocations of their exact size, so that the address sanitizer sees a
 // byte too far.
@@ -225,7 +225,7 @@ void TestBits() {
   }
 }
 
-void ExpectRefusal(Case* c, const char* expected) {
+void ExpectInvalid(Case* c, const char* expected) {
   for (const Isa isa : Isas()) {
     std::unique_ptr<char[]> out;
     int threads = 3;
@@ -270,53 +270,57 @@ void Plain(Layout layout, Case* c) {
   c->call = {sizeof(c->call), c->args.data(), 3, nullptr, layout == kPacked};
 }
 
-// A change of a plain case, and its refusal.
+// The error after a change of a plain case.
 template <class Change>
-void Refused(Layout layout, const char* expected, Change change) {
+void ExpectInvalidAfter(Layout layout, const char* expected, Change change) {
   Case c;
   Plain(layout, &c);
   change(&c);
-  ExpectRefusal(&c, expected);
+  ExpectInvalid(&c, expected);
 }
 
-void TestRefusals() {
-  Refused(kRagged, "size_bytes = 8 is not 40", [](Case* c) { c->call.size_bytes = 8; });
-  Refused(kRagged, "num_tables = 0 must be >= 1", [](Case* c) { c->call.num_tables = 0; });
-  Refused(kRagged, "tables is missing", [](Case* c) { c->call.tables = nullptr; });
-  Refused(kRagged, "packed = 2 is not 0 or 1", [](Case* c) { c->call.packed = 2; });
-  Refused(kRagged, "table 1: indices[7] = -1 is outside [0, 10)", [](Case* c) {
+void TestInvalidArguments() {
+  ExpectInvalidAfter(kRagged, "size_bytes = 8 is not 40", [](Case* c) { c->call.size_bytes = 8; });
+  ExpectInvalidAfter(kRagged, "num_tables = 0 must be >= 1",
+                     [](Case* c) { c->call.num_tables = 0; });
+  ExpectInvalidAfter(kRagged, "tables is missing", [](Case* c) { c->call.tables = nullptr; });
+  ExpectInvalidAfter(kRagged, "packed = 2 is not 0 or 1", [](Case* c) { c->call.packed = 2; });
+  ExpectInvalidAfter(kRagged, "table 1: indices[7] = -1 is outside [0, 10)", [](Case* c) {
     c->tables[1].indices.wide[7] = -1;
     c->tables[1].indices.wide[500] = 99;
     c->tables[2].indices.wide[0] = 99;
   });
-  Refused(kPacked, "table 2: indices[1201] = 10 is outside [0, 10)", [](Case* c) {
+  ExpectInvalidAfter(kPacked, "table 2: indices[1201] = 10 is outside [0, 10)", [](Case* c) {
     c->all.indices.wide[1201] = 10;
     c->all.indices.wide[1300] = 77;
   });
-  Refused(kRagged, "table 2: offsets[0] = 1 must be 0",
-          [](Case* c) { c->tables[2].offsets.wide[0] = 1; });
-  Refused(kPacked, "offsets[0] = 1 must be 0", [](Case* c) { c->all.offsets.wide[0] = 1; });
-  Refused(kPacked, "offsets[300] = 5 is below offsets[299] = 897: offsets must not decrease",
-          [](Case* c) { c->all.offsets.wide[300] = 5; });
-  Refused(kPacked, "offsets[600] = 1801 is past the number of indices, 1800",
-          [](Case* c) { c->all.offsets.wide[600] = 1801; });
-  Refused(kPacked, "offsets has 600 entries, which are not 3 * B + 1",
-          [](Case* c) { c->args[0].num_offsets = 600; });
-  Refused(kPacked, "packed needs indices_rank = 1 and include_last_offset = 1, got 1 and 0",
-          [](Case* c) { c->args[0].include_last_offset = 0; });
-  Refused(kRagged, "table 1 has 199 bags, table 0 has 200: they must be equal",
-          [](Case* c) { c->args[1].num_offsets = 200; });
-  Refused(kRagged, "table 2: mode = 3 is not 0 (sum), 1 (mean) or 2 (max)",
-          [](Case* c) { c->args[2].mode = 3; });
-  Refused(kRagged, "table 1: output_type = 3, table 0 has 0: they must be equal",
-          [](Case* c) { c->args[1].dtype = c->args[1].output_type = kFloat64; });
-  Refused(kRagged, "table 2: padding_idx = 10 is outside [-10, 10), the rows of weight",
-          [](Case* c) { c->args[2].padding_idx = 10; });
-  Refused(kRagged, "table 1: the columns of all tables are more than an output can have",
-          [](Case* c) {
-            c->args[0].weight_shape[0] = c->args[1].weight_shape[0] = 0;
-            c->args[0].weight_shape[1] = c->args[1].weight_shape[1] = INT64_MAX / 16 + 1;
-          });
+  ExpectInvalidAfter(kRagged, "table 2: offsets[0] = 1 must be 0",
+                     [](Case* c) { c->tables[2].offsets.wide[0] = 1; });
+  ExpectInvalidAfter(kPacked, "offsets[0] = 1 must be 0",
+                     [](Case* c) { c->all.offsets.wide[0] = 1; });
+  ExpectInvalidAfter(kPacked,
+                     "offsets[300] = 5 is below offsets[299] = 897: offsets must not decrease",
+                     [](Case* c) { c->all.offsets.wide[300] = 5; });
+  ExpectInvalidAfter(kPacked, "offsets[600] = 1801 is past the number of indices, 1800",
+                     [](Case* c) { c->all.offsets.wide[600] = 1801; });
+  ExpectInvalidAfter(kPacked, "offsets has 600 entries, which are not 3 * B + 1",
+                     [](Case* c) { c->args[0].num_offsets = 600; });
+  ExpectInvalidAfter(kPacked,
+                     "packed needs indices_rank = 1 and include_last_offset = 1, got 1 and 0",
+                     [](Case* c) { c->args[0].include_last_offset = 0; });
+  ExpectInvalidAfter(kRagged, "table 1 has 199 bags, table 0 has 200: they must be equal",
+                     [](Case* c) { c->args[1].num_offsets = 200; });
+  ExpectInvalidAfter(kRagged, "table 2: mode = 3 is not 0 (sum), 1 (mean) or 2 (max)",
+                     [](Case* c) { c->args[2].mode = 3; });
+  ExpectInvalidAfter(kRagged, "table 1: output_type = 3, table 0 has 0: they must be equal",
+                     [](Case* c) { c->args[1].dtype = c->args[1].output_type = kFloat64; });
+  ExpectInvalidAfter(kRagged, "table 2: padding_idx = 10 is outside [-10, 10), the rows of weight",
+                     [](Case* c) { c->args[2].padding_idx = 10; });
+  ExpectInvalidAfter(kRagged, "table 1: the columns of all tables are more than an output can have",
+                     [](Case* c) {
+                       c->args[0].weight_shape[0] = c->args[1].weight_shape[0] = 0;
+                       c->args[0].weight_shape[1] = c->args[1].weight_shape[1] = INT64_MAX / 16 + 1;
+                     });
 }
 
 // More work than is done at once, on a host that does none.
@@ -330,7 +334,7 @@ void TestHostThatFails() {
     c.args[t].num_offsets = 20001;
   }
   std::unique_ptr<char[]> out;
-  const Status status = c.Run(Isas()[0], {RefuseToRun, nullptr}, &out);
+  const Status status = c.Run(Isas()[0], {RunNothing, nullptr}, &out);
   CHECK(status.code == Code::kInternal, "code %d", static_cast<int>(status.code));
 }
 
@@ -339,7 +343,7 @@ void TestHostThatFails() {
 
 int main() {
   lucid::TestBits();
-  lucid::TestRefusals();
+  lucid::TestInvalidArguments();
   lucid::TestHostThatFails();
   std::printf("%lld checks, %d failures\n", static_cast<long long>(lucid::g_checks),
               lucid::g_failures);

@@ -1,6 +1,6 @@
 // The gradient's kernels against the equation: every instruction set, type, mode and awkward width,
-// compared with sums in double, and with each other bit for bit; then everything that must be
-// refused.
+// compared with sums in double, and with each other bit for bit; then every invalid
+// argument.
 //
 // Tensors live in allocations of their exact size, so that the address sanitizer sees a byte too
 // far.
@@ -453,18 +453,18 @@ void TestNan() {
   CheckCase(&c, {1});
 }
 
-void CheckRefused(Case* c, const char* text) {
+void ExpectInvalid(Case* c, const char* text) {
   Outputs out;
   const Status status = c->Run(Isa::baseline, 2, &out);
   CHECK(status.code == Code::kInvalidArgument && std::strcmp(status.message, text) == 0,
         "\"%s\", expected \"%s\"", status.message, text);
 }
 
-void TestRefusals() {
+void TestInvalidArguments() {
   Case good;
   FillTable(&good, 50, 3);
   FillBags(&good, std::vector<int64_t>(2000, 10), false);
-  const auto refused = [&](const char* text, const auto& change) {
+  const auto rejects = [&](const char* text, const auto& change) {
     for (const bool sparse : {false, true}) {
       Case c;
       c.rows = good.rows;
@@ -476,7 +476,7 @@ void TestRefusals() {
       c.sparse = sparse;
       c.Build();
       change(&c);
-      CheckRefused(&c, text);
+      ExpectInvalid(&c, text);
     }
   };
   const auto set = [](int64_t k, int64_t value) {
@@ -485,35 +485,35 @@ void TestRefusals() {
       std::memcpy(c->index_bytes.data() + 8 * 19990, &value, 8);
     };
   };
-  refused("indices[7001] = 50 is outside [0, 50)", set(7001, 50));
-  refused("indices[0] = -1 is outside [0, 50)", set(0, -1));
-  refused("indices[19990] = -9223372036854775808 is outside [0, 50)", set(19990, INT64_MIN));
-  refused("indices[12345] = 9223372036854775807 is outside [0, 50)", set(12345, INT64_MAX));
+  rejects("indices[7001] = 50 is outside [0, 50)", set(7001, 50));
+  rejects("indices[0] = -1 is outside [0, 50)", set(0, -1));
+  rejects("indices[19990] = -9223372036854775808 is outside [0, 50)", set(19990, INT64_MIN));
+  rejects("indices[12345] = 9223372036854775807 is outside [0, 50)", set(12345, INT64_MAX));
   const auto offset = [](int64_t i, int64_t value) {
     return [=](Case* c) { std::memcpy(c->offset_bytes.data() + 8 * i, &value, 8); };
   };
-  refused("offsets[0] = 1 must be 0", offset(0, 1));
-  refused("offsets[3] = 19 is below offsets[2] = 20: offsets must not decrease", offset(3, 19));
-  refused("offsets[1999] = 20001 is past the number of indices, 20000", offset(1999, 20001));
-  refused("grad_output has shape [1999, 3], expected [2000, 3]",
+  rejects("offsets[0] = 1 must be 0", offset(0, 1));
+  rejects("offsets[3] = 19 is below offsets[2] = 20: offsets must not decrease", offset(3, 19));
+  rejects("offsets[1999] = 20001 is past the number of indices, 20000", offset(1999, 20001));
+  rejects("grad_output has shape [1999, 3], expected [2000, 3]",
           [](Case* c) { c->args.grad_output_shape[0] = 1999; });
-  refused("grad_output has shape [2000, 4], expected [2000, 3]",
+  rejects("grad_output has shape [2000, 4], expected [2000, 3]",
           [](Case* c) { c->args.grad_output_shape[1] = 4; });
-  refused("padding_idx = 50 is outside [-50, 50), the rows of weight",
+  rejects("padding_idx = 50 is outside [-50, 50), the rows of weight",
           [](Case* c) { c->args.forward.padding_idx = 50; });
-  refused("max_norm = -1 must be >= 0", [](Case* c) { c->args.forward.max_norm = -1; });
-  refused("norm_type = 0 must be > 0", [](Case* c) { c->args.forward.norm_type = 0; });
-  refused("mode = 3 is not 0 (sum), 1 (mean) or 2 (max)",
+  rejects("max_norm = -1 must be >= 0", [](Case* c) { c->args.forward.max_norm = -1; });
+  rejects("norm_type = 0 must be > 0", [](Case* c) { c->args.forward.norm_type = 0; });
+  rejects("mode = 3 is not 0 (sum), 1 (mean) or 2 (max)",
           [](Case* c) { c->args.forward.mode = 3; });
-  refused("per_sample_weights needs mode 'sum', got mode = 'mean'", [](Case* c) {
+  rejects("per_sample_weights needs mode 'sum', got mode = 'mean'", [](Case* c) {
     c->args.forward.mode = kMean;
     c->args.forward.per_sample_weights = c->weight_bytes.data();
   });
-  refused("size_bytes = 8 is not 256", [](Case* c) { c->args.size_bytes = 8; });
-  refused("sparse = 2 is not 0 or 1", [](Case* c) { c->args.sparse = 2; });
-  refused("scale_grad_by_freq = -1 is not 0 or 1",
+  rejects("size_bytes = 8 is not 256", [](Case* c) { c->args.size_bytes = 8; });
+  rejects("sparse = 2 is not 0 or 1", [](Case* c) { c->args.sparse = 2; });
+  rejects("scale_grad_by_freq = -1 is not 0 or 1",
           [](Case* c) { c->args.scale_grad_by_freq = -1; });
-  refused("dtype = 4 is one of codes: they have no gradient", [](Case* c) {
+  rejects("dtype = 4 is quantized: a quantized table has no gradient", [](Case* c) {
     c->args.forward.dtype = kInt8;
     c->args.forward.output_type = kFloat32;
     c->args.forward.scale = c->table.data();
@@ -534,7 +534,7 @@ void TestRefusals() {
   CHECK(std::strcmp(status.message, "num_entries = 11 is not 12") == 0, "%s", status.message);
 
   good.Build();
-  const Status none = good.Run(Isa::baseline, {RefuseToRun, nullptr}, &out);
+  const Status none = good.Run(Isa::baseline, {RunNothing, nullptr}, &out);
   CHECK(none.code == Code::kInternal, "a host without threads: %s", none.message);
 }
 
@@ -546,7 +546,7 @@ int main() {
   lucid::TestThreads();
   lucid::TestNothing();
   lucid::TestNan();
-  lucid::TestRefusals();
+  lucid::TestInvalidArguments();
   std::printf("%lld checks, %d failures\n", static_cast<long long>(lucid::g_checks),
               lucid::g_failures);
   return lucid::g_failures != 0;
