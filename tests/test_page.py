@@ -1,7 +1,8 @@
-"""The page of ``javascript/`` by hand: what it shows of a model's bags, and what it says when they cannot be."""
+"""The page of ``javascript/``: what it shows of a model's bags, what it says when it cannot, and its width."""
 
 from __future__ import annotations
 
+import http.client
 import json
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from lucid_onnx.parity.adapters import javascript
 from lucid_onnx.reference import embedding_bag
 
 DRIVER = Path(__file__).with_name("drive_page.mjs")
+ROOT = Path(__file__).resolve().parents[1]
 WEIGHT = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
 
 
@@ -129,8 +131,8 @@ def test_the_page_says_what_is_wrong(drive: Drive, tmp_path: Path) -> None:
     broken.write_bytes(good.read_bytes()[:-100])
     lucid_onnx.save(lucid_onnx.build_model(np.tile(WEIGHT, (40, 1))), outside, external_data=True)
     files = {
-        broken: "broken.onnx could not be loaded. This file is no ONNX model, or not all of one.",
-        native: "native.onnx could not be loaded. This model is of the native form,",
+        broken: "broken.onnx could not be loaded. This file is not an ONNX model, or only a part of one.",
+        native: "native.onnx could not be loaded. This model is in the native form,",
         outside: "outside.onnx keeps tables in outside.onnx.data: choose both files together.",
     }
     inputs = {
@@ -139,7 +141,7 @@ def test_the_page_says_what_is_wrong(drive: Drive, tmp_path: Path) -> None:
         ("1, 2, 3", "1"): "offsets: the first is 1, and must be 0.",
         ("1, 2, 3", "0, 2, 1"): "offsets: 1 (position 2) is less than the one before it, 2.",
         ("1, 2, 3", "0, 4"): "offsets: 4 (position 1) is past the 3 indices.",
-        ("1, 2.5", "0"): "indices: 2.5 (position 1) is no integer",
+        ("1, 2.5", "0"): "indices: 2.5 (position 1) is not an integer",
         ("1, 2", "9223372036854775808"): "offsets: 9223372036854775808 (position 0) is outside int64",
         ("[1, 2", "0"): "indices: a closing bracket ] is missing",
         ("[[1, 2], [3]]", "0"): "indices: row 1 is [1] long, but the ones before it are [2]",
@@ -175,6 +177,86 @@ def test_the_page_warns_where_the_model_does_not_refuse(drive: Drive, tmp_path: 
     _, _, _, bad, _, _, good = drive(steps)
     assert bad["warning"].startswith("indices: -1 (position 1) is outside the table, which has 10 rows. This backend")
     assert good["warning"] is None
+
+
+def test_the_page_says_which_part_of_an_output_it_shows(drive: Drive, tmp_path: Path) -> None:
+    path, small = tmp_path / "wide.onnx", tmp_path / "small.onnx"
+    weight = np.tile(WEIGHT, (1, 10))
+    lucid_onnx.save(lucid_onnx.build_model(weight, mode="sum"), path)
+    lucid_onnx.save(lucid_onnx.build_model(WEIGHT[:, :2], mode="sum"), small)
+    bags = ", ".join(str(k) for k in range(1234))
+    fill = [["fill", "indices", ", ".join(["3"] * 1234)], ["fill", "offsets", bags]]
+    fewer = [["fill", "indices", "3, 3"], ["fill", "offsets", "0, 1"]]
+    show = [["press", "Run"], ["table"]]
+    steps = [["width", 400], ["files", [path]], *fill, *show, *fewer, *show, ["files", [small]], *show]
+    many, wide, whole = (a for step, a in zip(steps, drive(steps), strict=True) if step[0] == "table")
+    assert (len(many["rows"]), len(many["rows"][0])) == (20, 12)
+    assert many["cut"] == "Showing the first 20 of 1,234 rows and the first 12 of 40 columns."
+    assert many["sideways"] == "Scroll the table sideways to see all of these columns."
+    assert wide["cut"] == "Showing the first 12 of 40 columns."
+    assert (whole["cut"], whole["sideways"]) == (None, None)
+    np.testing.assert_allclose(np.array(wide["rows"], np.float64), weight[[3, 3], :12], rtol=1e-6)
+
+
+def test_nothing_sticks_out_of_a_narrow_window(drive: Drive, tmp_path: Path) -> None:
+    path = tmp_path / f"{'a_long_name_' * 12}.onnx"
+    model = lucid_onnx.build_model(np.tile(WEIGHT, (1, 10)), mode="sum", per_sample_weights=True)
+    lucid_onnx.save(model, path)
+    for width in (320, 400, 1280):
+        look = [["width", width], ["outside"]]
+        bad = [["fill", "indices", "9" * 60], ["press", "Run"], *look]
+        answers = drive([*look, ["files", [path]], *look, ["press", "Run"], *look, ["table"], *bad, ["error"]])
+        assert [answer for answer in answers if isinstance(answer, int)] == [width] * 4
+        assert [answer for answer in answers if isinstance(answer, list)] == [[]] * 4
+        assert any(isinstance(answer, dict) for answer in answers)  # a table was there
+        assert "9" * 60 in answers[-1]
+
+
+def test_the_example_runs_by_one_click(drive: Drive, tmp_path: Path) -> None:
+    names = ("history", "history_offsets", "words", "word_offsets", "word_weights")
+    other = tmp_path / "other.onnx"
+    lucid_onnx.save(lucid_onnx.build_model(WEIGHT, mode="sum"), other)
+    show = [["press", "Try the example"], ["error"], ["table"]]
+    steps = [*show, *(["value", name] for name in names), ["press", "Run"], ["table"], ["files", [other]], *show]
+    _, error, table, *texts = drive(steps)
+    assert error is None
+    assert table["caption"] == "scores float32 [3, 3]"
+    assert texts[6]["rows"] == table["rows"]  # what stands in the fields is what was run
+    assert (texts[9], texts[10]["rows"]) == (None, table["rows"])  # after another model, too
+    model = onnx.load(ROOT / "models" / "examples" / "two_tower.onnx")
+    tables = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    history, starts, words, word_starts = (numbers(text)[0] for text in texts[:4])
+    weights = numbers(texts[4], np.float32)[0]
+    user = embedding_bag(history, tables["item_table"], starts, mode="mean", max_norm=1.0)
+    item = embedding_bag(
+        words, tables["word_table"], word_starts, mode="sum", per_sample_weights=weights, padding_idx=0
+    )
+    scores = np.array(table["rows"], np.float64)
+    np.testing.assert_allclose(scores, user @ item.T, rtol=1e-5, atol=1e-6)
+    assert not scores[1].any()  # an empty bag
+    assert scores[0].all()
+    assert 0 in words
+
+
+def test_the_server_has_the_pages_and_the_example_alone(url: str) -> None:
+    host = url.removeprefix("http://").rstrip("/")
+
+    def status(path: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(host, timeout=20)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        found = answer.status, answer.read()
+        connection.close()
+        return found
+
+    assert status("/two_tower.onnx") == (200, (ROOT / "models" / "examples" / "two_tower.onnx").read_bytes())
+    assert status("/")[0] == status("/page.css")[0] == 200
+    others = (
+        *("/dlrm.onnx", "/server.mjs", "/package.json", "/models/examples/two_tower.onnx", "/two_tower.onnx/", "/%"),
+        *("/../models/examples/dlrm.onnx", "/%2e%2e/models/examples/dlrm.onnx", "/..%2fmodels%2fexamples%2fdlrm.onnx"),
+        *("/two_tower.onnx/../dlrm.onnx", "/ort/..%2fpackage.json", "//two_tower.onnx/dlrm.onnx"),
+    )
+    assert {path: status(path)[0] for path in others} == dict.fromkeys(others, 404)
 
 
 def test_start_refuses_what_is_no_port(commands: tuple[str, Path, str], url: str) -> None:
