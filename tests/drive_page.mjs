@@ -1,6 +1,6 @@
 // Works javascript/'s page as a person would: node drive_page.mjs FOLDER CHROMIUM URL. A line on stdin is a list of steps, each
 // [what, ...]: files PATHS; drop PATHS; fill LABEL TEXT; value LABEL; press NAME; table; error; width PIXELS; outside; strange;
-// open FILE, for a page that is a file.
+// open FILE, for a page that is a file; places SELECTOR, where such elements are: [text, left, top, right, bottom].
 // They go to a page of their own; a line on stdout is the list of their answers, null where there is none.
 
 import fs from "node:fs";
@@ -75,6 +75,10 @@ async function work(steps) {
       return found;
     }),
     open: (file) => page.goto(pathToFileURL(file).href, { waitUntil: "load" }).then(() => null),
+    places: (selector) => page.locator(selector).evaluateAll((all) => all.map((one) => {
+      const { left, top, right, bottom } = one.getBoundingClientRect();
+      return [one.textContent, left, top, right, bottom];
+    })),
     strange: () => strange,
   };
   await page.goto(url, { waitUntil: "load" });

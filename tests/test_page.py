@@ -15,6 +15,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import lucid_onnx
+from lucid_onnx.parity import html as parity_page
+from lucid_onnx.parity import matrix, measure
 from lucid_onnx.parity.adapters import javascript
 from lucid_onnx.reference import embedding_bag
 
@@ -236,6 +238,48 @@ def test_the_example_runs_by_one_click(drive: Drive, tmp_path: Path) -> None:
     assert not scores[1].any()  # an empty bag
     assert scores[0].all()
     assert 0 in words
+
+
+def test_the_parity_page_fits_a_narrow_window(drive: Drive, tmp_path: Path) -> None:
+    """Every dot of the plots is in the window, at the height of its line, and no label is on top of another."""
+    errors = {"exact": [0.0], "good": [1e-4, 0.03, 0.999], "bad": [0.2, 1.001, 3.0, 8e5]}
+    titles = {name: f"ONNX Runtime Web on {name} threads, with a name that is long" for name in errors}
+    columns = [matrix.Column(name, titles[name], ("standard",), "1.2.3", None) for name in errors]
+    cells = [
+        matrix.Cell(
+            f"job_{k}",
+            name,
+            "standard",
+            matrix.EQUAL if margin <= 1 else matrix.DIFFERS,
+            difference=measure.Difference(margin=margin),
+            seconds=0.0002 * 10**k,
+        )
+        for name, margins in errors.items()
+        for k, margin in enumerate(margins)
+    ]
+    rows = [matrix.Row(f"job_{k}", "scale", "a large case") for k in range(4)]
+    report = matrix.Report(
+        "2026-01-01 00:00:00", "1.0", "a machine", 1.0, tuple(columns), tuple(rows), tuple(cells), ()
+    )
+    path = tmp_path / "report.html"
+    path.write_text(parity_page.page(report), encoding="utf-8")
+    for width in (400, 1280):
+        places = [["places", f".strip {what}"] for what in ("circle, .beyond path", "> span", "text:not(.small)")]
+        _, scroll, dots, labels, ticks = drive([["open", str(path)], ["width", width], *places])
+        assert scroll == width
+        assert len(dots) == 3 + 4 + sum(map(len, errors.values()))  # of errors, where not exact, and of times
+        labels = [label for label in labels if label[0]]
+        assert [label[0] for label in labels] == [f"{title}, standard" for title in titles.values()] * 2
+        ticks = [tick for tick in ticks if tick[3] > tick[1]]
+        assert len(ticks) >= 2 * 2
+        for _, left, top, right, bottom in (*dots, *labels, *ticks):
+            assert 0 <= left < right <= width
+            assert top < bottom
+        # Labels are above their dots or left of them.
+        assert {min(dot[1] for dot in dots) > max(label[3] for label in labels)} == {width == 1280}
+        for a in (*labels, *ticks):
+            others = (b for b in (*labels, *ticks, *dots) if b is not a)
+            assert not any(a[1] < b[3] and b[1] < a[3] and a[2] < b[4] and b[2] < a[4] for b in others), a
 
 
 def test_the_server_has_the_pages_and_the_example_alone(url: str) -> None:
