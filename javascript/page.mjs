@@ -251,6 +251,7 @@ async function example() {
   const answer = await fetch(EXAMPLE.name);
   if (!answer.ok) throw new BadText(`${EXAMPLE.name} is not in models/examples of this copy of lucid-onnx.`);
   at("file").value = "";
+  at("backend").value = "wasm"; // WebGPU does not load the portable form, which this file is in
   await choose([new File([await answer.arrayBuffer()], EXAMPLE.name)]);
   loaded.session.inputMetadata.forEach(({ name }, k) => (at(`input-${k}`).value = EXAMPLE.inputs[name]));
   at("story").textContent = `${EXAMPLE.story} Change a number and press Run.`;

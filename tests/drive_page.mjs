@@ -1,6 +1,7 @@
 // Works javascript/'s page as a person would: node drive_page.mjs FOLDER CHROMIUM URL. A line on stdin is a list of steps, each
 // [what, ...]: files PATHS; drop PATHS; fill LABEL TEXT; value LABEL; press NAME; table; error; width PIXELS; outside; strange;
-// open FILE, for a page that is a file; places SELECTOR, where such elements are: [text, left, top, right, bottom].
+// open FILE, for a page that is a file; places SELECTOR, where such elements are: [text, left, top, right, bottom];
+// send URL, from within the page.
 // They go to a page of their own; a line on stdout is the list of their answers, null where there is none.
 
 import fs from "node:fs";
@@ -79,6 +80,7 @@ async function work(steps) {
       const { left, top, right, bottom } = one.getBoundingClientRect();
       return [one.textContent, left, top, right, bottom];
     })),
+    send: (to) => page.evaluate((place) => fetch(place, { mode: "no-cors" }).then(() => "sent", (error) => String(error)), to),
     strange: () => strange,
   };
   await page.goto(url, { waitUntil: "load" });

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.client
+import http.server
 import json
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -280,6 +282,28 @@ def test_the_parity_page_fits_a_narrow_window(drive: Drive, tmp_path: Path) -> N
         for a in (*labels, *ticks):
             others = (b for b in (*labels, *ticks, *dots) if b is not a)
             assert not any(a[1] < b[3] and b[1] < a[3] and a[2] < b[4] and b[2] < a[4] for b in others), a
+
+
+def test_the_page_can_send_nothing_elsewhere(drive: Drive, url: str) -> None:
+    asked: list[str] = []
+
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Other) as other:
+        thread = threading.Thread(target=other.serve_forever)
+        thread.start()
+        try:
+            here, there = drive([["send", f"{url}page.css"], ["send", f"http://127.0.0.1:{other.server_port}/"]])
+        finally:
+            other.shutdown()
+            thread.join()
+    assert here == "sent"
+    assert there == "TypeError: Failed to fetch"
+    assert asked == []
 
 
 def test_the_server_has_the_pages_and_the_example_alone(url: str) -> None:
