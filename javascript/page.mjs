@@ -1,4 +1,4 @@
-// The page by hand: a model is chosen, its inputs are made up or typed in, and what comes out is shown.
+// The page: a model is chosen, its inputs are made up or typed in, and its outputs are shown.
 
 import { read } from "./model.mjs";
 import { ARRAYS, Runner } from "./runner.mjs";
@@ -7,21 +7,35 @@ import { BadText, broken, madeUp, parse, shapeText } from "./values.mjs";
 const MOST_ROWS = 20, MOST_COLUMNS = 12;
 const MOST_RUNS = 20, MOST_SECONDS = 0.25;
 const BUNDLES = { wasm: "/ort/ort.wasm.bundle.min.mjs", webgpu: "/ort/ort.webgpu.bundle.min.mjs" };
-// What a module of WebAssembly says when it is beyond use.
+// What a module of WebAssembly says when it has crashed.
 const DEAD = /Aborted\(|memory access out of bounds|unreachable|table index is out of bounds|device (?:was )?lost/i;
 // What the runtime says, in plain words; its own words are shown below them.
 const PLAIN = [
-  [DEAD, "The runtime broke down over this. Load the page again to go on."],
+  [DEAD, "The runtime crashed. Reload the page to continue."],
   [/ai\.lucid:\w+\(-1\) is not a registered/,
-    "This model is of the native form, whose operator is not in a browser. Write it with form=\"portable\"."],
+    "This model is in the native form, whose operator browsers do not have. Write it with form=\"portable\"."],
   [/is not a registered function\/op/, "This model has an operator that the runtime does not know."],
   [/protobuf parsing failed|ModelProto does not have a graph|No graph was found/i,
-    "This file is no ONNX model, or not all of one."],
+    "This file is not an ONNX model, or only a part of one."],
   [/Provider type for \w+ node/,
-    "On WebGPU this runtime makes no session of the portable form: choose WASM, or write the model with form=\"standard\"."],
-  [/unsupported data type/, "An input or output is of a type, bfloat16 perhaps, that the runtime has no tensors of in a browser."],
+    "On WebGPU this runtime does not load the portable form: choose WASM, or write the model with form=\"standard\"."],
+  [/unsupported data type/, "An input or output has a type that the runtime does not support in a browser, bfloat16 perhaps."],
   [/external data/i, "The model's external data could not be read."],
 ];
+// Inputs that show what a bag is: rows in several bags, an empty bag, a padded position. server.mjs serves the file.
+const EXAMPLE = {
+  name: "two_tower.onnx",
+  story: "Three users, each the mean of a bag of clicked items, are scored against three items, each the weighted sum of a bag " +
+    "of words. Scores have a row per user and a column per item. User 1 clicked nothing: an empty bag pools to zeros. Word 0 is " +
+    "padding and adds nothing.",
+  inputs: {
+    history: "3, 17, 17, 42, 8, 30, 8",
+    history_offsets: "0, 4, 4",
+    words: "12, 77, 5, 0, 150, 12, 199, 64, 31",
+    word_offsets: "0, 4, 6",
+    word_weights: "1, 0.5, 2, 1, 1, 0.25, 1.5, 1, 1",
+  },
+};
 
 const at = (id) => document.getElementById(id);
 const element = (name, properties = {}, ...children) => {
@@ -82,13 +96,13 @@ function next(status, failure, work) {
 
 async function choose(files) {
   chosen = null;
-  for (const id of ["inputs", "result", "about"]) at(id).hidden = true;
+  for (const id of ["inputs", "result", "about", "story"]) at(id).hidden = true;
   at("fields").replaceChildren();
   await letGo();
   const models = files.filter((file) => /\.onnx$/i.test(file.name));
   const [model] = models.length || files.length > 1 ? models : files;
-  if (model === undefined) throw new BadText(`No .onnx file is among ${files.map((file) => file.name).join(", ")}.`);
-  if (models.length > 1) throw new BadText(`One model at a time, please, not ${models.map((file) => file.name).join(" and ")}.`);
+  if (model === undefined) throw new BadText(`There is no .onnx file among ${files.map((file) => file.name).join(", ")}.`);
+  if (models.length > 1) throw new BadText(`Choose one model at a time, not ${models.map((file) => file.name).join(" and ")}.`);
   const bytes = new Uint8Array(await model.arrayBuffer());
   let facts = { bags: [], roles: Object.create(null), rows: null, files: [] };
   try {
@@ -120,7 +134,7 @@ async function load() {
   if (at("fields").childElementCount > 0) return;
   const texts = madeUp(runner.session.inputMetadata, facts);
   at("fields").replaceChildren(...runner.session.inputMetadata.map((meta, k) => {
-    const type = meta.isTensor ? `${meta.type} ${meta.shape.length ? shapeText(meta.shape) : ""}` : "no tensor";
+    const type = meta.isTensor ? `${meta.type} ${meta.shape.length ? shapeText(meta.shape) : ""}` : "not a tensor";
     const value = texts[meta.name];
     const rows = Math.min(8, Math.max(meta.isTensor && meta.shape.length > 1 ? 3 : 2, value.split("\n").length));
     const field = element("textarea", { id: `input-${k}`, name: meta.name, value, rows, spellcheck: false, autocomplete: "off" });
@@ -165,10 +179,10 @@ async function run() {
   const where = { wasm: "WASM", webgpu: "WebGPU" }[loaded.options.executionProviders[0]];
   const count = loaded.ort.env.wasm.numThreads;
   const threads = where === "WASM" ? `, ${count} ${count === 1 ? "thread" : "threads"}` : "";
-  const bits = done.differing ? `; ${done.differing} of them gave other bits than the first` : "";
+  const bits = done.differing ? `; ${done.differing} of them differed from the first` : "";
   const bag = chosen.facts.bags.length > 0 || loaded.session.outputMetadata.some(ofBags);
   const why = bag ? broken(inputs, chosen.facts) : null;
-  at("warning").textContent = why === null ? "" : `${why} This backend did not refuse it: the numbers mean nothing.`;
+  at("warning").textContent = why === null ? "" : `${why} This backend did not reject it: the numbers mean nothing.`;
   at("warning").hidden = why === null;
   at("timing").textContent =
     `${timeText(1000 * done.seconds)} a run, the median of ${done.runs}${bits}. ` +
@@ -207,12 +221,24 @@ function table({ name, dtype, shape, bytes }, meta) {
     for (let c = 0; c < columns; c++) row.append(element("td", { textContent: numberText(values[r * width + c]) }));
     body.append(row);
   }
-  const cut = (rows < height ? `; its first ${rows} rows` : "") + (columns < width ? `; its first ${columns} columns` : "");
-  const caption = element("caption", {}, name, " ", element("small", { textContent: `${dtype} [${shape.join(", ")}]${cut}` }));
-  const box = element("div", { className: "numbers", tabIndex: 0 }, element("table", {}, caption, element("thead", {}, head), body));
+  const caption = element("figcaption", {}, element("strong", { textContent: name }), " ",
+    element("small", { textContent: `${dtype} [${shape.join(", ")}]` }));
+  const cut = element("p", { className: "cut", textContent: cutText(rows, height, columns, width) });
+  cut.hidden = cut.textContent === "";
+  const box = element("div", { className: "scroll", tabIndex: 0 }, element("table", {}, element("thead", {}, head), body));
   box.setAttribute("role", "region");
   box.setAttribute("aria-label", name);
-  return box;
+  const sideways = element("p", { className: "hint", textContent: "Scroll the table sideways to see all of these columns." });
+  new ResizeObserver(() => (sideways.hidden = box.scrollWidth <= box.clientWidth)).observe(box);
+  return element("figure", { className: "numbers" }, caption, cut, box, sideways);
+}
+
+// Which part of an output is shown; "" if all of it is.
+function cutText(rows, height, columns, width) {
+  const parts = [];
+  if (rows < height) parts.push(`the first ${rows} of ${height.toLocaleString("en")} rows`);
+  if (columns < width) parts.push(`the first ${columns} of ${width.toLocaleString("en")} columns`);
+  return parts.length ? `Showing ${parts.join(" and ")}.` : "";
 }
 
 function take(files) {
@@ -221,6 +247,19 @@ function take(files) {
   next(`Loading ${name} …`, `${name} could not be loaded.`, () => choose(files));
 }
 
+async function example() {
+  const answer = await fetch(EXAMPLE.name);
+  if (!answer.ok) throw new BadText(`${EXAMPLE.name} is not in models/examples of this copy of lucid-onnx.`);
+  at("file").value = "";
+  at("backend").value = "wasm"; // WebGPU does not load the portable form, which this file is in
+  await choose([new File([await answer.arrayBuffer()], EXAMPLE.name)]);
+  loaded.session.inputMetadata.forEach(({ name }, k) => (at(`input-${k}`).value = EXAMPLE.inputs[name]));
+  at("story").textContent = `${EXAMPLE.story} Change a number and press Run.`;
+  at("story").hidden = false;
+  await run();
+}
+
+at("example").addEventListener("click", () => next("Loading the example …", "The example could not be run.", example));
 at("file").addEventListener("change", () => take([...at("file").files]));
 // Without this, choosing a file again that was written anew would be no change.
 at("file").addEventListener("click", () => (at("file").value = ""));
@@ -229,7 +268,7 @@ at("backend").addEventListener("change", () => {
 });
 at("inputs").addEventListener("submit", (event) => {
   event.preventDefault();
-  next("Running …", "The model refused these inputs.", run);
+  next("Running …", "The model rejected these inputs.", run);
 });
 document.addEventListener("dragover", (event) => {
   event.preventDefault();

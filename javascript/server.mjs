@@ -1,4 +1,4 @@
-// The files of this folder over HTTP, with the headers that threads in WebAssembly need.
+// The files of the page over HTTP, with the headers that threads in WebAssembly need.
 
 import fs from "node:fs";
 import http from "node:http";
@@ -7,15 +7,18 @@ import { fileURLToPath } from "node:url";
 
 const FOLDER = path.dirname(fileURLToPath(import.meta.url));
 const WEB = path.join(FOLDER, "node_modules", "onnxruntime-web", "dist");
+// The example of the page, the one file from outside of this folder.
+const EXAMPLE = path.join(FOLDER, "..", "models", "examples", "two_tower.onnx");
 const TYPES = { ".html": "text/html; charset=utf-8", ".css": "text/css", ".mjs": "text/javascript", ".wasm": "application/wasm" };
 
 const PAGES = new Set(["index.html", "worker.html", "page.css", "page.mjs", "model.mjs", "values.mjs", "runner.mjs"]);
 
-// The pages, their modules, and onnxruntime-web under /ort/; nothing else.
+// The pages, their modules, the example, and onnxruntime-web under /ort/; nothing else.
 function fileOf(url) {
   const name = decodeURIComponent(new URL(url, "http://localhost").pathname);
   if (name === "/") return path.join(FOLDER, "index.html");
   if (PAGES.has(name.slice(1))) return path.join(FOLDER, name.slice(1));
+  if (name === "/two_tower.onnx") return EXAMPLE;
   const found = /^\/ort\/([\w.-]+\.(?:mjs|wasm))$/.exec(name);
   return found ? path.join(WEB, found[1]) : null;
 }

@@ -1,4 +1,4 @@
-// The page for trying a model by hand: npm start [-- PORT]
+// The page to try a model: npm start [-- PORT]
 
 import fs from "node:fs";
 
@@ -18,7 +18,7 @@ try {
   const server = await serve(port);
   console.log(`http://127.0.0.1:${server.address().port}/`);
 } catch (error) {
-  const why = error.code === "EADDRINUSE" ? "is taken; name another: npm start -- PORT" : `cannot be had: ${error.message}`;
+  const why = error.code === "EADDRINUSE" ? "is taken; name another: npm start -- PORT" : `cannot be used: ${error.message}`;
   console.error(`port ${port} ${why}`);
   process.exit(1);
 }

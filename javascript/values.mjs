@@ -64,7 +64,7 @@ function flatten(list) {
 // Numbers stand between commas or spaces, a line for each row of a 2-D input, or in JSON's brackets.
 export function parse(typed, meta) {
   if (!meta.isTensor || !(meta.type in ARRAYS)) {
-    throw new BadText(`${meta.name} is of ${meta.type ?? "no tensor's type"}, which cannot be typed in`);
+    throw new BadText(`${meta.name} is ${meta.isTensor ? `of type ${meta.type}` : "not a tensor"}, which cannot be typed in`);
   }
   const { name, type, shape: wanted } = meta;
   const [Type, kind] = ARRAYS[type];
@@ -103,21 +103,21 @@ function number(token, k, kind, type) {
     throw new BadText(`${token} (position ${k}) is neither true nor false`);
   }
   if (kind in INTEGERS) {
-    if (!/^[+-]?\d+$/.test(token)) throw new BadText(`${token} (position ${k}) is no integer`);
+    if (!/^[+-]?\d+$/.test(token)) throw new BadText(`${token} (position ${k}) is not an integer`);
     const value = BigInt(token.replace("+", ""));
     const [low, high] = INTEGERS[kind];
     if (value < low || value >= high) throw new BadText(`${token} (position ${k}) is outside ${type}`);
     return kind.endsWith("64") ? value : Number(value);
   }
   if (token.toLowerCase() in SPECIAL) return SPECIAL[token.toLowerCase()];
-  if (!/^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(token)) throw new BadText(`${token} (position ${k}) is no number`);
+  if (!/^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(token)) throw new BadText(`${token} (position ${k}) is not a number`);
   return Number(token);
 }
 
 const TABLES = new Set(["weight", "codes", "scale", "zero_point", "bias"]);
 const roleOf = (name, facts) => facts.roles[name] ?? { kind: name, rows: facts.rows, partner: "indices" };
 
-// The operator's rule that inputs break, by argument, value and position, for a model that refused them; null if none
+// The operator's rule that inputs break, by argument, value and position, for a model that rejected them; null if none
 // is seen. What a graph of standard operators says itself is about a Gather somewhere within it.
 export function broken(inputs, facts) {
   const shape = Object.fromEntries(inputs.map((input) => [input.name, input.shape]));

@@ -11,7 +11,7 @@ export const ITEM_SIZES = {
   int32: 4, uint32: 4, float32: 4, int64: 8, uint64: 8, float64: 8,
 };
 
-// A generator of {header, blobs} from a stream; it ends with the stream and throws over anything that is no frame.
+// A generator of {header, blobs} from a stream; it ends with the stream and throws on anything that is not a frame.
 export async function* frames(stream) {
   const pieces = [];
   let have = 0;

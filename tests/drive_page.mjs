@@ -1,11 +1,14 @@
 // Works javascript/'s page as a person would: node drive_page.mjs FOLDER CHROMIUM URL. A line on stdin is a list of steps, each
-// [what, ...]: files PATHS; drop PATHS; fill LABEL TEXT; value LABEL; press NAME; table; error; width PIXELS; strange.
+// [what, ...]: files PATHS; drop PATHS; fill LABEL TEXT; value LABEL; press NAME; table; error; width PIXELS; outside; strange;
+// open FILE, for a page that is a file; places SELECTOR, where such elements are: [text, left, top, right, bottom];
+// send URL, from within the page.
 // They go to a page of their own; a line on stdout is the list of their answers, null where there is none.
 
 import fs from "node:fs";
 import { createRequire } from "node:module";
 import path from "node:path";
 import readline from "node:readline";
+import { pathToFileURL } from "node:url";
 
 const [folder, executablePath, url] = process.argv.slice(2);
 const { chromium } = createRequire(path.join(folder, "package.json"))("playwright-core");
@@ -16,7 +19,7 @@ async function work(steps) {
   page.setDefaultTimeout(20000);
   const strange = []; // what the page asks of others, and what it did not expect
   page.on("request", (request) => {
-    if (!/^(?:data|blob):/.test(request.url()) && !request.url().startsWith(url)) strange.push(request.url());
+    if (!/^(?:data|blob|file):/.test(request.url()) && !request.url().startsWith(url)) strange.push(request.url());
   });
   page.on("pageerror", (error) => strange.push(String(error)));
 
@@ -49,14 +52,35 @@ async function work(steps) {
       if (!(await page.locator("#result").isVisible())) return null;
       const rows = await page.locator("#outputs tbody tr").evaluateAll((all) =>
         all.map((row) => [...row.querySelectorAll("td")].map((cell) => cell.textContent)));
-      const warning = (await page.locator("#warning").isVisible()) ? await page.locator("#warning").innerText() : null;
-      return { rows, warning, caption: await page.locator("#outputs caption").innerText(), timing: await page.locator("#timing").innerText() };
+      const textOf = async (place) => ((await page.locator(place).isVisible()) ? page.locator(place).innerText() : null);
+      return {
+        rows, warning: await textOf("#warning"), caption: await textOf("#outputs figcaption"), cut: await textOf("#outputs .cut"),
+        sideways: await textOf("#outputs .hint"), timing: await textOf("#timing"),
+      };
     },
     error: async () => ((await page.locator("#error").isVisible()) ? page.locator("#error").innerText() : null),
     width: async (width) => { // of all that there is, where the window is so wide
       await page.setViewportSize({ width, height: 800 });
-      return page.evaluate(() => document.documentElement.scrollWidth);
+      return page.evaluate(() => document.scrollingElement.scrollWidth);
     },
+    outside: () => page.evaluate(() => { // what reaches beyond the box that it is in, but for tables, which scroll
+      const found = [];
+      for (const box of document.querySelectorAll("main, section, form, .drop, .scroll")) {
+        const inner = box.getBoundingClientRect().right - parseFloat(getComputedStyle(box).paddingRight);
+        for (const one of box.querySelectorAll("*")) {
+          const scrolling = one.parentElement.closest(".scroll");
+          const { width, right } = one.getBoundingClientRect();
+          if (width > 0 && !scrolling && right > inner + 0.5) found.push(`${one.tagName} ${one.id || one.className}`);
+        }
+      }
+      return found;
+    }),
+    open: (file) => page.goto(pathToFileURL(file).href, { waitUntil: "load" }).then(() => null),
+    places: (selector) => page.locator(selector).evaluateAll((all) => all.map((one) => {
+      const { left, top, right, bottom } = one.getBoundingClientRect();
+      return [one.textContent, left, top, right, bottom];
+    })),
+    send: (to) => page.evaluate((place) => fetch(place, { mode: "no-cors" }).then(() => "sent", (error) => String(error)), to),
     strange: () => strange,
   };
   await page.goto(url, { waitUntil: "load" });

@@ -51,7 +51,8 @@ def test_commands(lowered: Path, run: Callable[..., tuple[int, str, str]], monke
 def test_inspect_draws_what_would_become_of_bags(
     tmp_path: Path, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two bags alike are drawn once; an axis that is put back is drawn with its bag; a look-alike is told with why."""
+    """The model with its bags comes first, then what they were: two bags alike once, an axis that is put back with its
+    bag, and a look-alike with the reason."""
     g = Small(shape=("b", 5))
     for name in ("one", "two & <more>"):
         g.initializers[name] = np.ones((V, D), np.float32)
@@ -75,16 +76,25 @@ def test_inspect_draws_what_would_become_of_bags(
     assert not [e for e in root.iter() for key in e.attrib if key.endswith("href")]
     texts = [e.text for e in root.iter("{http://www.w3.org/2000/svg}text")]
     assert texts[:2] == ["m.onnx", "2 bags to fuse; left as it is: 1"]
-    assert "2 times: Gather and reduction, sum, node 'v1' (ReduceSum)" in texts
-    assert [t for t in texts if t in ("Gather", "ReduceSum", "EmbeddingBag2D", "Unsqueeze", "Sum")] == [
+    details = texts.index("2 times: Gather and reduction, sum, node 'v1' (ReduceSum)")
+    whole = [t for t in texts[:details] if not (t or "").startswith(("m.onnx", "2 bags"))]
+    assert whole[0] == "the model, with its bags fused"
+    assert sorted(whole[1:]) == sorted(
+        [
+            *("i", "aaaaaaaaaaaaaaaa…aaaaaaaaaaaaaaaaa [10, 4]", "two & <more> [10, 4]"),
+            *("EmbeddingBag2D", "sum", "was 2 nodes", "Unsqueeze") * 2,
+            *("Gather", "ReduceSum", "Sum", "v4", "v6"),
+        ]
+    )
+    assert [t for t in texts[details:] if t in ("Gather", "ReduceSum", "EmbeddingBag2D", "Unsqueeze", "Sum")] == [
         *("Gather", "ReduceSum", "EmbeddingBag2D", "Unsqueeze")
     ]
-    assert {"before: 2 nodes", "after: 2 nodes", "aaaaaaaaaaaaaaaa…aaaaaaaaaaaaaaaaa"} <= set(texts)
+    assert {"before: 2 nodes", "after: 2 nodes", "aaaaaaaaaaaaaaaa…aaaaaaaaaaaaaaaaa"} <= set(texts[details:])
     assert "ReduceSum goes over axes [2], not over the rows of a bag, axis 1" in texts
     # Nothing stands outside of the picture, or on top of something else.
     width, height = float(root.attrib["width"]), float(root.attrib["height"])
     boxes = [{k: float(e.attrib[k]) for k in ("x", "y", "width", "height")} for e in root if "rx" in e.attrib]
-    assert len(boxes) == 4 + 2 * 2  # nodes, and what they read, before and after
+    assert len(boxes) == 12 + 4 + 2 * 2  # the model; nodes, and what they read, before and after
     for k, a in enumerate(boxes):
         assert a["x"] >= 0
         assert a["x"] + a["width"] <= width
@@ -99,7 +109,9 @@ def test_pictures_of_loops_and_of_nothing(legacy: Callable[[str], Export]) -> No
     drawn = picture.draw(model, lucid_onnx.fuse(model), "loop & more")
     texts = [e.text for e in ElementTree.fromstring(drawn).iter() if e.tag.endswith("text")]
     assert texts[0] == "loop & more"
-    assert texts.index("Loop") < texts.index("EmbeddingBag")
+    assert texts.count("EmbeddingBag") == 2  # in the model, and as what the Loop becomes
+    assert texts.index("EmbeddingBag") < texts.index("Loop") < texts.index("EmbeddingBag", texts.index("Loop"))
+    assert texts.count("Loop") == 1
     inside = [n.op_type for n in loop_body(model).node if n.op_type != "Constant"]
     assert set(inside) <= set(texts)
     report = lucid_onnx.fuse(lucid_onnx.build_model(np.eye(3, dtype=np.float32)))

@@ -1,9 +1,12 @@
-"""The page of ``javascript/`` by hand: what it shows of a model's bags, and what it says when they cannot be."""
+"""The page of ``javascript/``: what it shows of a model's bags, what it says when it cannot, and its width."""
 
 from __future__ import annotations
 
+import http.client
+import http.server
 import json
 import subprocess
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +17,13 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import lucid_onnx
+from lucid_onnx.parity import html as parity_page
+from lucid_onnx.parity import matrix, measure
 from lucid_onnx.parity.adapters import javascript
 from lucid_onnx.reference import embedding_bag
 
 DRIVER = Path(__file__).with_name("drive_page.mjs")
+ROOT = Path(__file__).resolve().parents[1]
 WEIGHT = np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)
 
 
@@ -129,8 +135,8 @@ def test_the_page_says_what_is_wrong(drive: Drive, tmp_path: Path) -> None:
     broken.write_bytes(good.read_bytes()[:-100])
     lucid_onnx.save(lucid_onnx.build_model(np.tile(WEIGHT, (40, 1))), outside, external_data=True)
     files = {
-        broken: "broken.onnx could not be loaded. This file is no ONNX model, or not all of one.",
-        native: "native.onnx could not be loaded. This model is of the native form,",
+        broken: "broken.onnx could not be loaded. This file is not an ONNX model, or only a part of one.",
+        native: "native.onnx could not be loaded. This model is in the native form,",
         outside: "outside.onnx keeps tables in outside.onnx.data: choose both files together.",
     }
     inputs = {
@@ -139,7 +145,7 @@ def test_the_page_says_what_is_wrong(drive: Drive, tmp_path: Path) -> None:
         ("1, 2, 3", "1"): "offsets: the first is 1, and must be 0.",
         ("1, 2, 3", "0, 2, 1"): "offsets: 1 (position 2) is less than the one before it, 2.",
         ("1, 2, 3", "0, 4"): "offsets: 4 (position 1) is past the 3 indices.",
-        ("1, 2.5", "0"): "indices: 2.5 (position 1) is no integer",
+        ("1, 2.5", "0"): "indices: 2.5 (position 1) is not an integer",
         ("1, 2", "9223372036854775808"): "offsets: 9223372036854775808 (position 0) is outside int64",
         ("[1, 2", "0"): "indices: a closing bracket ] is missing",
         ("[[1, 2], [3]]", "0"): "indices: row 1 is [1] long, but the ones before it are [2]",
@@ -175,6 +181,150 @@ def test_the_page_warns_where_the_model_does_not_refuse(drive: Drive, tmp_path: 
     _, _, _, bad, _, _, good = drive(steps)
     assert bad["warning"].startswith("indices: -1 (position 1) is outside the table, which has 10 rows. This backend")
     assert good["warning"] is None
+
+
+def test_the_page_says_which_part_of_an_output_it_shows(drive: Drive, tmp_path: Path) -> None:
+    path, small = tmp_path / "wide.onnx", tmp_path / "small.onnx"
+    weight = np.tile(WEIGHT, (1, 10))
+    lucid_onnx.save(lucid_onnx.build_model(weight, mode="sum"), path)
+    lucid_onnx.save(lucid_onnx.build_model(WEIGHT[:, :2], mode="sum"), small)
+    bags = ", ".join(str(k) for k in range(1234))
+    fill = [["fill", "indices", ", ".join(["3"] * 1234)], ["fill", "offsets", bags]]
+    fewer = [["fill", "indices", "3, 3"], ["fill", "offsets", "0, 1"]]
+    show = [["press", "Run"], ["table"]]
+    steps = [["width", 400], ["files", [path]], *fill, *show, *fewer, *show, ["files", [small]], *show]
+    many, wide, whole = (a for step, a in zip(steps, drive(steps), strict=True) if step[0] == "table")
+    assert (len(many["rows"]), len(many["rows"][0])) == (20, 12)
+    assert many["cut"] == "Showing the first 20 of 1,234 rows and the first 12 of 40 columns."
+    assert many["sideways"] == "Scroll the table sideways to see all of these columns."
+    assert wide["cut"] == "Showing the first 12 of 40 columns."
+    assert (whole["cut"], whole["sideways"]) == (None, None)
+    np.testing.assert_allclose(np.array(wide["rows"], np.float64), weight[[3, 3], :12], rtol=1e-6)
+
+
+def test_nothing_sticks_out_of_a_narrow_window(drive: Drive, tmp_path: Path) -> None:
+    path = tmp_path / f"{'a_long_name_' * 12}.onnx"
+    model = lucid_onnx.build_model(np.tile(WEIGHT, (1, 10)), mode="sum", per_sample_weights=True)
+    lucid_onnx.save(model, path)
+    for width in (320, 400, 1280):
+        look = [["width", width], ["outside"]]
+        bad = [["fill", "indices", "9" * 60], ["press", "Run"], *look]
+        answers = drive([*look, ["files", [path]], *look, ["press", "Run"], *look, ["table"], *bad, ["error"]])
+        assert [answer for answer in answers if isinstance(answer, int)] == [width] * 4
+        assert [answer for answer in answers if isinstance(answer, list)] == [[]] * 4
+        assert any(isinstance(answer, dict) for answer in answers)  # a table was there
+        assert "9" * 60 in answers[-1]
+
+
+def test_the_example_runs_by_one_click(drive: Drive, tmp_path: Path) -> None:
+    names = ("history", "history_offsets", "words", "word_offsets", "word_weights")
+    other = tmp_path / "other.onnx"
+    lucid_onnx.save(lucid_onnx.build_model(WEIGHT, mode="sum"), other)
+    show = [["press", "Try the example"], ["error"], ["table"]]
+    steps = [*show, *(["value", name] for name in names), ["press", "Run"], ["table"], ["files", [other]], *show]
+    _, error, table, *texts = drive(steps)
+    assert error is None
+    assert table["caption"] == "scores float32 [3, 3]"
+    assert texts[6]["rows"] == table["rows"]  # what stands in the fields is what was run
+    assert (texts[9], texts[10]["rows"]) == (None, table["rows"])  # after another model, too
+    model = onnx.load(ROOT / "models" / "examples" / "two_tower.onnx")
+    tables = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    history, starts, words, word_starts = (numbers(text)[0] for text in texts[:4])
+    weights = numbers(texts[4], np.float32)[0]
+    user = embedding_bag(history, tables["item_table"], starts, mode="mean", max_norm=1.0)
+    item = embedding_bag(
+        words, tables["word_table"], word_starts, mode="sum", per_sample_weights=weights, padding_idx=0
+    )
+    scores = np.array(table["rows"], np.float64)
+    np.testing.assert_allclose(scores, user @ item.T, rtol=1e-5, atol=1e-6)
+    assert not scores[1].any()  # an empty bag
+    assert scores[0].all()
+    assert 0 in words
+
+
+def test_the_parity_page_fits_a_narrow_window(drive: Drive, tmp_path: Path) -> None:
+    """Every dot of the plots is in the window, at the height of its line, and no label is on top of another."""
+    errors = {"exact": [0.0], "good": [1e-4, 0.03, 0.999], "bad": [0.2, 1.001, 3.0, 8e5]}
+    titles = {name: f"ONNX Runtime Web on {name} threads, with a name that is long" for name in errors}
+    columns = [matrix.Column(name, titles[name], ("standard",), "1.2.3", None) for name in errors]
+    cells = [
+        matrix.Cell(
+            f"job_{k}",
+            name,
+            "standard",
+            matrix.EQUAL if margin <= 1 else matrix.DIFFERS,
+            difference=measure.Difference(margin=margin),
+            seconds=0.0002 * 10**k,
+        )
+        for name, margins in errors.items()
+        for k, margin in enumerate(margins)
+    ]
+    rows = [matrix.Row(f"job_{k}", "scale", "a large case") for k in range(4)]
+    report = matrix.Report(
+        "2026-01-01 00:00:00", "1.0", "a machine", 1.0, tuple(columns), tuple(rows), tuple(cells), ()
+    )
+    path = tmp_path / "report.html"
+    path.write_text(parity_page.page(report), encoding="utf-8")
+    for width in (400, 1280):
+        places = [["places", f".strip {what}"] for what in ("circle, .beyond path", "> span", "text:not(.small)")]
+        _, scroll, dots, labels, ticks = drive([["open", str(path)], ["width", width], *places])
+        assert scroll == width
+        assert len(dots) == 3 + 4 + sum(map(len, errors.values()))  # of errors, where not exact, and of times
+        labels = [label for label in labels if label[0]]
+        assert [label[0] for label in labels] == [f"{title}, standard" for title in titles.values()] * 2
+        ticks = [tick for tick in ticks if tick[3] > tick[1]]
+        assert len(ticks) >= 2 * 2
+        for _, left, top, right, bottom in (*dots, *labels, *ticks):
+            assert 0 <= left < right <= width
+            assert top < bottom
+        # Labels are above their dots or left of them.
+        assert {min(dot[1] for dot in dots) > max(label[3] for label in labels)} == {width == 1280}
+        for a in (*labels, *ticks):
+            others = (b for b in (*labels, *ticks, *dots) if b is not a)
+            assert not any(a[1] < b[3] and b[1] < a[3] and a[2] < b[4] and b[2] < a[4] for b in others), a
+
+
+def test_the_page_can_send_nothing_elsewhere(drive: Drive, url: str) -> None:
+    asked: list[str] = []
+
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Other) as other:
+        thread = threading.Thread(target=other.serve_forever)
+        thread.start()
+        try:
+            here, there = drive([["send", f"{url}page.css"], ["send", f"http://127.0.0.1:{other.server_port}/"]])
+        finally:
+            other.shutdown()
+            thread.join()
+    assert here == "sent"
+    assert there == "TypeError: Failed to fetch"
+    assert asked == []
+
+
+def test_the_server_has_the_pages_and_the_example_alone(url: str) -> None:
+    host = url.removeprefix("http://").rstrip("/")
+
+    def status(path: str) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(host, timeout=20)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        found = answer.status, answer.read()
+        connection.close()
+        return found
+
+    assert status("/two_tower.onnx") == (200, (ROOT / "models" / "examples" / "two_tower.onnx").read_bytes())
+    assert status("/")[0] == status("/page.css")[0] == 200
+    others = (
+        *("/dlrm.onnx", "/server.mjs", "/package.json", "/models/examples/two_tower.onnx", "/two_tower.onnx/", "/%"),
+        *("/../models/examples/dlrm.onnx", "/%2e%2e/models/examples/dlrm.onnx", "/..%2fmodels%2fexamples%2fdlrm.onnx"),
+        *("/two_tower.onnx/../dlrm.onnx", "/ort/..%2fpackage.json", "//two_tower.onnx/dlrm.onnx"),
+    )
+    assert {path: status(path)[0] for path in others} == dict.fromkeys(others, 404)
 
 
 def test_start_refuses_what_is_no_port(commands: tuple[str, Path, str], url: str) -> None:

@@ -338,7 +338,7 @@ def _inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The .onnx file.")],
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
     svg: Annotated[
-        Path | None, typer.Option("--svg", help="Draw the nodes that would be fused, before and after.")
+        Path | None, typer.Option("--svg", help="Draw the model around its bags, and the nodes that would be fused, before and after.")
     ] = None,
 ) -> None:
     """Show the bags of a model, and what `fuse` would make one, or why it would not.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 from . import probes
@@ -97,7 +97,7 @@ def _lead(report: Report) -> str:
     different = counts[DIFFERS] + counts[UNSTEADY]
     dead = counts[CRASHED] + counts[HUNG]
     sentences = [
-        f"<b>{len(report.rows)}</b> {_plural(len(report.rows), 'thing')} to run on <b>{here}</b> "
+        f"<b>{len(report.rows)}</b> {_plural(len(report.rows), 'case')} on <b>{here}</b> "
         f"{_plural(here, 'runtime')}: of {ran} results <b>{counts[EQUAL]}</b> are equal within the tolerance "
         f"and <b>{different}</b> {'is' if different == 1 else 'are'} not."
     ]
@@ -247,8 +247,8 @@ def _unseen(report: Report) -> str:
         for (sentence, witness, gone), names in groups.items()
     )
     return (
-        "<section><h2>What was known, and did not show</h2><p>Each of these is true of some release, or of some runs "
-        f"or CPUs. What would show it here is equal.</p><ul class=why>{items}</ul></section>"
+        "<section><h2>Known differences that did not occur</h2><p>Each of these is true of some release, some runs or "
+        f"some CPUs. The case that would show it is equal here.</p><ul class=why>{items}</ul></section>"
     )
 
 
@@ -282,15 +282,13 @@ def _bad_input(report: Report, columns: Sequence[tuple[Column, str]]) -> str:
         f"<dt>{escape(word)}</dt><dd>{escape(text)}</dd>" for word, text in probes.OUTCOMES.items() if word in used
     )
     return f"""<section><h2>Bad input</h2>
-<p>The contract refuses each of these. Standard operators cannot always, and other runtimes need not.</p>
+<p>The specification rejects each of these. Standard operators cannot always do so, and other runtimes need not.</p>
 <div class=scroll><table class="matrix words"><thead>{_head(columns)}</thead>
 <tbody>{"".join(rows)}</tbody></table></div>
 <dl class=small>{meanings}</dl></section>"""
 
 
 # Plots.
-
-_WIDTH, _LEFT, _RIGHT, _LINE = 940, 300, 30, 22
 
 
 def _plots(report: Report, columns: Sequence[tuple[Column, str]]) -> str:
@@ -310,8 +308,8 @@ def _plots(report: Report, columns: Sequence[tuple[Column, str]]) -> str:
         return ""
     text = (
         "<section><h2>How large the errors are</h2>"
-        "<p>A dot is a result: its largest error, measured in tolerances. Right of the line is too much. "
-        "Exact results have no dot.</p>"
+        "<p>A dot is a result: its largest error, measured in tolerances. A cross, right of the line, is beyond "
+        "the tolerance. Exact results have no dot.</p>"
         + _strip(labels, errors, 1.0, lambda v: f"{v:g}", "errors in tolerances, logarithmic")
         + "</section>"
     )
@@ -319,7 +317,7 @@ def _plots(report: Report, columns: Sequence[tuple[Column, str]]) -> str:
         shown = [(name, values) for name, values in zip(labels, times, strict=True) if values]
         text += (
             "<section><h2>How long it takes</h2><p>Each large case or model once: the median run in milliseconds, on "
-            "a machine that ran other things beside it. An order of magnitude, and no benchmark.</p>"
+            "a machine that was also doing other work. An order of magnitude, not a benchmark.</p>"
             + _strip(
                 [n for n, _ in shown], [v for _, v in shown], None, lambda v: f"{v:g} ms", "milliseconds, logarithmic"
             )
@@ -333,9 +331,17 @@ def _group(report: Report, cell: Cell) -> str:
 
 
 def _strip(
-    labels: Sequence[str], values: Sequence[Sequence[float]], limit: float | None, tick: object, title: str
+    labels: Sequence[str],
+    values: Sequence[Sequence[float]],
+    limit: float | None,
+    tick: Callable[[float], str],
+    title: str,
 ) -> str:
-    """A line of dots per label over a logarithmic axis, as SVG."""
+    """A line of dots per label over a logarithmic axis.
+
+    Places along the axis are percentages, so that a plot is as wide as there is room, and its dots stay round. A label
+    is beside its line, or above it in a narrow window.
+    """
     every = [v for line in values for v in line] + ([limit] if limit else [])
     if not every:
         return "<p>No error anywhere: every result is exact.</p>"
@@ -343,34 +349,41 @@ def _strip(
     if limit:  # what is far below it is as good as exact
         low = max(low, math.floor(math.log10(limit)) - 5)
     high = max(high, low + 1)
-    span = _WIDTH - _LEFT - _RIGHT
 
-    def x(value: float) -> float:
-        return _LEFT + span * (max(math.log10(value), low) - low) / (high - low)
+    def x(value: float) -> str:
+        return f"{100 * (max(math.log10(value), low) - low) / (high - low):.2f}%"
 
-    height = _LINE * len(labels) + 34
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {height}" role=img aria-label="{escape(title)}">']
     step = max(1, math.ceil((high - low) / 8))
-    for power in range(low, high + 1, step):
-        at = x(10.0**power)
-        label = tick(10.0**power) if callable(tick) else ""
-        parts.append(
-            f"<line class=grid x1={at:.1f} x2={at:.1f} y1=4 y2={height - 28} /><text x={at:.1f} y={height - 10} "
-            f"text-anchor=middle>{escape(str(label))}</text>"
-        )
+    anchor = round(math.log10(limit)) if limit else low
+    powers = [p for p in range(low, high + 1) if (p - anchor) % step == 0]
+    rules = "".join(f"<line class=grid x1={x(10.0**p)} x2={x(10.0**p)} y1=0 y2=100% />" for p in powers)
     if limit:
-        parts.append(f"<line class=limit x1={x(limit):.1f} x2={x(limit):.1f} y1=0 y2={height - 28} />")
-    for k, (label, line) in enumerate(zip(labels, values, strict=True)):
-        y = 4 + _LINE * k + _LINE / 2
-        parts.append(f"<text x={_LEFT - 10} y={y + 4:.1f} text-anchor=end>{escape(label)}</text>")
-        for value in sorted(set(line)):
-            beyond = limit is not None and value > limit
-            at = x(value)
-            if beyond:  # another shape, not only another colour
-                parts.append(f'<path class=beyond d="M{at - 4:.1f} {y - 4:.1f}l8 8m0 -8l-8 8" />')
-            else:
-                parts.append(f"<circle cx={at:.1f} cy={y:.1f} r=3.2 />")
-    return f"<div class=scroll>{''.join(parts)}</svg></div>"
+        rules += f"<line class=limit x1={x(limit)} x2={x(limit)} y1=0 y2=100% />"
+    parts = []
+    for label, line in zip(labels, values, strict=True):
+        dots = [_dot(x(value), limit is not None and value > limit) for value in sorted(set(line))]
+        about = f"{len(line)} {_plural(len(line), 'result')}, up to {tick(max(line))}" if line else "exact"
+        parts.append(
+            f'<div class=strip><span>{escape(label)}</span><svg role=img aria-label="{escape(about)}">{rules}'
+            + ("".join(dots) or "<text x=6 y=15 class=small>exact</text>")
+            + "</svg></div>"
+        )
+    # Of more than four every other one is hidden in a narrow window.
+    hidden = {p for p in powers if len(powers) > 4 and (p - anchor) // step % 2}
+    ticks = "".join(
+        f"<text x={x(10.0**p)} y=16 text-anchor=middle{' class=odd' if p in hidden else ''}>"
+        f"{escape(tick(10.0**p))}</text>"
+        for p in powers
+    )
+    parts.append(f"<div class=strip aria-hidden=true><span></span><svg>{ticks}</svg></div>")
+    return f'<figure class=plot aria-label="{escape(title)}">{"".join(parts)}</figure>'
+
+
+def _dot(x: str, beyond: bool) -> str:
+    if not beyond:
+        return f"<circle cx={x} cy=50% r=3.2 />"
+    # Another shape, not only another colour.
+    return f'<svg class=beyond x={x} y=50%><path d="M-4 -4l8 8m0 -8l-8 8" /></svg>'
 
 
 # Who was there.
@@ -458,7 +471,10 @@ font-weight:600;font-size:14px;flex:none}
 input[type=search]{font:inherit;padding:6px 10px;border:1px solid var(--line);border-radius:6px;background:var(--tint);
 color:inherit;width:min(260px,100%)}
 .scroll{overflow:auto;max-height:80vh;border:1px solid var(--line);border-radius:8px}
-.scroll svg{display:block;min-width:760px;width:100%;height:auto;padding:8px}
+.plot{margin:0;padding:8px 36px 4px 12px;border:1px solid var(--line);border-radius:8px}
+.strip{display:grid;grid-template-columns:minmax(0,18rem) minmax(0,1fr);gap:0 14px}
+.strip>span{font-size:13px;line-height:22px;text-align:right;overflow-wrap:anywhere}
+.strip>svg{display:block;width:100%;height:22px;overflow:visible}
 table{border-collapse:separate;border-spacing:0;font-size:13px}
 .matrix thead{position:sticky;top:0;z-index:3;background:var(--paper)}
 .matrix th[scope=row]{position:sticky;left:0;z-index:2;background:var(--paper);text-align:left;font-weight:400;
@@ -492,9 +508,10 @@ td:focus-visible{outline:2px solid var(--dot)}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 14px;margin:10px 0}dt{font-weight:600}dd{margin:0}
 .plain th,.plain td{text-align:left;padding:5px 12px;border-bottom:1px solid var(--line);font-weight:400;
 vertical-align:top}
-.plain th{font-weight:600;white-space:nowrap}.plain em{color:var(--faint);font-style:normal}
+.plain th{font-weight:600}.plain td:last-child{white-space:nowrap}.plain em{color:var(--faint);font-style:normal}
 svg text{font-size:12.5px;fill:var(--ink)}svg .grid{stroke:var(--line)}svg .limit{stroke:var(--differs);stroke-width:2}
-svg circle{fill:var(--dot);fill-opacity:.55}svg .beyond{stroke:var(--differs);stroke-width:2.4;fill:none}
+svg circle{fill:var(--dot);fill-opacity:.55}svg .beyond{overflow:visible}
+svg .beyond path{stroke:var(--differs);stroke-width:2.4;fill:none}svg text.small{fill:var(--faint)}
 dialog{border:1px solid var(--line);border-radius:12px;padding:18px 22px 24px;max-width:min(760px,94vw);width:100%;
 color:var(--ink);background:var(--paper);max-height:88vh;overflow:auto;overflow-wrap:anywhere}
 dialog::backdrop{background:rgba(0,0,0,.45)}dialog form{float:right}
@@ -504,7 +521,9 @@ dialog p>button,dialog table button{font:inherit;font-size:14px;color:inherit;ba
 border:1px solid var(--line);border-radius:6px;padding:3px 10px;cursor:pointer}
 dialog h3{margin:0 0 6px;font-size:19px}dialog table{width:100%}dialog td{padding:4px 8px 4px 0;vertical-align:top;
 border-top:1px solid var(--line)}
-@media(max-width:600px){body{padding:18px 12px 60px}.matrix th[scope=row]{max-width:40vw}}
+@media(max-width:600px){body{padding:18px 12px 60px}.matrix th[scope=row]{max-width:40vw}
+.words th[scope=row]{white-space:normal}.plot{padding:8px 32px 4px}.strip{grid-template-columns:minmax(0,1fr)}
+.strip>span{text-align:left;line-height:18px;margin-top:4px}svg .odd{display:none}}
 @media print{.scroll{max-height:none}.tools{display:none}}
 """
 
