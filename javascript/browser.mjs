@@ -77,13 +77,14 @@ export async function open(kind, executablePath) {
         throw error;
       }
     };
+    const headers = { "X-Lucid-Token": server.token };
     const load = async (model) => {
       outgoing = [model];
       await call({
-        given: null,
-        body: async () => {
+        given: { headers },
+        body: async ({ headers }) => {
           try {
-            const bytes = await (await fetch("/0", { method: "PUT" })).arrayBuffer();
+            const bytes = await (await fetch("/0", { method: "PUT", headers })).arrayBuffer();
             await window.lucid.load(new Uint8Array(bytes));
             return {};
           } catch (error) {
@@ -96,18 +97,18 @@ export async function open(kind, executablePath) {
       outgoing = blobs;
       incoming = [];
       const result = await call({
-        given: { inputs, runs, seconds },
-        body: async ({ inputs, runs, seconds }) => {
+        given: { inputs, runs, seconds, headers },
+        body: async ({ inputs, runs, seconds, headers }) => {
           try {
             const blobs = [];
             for (let k = 0; k < inputs.length; k++) {
-              blobs.push(new Uint8Array(await (await fetch(`/${k}`, { method: "PUT" })).arrayBuffer()));
+              blobs.push(new Uint8Array(await (await fetch(`/${k}`, { method: "PUT", headers })).arrayBuffer()));
             }
             const done = await window.lucid.run(inputs, blobs, runs, seconds);
             let sent = 0;
             for (const outputs of [done.first, done.other ?? []]) {
               for (const output of outputs) {
-                await fetch(`/${sent++}`, { method: "POST", body: output.bytes });
+                await fetch(`/${sent++}`, { method: "POST", headers, body: output.bytes });
                 delete output.bytes;
               }
             }

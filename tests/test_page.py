@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import http.server
 import json
+import socket
+import struct
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -325,6 +327,79 @@ def test_the_server_has_the_pages_and_the_example_alone(url: str) -> None:
         *("/two_tower.onnx/../dlrm.onnx", "/ort/..%2fpackage.json", "//two_tower.onnx/dlrm.onnx"),
     )
     assert {path: status(path)[0] for path in others} == dict.fromkeys(others, 404)
+
+
+def answer_of(url: str, method: str = "GET", path: str = "/", **headers: str) -> tuple[int, dict[str, str]]:
+    """The status and headers that a request with these headers gets."""
+    connection = http.client.HTTPConnection(url.removeprefix("http://").rstrip("/"), timeout=20)
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method, path, headers=names)
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer.status, {name.lower(): value for name, value in answer.getheaders()}
+
+
+def test_the_server_turns_other_pages_away(url: str) -> None:
+    port = url.rstrip("/").rpartition(":")[2]
+    for headers in ({"Host": f"localhost:{port}"}, {"Origin": f"http://127.0.0.1:{port}"}, {"Sec_Fetch_Site": "none"}):
+        assert answer_of(url, **headers)[0] == 200, headers
+    foreign = (
+        {"Host": f"attacker.example:{port}"},
+        {"Host": "127.0.0.1"},
+        {"Origin": "http://attacker.example"},
+        {"Origin": "null"},
+        {"Origin": f"https://127.0.0.1:{port}"},
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site"},
+    )
+    for headers in foreign:
+        assert answer_of(url, **headers)[0] == 403, headers
+    assert {answer_of(url, method)[0] for method in ("POST", "PUT", "DELETE")} == {405}
+    _, found = answer_of(url)
+    assert found["x-content-type-options"] == "nosniff"
+    assert "default-src 'self'" in found["content-security-policy"]
+
+
+#: A server whose exchange throws on one path, and sends the length of the body on the others.
+EXCHANGE = """
+import { serve } from "./server.mjs";
+const server = await serve(0, async (request, response) => {
+  if (request.url === "/throw") throw new Error("a defect");
+  let length = 0;
+  for await (const chunk of request) length += chunk.length;
+  response.end(String(length));
+});
+console.log(`http://127.0.0.1:${server.address().port}/ ${server.token}`);
+"""
+
+
+def test_results_need_the_token_and_no_error_ends_the_server(commands: tuple[str, Path, str]) -> None:
+    node, folder, _ = commands
+    command = [node, "--input-type=module", "-e", EXCHANGE]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        url, token = server.stdout.readline().split()
+        try:
+            assert answer_of(url, "POST", "/0")[0] == 403
+            assert answer_of(url, "POST", "/0", X_Lucid_Token=token[:-1] + "g")[0] == 403
+            assert answer_of(url, "POST", "/0", X_Lucid_Token=token, Origin="http://attacker.example")[0] == 403
+            assert answer_of(url, "POST", "/0", X_Lucid_Token=token)[0] == 200
+            assert answer_of(url, "POST", "/throw", X_Lucid_Token=token)[0] == 500
+            # A client that goes away while it reads or writes.
+            host, port = url.removeprefix("http://").rstrip("/").split(":")
+            for request in (
+                f"GET /ort/ort.wasm.bundle.min.mjs HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n",
+                f"POST /0 HTTP/1.1\r\nHost: {host}:{port}\r\nX-Lucid-Token: {token}\r\nContent-Length: 99\r\n\r\nx",
+                "no HTTP at all\r\n\r\n",
+            ):
+                with socket.create_connection((host, int(port))) as connection:
+                    connection.sendall(request.encode())
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset
+            assert answer_of(url)[0] == 200
+            assert server.poll() is None
+        finally:
+            server.kill()
 
 
 def test_start_refuses_what_is_no_port(commands: tuple[str, Path, str], url: str) -> None:
