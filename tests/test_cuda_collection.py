@@ -270,7 +270,10 @@ def test_the_c_interface_refuses_what_the_cpus_does(emulated: Emulated) -> None:
         assert code == 1
         assert run_collection(emulated, case, change=change)[:2] == (1, message)
     code, message, _ = run_collection(emulated, case, change=changes(1, weight=4098))
-    assert (code, message) == (1, "table 1: weight is at 0x1002, which is not a multiple of the size of its elements, 4 bytes")
+    assert (code, message) == (
+        1,
+        "table 1: weight is at 0x1002, which is not a multiple of the size of its elements, 4 bytes",
+    )
     codes = changes(1, dtype=4, scale_stride=4, scale=4096)
     assert run_collection(emulated, case, change=codes)[:2] == (
         1, "table 1: dtype = 4 is quantized: collections on a GPU do not support quantized tables"

@@ -237,7 +237,10 @@ def test_another_number_of_entries_is_refused(device: Any) -> None:  # noqa: F81
     [
         ({"sparse": 2}, "sparse = 2 is not 0 or 1"),
         ({"scale_grad_by_freq": -1}, "scale_grad_by_freq = -1 is not 0 or 1"),
-        ({"dtype": 4, "scale_stride": 4, "scale": 256, "output_type": 0}, "dtype = 4 is quantized: a quantized table has no"),
+        (
+            {"dtype": 4, "scale_stride": 4, "scale": 256, "output_type": 0},
+            "dtype = 4 is quantized: a quantized table has no",
+        ),
         ({"grad_output_shape": (3, 5)}, "grad_output has shape [3, 5], expected [4, 5]"),
         ({"mode": 2, "grad_per_sample_weights": 256}, "grad_per_sample_weights needs mode 'sum'"),
         ({"mode": 3}, "mode = 3 is not 0 (sum), 1 (mean) or 2 (max)"),
