@@ -608,7 +608,7 @@ def test_a_library_that_is_none(refused, monkeypatch):
 @pytest.mark.parametrize("command", [["info"], ["run", "model.onnx", *BAG], ["demo"]], ids=lambda c: c[0])
 def test_an_instruction_set_that_there_is_not(bag, refused, monkeypatch, command):
     monkeypatch.setenv(info.FORCE_ISA, "sse9")
-    assert refused(*command).startswith("LUCID_FORCE_ISA = 'sse9' is no instruction set that runs here; ")
+    assert refused(*command).startswith("LUCID_FORCE_ISA = 'sse9' is not an instruction set of this machine; ")
 
 
 def test_cuda_that_there_is_not(bag, refused):

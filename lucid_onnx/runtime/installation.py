@@ -1,4 +1,4 @@
-"""What is installed here: versions, the native library and its instruction sets, as plain data."""
+"""What is installed: versions, the native library and its instruction sets, as plain data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Library:
 
 @dataclasses.dataclass(frozen=True)
 class Installation:
-    """Versions, the native library (None: not installed) and onnxruntime's providers, the preferred one first."""
+    """Versions, the native library (None: not installed), and onnxruntime's providers with the preferred one first."""
 
     lucid_onnx: str
     python: str
@@ -48,7 +48,7 @@ class Installation:
 
 
 def installation() -> Installation:
-    """What is installed here.
+    """What is installed.
 
     Raises:
         OSError, ValueError: see `library`.
@@ -76,7 +76,7 @@ def version() -> str:
 
 
 def native_library() -> tuple[str, ctypes.CDLL] | None:
-    """The native library, and where it is; None if this installation has none."""
+    """The path of the native library, and the library; None if it is not installed."""
     try:
         path = get_library_path()
     except FileNotFoundError:
@@ -85,11 +85,11 @@ def native_library() -> tuple[str, ctypes.CDLL] | None:
 
 
 def library() -> Library | None:
-    """The native library, asked through its C interface; None if this installation has none.
+    """The native library as its C interface describes it; None if it is not installed.
 
     Raises:
-        OSError: it is there and cannot be loaded, or is not lucid-onnx's.
-        ValueError: LUCID_FORCE_ISA names an instruction set that does not run here.
+        OSError: it cannot be loaded, or is of another version.
+        ValueError: LUCID_FORCE_ISA names an instruction set that this machine lacks.
     """
     found_at = native_library()
     if found_at is None:
@@ -105,9 +105,9 @@ def library() -> Library | None:
         active = native.lucid_isa_active()
         library_version = native.lucid_onnx_version().decode()
     except AttributeError as error:
-        raise OSError(f"{path}: not the library of this lucid-onnx: {error}") from error
+        raise OSError(f"{path}: library version mismatch: {error}") from error
     forced = os.environ.get(FORCE_ISA, "")
     if active is None:
         able = ", ".join(isa.name for isa in isas if isa.supported)
-        raise ValueError(f"{FORCE_ISA} = {forced!r} is no instruction set that runs here; those that do: {able}")
+        raise ValueError(f"{FORCE_ISA} = {forced!r} is not an instruction set of this machine; available: {able}")
     return Library(path, library_version, isas, active.decode(), bool(forced))

@@ -32,9 +32,8 @@ class Value:
 class Node:
     """One bag of a model; a collection is one for each of its tables.
 
-    ``table_bytes`` is None for a table that the model does not hold itself. ``table_external``: it is held in a file of
-    its own, as external data. ``numbers_bytes``: of a quantised table's scales, and zero_points or biases, where the
-    model holds all of them; else None.
+    ``table_bytes`` is None for a table that is not an initializer. ``table_external``: the table is external data.
+    ``numbers_bytes``: of a quantized table's scales, and zero_points or biases; None if any is not an initializer.
     """
 
     name: str
@@ -53,7 +52,7 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model file; ``form`` is "portable", "native", "mixed", or "standard" where no bag is left to be seen."""
+    """A model file; ``form`` is "portable", "native", "mixed", or "standard" if it has no bag nodes."""
 
     path: str
     file_bytes: int
@@ -69,7 +68,7 @@ def model(path: str) -> Model:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no ONNX model, or one of its ``ai.lucid`` nodes is not as the operator's contract says.
+        ValueError: it is not an ONNX model, or one of its ``ai.lucid`` nodes violates the operator's contract.
     """
     try:
         proto = onnx.load_model(path, format="protobuf", load_external_data=False)
@@ -94,13 +93,13 @@ def model(path: str) -> Model:
 
 
 def inputs(proto: onnx.ModelProto) -> tuple[Value, ...]:
-    """What a model must be given."""
+    """The inputs of a model."""
     held = {tensor.name for tensor in proto.graph.initializer}
     return tuple(_value(value) for value in proto.graph.input if value.name not in held)
 
 
 def outputs(proto: onnx.ModelProto) -> tuple[Value, ...]:
-    """What a model gives."""
+    """The outputs of a model."""
     return tuple(_value(value) for value in proto.graph.output)
 
 
@@ -109,7 +108,7 @@ def opset(proto: onnx.ModelProto) -> int:
     return next((int(i.version) for i in proto.opset_import if i.domain in ("", "ai.onnx")), 0)
 
 
-#: By name: what is known of a value that may be a table, its bytes where the model holds it, and whether in a file.
+#: By name: a value that may be a table, its bytes if it is an initializer, and whether it is external data.
 _Known = Mapping[str, tuple[Value, "int | None", bool]]
 
 
@@ -167,7 +166,7 @@ def _bags(proto: onnx.ModelProto) -> Iterator[Node]:
 
 
 def _nodes(graph: onnx.GraphProto, outer: _Known) -> Iterator[tuple[onnx.NodeProto, _Known]]:
-    """Every node of a graph and its subgraphs, with what is known where it stands."""
+    """Every node of a graph and its subgraphs, with the values known there."""
     known = dict(outer)
     for value in (*graph.value_info, *graph.input):
         known[value.name] = (_value(value), None, False)

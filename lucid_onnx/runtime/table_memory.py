@@ -1,4 +1,4 @@
-"""Where the tables of a model would lie in memory, as the native library decides it."""
+"""Where a session would keep the tables of a model, as the native library decides it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .model_info import Model, Node
 
 @dataclasses.dataclass(frozen=True)
 class TablePlace:
-    """What starting a session would do with a constant table.
+    """What a session would do with a constant table when it starts.
 
     ``plan`` is "stays", "in place" (huge pages are put under it), "copied" (to huge pages, unless another session of
-    the process has copied it), "joined" (codes are copied, each row with its scale behind it, for every node that pools
-    them) or "refused" (there is no memory for the copy).
+    the process has copied it), "joined" (quantized values are copied, each row with its scale behind it, for every node
+    that pools them) or "refused" (there is no memory for the copy).
     """
 
     name: str
@@ -28,7 +28,7 @@ class TablePlace:
 
 @dataclasses.dataclass(frozen=True)
 class TableMemory:
-    """The tables of a model under one choice of table memory; ``free_bytes`` is None where the system does not say."""
+    """The tables of a model under one choice of table memory; ``free_bytes`` is None if unknown."""
 
     choice: str
     free_bytes: int | None
@@ -42,13 +42,13 @@ _LARGE_TABLE, _MOST_JOINED_BYTES = 8 << 20, 1024
 
 
 def table_memory(found: Model, choice: str = "auto") -> TableMemory | None:
-    """Where the tables of a model would lie, as the native library decides it; None without the library.
+    """Where a session would keep the tables of a model; None without the native library.
 
-    Memory is counted for each table by itself, as if the others were not there.
+    Free memory is compared with each table by itself, as if there were no others.
 
     Raises:
         OSError: as `library`.
-        ValueError: there is no such choice.
+        ValueError: an unknown choice.
     """
     found_at = native_library()
     if found_at is None:
@@ -58,7 +58,7 @@ def table_memory(found: Model, choice: str = "auto") -> TableMemory | None:
         native.lucid_free_memory.restype = ctypes.c_int64
         native.lucid_table_plan.argtypes = (ctypes.c_char_p, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     except AttributeError as error:
-        raise OSError(f"{path}: not the library of this lucid-onnx: {error}") from error
+        raise OSError(f"{path}: library version mismatch: {error}") from error
     if native.lucid_table_plan(choice.encode(), 0, 0, 0) < 0:
         raise ValueError(f"table memory {choice!r} is not one of 'auto', 'inplace', 'hugepage_copy', 'mmap'")
     free = native.lucid_free_memory()
@@ -83,7 +83,7 @@ def table_memory(found: Model, choice: str = "auto") -> TableMemory | None:
 
 
 def _joined_bytes(node: Node) -> int:
-    """What a table of codes takes with every row's numbers behind it; 0 for one that is not joined with them."""
+    """The bytes of a quantized table with every row's scale and offset behind it; 0 for one that is not joined."""
     rows = node.table.shape[0] if node.table.shape else 0
     if node.table_bytes is None or node.numbers_bytes is None or not isinstance(rows, int) or rows == 0:
         return 0
