@@ -708,12 +708,12 @@ def test_the_command_fails_where_a_runtime_differs(
     [
         (("--runtimes", "numpi"), "--runtimes numpi: is not one of numpy, "),
         (("--cases", "no_such"), "--cases no_such: no case matches"),
-        (("--tolerance", "1"), "--input and --tolerance are MODEL's, and no MODEL is given"),
+        (("--tolerance", "1"), "--input and --tolerance need a MODEL"),
         (("--runs", "0"), "--runs 0: must be at least 1"),
         (("--html", "no/such/folder.html"), "--html no/such/folder.html: there is no directory no/such"),
         (("no.onnx",), "no.onnx: no such file"),
         (("text.onnx",), "text.onnx: not an ONNX model"),
-        (("bag.onnx", "--cases", "sum*"), "--cases sum*: is the suite's, and MODEL bag.onnx is given"),
+        (("bag.onnx", "--cases", "sum*"), "--cases sum*: needs the conformance suite, but MODEL bag.onnx is given"),
         (("bag.onnx", "--input", "word=one.npy"), "bag.onnx: input word: the model has no such input"),
     ],
 )
