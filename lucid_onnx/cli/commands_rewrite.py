@@ -102,7 +102,7 @@ def quantize(
     form: Annotated[str | None, typer.Option(help="portable, standard or native; by default the model's own.")] = None,
     report: Annotated[Path | None, typer.Option("--report", help="Write the result for each table as JSON.")] = None,
 ) -> None:
-    """Make the tables of a model's bags smaller: quantized values of 8 or 4 bits with a scale per row, or 16-bit floats.
+    """Make the tables of a model's bags smaller: 8 or 4 bit values with a scale per row, or 16-bit floats.
 
     The error of a row is the norm of its difference, relative to its own norm. Run `lucid-onnx fuse` first if the bags
     are written out in standard operators. External tables are written to OUTPUT.data part by part.
