@@ -1,9 +1,9 @@
 """Many tables at once: python benchmarks/collection.py [--tables 26 --rows 50000 --dim 64 --bags 128 --length 10]
 
 One EmbeddingBagCollection against a node per table and a Concat, and against torch.nn.functional.embedding_bag of each
-table and a cat; indices and offsets given per table, and packed as FBGEMM has them. Then a DLRM as torch exports it
-(models/networks.py, whose tables are small), fused, and fused with its tables merged, against torch. Every call looks
-other rows up than the calls before it.
+table and a cat; indices and offsets are given per table, and packed as in FBGEMM. Then a DLRM as torch exports it
+(models/networks.py, whose tables are small), fused, and fused with its tables merged, against torch. Every call has
+fresh indices.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "models"))
 
 
 def node_per_table(tables: list[np.ndarray]) -> object:
-    """The model of as many nodes as tables, and a Concat."""
+    """The model of a node per table, and a Concat."""
     count = range(len(tables))
     nodes = [lucid_onnx.make_node(f"weight_{t}", f"indices_{t}", f"offsets_{t}", f"o{t}", mode="sum") for t in count]
     graph = helper.make_graph(
@@ -113,7 +113,7 @@ def ranker(bags: int, length: int, thread_counts: list[int], turns: int) -> None
 
     network, module = networks.made("dlrm")
     calls = []
-    for seed in range(BATCHES):  # the batch's rows are drawn anew: its arguments are seeded by its size
+    for seed in range(BATCHES):  # fresh indices, as the network's arguments are seeded by the batch size alone
         random = np.random.default_rng(seed)
         made = list(network.arguments(module, [length] * bags, ()))
         for k, table in enumerate(module.tables):

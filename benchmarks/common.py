@@ -1,4 +1,4 @@
-"""What the benchmarks share: their command line, sessions that leave the cores to the other side, their report."""
+"""Common parts of the benchmarks: the command line, sessions whose threads do not spin, and the report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from onnx import TensorProto
 
 from interleave import compare
 
-BATCHES = 31  #: of the default size 325 MB of rows: more than the caches hold, and prime to the number of sides
+BATCHES = 31  #: 325 MB of rows at the default size: more than the caches hold, and coprime to the number of sides
 
 
 def shape_parser(description: str | None) -> argparse.ArgumentParser:
@@ -30,7 +30,7 @@ def shape_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def quiet_torch() -> None:
-    """Call it before torch is imported: its threads wait without spinning, as those of `options` do; no warnings."""
+    """Turn off torch's warnings and the spinning of its threads. Call it before torch is imported."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.disable(logging.WARNING)
 
@@ -38,7 +38,7 @@ def quiet_torch() -> None:
 def options(threads: int) -> ort.SessionOptions:
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = threads
-    # Threads that wait for work by spinning would sit on the cores when it is the other side's turn.
+    # Threads that spin while they wait would occupy the cores during the other side's turn.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     settings.log_severity_level = 4
     return settings
@@ -47,7 +47,7 @@ def options(threads: int) -> ort.SessionOptions:
 def binding(
     session: Any, feeds: list[dict[str, np.ndarray]], shape: tuple[int, int], dtype: npt.DTypeLike = np.float32
 ) -> Callable[[int], np.ndarray]:
-    """Runs whose inputs and output, of the given shape and dtype, were bound before."""
+    """A call that runs with inputs and an output, of this shape and dtype, that are bound beforehand."""
     output = np.empty(shape, dtype)
     if output.dtype.name == "bfloat16":
         value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(output.view(np.uint16), TensorProto.BFLOAT16)

@@ -1,9 +1,9 @@
-"""One shape, every way to run it: python benchmarks/cpu.py [--rows 1000000 --dim 64 --bags 2048 --length 20]
+"""One shape, run in every way: python benchmarks/cpu.py [--rows 1000000 --dim 64 --bags 2048 --length 20]
 
-The native kernel against torch's eager call, and the portable file without the library against what torch's own
-exporter makes of the same module. Both sides read the same table memory where they can: torch's parameter is the
-array that sessions get as an input; "constant" has it as an initializer, in memory of onnxruntime's own. Every call
-looks other rows up than the calls before it, as a server's do.
+The native kernel against torch's eager call, and the portable file without the library against torch's own export of
+the same module. Both sides read the same table memory where possible: torch's parameter is the array that sessions get
+as an input; "constant" has it as an initializer, in onnxruntime's own memory. Every call has fresh indices, as on a
+server.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from common import BATCHES, exported, options, quiet_torch, report, shape_parser
 def main() -> int:
     parser = shape_parser(__doc__)
     parser.add_argument("--mode", choices=("sum", "mean", "max"), default="sum")
-    parser.add_argument("--no-export", action="store_true", help="leave torch's exporter out: it is slow")
+    parser.add_argument("--no-export", action="store_true", help="skip torch's exporter, which is slow")
     a = parser.parse_args()
     quiet_torch()
     import torch

@@ -1,7 +1,7 @@
-"""The CUDA kernels against torch's: python benchmarks/cuda.py LIBRARY [--what bags] [--quick] [--json FILE]
+"""Our CUDA kernels against torch's: python benchmarks/cuda.py LIBRARY [--what bags] [--quick] [--json FILE]
 
-LIBRARY is liblucid_onnx_ops_cuda.so. Needs torch with CUDA, NumPy and nothing else of this project. What to run on a
-machine with a GPU, in this order (none of it has run yet):
+LIBRARY is liblucid_onnx_ops_cuda.so. Needs torch with CUDA and NumPy; the package need not be installed. On a machine
+with a GPU, run in this order (none of it has been run yet):
 
     pip install '.[gpu,test]'                        # where nvcc is; torch with CUDA beside it
     pytest tests/test_cuda.py tests/test_cuda_collection.py tests/test_cuda_gradient.py -k gpu
@@ -11,15 +11,14 @@ machine with a GPU, in this order (none of it has run yet):
     python benchmarks/cuda.py "$library" --what collections --json collections.json
     python benchmarks/cuda.py "$library" --what gradients --json gradients.json
 
-Every shape is answered first, by both, and compared. Then ours, torch.nn.functional.embedding_bag on the GPU, and a
-copy take turns, timed by CUDA events over calls that follow one another without a pause (torch's calls are recorded in
-a CUDA graph, so that what Python costs is in neither). Every call looks other indices up than the calls before it.
-GB/s counts bytes that must move: the rows that are read, indices, offsets, and the results; the copy's both ways.
+The results of every shape are compared first. Then ours, torch.nn.functional.embedding_bag on the GPU, and a
+copy take turns, timed by CUDA events over back-to-back calls (torch's calls are recorded in a CUDA graph, so that
+Python's time is in neither). Every call has fresh indices. GB/s counts the bytes that must move: the rows that are
+read, indices, offsets and results; for the copy, both ways.
 
 A collection (--what collections) is one call of ours, ragged or packed, against torch's embedding_bag a table and a
-cat, as CUDA graphs. A gradient (--what gradients) is ours against torch's backward alone, timed by events around calls
-that follow one another (autograd is not recorded, so the host's part is in torch's time where it is longer than the
-GPU's).
+cat, as CUDA graphs. A gradient (--what gradients) is ours against torch's backward alone, timed by events around
+back-to-back calls (autograd is not recorded, so torch's time has the host's part where that is longer than the GPU's).
 """
 
 from __future__ import annotations

@@ -1,14 +1,12 @@
 """A whole ranker: python benchmarks/dlrm.py [--batch 128 2048 --layers small mlperf --json FILE]
 
-models/networks.py's DLRM as torch runs it, as torch's two exporters write it, and what `lucid_onnx.fuse` makes of
-those two files with our library: a node for each bag, and, merged, one for all. Its shape is MLPerf's: 13 numbers, 26
-tables of rows of 128 with Criteo's cardinalities, of which --rows is the most (40,000: 0.23 GB, which no cache
-holds), and bags of as many indices as MLPerf's multi-hot data set has. Layers are MLPerf's (bottom 512-256-128, top
-1024-1024-512-256-1) or small ones, with which a call is next to nothing but bags. Indices are uniform, and every call
-has others.
+models/networks.py's DLRM in torch, as torch's two exporters write it, and those two files after `lucid_onnx.fuse` with
+our library: a node for each bag, and, merged, one node for all. The shape is MLPerf's: 13 numbers, 26 tables of rows
+of 128 with Criteo's cardinalities, capped at --rows (40,000: 0.23 GB, which no cache holds), and bags as long as those
+of MLPerf's multi-hot data set. Layers are MLPerf's (bottom 512-256-128, top 1024-1024-512-256-1) or small ones, with
+which bags take most of the time. Indices are uniform, and fresh in every call.
 
-Ratios are the first side's time, torch's, over the others'; "speed-up" is an export's time over that of its fused or
-merged file.
+Ratios are torch's time over the others'; "speed-up" is an export's time over that of its fused or merged file.
 """
 
 from __future__ import annotations
@@ -30,10 +28,10 @@ import lucid_onnx
 from common import options, quiet_torch
 from interleave import compare
 
-#: The indices of a bag, by table, in MLPerf's multi-hot data set.
+#: The length of a bag, by table, in MLPerf's multi-hot data set.
 LENGTHS = (3, 2, 1, 2, 6, 1, 1, 1, 1, 7, 3, 8, 1, 6, 9, 5, 1, 1, 1, 12, 100, 27, 10, 3, 1, 1)
 LAYERS = {"small": ((64, 32), (128, 64)), "mlperf": ((512, 256), (1024, 1024, 512, 256))}
-BATCHES = 5  #: of inputs, which are large here; and prime to the number of sides, which is 7
+BATCHES = 5  #: of inputs, which are large here; coprime to the number of sides, which is 7
 
 
 def main() -> int:
@@ -44,7 +42,7 @@ def main() -> int:
     parser.add_argument("--layers", choices=LAYERS, nargs="+", default=list(LAYERS))
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--turns", type=int, default=10)
-    parser.add_argument("--json", type=Path, help="write what was measured there")
+    parser.add_argument("--json", type=Path, help="write the measurements to this file")
     a = parser.parse_args()
     quiet_torch()
     warnings.simplefilter("ignore")  # torch's, about its own exporters

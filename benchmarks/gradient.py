@@ -2,8 +2,8 @@
 
 The native kernels, through a session, against torch's backward alone: torch.autograd.grad over the kept graph of
 F.embedding_bag, with sparse=False (a gradient of the whole table) and sparse=True. Both sides read the same table
-memory. "bound" writes into one gradient that the caller keeps, by io-binding; the others make a new one at every call
-and give the last one back within it, as a training step does. Every call looks other rows up than those before it.
+memory. "bound" writes into one gradient that the caller keeps, by io-binding. The others allocate a gradient in every
+call and free the last one, as a training step does. Every call has fresh indices.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""Many shapes against torch, and against what the memory can give: python benchmarks/grid.py [--quick]
+"""Many shapes against torch, and against the memory bandwidth: python benchmarks/grid.py [--quick]
 
-Every side takes turns over the same fresh batches, and its answer is checked first. The sides:
+The sides take turns over the same fresh batches, and each is checked first. The sides:
 
     torch           torch.nn.functional.embedding_bag over a table in torch's own memory: the baseline of all ratios
-    torch, pages    the same over the memory that ours reads, which lies on huge pages
+    torch, pages    the same with the same huge pages as ours
     run, bound      ours, by session.run and by run_with_iobinding; the table is a constant in that memory
     bare loop       the ceiling: a C++ loop (gather.cc) that reads the same rows of the same memory, on as many threads
                     and at the best of several distances to prefetch
     and, in the group "others", OpenVINO's EmbeddingBagOffsets, torch's two exports and our portable file without
     the library, in onnxruntime
 
-Codes have torch.ops.quantized for the baseline, over rows with their scale and bias in them: embedding_bag_byte beside
-uint8 and int8, embedding_bag_4bit beside uint4 and int4.
+The baseline of quantized tables is torch.ops.quantized, over rows that hold their scale and bias: embedding_bag_byte
+for uint8 and int8, embedding_bag_4bit for uint4 and int4.
 
 Not the full product of dims, bags, lengths, distributions, dtypes, modes, tables and threads, but, see `spread`:
 
@@ -21,8 +21,8 @@ Not the full product of dims, bags, lengths, distributions, dtypes, modes, table
     dtypes    every dtype in every mode that the baseline has, 256 MB
     others    the other runtimes at three shapes, 256 MB
 
-A shape is one line of JSON in --output. A shape that stands there already, measured with the same versions on the same
-machine, is not run again, so that an interrupted run goes on. --only takes words that a label must contain.
+A shape is one line of JSON in --output. A shape that is there already, from the same versions and the same machine, is
+not run again, so that an interrupted run continues. --only takes words that a label must contain.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def spread(quick: bool) -> Iterator[Shape]:
     for dtype in DTYPES:
         modes = ("sum",) if quick else ("sum", "mean", "max")
         for mode in modes:
-            if dtype != "float32" or mode != "sum":  # that is in "grid"
+            if dtype != "float32" or mode != "sum":  # those are in "grid"
                 yield Shape("dtypes", 256, 64, 512, 20, dtype=dtype, mode=mode)
     for dtype in CODES:
         yield Shape("dtypes", 256, 64, 512, 20, dtype=dtype)
@@ -136,7 +136,7 @@ def spread(quick: bool) -> Iterator[Shape]:
         yield Shape("others", 256, dim, bags, length)
 
 
-# ---- What the sides read.
+# ---- The inputs of the sides.
 
 
 class Memory:
@@ -159,7 +159,7 @@ class Memory:
 
 
 def draw(random: np.random.Generator, shape: Shape, size: int) -> np.ndarray:
-    """Row numbers, by Zipf's law or each as likely as the others."""
+    """Row numbers, by Zipf's law or uniform."""
     if not shape.zipf:
         return random.integers(0, shape.rows, size)
     return random.zipf(1.2, size) * 2_654_435_761 % shape.rows  # frequent rows do not lie beside each other
@@ -186,7 +186,7 @@ Side = Callable[[int], np.ndarray]
 
 
 def sessions_over(table: np.ndarray, mode: str, threads: int, folder: Path) -> Any:
-    """Our session with the table as a constant, in the memory where it is."""
+    """Our session with the table as a constant, in its memory."""
     model = lucid_onnx.build_model(np.zeros((4, table.shape[1]), table.dtype), mode=mode)
     (tensor,) = model.graph.initializer
     tensor.ClearField("raw_data")
@@ -332,7 +332,7 @@ class Bench:
         import torch
 
         torch.set_num_threads(shape.threads)
-        # So many turns that a shape takes about half a second a side, by 5 GB/s and 10 us a call.
+        # So many turns that a side takes about half a second, at 5 GB/s and 10 us a call.
         guess = 1e-5 + shape.bags * shape.length * shape.row_bytes / 5e9
         turns = turns or int(min(301, max(15, 0.5 / guess)))
         feeds = batches_of(shape, (turns + 4) * 4)
@@ -370,7 +370,7 @@ class Bench:
         }
 
     def codes(self, shape: Shape, feeds: list[Any], tensors: list[Any]) -> dict[str, Side]:
-        """torch's packed rows, and ours of the same codes and numbers."""
+        """torch's packed rows, and ours of the same quantized values, scales and biases."""
         import torch
 
         bits = CODES[shape.dtype][0]
@@ -568,7 +568,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a smaller spread, without the 4 GB table")
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="shapes whose label has all these words")
-    parser.add_argument("--list", action="store_true", help="show the labels and stop")
+    parser.add_argument("--list", action="store_true", help="print the labels and exit")
     parser.add_argument("--turns", type=int, help="of every side; by default so many that a side takes half a second")
     parser.add_argument("--output", type=Path, default=Path("grid.jsonl"))
     parser.add_argument("--plot", type=Path, help="by default OUTPUT with .png for its ending")

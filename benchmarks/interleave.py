@@ -1,4 +1,4 @@
-"""Fair comparisons on a noisy machine: the answer is checked first, then both sides take turns in one process."""
+"""Fair comparisons on a noisy machine: results are checked first, then the sides take turns in one process."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def compare(
 
     Args:
         sides: what to time, by name. Each takes the number of a batch of input.
-        batches: how many batches there are. Each call gets the next, so that with enough of them no call finds in
-            the caches what another left there.
-        unchecked: sides that compute something else, and see to it themselves that it is right.
+        batches: how many batches there are. Each call gets the next, so that with enough of them no call finds its
+            rows in the caches.
+        unchecked: sides that compute something else, which the caller checks.
 
     Raises:
         AssertionError: the sides do not compute the same, within ``tolerance`` absolute and relative.
@@ -53,7 +53,7 @@ def compare(
     times: dict[str, list[float]] = {name: [] for name in names}
     batch = itertools.cycle(range(batches))
     for turn in range(turns + 3):
-        # The order rotates, so that nobody always runs in the caches that the same neighbour left.
+        # The order rotates, so that no side always runs after the same one.
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             number = next(batch)
             begin = time.perf_counter()
@@ -72,5 +72,5 @@ def compare(
 
 
 def _comparable(array: np.ndarray) -> np.ndarray:
-    """NumPy's comparison does not know bfloat16; a cast of the result does not change what is compared."""
+    """The array in float32 if it is bfloat16, which NumPy's comparison does not support. The cast is exact."""
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array

@@ -1,8 +1,8 @@
-"""What a mode costs beside a plain sum: python benchmarks/modes.py [--rows 1000000 --dim 64 --bags 2048 --length 20]
+"""The cost of each mode relative to a sum: python benchmarks/modes.py [--rows 1000000 --dim 64 --bags 2048 --length 20]
 
-The same indices as a sum, a mean, a maximum, with per_sample_weights, with padding_idx (a row that one index in twenty
-names), with both, and with max_norm. Every side has its answer checked against torch's first; then they take turns,
-io-bound, over one constant table. Each line has the sum's time over the mode's, and torch's over ours in that mode.
+The same indices as a sum, a mean, a maximum, with per_sample_weights, with padding_idx (one index in twenty), with
+both, and with max_norm. Every side is checked against torch first; then they take turns, with io-binding, over one
+constant table. Each line has the sum's time over the mode's, and torch's over ours in that mode.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Tables of 8 and 4 bits: python benchmarks/quantized.py [--rows 1000000 --dim 64 --bags 2048 --length 20]
 
 The native kernel, by session.run and by run_with_iobinding, against torch.ops.quantized.embedding_bag_byte and _4bit,
-which read FBGEMM's rows with their scale and bias behind them; ours is made of the same codes, scales and biases. Every
-call looks other rows up than the calls before it.
+which read FBGEMM's rows with their scale and bias behind them. Ours has the same quantized values, scales and biases.
+Every call has fresh indices.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import lucid_onnx
 from common import BATCHES, binding, options, quiet_torch, report, shape_parser
 
-#: Of our codes, the name that torch has in its operators.
+#: Our codes_type, and its name in torch's operators.
 TORCH = {"uint8": "byte", "uint4": "4bit"}
 
 

@@ -1,8 +1,8 @@
 """Ragged bags in standard operators: python benchmarks/ragged.py [--rows 100000 --dim 64 --threads 1 2]
 
 `lucid_onnx.lower` in blocks, padded to the longest bag and in a loop, in ONNX Runtime without our library, over bags
-of one length, of many and with one long bag among them; and the size of each graph. Ratios are those of blocks' time
-to the others'.
+of one length, of many lengths, and with one long bag; and the size of each graph. Ratios are the blocks' time over the
+others'.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import lucid_onnx
 from common import options
 from interleave import compare
 
-BATCHES = 7  #: of indices, prime to the number of sides
+BATCHES = 7  #: of indices, coprime to the number of sides
 
 
 def main() -> int:

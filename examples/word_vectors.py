@@ -1,16 +1,16 @@
-"""Word vectors from Python's own documentation, trained by ONNX Runtime alone.
+"""Word vectors from Python's own documentation, trained with ONNX Runtime alone.
 
     python examples/word_vectors.py
 
-This is CBOW with negative sampling. The words around a word are a bag, and their mean should score high with that word
-and low with words drawn at random::
+This is CBOW with negative sampling. The words around a word are a bag. Their mean should score high with that word and
+low with random words::
 
     bag    = mean of table[words around]                       (ai.lucid::EmbeddingBag)
     loss   = -log sigmoid(bag . other[word]) - sum over the drawn of log sigmoid(-bag . other[drawn])
-    update = rowwise Adagrad of the rows that took part        (ai.lucid::EmbeddingBagSparseGrad, ScatterND)
+    update = rowwise Adagrad of the rows of the batch           (ai.lucid::EmbeddingBagSparseGrad, ScatterND)
 
 One graph does all of that (`lucid_onnx.build_training_model`); Python makes the batches. The text is pydoc_data.topics
-and the docstrings of the standard library. The loss is drawn to an SVG file, and the neighbours of some words are
+and the docstrings of the standard library. The loss is plotted to an SVG file, and the neighbours of some words are
 printed. Nothing is downloaded.
 """
 
@@ -36,13 +36,13 @@ import lucid_onnx
 from lucid_onnx.builder import Replacing
 
 DIM = 64
-WINDOW = 4  # words to either side, at most
+WINDOW = 4  # words to each side, at most
 NEGATIVES = 8
 BATCH = 1024
 EPOCHS = 15
 LEARNING_RATE = 0.15
-_LEAST = 8  # times that a word occurs, or it is left out
-_FREQUENT = 5e-4  # words with a larger share of the text are left out by chance
+_LEAST = 8  # rarer words are dropped
+_FREQUENT = 5e-4  # words with a larger share of the text are dropped at random
 ASKED = ("integer", "string", "exception", "file", "class", "loop", "thread", "socket", "key", "left", "month")
 
 
@@ -72,7 +72,7 @@ def read() -> Text:
 
 
 def text_of(texts: Sequence[str]) -> Text:
-    """The words of texts in any case, where they occur `_LEAST` times or more."""
+    """The words of texts in lower case, of those that occur `_LEAST` times or more."""
     passages = [re.findall(r"[a-z]+", passage.lower()) for text in texts for passage in re.split(r"\n\s*\n", text)]
     counts = Counter(word for passage in passages for word in passage if len(word) > 1)
     kept = [(word, count) for word, count in counts.most_common() if count >= _LEAST]
@@ -86,7 +86,7 @@ def text_of(texts: Sequence[str]) -> Text:
 
 
 def batches(text: Text, epochs: int, random: np.random.Generator) -> Iterator[dict[str, np.ndarray]]:
-    """What a step takes, `BATCH` bags at a time; in each epoch frequent words are left out anew."""
+    """The batches of steps, of `BATCH` bags each. Each epoch drops other frequent words."""
     share = text.counts / text.counts.sum()
     keep = np.minimum(1, np.sqrt(_FREQUENT / share))
     drawn = text.counts**0.75 / (text.counts**0.75).sum()
@@ -119,7 +119,7 @@ def batches(text: Text, epochs: int, random: np.random.Generator) -> Iterator[di
 
 
 def trainer(text: Text, *, native: bool, seed: int = 0) -> lucid_onnx.Trainer:
-    """The step, and tables to begin with: small random rows for the words in a bag, zeros for the others."""
+    """The training step with its initial tables: small random rows for the words in a bag, zeros for the targets."""
     random = np.random.default_rng(seed)
     shape = len(text.words), DIM
     tables = {
@@ -133,7 +133,7 @@ def trainer(text: Text, *, native: bool, seed: int = 0) -> lucid_onnx.Trainer:
 
 
 def neighbours(text: Text, table: np.ndarray, word: str, count: int = 6) -> list[str]:
-    """The words whose rows make the smallest angles with a word's.
+    """The words whose rows have the largest cosines with a word's.
 
     Raises:
         ValueError: the text has no such word.
@@ -144,7 +144,7 @@ def neighbours(text: Text, table: np.ndarray, word: str, count: int = 6) -> list
 
 
 def curve(losses: Sequence[float], every: int) -> str:
-    """The losses as an SVG, a mean of ``every`` steps at a time."""
+    """The losses as an SVG, each point a mean of ``every`` steps."""
     width, height, left, bottom = 640, 360, 60, 40
     means = [float(np.mean(losses[i : i + every])) for i in range(0, len(losses), every)]
     low, high = min(means), max(means)
@@ -171,9 +171,9 @@ def curve(losses: Sequence[float], every: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Train word vectors by ONNX Runtime alone.")
-    parser.add_argument("--output", type=Path, default=Path("word-vectors-loss.svg"), help="the picture of the loss")
-    parser.add_argument("--epochs", type=int, default=EPOCHS, help="times that the text is read")
+    parser = argparse.ArgumentParser(description="Train word vectors with ONNX Runtime alone.")
+    parser.add_argument("--output", type=Path, default=Path("word-vectors-loss.svg"), help="the plot of the loss")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="passes over the text")
     parser.add_argument("--no-library", action="store_true", help="run standard operators, not our kernels")
     given = parser.parse_args(arguments)
     if given.epochs < 1:

@@ -1,4 +1,4 @@
-"""pytest's side of the conformance suite, for whoever writes a runtime::
+"""A pytest plugin with the conformance suite, for the author of a runtime::
 
     def test_my_runtime(parity):
         outputs = my_runtime.run(parity.model_bytes, parity.inputs)
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .parity.suite import SuiteCase
 
 _FORMS = ("standard", "portable", "native")
-#: The fixture's parameter has a name of its own: a project's own fixture called ``parity`` stays as it is.
+#: The fixture's parameter has another name, so that a project can have its own fixture ``parity``.
 _PARAMETER = "lucid_parity_case"
 
 
@@ -30,10 +30,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="MODEL.onnx",
-        help="run tests of the fixture `parity` over this model and made-up inputs, not over the suite; repeatable",
+        help="run tests of the fixture `parity` over this model and random inputs, not over the suite; repeatable",
     )
     group.addoption(
-        "--lucid-parity-cases", default="*", metavar="PATTERN", help="the suite's cases with such names: 'max_*'"
+        "--lucid-parity-cases",
+        default="*",
+        metavar="PATTERN",
+        help="the suite's cases whose names match, such as 'max_*'",
     )
     group.addoption(
         "--lucid-parity-form",
@@ -62,7 +65,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     else:
         names = suite.names(pattern)
         if not names:
-            raise pytest.UsageError(f"--lucid-parity-cases {pattern}: no case has such a name")
+            raise pytest.UsageError(f"--lucid-parity-cases {pattern}: no case matches")
         parameters = [pytest.param((name, None, form), id=f"{name}-{form}") for form in forms for name in names]
     metafunc.parametrize(_PARAMETER, parameters, indirect=True)
 

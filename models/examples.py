@@ -1,6 +1,6 @@
-"""Example models with several bags, built in the ways that a user would: onnx.helper and onnxscript.
+"""Example models with several bags, built with onnx.helper and with onnxscript.
 
-Tables are small and seeded, so that the files are small and the same every time.
+Tables are small and seeded, so that the files are small and always the same.
 """
 
 import numpy as np
@@ -21,10 +21,10 @@ def _table(seed: int, rows: int, dim: int) -> np.ndarray:
 
 
 def two_tower() -> onnx.ModelProto:
-    """A retriever: what a user has seen (a mean bag) against items (weighted words), scored by a dot product.
+    """A retriever: the dot product of a user, a mean of the items seen, and an item, a weighted sum of its words.
 
     ``history`` and ``history_offsets`` describe users, ``words``, ``word_offsets`` and ``word_weights`` items;
-    ``scores`` is [users, items]. Word 0 pads.
+    ``scores`` is [users, items]. Word 0 is padding.
     """
     nodes = [
         lucid_onnx.make_node("item_table", "history", "history_offsets", "user", mode="mean", max_norm=1.0),

@@ -1,12 +1,12 @@
-"""Networks whose hearts are bags, written in torch: a ranker, a text classifier and a retriever.
+"""Networks with bags, written in torch: a ranker, a text classifier and a retriever.
 
     python models/networks.py FOLDER
 
 writes each of them to FOLDER as torch's two exporters make it (``dlrm_legacy.onnx``, ``dlrm_dynamo.onnx``), fused
 (``dlrm_legacy_fused.onnx``, ...), and as `lucid_onnx.torch.export` makes it (``dlrm.onnx``). Weights are random and
-seeded. The files are not kept beside this script, for torch's exporters do not promise the same bytes twice.
+seeded. The files are not in the repository, as torch's exporters do not promise the same bytes twice.
 
-Shapes are those of the published networks. Tables and layers are smaller, so that all of it takes seconds.
+Shapes are those of the published networks. Tables and layers are smaller, so that the script takes seconds.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from torch import Tensor, nn
 
 import lucid_onnx.torch
 
-#: The cardinalities of the 26 columns of the Criteo terabyte data set, with indices modulo 40 million as MLPerf trains.
+#: The cardinalities of the 26 columns of the Criteo terabyte data set, with indices modulo 40 million as in MLPerf.
 CRITEO = (
     *(39884406, 39043, 17289, 7420, 20263, 3, 7120, 1543, 63, 38532951, 2953546, 403346, 10),
     *(2208, 11938, 155, 4, 976, 14, 39979771, 25641295, 39664984, 585935, 12972, 108, 36),
 )
-#: The rows of the tables here: their square roots.
+#: The rows of the tables of this script: their square roots.
 ROWS = tuple(math.isqrt(n) for n in CRITEO)
 
 
 def _layers(sizes: Sequence[int], last: nn.Module | None) -> nn.Sequential:
-    """Linear layers with a Relu behind each, and ``last`` (or nothing) behind the last one."""
+    """Linear layers with a Relu after each, and ``last`` (or nothing) after the last one."""
     found: list[nn.Module] = []
     for a, b in itertools.pairwise(sizes):
         found += [nn.Linear(a, b), nn.ReLU()]
@@ -44,7 +44,7 @@ def _layers(sizes: Sequence[int], last: nn.Module | None) -> nn.Sequential:
 
 
 class DLRM(nn.Module):
-    """A recommender of clicks: 13 numbers and 26 bags, and the dot products of each pair of their vectors.
+    """A click predictor: 13 numbers and 26 bags, and the dot products of each pair of their vectors.
 
     Inputs: dense float32 [B, 13]; offsets int64 [26, B]; then the indices of each table, int64 [N of that table].
     Output: the probability of a click, float32 [B, 1].
@@ -101,7 +101,7 @@ class TextClassifier(nn.Module):
 
 
 class TwoTower(nn.Module):
-    """A retriever: what a user has seen against weighted words of items, by the cosine between two networks' outputs.
+    """A retriever: the cosine between a user, by the items seen, and an item, by its weighted words.
 
     Inputs: history int64 [N] and history_offsets int64 [U]; words int64 [M], word_offsets int64 [I] and word_weights
     float32 [M]. Output: scores float32 [U, I].
@@ -126,11 +126,11 @@ class Network(NamedTuple):
     """A module, and how it is exported and called."""
 
     build: Callable[[], nn.Module]
-    #: The arguments for a module and lengths of bags; the second ones are those of items, where users have the first.
+    #: The arguments, for a module and the lengths of bags; the second lengths are those of items, the first of users.
     arguments: Callable[[Any, Sequence[int], Sequence[int]], tuple[Tensor, ...]]
     inputs: tuple[str, ...]
     output: str
-    #: What the sizes of the inputs are called, so that equal ones are equal.
+    #: The symbols of the inputs' sizes; equal sizes have the same symbol.
     sizes: tuple[dict[int, str], ...]
 
 
@@ -143,7 +143,7 @@ def bags(random: np.random.Generator, rows: int, lengths: Sequence[int]) -> tupl
 def _dlrm_arguments(module: Any, lengths: Sequence[int], others: Sequence[int]) -> tuple[Tensor, ...]:
     random = np.random.default_rng(len(lengths))
     tables = [table.num_embeddings for table in module.tables]
-    # Each table has the lengths in another order, and so another number of bags that are empty at each end.
+    # Each table has the lengths in another order, so that other bags are empty.
     made = [bags(random, n, np.roll(lengths, k).tolist()) for k, n in enumerate(tables)]
     dense = torch.from_numpy(random.standard_normal((len(lengths), 13)).astype(np.float32))
     return dense, torch.stack([offsets for _, offsets in made]), *(indices for indices, _ in made)
@@ -180,19 +180,19 @@ NETWORKS: dict[str, Network] = {
         ({0: "clicks"}, {0: "users"}, {0: "tokens"}, {0: "items"}, {0: "tokens"}),
     ),
 }
-#: The lengths of bags that networks are exported with. No other size may be built into a file.
+#: The lengths of bags in the example inputs of an export. No size may become a constant of the file.
 EXAMPLE = ((3, 1, 2, 4), (2, 3, 1))
 
 
 def made(name: str) -> tuple[Network, nn.Module]:
-    """A network, and its module with the weights that it always has."""
+    """A network, and its module with seeded weights."""
     torch.manual_seed(0)
     network = NETWORKS[name]
     return network, network.build().eval()
 
 
 def export(name: str, module: nn.Module, exporter: str, path: Path) -> None:
-    """Write a network as "legacy", "dynamo" or "lucid" makes it."""
+    """Write a network with the exporter "legacy", "dynamo" or "lucid"."""
     network = NETWORKS[name]
     arguments = network.arguments(module, *EXAMPLE)
     names = {"input_names": list(network.inputs), "output_names": [network.output]}
@@ -210,14 +210,14 @@ def export(name: str, module: nn.Module, exporter: str, path: Path) -> None:
 
 
 def _dynamic(network: Network, module: nn.Module) -> Any:
-    """The open sizes, as the forward function's parameters are: what has a star is one of them."""
+    """The dynamic sizes, with one entry for each parameter of forward; ``*indices`` is one parameter."""
     if isinstance(module, DLRM):
         return network.sizes[0], network.sizes[1], network.sizes[2:]
     return network.sizes
 
 
 def write(folder: Path) -> Iterator[Path]:
-    """Every network in every way."""
+    """Write every network with every exporter, and fused."""
     for name in NETWORKS:
         _, module = made(name)
         for exporter in ("legacy", "dynamo", "lucid"):

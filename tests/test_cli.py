@@ -17,7 +17,7 @@ from onnx import TensorProto, helper
 import lucid_onnx
 from lucid_onnx import cli
 from lucid_onnx.cli import files as cli_files
-from lucid_onnx.runtime import info
+from lucid_onnx.runtime import info, installation
 from lucid_testing.kernels import library_path, needs_library
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -388,10 +388,13 @@ def test_info_of_the_library(run, monkeypatch):
         (["build", "table.npy", "-o", "x.onnx", "--mode", "avg"], r"mode = 'avg' is not one of .*"),
         (["build", "table.npy", "-o", "x.onnx", "--max-norm", "nan"], r"max_norm = nan must be >= 0"),
         (["build", "table.npy", "-o", "x.onnx", "--max-norm", "-1"], r"max_norm = -1\.0 must be >= 0"),
-        (["build", "table.npy", "-o", "x.onnx", "--max-norm", "big"], r".*'--max-norm'.*'big' is no number"),
+        (["build", "table.npy", "-o", "x.onnx", "--max-norm", "big"], r".*'--max-norm'.*'big' is not a number"),
         (["build", "table.npy", "-o", "x.onnx", "--norm-type", "0"], r"norm_type = 0\.0 must be > 0"),
         (["build", "table.npy", "-o", "x.onnx", "--padding-idx", "5"], r"padding_idx = 5 is outside \[-5, 5\), .*"),
-        (["build", "table.npy", "-o", "x.onnx", "--padding-idx", "1.5"], r".*'--padding-idx'.*'1\.5' is no integer"),
+        (
+            ["build", "table.npy", "-o", "x.onnx", "--padding-idx", "1.5"],
+            r".*'--padding-idx'.*'1\.5' is not an integer",
+        ),
         (["build", "table.npy", "-o", "x.onnx", "--opset", "15"], r"opset = 15 is outside \[16, 26\]"),
         (["build", "table.npy", "-o", "x.onnx", "--form", "fast"], r"form = 'fast' is not one of .*"),
         (["build", "table.npy", "-o", "x.onnx", "--index-dtype", "int8"], r"index_dtype = int8 is not one of .*"),
@@ -484,10 +487,10 @@ ENTRY = {"dtype": "F32", "shape": [1, 2], "data_offsets": [0, 8]}
     [
         (b"", r"broken .*a header of 0 bytes in a file of 0"),
         (b"\xff" * 8, r"broken .*a header of \d+ bytes in a file of 8"),
-        (safetensors(b"nonsense"), r"broken .*no JSON: .*"),
-        (safetensors(b"\xff\xfe\xff"), r"broken .*no JSON: .*"),
-        (safetensors(b"[" * 100_000), r"broken .*no JSON: .*"),
-        (safetensors([1, 2]), r"broken .*no JSON object"),
+        (safetensors(b"nonsense"), r"broken .*not JSON: .*"),
+        (safetensors(b"\xff\xfe\xff"), r"broken .*not JSON: .*"),
+        (safetensors(b"[" * 100_000), r"broken .*not JSON: .*"),
+        (safetensors([1, 2]), r"broken .*not a JSON object"),
         (safetensors({}), r"which tensor\? .* it has: none"),
         (safetensors({"w": ENTRY}, b"short"), r"broken .*tensor 'w', F32 \[1, 2\], lies at 0 to 8 of 5 bytes of data"),
         (safetensors({"w": ENTRY | {"shape": [2, 2]}}, b"8" * 8), r"broken .*lies at 0 to 8 of 8 bytes of data"),
@@ -560,14 +563,12 @@ def test_a_native_model_without_the_library(run, refused):
 
 
 def test_native_without_a_library(bag, refused, monkeypatch):
-    monkeypatch.setattr(info, "get_library_path", _no_library)
-    assert refused("run", "model.onnx", "--native", *BAG) == (
-        "--native: this installation of lucid-onnx has no native library"
-    )
+    monkeypatch.setattr(installation, "get_library_path", _no_library)
+    assert refused("run", "model.onnx", "--native", *BAG) == ("--native: the native library is not installed")
 
 
 def test_without_a_library_models_run_as_standard_operators(bag, run, monkeypatch):
-    monkeypatch.setattr(info, "get_library_path", _no_library)
+    monkeypatch.setattr(installation, "get_library_path", _no_library)
     code, out, _ = run("run", "model.onnx", *BAG)
     assert code == 0
     assert "native kernels: not registered" in out
@@ -580,7 +581,7 @@ def _no_library():
 
 def test_a_library_that_is_none(refused, monkeypatch):
     Path("liblucid.so").write_bytes(b"not a library")
-    monkeypatch.setattr(info, "get_library_path", lambda: str(Path("liblucid.so").absolute()))
+    monkeypatch.setattr(installation, "get_library_path", lambda: str(Path("liblucid.so").absolute()))
     assert "liblucid.so" in refused("info")
 
 
@@ -588,7 +589,7 @@ def test_a_library_that_is_none(refused, monkeypatch):
 @pytest.mark.parametrize("command", [["info"], ["run", "model.onnx", *BAG], ["demo"]], ids=lambda c: c[0])
 def test_an_instruction_set_that_there_is_not(bag, refused, monkeypatch, command):
     monkeypatch.setenv(info.FORCE_ISA, "sse9")
-    assert refused(*command).startswith("LUCID_FORCE_ISA = 'sse9' is no instruction set that runs here; ")
+    assert refused(*command).startswith("LUCID_FORCE_ISA = 'sse9' is not an instruction set of this machine; ")
 
 
 def test_cuda_that_there_is_not(bag, refused):
@@ -608,7 +609,7 @@ def test_float32_that_is_no_bfloat16(run, refused):
     np.save("weights.npy", np.array([0.5, 0.1], np.float32))
     assert run("build", "t.npy", "-o", "m.onnx", "--mode", "sum", "--per-sample-weights")[0] == 0
     assert refused("run", "m.onnx", *BAG, "-i", "per_sample_weights=weights.npy") == (
-        "--input per_sample_weights: weights.npy has 0.100000001 at [1], which is no bfloat16"
+        "--input per_sample_weights: weights.npy has 0.100000001 at [1], which is not exact in bfloat16"
     )
 
 
@@ -694,6 +695,11 @@ def test_as_a_module(bag, module):
     done = process(["-m", module], "run", "model.onnx", "-i", "indices=indices.npy")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == ("lucid-onnx: error: --input offsets: missing; model.onnx takes tensor(int64) [num_bags]\n")
+
+
+def test_the_version_as_a_module():
+    done = process(["-m", "lucid_onnx"], "--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"lucid-onnx {lucid_onnx.__version__}\n", "")
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich"])

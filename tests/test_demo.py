@@ -10,7 +10,7 @@ import pytest
 
 from lucid_onnx import cli
 from lucid_onnx.cli import demo
-from lucid_onnx.runtime import info
+from lucid_onnx.runtime import info, installation
 
 EXPECTED = {
     "how do I leave a loop early": {"break", "continue"},
@@ -80,9 +80,9 @@ def test_without_the_library(tmp_path, monkeypatch, capfd):
     def no_library():
         raise FileNotFoundError("lucid_onnx was installed without its native library")
 
-    monkeypatch.setattr(info, "get_library_path", no_library)
+    monkeypatch.setattr(installation, "get_library_path", no_library)
     assert cli.main(["demo", "-q", "anonymous function", "-o", str(tmp_path / "m.onnx")]) == 0
-    assert "native kernel: not installed here" in capfd.readouterr().out
+    assert "native kernel: not installed;" in capfd.readouterr().out
 
 
 def test_forms_that_differ_are_told(tmp_path, monkeypatch, capfd):

@@ -148,7 +148,7 @@ def test_a_missing_number_of_rows_is_named(name: str) -> None:
         (
             quantized_module(weight_zero_point=np.full(30, 2**24 + 1)),
             ValueError,
-            "weight_zero_point[0] = 16777217 is no float32",
+            "weight_zero_point[0] = 16777217 is not exact in float32",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

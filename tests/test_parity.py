@@ -28,6 +28,7 @@ from lucid_onnx.parity import html as as_html
 from lucid_onnx.parity import inputs as made_inputs
 from lucid_onnx.parity.adapters import ENTRIES, Entry, javascript, python
 from lucid_onnx.parity.explain import KNOWN, Known
+from lucid_onnx.parity.report import FAILURES, STATUSES
 from lucid_testing import planted_runtimes
 from lucid_testing.models import bags_of_a_user
 
@@ -167,10 +168,10 @@ def test_a_worker_that_cannot_start_is_absent() -> None:
 
 
 def test_time_that_is_up_and_cases_that_are_left_out_are_said() -> None:
-    few = dataclasses.replace(ENTRIES["numpy"], few=2, why_few="it is only an example")
+    few = dataclasses.replace(ENTRIES["numpy"], sample_size=2, sample_reason="it is only an example")
     report = matrix.run([few], jobs(*CASES), limits=matrix.Limits(budget=0))
-    up = ("not run", "Not run: its 0 s were up.")
-    out = ("left out", "It is given 2 of 5 cases, evenly spread: it is only an example.")
+    up = ("not run", "Not run: its budget of 0 s is used up.")
+    out = ("left out", "It runs 2 of 5 cases, evenly spread: it is only an example.")
     assert {c.job: (c.status, c.why) for c in report.cells} == dict(zip(CASES, (up, out, up, out, out), strict=True))
     assert {o.outcome for o in report.outcomes} == {"not run"}
     assert report.failures == []
@@ -268,8 +269,8 @@ def test_differences_of_functions_are_found(here: matrix.Report) -> None:
     found = {(c.runtime, c.job): c for c in here.cells if c.form == "given"}
     default, overload = (found["onnx-reference", f"function_{name}"] for name in ("default", "overload"))
     assert (default.status, overload.status) == ("refused", "differs")
-    assert "onnx.reference does not look at" in default.why
-    assert "onnx.reference does not look at" in overload.why
+    assert "onnx.reference ignores" in default.why
+    assert "onnx.reference ignores" in overload.why
     assert found["onnxruntime", "function_default"].status == "equal"
     cell = found["onnxruntime", "function_overload"]
     release = tuple(map(int, here.columns[2].version.split(".")[:2]))  # type: ignore[union-attr]
@@ -392,7 +393,7 @@ def bags() -> list[str]:
 def test_every_known_difference_names_somebody(bags: list[str]) -> None:
     cases = [*bags, *(job.name for job in work.operators())]
     for known in KNOWN:
-        assert known.status in matrix.STATUSES
+        assert known.status in STATUSES
         assert any(fnmatch.fnmatchcase(name, known.runtimes) for name in ENTRIES)
         assert fnmatch.filter(cases, known.jobs)
         assert known.sentence.endswith(".")
@@ -446,7 +447,7 @@ def test_what_is_known_explains_no_more() -> None:
 def test_what_we_promise_has_no_excuse(runtime: str, bags: list[str]) -> None:
     """A bag that differs there fails: nothing that is known explains it away."""
     for known in KNOWN:
-        if known.status in matrix.FAILURES and fnmatch.fnmatchcase(runtime, known.runtimes):
+        if known.status in FAILURES and fnmatch.fnmatchcase(runtime, known.runtimes):
             assert not fnmatch.filter(bags, known.jobs), known
 
 
@@ -529,13 +530,13 @@ def test_the_command_fails_where_a_runtime_differs(
     ("arguments", "message"),
     [
         (("--runtimes", "numpi"), "--runtimes numpi: is not one of numpy, "),
-        (("--cases", "no_such"), "--cases no_such: no case has such a name"),
-        (("--tolerance", "1"), "--input and --tolerance are MODEL's, and no MODEL is given"),
+        (("--cases", "no_such"), "--cases no_such: no case matches"),
+        (("--tolerance", "1"), "--input and --tolerance need a MODEL"),
         (("--runs", "0"), "--runs 0: must be at least 1"),
         (("--html", "no/such/folder.html"), "--html no/such/folder.html: there is no directory no/such"),
         (("no.onnx",), "no.onnx: no such file"),
-        (("text.onnx",), "text.onnx: no ONNX model"),
-        (("bag.onnx", "--cases", "sum*"), "--cases sum*: is the suite's, and MODEL bag.onnx is given"),
+        (("text.onnx",), "text.onnx: not an ONNX model"),
+        (("bag.onnx", "--cases", "sum*"), "--cases sum*: needs the conformance suite, but MODEL bag.onnx is given"),
         (("bag.onnx", "--input", "word=one.npy"), "bag.onnx: input word: the model has no such input"),
     ],
 )
@@ -623,7 +624,7 @@ def test_json_and_markdown_say_the_same(planted: matrix.Report) -> None:
 def test_who_lacks_javascript_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(javascript.FOLDER, str(tmp_path))
     monkeypatch.setattr(javascript.shutil, "which", lambda name: "/bin/" + name)
-    with pytest.raises(javascript.NotHereError, match="no folder javascript/ of lucid-onnx's sources here"):
+    with pytest.raises(javascript.NotHereError, match="the folder javascript/ of lucid-onnx's sources was not found"):
         javascript.command("node")
     (tmp_path / "package.json").write_text('{"name": "lucid-onnx-javascript"}')
     with pytest.raises(javascript.NotHereError, match="npm ci --ignore-scripts"):

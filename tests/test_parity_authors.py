@@ -119,7 +119,7 @@ def test_an_authors_model_runs(installed: tuple[Path, Mapping[str, str]]) -> Non
     ("options", "message"),
     [
         ({"--lucid-parity": ["none.onnx"]}, "--lucid-parity none.onnx: no such file"),
-        ({"--lucid-parity-cases": "none*"}, r"--lucid-parity-cases none\*: no case has such a name"),
+        ({"--lucid-parity-cases": "none*"}, r"--lucid-parity-cases none\*: no case matches"),
     ],
 )
 def test_what_the_plugin_refuses(options: Mapping[str, Any], message: str) -> None:

@@ -358,7 +358,7 @@ def test_what_no_trainer_takes() -> None:
         with pytest.raises(error) as caught:
             lucid_onnx.Trainer(model, tables, native=False)
         assert message in str(caught.value)
-    with pytest.raises(ValueError, match="none of build_training_model"):
+    with pytest.raises(ValueError, match="not made by build_training_model"):
         lucid_onnx.Trainer(lucid_onnx.build_model(None), good, native=False)
     with pytest.raises(ValueError, match="providers = "):
         lucid_onnx.Trainer(model, good, native=False, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])

@@ -1,14 +1,14 @@
-"""A search through Python's own documentation, pooled by one model in every form that it has.
+"""A search through Python's own documentation, pooled by one model in all of its forms.
 
-The text is `pydoc_data.topics`, which comes with Python. Every topic and every passage of it is a bag of word
-ids, weighted by how often a word stands there and how rare it is, and so is a query::
+The text is `pydoc_data.topics`, which comes with Python. Every topic, every passage of it and every query is a bag of
+word ids, weighted by how frequent a word is there and how rare it is elsewhere::
 
     vector(text) = sum over its words of  weight(word) * table[id(word)]       (the model, mode "sum")
     score        = cosine of vector(query) and vector(topic)
 
-A word's id is a hash of its stem, so that no vocabulary is kept beside the model. Its row holds its place in
-the `DIM` main directions of the passages (latent semantic indexing), so that words of like company are near
-each other; the row of a word that the text does not have is zero. Nothing is downloaded.
+A word's id is a hash of its stem, so that the model needs no vocabulary. Its row is its position in the `DIM` main
+directions of the passages (latent semantic indexing), so that words with similar neighbours are close. The row of a
+word that the text does not have is zero. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ QUERIES = (
     "call a function with keyword arguments",
     "which numbers have an imaginary part",
 )
-#: The largest difference between two forms, in parts of the sum of magnitudes that the result is a sum of.
+#: The largest difference between two forms, relative to the sum of the magnitudes of the terms.
 TOLERANCE = 1e-6
 NUM_IDS = 2**16
 DIM = 256
@@ -53,7 +53,7 @@ _PASSAGE = 300  # characters, at least
 _SNIPPET = 150  # characters, at most
 _RUNS = 9
 
-# Only what a question adds: `for`, `in`, `is` and `with` are words that Python has topics about.
+# Words of questions, without `for`, `in`, `is` and `with`, which Python has topics about.
 _FILLERS = (
     "a an and are be can could do does how i it its me my of or own should that the there this to "
     "what when which who why you your"
@@ -61,7 +61,7 @@ _FILLERS = (
 
 
 class DemoError(Exception):
-    """There is no text to search, or a query has no word of it."""
+    """There is no text to search, or a query has none of its words."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Bags:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """The documents, and what was learnt from them.
+    """The documents, and the table learnt from them.
 
     The first ``len(topics)`` bags are the topics, the others the passages; ``owners[i]`` is passage i's topic.
     """
@@ -94,7 +94,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Hit:
-    """A topic that answers a query, with the sentence of it that does so best."""
+    """A topic that answers a query, with its best sentence."""
 
     topic: str
     score: float
@@ -117,7 +117,7 @@ class Form:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a demo found. ``library`` is None where the native kernel could not run, as it is not installed."""
+    """The results of a demo. ``library`` is None if the native kernels are not installed."""
 
     output: Path
     num_bags: int
@@ -130,12 +130,12 @@ class Result:
 
     @property
     def agrees(self) -> bool:
-        """Whether all forms gave the same within `TOLERANCE`."""
+        """Whether all forms are equal within `TOLERANCE`."""
         return self.relative_difference <= TOLERANCE
 
 
 def word_ids(text: str) -> list[int]:
-    """The ids of a text's words in [0, NUM_IDS), in order: stems of six letters, without the fillers."""
+    """The ids of a text's words in [0, NUM_IDS), in order: of stems of six letters, without the fillers."""
     fillers = set(_FILLERS.split())
     words = (word for word in re.findall(r"[a-z]+", text.lower()) if word not in fillers)
     return [zlib.crc32(_stem(word).encode()) % NUM_IDS for word in words]
@@ -148,7 +148,7 @@ def _stem(word: str) -> str:
 
 
 def read() -> Text:
-    """The topics of Python's documentation, and the table that was learnt from them.
+    """The topics of Python's documentation, and the table learnt from them.
 
     Raises:
         DemoError: this Python comes without them.
@@ -223,7 +223,7 @@ def _learn(passages: Bags) -> np.ndarray:
     matrix /= np.where(norms > 0, norms, 1)
     values, left = np.linalg.eigh(matrix @ matrix.T)  # the singular values squared, ascending
     rows = matrix.T @ (left[:, -DIM:] / np.sqrt(values[-DIM:]))
-    # Words that always stand together would have equal rows, whose sum rounds the same way at every step.
+    # Words that always occur together would have equal rows, whose sum rounds the same way at every step.
     rows *= 1 + 0.01 * np.random.default_rng(0).standard_normal(rows.shape, np.float32)
     table = np.zeros((NUM_IDS, DIM), np.float32)
     table[ids] = rows
@@ -231,13 +231,13 @@ def _learn(passages: Bags) -> np.ndarray:
 
 
 def run(output: str | os.PathLike[str], queries: Sequence[str] = QUERIES) -> Result:
-    """Write the model to ``output``, pool with every form of it, and answer the queries.
+    """Write the model to ``output``, pool with each of its forms, and answer the queries.
 
     Raises:
         DemoError: see `read` and `query_bags`; nothing is written then.
         ImportError: onnxruntime is not installed.
-        OSError: the file cannot be written, or the library not loaded.
-        ValueError: LUCID_FORCE_ISA names no instruction set that runs here.
+        OSError: the file cannot be written, or the library cannot be loaded.
+        ValueError: LUCID_FORCE_ISA names an instruction set that this machine lacks.
     """
     library = info.library()
     text = read()
@@ -305,7 +305,7 @@ def _reference(table: np.ndarray, bags: Bags) -> np.ndarray:
 
 
 def _median(pool: Callable[[Bags], np.ndarray], bags: Bags) -> tuple[float, int]:
-    """The median run in milliseconds, and of how many runs: `_RUNS`, fewer if they take more than a second."""
+    """The milliseconds of the median run, and the number of runs: `_RUNS`, or fewer if they take more than a second."""
     times: list[float] = []
     while len(times) < _RUNS and sum(times) < 1:
         begin = time.perf_counter()
@@ -358,7 +358,7 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _snippet(passage: str, query: str, rarity: dict[int, float]) -> str:
-    """The sentence of a passage that has most of the query; a rule of the grammar only where there is no other."""
+    """The sentence of a passage that has most of the query; a grammar rule only if there is no other sentence."""
     wanted = set(word_ids(query))
 
     def rank(sentence: str) -> tuple[bool, float]:
@@ -394,7 +394,7 @@ def show(result: Result, console: Console) -> None:
         table.add_row(form.name, _ran(form.ran), f"{form.milliseconds:.2f}", f"{ratio:.1f}x")
     console.print(table)
     if result.library is None:
-        say("native kernel: not installed here; the same file is served by standard operators")
+        say("native kernel: not installed; the same file runs as standard operators")
     else:
         say(f"native kernel: {result.library.active}{', forced by ' + info.FORCE_ISA if result.library.forced else ''}")
     say(

@@ -1,4 +1,4 @@
-"""What the command line reads and writes, and how what a user got wrong there is told in one line."""
+"""The files that the command line reads and writes, and its error messages of one line."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from lucid_onnx.rewrite import FuseReport, QuantizeReport
 
+#: Exit codes.
+EXIT_DIFFERS, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
 EXTRAS = "pip install 'lucid-onnx[cpu]' (or 'lucid-onnx[gpu]')"
 #: onnxruntime's names of the element types that a .npy file can hold, and bfloat16.
 _DTYPES = {
@@ -37,12 +39,12 @@ _DTYPES = {
         **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
     }.items()
 }
-#: What numpy.save makes of an array of ml_dtypes.bfloat16: items of two bytes.
+#: numpy.save writes ml_dtypes.bfloat16 as raw items of two bytes.
 _RAW_BFLOAT16 = np.dtype("V2")
 
 
 class UserError(Exception):
-    """A mistake of the user's, told in one line."""
+    """A mistake of the user; the message is one line."""
 
 
 def check_report(report: Path | None, output: Path) -> None:
@@ -78,7 +80,7 @@ def rewriting_files(model: str, output: Path) -> Iterator[None]:
 
 
 def finite(data: Any) -> Any:
-    """JSON has no infinity: it becomes the string "inf"."""
+    """Data for JSON, which has no infinity: it becomes the string "inf"."""
     if isinstance(data, dict):
         return {key: finite(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
@@ -112,7 +114,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def refused_by_runtime(prefix: str) -> Iterator[None]:
-    """onnxruntime's own exceptions, which have no common base, and plain RuntimeErrors."""
+    """Turn onnxruntime's own exceptions, which have no common base, and plain RuntimeErrors into `UserError`."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     classes = tuple(c for c in vars(state).values() if isinstance(c, type) and issubclass(c, Exception))
@@ -125,7 +127,7 @@ def refused_by_runtime(prefix: str) -> Iterator[None]:
 
 
 def condensed(message: str) -> str:
-    """What an onnxruntime error says, without colours, codes, and where in its sources it was raised."""
+    """An onnxruntime error without colours, codes, and the place in its sources."""
     message = re.sub(r"\x1b\[[0-9;]*m", "", message)
     message = message.split("\nStacktrace:")[0]
     message = re.sub(r"\[ONNXRuntimeError\] : \d+ : \w+ : ", "", message)
@@ -143,7 +145,7 @@ def check_file(path: str) -> None:
     if not os.path.exists(path):
         raise UserError(f"{path}: no such file")
     if not os.path.isfile(path):
-        raise UserError(f"{path}: is no regular file")
+        raise UserError(f"{path}: is not a regular file")
 
 
 def check_output(path: Path, option: str = "--output") -> None:
@@ -161,7 +163,9 @@ def read_npy(path: str) -> np.ndarray:
             raise UserError(f"{path}: not a .npy file")
     try:
         with reading(path), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old headers, and of sizes that overflow, which is an error anyway
+            warnings.simplefilter(
+                "ignore"
+            )  # about old headers, and about sizes that overflow, which are an error anyway
             array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (ValueError, TypeError, OverflowError, EOFError, SyntaxError, tokenize.TokenError) as error:
         raise UserError(f"{path}: cannot be read as an array of numbers: {error}") from error
@@ -175,7 +179,7 @@ def _native_order(array: np.ndarray) -> np.ndarray:
 
 
 def split_key(table: str) -> tuple[str, str | None]:
-    """``file.safetensors:key`` in its parts."""
+    """The file and the key of ``file.safetensors:key``; None for a key that is not given."""
     path, found, key = table.rpartition(":")
     return (path, key) if found and path.endswith(".safetensors") else (table, None)
 
@@ -227,7 +231,7 @@ def read_feeds(session: onnxruntime.InferenceSession, model: str, files: Mapping
     feeds = {}
     for name, value in wanted.items():
         if value.type not in _DTYPES:
-            raise UserError(f"--input {name}: {model} takes {value.type} there, which no .npy file can hold")
+            raise UserError(f"--input {name}: {model} takes {value.type}, which no .npy file can hold")
         dtype = _DTYPES[value.type]
         feeds[name] = _read_feed(name, files[name], model, dtype, value.shape)
     return feeds
@@ -256,12 +260,14 @@ def _exact_bfloat16(name: str, path: str, array: np.ndarray) -> np.ndarray:
     if lost.any():
         where = np.unravel_index(int(lost.argmax()), lost.shape)
         position = ", ".join(str(int(i)) for i in where)
-        raise UserError(f"--input {name}: {path} has {array[where]:.9g} at [{position}], which is no bfloat16")
+        raise UserError(
+            f"--input {name}: {path} has {array[where]:.9g} at [{position}], which is not exact in bfloat16"
+        )
     return rounded
 
 
 def targets_of(output: Path, names: Sequence[str]) -> dict[str, Path]:
-    """Which file each output goes to."""
+    """The file of each output."""
     if output.suffix == ".npy":
         check_output(output)
         if len(names) != 1:
@@ -281,7 +287,9 @@ def write_arrays(output: Path, arrays: Mapping[Path, tuple[str, Any]]) -> None:
     """Write all of them or none; bfloat16 as float32."""
     for name, array in arrays.values():
         if not isinstance(array, np.ndarray) or array.dtype.hasobject:
-            raise UserError(f"--output {output}: output {name!r} is no array of numbers, which a .npy file could hold")
+            raise UserError(
+                f"--output {output}: output {name!r} is not an array of numbers, so that no .npy file can hold it"
+            )
     folder = next(iter(arrays)).parent
     made = not folder.exists()
     with writing(output):

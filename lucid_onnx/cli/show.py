@@ -1,4 +1,4 @@
-"""What the command line prints: tables, sizes and lines."""
+"""The output of the command line: tables, sizes and lines."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def show_model(console: Console, found: info.Model) -> None:
 def show_table_memory(console: Console, found: info.TableMemory) -> None:
     free = "unknown" if found.free_bytes is None else bytes_text(found.free_bytes)
     say(console, f"table memory {found.choice!r}, {free} free:")
-    table = new_table("table", "lies in", "bytes", "at session start", "copied", "huge pages")
+    table = new_table("table", "stored in", "bytes", "at session start", "copied", "huge pages")
     for t in found.tables:
         where = "a file" if t.external else "the model"
         copied = bytes_text(t.copied_bytes) if t.copied_bytes else "-"
@@ -143,7 +143,7 @@ def show_fused(console: Console, report: FuseReport, verb: str) -> None:
             )
         console.print(table)
     if report.unfused:
-        table = new_table("left as it is", "looks like", "why")
+        table = new_table("not fused", "looks like", "why")
         for u in report.unfused:
             table.add_row(Text(u.where), u.pattern, Text(u.reason))
         console.print(table)
@@ -153,7 +153,7 @@ def show_fused(console: Console, report: FuseReport, verb: str) -> None:
             table.add_row(Text(m.where), m.op, m.mode, Text(f"{len(m.tables)}: {', '.join(m.tables)}"))
         console.print(table)
     if report.unmerged:
-        table = new_table("not merged", "beside others in", "why")
+        table = new_table("not merged", "concatenated in", "why")
         for bag in report.unmerged:
             table.add_row(Text(bag.bag), Text(bag.where), Text(bag.reason))
         console.print(table)
@@ -178,7 +178,7 @@ def show_quantized(console: Console, report: QuantizeReport) -> None:
             )
         console.print(table)
     if report.unquantized:
-        table = new_table("left as it is", "why", "bags")
+        table = new_table("skipped", "why", "bags")
         for u in report.unquantized:
             table.add_row(Text(u.table), Text(u.reason), Text(", ".join(u.bags)))
         console.print(table)

@@ -1,4 +1,4 @@
-"""What is known about cells that are not equal: one sentence each, and which of it does not show any more."""
+"""Known differences: the cells that each explains, and those that did not occur."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .report import Cell, Unseen
 
 @dataclasses.dataclass(frozen=True)
 class Known:
-    """A sentence and the cells that it explains.
+    """A known difference: a sentence, and the cells that it explains.
 
     Attributes:
         runtimes, jobs: patterns of `fnmatch`.
@@ -21,9 +21,9 @@ class Known:
         note: what its note contains.
         forms: empty for any.
         margin: the largest difference that it explains, in tolerances.
-        whole_form: where one cell of a form ends so, all do, and the others are not tried.
-        witness: a job that always shows it where it is at all; where that is equal, it is gone. Empty if there is none.
-        chance: even that is equal in some runs, or on some CPUs, where it is: what is not seen is not gone.
+        whole_form: if one cell of a form ends so, all do, and the others are not tried.
+        witness: a job in which it always occurs. If that job is equal, the difference is gone. Empty if there is none.
+        chance: even the witness is equal in some runs or on some CPUs, so that it may be unseen and not gone.
     """
 
     runtimes: str
@@ -39,7 +39,7 @@ class Known:
     chance: bool = False
 
 
-_FLOAT64_OPENVINO = "OpenVINO computes float64 in float32: every number of the result is one."
+_FLOAT64_OPENVINO = "OpenVINO computes float64 in float32: every value of the result is a float32."
 
 KNOWN: tuple[Known, ...] = (
     # PyTorch.
@@ -47,7 +47,7 @@ KNOWN: tuple[Known, ...] = (
         "torch",
         "max_nan_inf",
         "differs",
-        "torch's maximum keeps a NaN only in a bag's first row: one further on loses against every number.",
+        "torch's maximum keeps a NaN only in a bag's first row: a later one loses against every number.",
         ("NaN",),
         witness="max_nan_inf",
     ),
@@ -138,7 +138,7 @@ KNOWN: tuple[Known, ...] = (
         "torch",
         "*no_columns",
         "refused",
-        "torch has no largest magnitude of a row without columns.",
+        "torch cannot compute the infinity norm of a row without columns.",
         witness="max_norm_inf_no_columns",
     ),
     Known(
@@ -198,7 +198,7 @@ KNOWN: tuple[Known, ...] = (
             runtime,
             "operator_reduce_max_nan",
             "differs",
-            "Its ReduceMax passes over NaN; the lowering of bags looks for NaN itself.",
+            "Its ReduceMax ignores NaN; the lowering of bags looks for NaN itself.",
             ("NaN",),
             witness="operator_reduce_max_nan",
         )
@@ -209,7 +209,7 @@ KNOWN: tuple[Known, ...] = (
             runtime,
             f"operator_scatter_nd_add_{dtype}",
             "refused",
-            f"ONNX Runtime's ScatterND adds no {dtype} on the CPU.",
+            f"ONNX Runtime's ScatterND does not add {dtype} on the CPU.",
             note="ScatterND",
             witness=f"operator_scatter_nd_add_{dtype}",
         )
@@ -221,7 +221,7 @@ KNOWN: tuple[Known, ...] = (
             runtime,
             "function_overload",
             "differs",
-            "ONNX Runtime before 1.27 does not look at overloads: of functions of one name the last wins.",
+            "ONNX Runtime before 1.27 ignores overloads: of functions of one name the last wins.",
             ("value",),
             witness="function_overload",
         )
@@ -238,15 +238,15 @@ KNOWN: tuple[Known, ...] = (
         )
         for runtime in ("onnxruntime", "onnxruntime-node", "web-wasm-*", "web-webgpu")
         for status, sentence, note in (
-            ("crashed", "ONNX Runtime before 1.30 dies of a function with more outputs than its node.", ""),
-            ("refused", "ONNX Runtime wants all of a function's outputs on its node.", "node has 1 outputs"),
+            ("crashed", "ONNX Runtime before 1.30 crashes over a function with more outputs than its node.", ""),
+            ("refused", "ONNX Runtime needs all of a function's outputs on its node.", "node has 1 outputs"),
         )
     ),
     Known(
         "onnxruntime",
         "function_overload",
         "refused",
-        "ONNX Runtime before 1.18 reads no model of IR version 10, which has overloads.",
+        "ONNX Runtime before 1.18 cannot read models of IR version 10, which has overloads.",
         note="IR version",
         witness="function_overload",
     ),
@@ -255,7 +255,7 @@ KNOWN: tuple[Known, ...] = (
             runtime,
             "*bfloat16",
             "refused",
-            "ONNX Runtime's tensors of JavaScript have no bfloat16.",
+            "ONNX Runtime's tensors in JavaScript have no bfloat16.",
             note="data type: 16",
             witness="operator_scatter_nd_add_bfloat16",
         )
@@ -296,21 +296,21 @@ KNOWN: tuple[Known, ...] = (
         "web-webgpu",
         "*",
         "refused",
-        "This GPU, or what stands in for one, has no shader-f16.",
+        "This GPU, or its emulation, has no shader-f16.",
         note="requires f16 but the device does not support it",
     ),
     Known(
         "web-webgpu",
         "*",
         "refused",
-        "onnxruntime-web's ScatterND for WebGPU fails over updates that have no columns.",
+        "onnxruntime-web's ScatterND for WebGPU fails over updates without columns.",
         note="createBindGroup",
     ),
     Known(
         "web-webgpu",
         "operator_scatter_nd_add_float16",
         "refused",
-        "onnxruntime-web's ScatterND for WebGPU adds no float16.",
+        "onnxruntime-web's ScatterND for WebGPU does not add float16.",
         note="Reduction is not supported",
         witness="operator_scatter_nd_add_float16",
     ),
@@ -318,7 +318,7 @@ KNOWN: tuple[Known, ...] = (
         "web-webgpu",
         "max_*",
         "refused",
-        "onnxruntime-web's ReduceMax for WebGPU refuses a tensor without elements.",
+        "onnxruntime-web's ReduceMax for WebGPU rejects an empty tensor.",
         note="reduction_ops.h",
     ),
     # Others.
@@ -327,7 +327,7 @@ KNOWN: tuple[Known, ...] = (
             runtime,
             "*",
             "refused",
-            "It knows no model-local functions: give it the standard form.",
+            "It does not support model-local functions: use the standard form.",
             forms=("portable",),
             note=note,
             whole_form=True,
@@ -345,7 +345,7 @@ KNOWN: tuple[Known, ...] = (
             runtime,
             "function_*",
             "refused",
-            "It knows no model-local functions: give it the standard form.",
+            "It does not support model-local functions: use the standard form.",
             forms=("given",),
             note=note,
             witness="function_default",
@@ -361,7 +361,7 @@ KNOWN: tuple[Known, ...] = (
         "onnx-reference",
         "function_default",
         "refused",
-        "onnx.reference does not look at the defaults of a function's attributes.",
+        "onnx.reference ignores the defaults of a function's attributes.",
         note="has linked attributes but None are given",
         witness="function_default",
     ),
@@ -369,7 +369,7 @@ KNOWN: tuple[Known, ...] = (
         "onnx-reference",
         "function_overload",
         "differs",
-        "onnx.reference does not look at overloads: of functions of one name the last wins.",
+        "onnx.reference ignores overloads: of functions of one name the last wins.",
         ("value",),
         witness="function_overload",
     ),
@@ -387,7 +387,7 @@ KNOWN: tuple[Known, ...] = (
         "openvino",
         "max_nan_inf",
         "differs",
-        "OpenVINO's ReduceMax gives -FLT_MAX where all is -inf.",
+        "OpenVINO's ReduceMax returns -FLT_MAX where all values are -inf.",
         ("infinity",),
         witness="max_nan_inf",
     ),
@@ -406,7 +406,7 @@ KNOWN: tuple[Known, ...] = (
         "tinygrad",
         "*",
         "refused",
-        "tinygrad's ScatterND fails over no updates at all, which a lowered bag has in its later rounds.",
+        "tinygrad's ScatterND fails over no updates at all, which a lowered bag has in its later iterations.",
         note="size mismatch, can't reshape ((0, ",
         witness="operator_scatter_nd_nothing",
     ),
@@ -414,22 +414,21 @@ KNOWN: tuple[Known, ...] = (
         "tinygrad",
         "operator_scatter_nd_[am]??",
         "hung",
-        "tinygrad's ScatterND is an update of the whole tensor for each index, one after another: 100 take it half a "
-        "minute here.",
+        "tinygrad's ScatterND updates the whole tensor for each index, one after another: 100 take it half a minute.",
         witness="operator_scatter_nd_add",
     ),
     Known(
         "tinygrad",
         "*bfloat16",
         "refused",
-        "tinygrad writes C with __bf16 in it, which the clang that is here does not compile.",
+        "tinygrad writes C with __bf16 in it, which the installed clang does not compile.",
         note="'clang'",
     ),
     Known(
         "iree",
         "operator_non_zero_and_not",
         "differs",
-        "IREE finds wrong positions where a graph asks NonZero of flags and of their opposites.",
+        "IREE returns wrong positions where a graph has NonZero of flags and of their opposites.",
         ("value",),
         witness="operator_non_zero_and_not",
     ),
@@ -437,20 +436,20 @@ KNOWN: tuple[Known, ...] = (
         "iree",
         "*",
         "refused",
-        "IREE makes float32 of float64 unless it is told not to, and then finds half of the bytes.",
+        "IREE turns float64 into float32 by default, and then finds half of the bytes.",
         note="exceeds backing buffer byte length",
     ),
 )
 
 
 def why(cell: Cell) -> str:
-    """The sentence that explains a cell; empty if there is none, or nothing to explain."""
+    """The sentence that explains a cell; empty if there is none."""
     known = find(cell)
     return "" if known is None else known.sentence
 
 
 def find(cell: Cell) -> Known | None:
-    """What is known of a cell; None if that is nothing."""
+    """The known difference that a cell shows; None if there is none."""
     for known in KNOWN:
         if (
             cell.status == known.status
@@ -466,7 +465,7 @@ def find(cell: Cell) -> Known | None:
 
 
 def unseen(cells: Iterable[Cell]) -> list[Unseen]:
-    """What is known of the runtimes that are here and did not show: its witness is equal, and no other cell has it."""
+    """The known differences of the available runtimes that did not occur: the witness is equal, and no cell has it."""
     cells = list(cells)
     shown = {(cell.runtime, cell.why) for cell in cells}
     found: dict[tuple[str, str], Unseen] = {}

@@ -1,4 +1,4 @@
-"""Inputs for a model that came without any: indices in range, legal offsets, bags of very different lengths."""
+"""Random inputs for a model: indices in range, valid offsets, bags of very different lengths."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from lucid_onnx.ops import OPERATOR_OF, variant
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.ops.embedding_bag_collection import spec as collection
 
-#: Nodes that hand their first input on, as far as the values of indices and offsets go.
+#: Nodes that keep the values of their first input, as far as indices and offsets are concerned.
 _PASSING = {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"}
 _NUM_BAGS, _BAG_LENGTH, _NUM_INDICES, _OTHER = 9, 5, 40, 4
 _ROWS = 50
 
 
 class NoInputsError(ValueError):
-    """An input that nothing is known of; the message names it."""
+    """An input that cannot be generated; the message names it."""
 
 
 @dataclasses.dataclass
@@ -32,19 +32,19 @@ class _Role:
     rows: int | None = None  # of the table, for indices
     padding: int | None = None
     last: bool = False  # include_last_offset, for offsets and a gradient
-    partner: str = ""  # the indices, for offsets; what tells the number of bags, for a gradient
+    partner: str = ""  # the indices, for offsets; the input that has the number of bags, for a gradient
     two_d: bool = False
-    tables: int = 1  # whose offsets are packed
+    tables: int = 1  # that share packed offsets
 
 
 def random_inputs(model: onnx.ModelProto, given: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, np.ndarray]:
-    """Arrays for every input of the graph that ``given`` has not; those in it are taken as they are.
+    """Arrays for every input of the graph: those of ``given``, and random ones for the rest.
 
-    Where ``ai.lucid`` nodes read an input, it is made for them. Other integers are in range of the table that a
-    Gather looks them up in, or 0 and 1; other floats are normal.
+    An input that ``ai.lucid`` nodes read is valid for them. Other integers are in range of the table that a Gather
+    looks them up in, or 0 and 1. Other floats are normally distributed.
 
     Raises:
-        NoInputsError: an input of unknown rank or of a dtype without an array, or offsets whose indices are computed.
+        NoInputsError: an input of unknown rank or of another dtype, or offsets whose indices are computed.
     """
     random = np.random.RandomState(seed)
     initializers = {t.name: t for t in model.graph.initializer}
@@ -58,7 +58,7 @@ def random_inputs(model: onnx.ModelProto, given: Mapping[str, np.ndarray], seed:
             if dim.dim_param:
                 sizes[dim.dim_param] = size
     result = dict(given)
-    # Indices before the offsets that cut them; tables before both, for their rows; a gradient is as long as offsets.
+    # Tables come first, as indices need their rows; offsets need the indices; a gradient is as long as offsets.
     order = {"table": 0, "indices": 1, "other": 2, "offsets": 3, "gradient": 4}
     for name in sorted(values, key=lambda n: order[roles[n].kind if n in roles else "other"]):
         if name not in result:
@@ -69,50 +69,68 @@ def random_inputs(model: onnx.ModelProto, given: Mapping[str, np.ndarray], seed:
 def _roles(
     graph: onnx.GraphProto, initializers: Mapping[str, onnx.TensorProto], inputs: Iterable[str]
 ) -> dict[str, _Role]:
-    producers = {output: node for node in graph.node for output in node.output}
-    known = set(inputs)
+    """What bags and Gathers ask of the graph's inputs, by input name."""
+    found = _Roles(graph, initializers, inputs)
+    for node in graph.node:
+        if node.domain == spec.DOMAIN and node.op_type in OPERATOR_OF:
+            found.add_bags(node)
+        elif node.op_type == "Gather" and node.domain == "" and node.input[0] in initializers:
+            found.add_gather(node)
+    return found.roles
 
-    def origin(name: str) -> str | None:
+
+class _Roles:
+    """Collects the roles of a graph's inputs, node by node."""
+
+    def __init__(
+        self, graph: onnx.GraphProto, initializers: Mapping[str, onnx.TensorProto], inputs: Iterable[str]
+    ) -> None:
+        self.roles: dict[str, _Role] = {}
+        self._initializers = initializers
+        self._inputs = set(inputs)
+        self._producers = {output: node for node in graph.node for output in node.output}
+
+    def add_bags(self, node: onnx.NodeProto) -> None:
+        """A node of an operator of ours."""
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        op = variant(node.op_type, attributes)
+        padding = attributes.get("padding_idx", spec.NO_PADDING)
+        last = bool(attributes.get("include_last_offset", 0))
+        named = dict(zip(op.inputs, node.input, strict=True))
+        for names in _bags(op, named):
+            weight, indices, offsets = (None if name is None else self._origin(name) for name in names)
+            held = self._initializers.get(names[0])
+            rows = held.dims[0] if held is not None else None
+            if weight is not None:
+                self.roles[weight] = _Role("table")
+            if indices is not None:
+                role = _Role("indices", rows, None if padding == spec.NO_PADDING else padding, two_d=op.two_d)
+                self.roles[indices] = _narrower(self.roles.get(indices), role)
+            if offsets is not None:
+                tables = op.num_tables if getattr(op, "layout", "") == "packed" else 1
+                self.roles[offsets] = _Role("offsets", last=last, partner=indices or "", tables=tables)
+        if "grad_output" in named:
+            gradient = self._origin(named["grad_output"])
+            bags = self._origin(named["indices" if op.two_d else "offsets"])
+            if gradient is not None:
+                self.roles[gradient] = _Role("gradient", last=last and not op.two_d, partner=bags or "")
+
+    def add_gather(self, node: onnx.NodeProto) -> None:
+        """A Gather from an initializer."""
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+        name = self._origin(node.input[1])
+        if name is not None:
+            rows = self._initializers[node.input[0]].dims[axis]
+            self.roles[name] = _narrower(self.roles.get(name), _Role("indices", rows))
+
+    def _origin(self, name: str) -> str | None:
         """The graph's input that a value is made from."""
-        while name not in known:
-            node = producers.get(name)
+        while name not in self._inputs:
+            node = self._producers.get(name)
             if node is None or node.op_type not in _PASSING:
                 return None
             name = node.input[0]
         return name
-
-    roles: dict[str, _Role] = {}
-    for node in graph.node:
-        if node.domain == spec.DOMAIN and node.op_type in OPERATOR_OF:
-            attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-            op = variant(node.op_type, attributes)
-            padding = attributes.get("padding_idx", spec.NO_PADDING)
-            last = bool(attributes.get("include_last_offset", 0))
-            named = dict(zip(op.inputs, node.input, strict=True))
-            for names in _bags(op, named):
-                weight, indices, offsets = (None if name is None else origin(name) for name in names)
-                held = initializers.get(names[0])
-                rows = held.dims[0] if held is not None else None
-                if weight is not None:
-                    roles[weight] = _Role("table")
-                if indices is not None:
-                    role = _Role("indices", rows, None if padding == spec.NO_PADDING else padding, two_d=op.two_d)
-                    roles[indices] = _narrower(roles.get(indices), role)
-                if offsets is not None:
-                    tables = op.num_tables if getattr(op, "layout", "") == "packed" else 1
-                    roles[offsets] = _Role("offsets", last=last, partner=indices or "", tables=tables)
-            if "grad_output" in named:
-                gradient = origin(named["grad_output"])
-                bags = origin(named["indices" if op.two_d else "offsets"])
-                if gradient is not None:
-                    roles[gradient] = _Role("gradient", last=last and not op.two_d, partner=bags or "")
-        elif node.op_type == "Gather" and node.domain == "" and node.input[0] in initializers:
-            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
-            name = origin(node.input[1])
-            if name is not None:
-                rows = initializers[node.input[0]].dims[axis]
-                roles[name] = _narrower(roles.get(name), _Role("indices", rows))
-    return roles
 
 
 def _bags(op: Any, named: Mapping[str, str]) -> Iterator[tuple[str, str, str | None]]:
@@ -140,35 +158,12 @@ def _array(
     made: Mapping[str, np.ndarray],
     random: np.random.RandomState,
 ) -> np.ndarray:
-    name, tensor = value.name, value.type.tensor_type
-    if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
-        raise NoInputsError(f"input {name} has no known rank: give it with --input {name}=FILE.npy")
-    try:
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-    except KeyError:
-        dtype = np.dtype(object)
-    if dtype.kind not in "fiub" and dtype != spec.BFLOAT16:
-        kind = TensorProto.DataType.Name(tensor.elem_type)
-        raise NoInputsError(f"input {name} is of {kind}, for which nothing can be made up: give it with --input")
-    kind = role.kind if role is not None else "other"
-    shape = []
-    for axis, dim in enumerate(tensor.shape.dim):
-        default = _OTHER
-        if kind == "indices":
-            default = (_NUM_BAGS if axis == 0 else _BAG_LENGTH) if len(tensor.shape.dim) > 1 else _NUM_INDICES
-        elif kind == "table":
-            default = _ROWS if axis == 0 else 8
-        elif axis == 0:
-            default = _NUM_BAGS if role is None or role.tables == 1 else role.tables * _NUM_BAGS + 1
-        if dim.HasField("dim_value"):
-            shape.append(dim.dim_value)
-        elif role is not None and kind == "gradient" and axis == 0 and role.partner in made:
-            shape.append(len(made[role.partner]) - int(role.last))
-        else:
-            shape.append(sizes.setdefault(dim.dim_param or f"{name}.{axis}", default))
-    if role is not None and kind == "offsets":
-        return _offsets(name, role, shape, dtype, made, random)
-    if role is not None and kind == "indices":
+    """An array for one input; ``made`` has those before it."""
+    dtype = _dtype(value)
+    shape = _shape(value, role, sizes, made)
+    if role is not None and role.kind == "offsets":
+        return _offsets(value.name, role, shape, dtype, made, random)
+    if role is not None and role.kind == "indices":
         rows = role.rows if role.rows is not None else _rows_of_input(made)
         indices = random.randint(0, max(rows, 1), shape).astype(dtype)
         if role.padding is not None and indices.size:
@@ -181,8 +176,50 @@ def _array(
     return np.asarray(random.standard_normal(shape)).astype(dtype)
 
 
+def _dtype(value: onnx.ValueInfoProto) -> np.dtype:
+    name, tensor = value.name, value.type.tensor_type
+    if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
+        raise NoInputsError(f"input {name} has an unknown rank: give it with --input {name}=FILE.npy")
+    try:
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+    except KeyError:
+        dtype = np.dtype(object)
+    if dtype.kind not in "fiub" and dtype != spec.BFLOAT16:
+        kind = TensorProto.DataType.Name(tensor.elem_type)
+        raise NoInputsError(f"input {name} is of {kind}, which cannot be generated: give it with --input")
+    return dtype
+
+
+def _shape(
+    value: onnx.ValueInfoProto, role: _Role | None, sizes: dict[str, int], made: Mapping[str, np.ndarray]
+) -> list[int]:
+    """The shape of an input; ``sizes`` are those of symbolic dimensions, to which new ones are added."""
+    dims = value.type.tensor_type.shape.dim
+    shape = []
+    for axis, dim in enumerate(dims):
+        if dim.HasField("dim_value"):
+            shape.append(dim.dim_value)
+        elif role is not None and role.kind == "gradient" and axis == 0 and role.partner in made:
+            shape.append(len(made[role.partner]) - int(role.last))
+        else:
+            shape.append(sizes.setdefault(dim.dim_param or f"{value.name}.{axis}", _size(role, axis, len(dims))))
+    return shape
+
+
+def _size(role: _Role | None, axis: int, rank: int) -> int:
+    """The size of a dimension that the model leaves open."""
+    kind = role.kind if role is not None else "other"
+    if kind == "indices":
+        return (_NUM_BAGS if axis == 0 else _BAG_LENGTH) if rank > 1 else _NUM_INDICES
+    if kind == "table":
+        return _ROWS if axis == 0 else 8
+    if axis > 0:
+        return _OTHER
+    return _NUM_BAGS if role is None or role.tables == 1 else role.tables * _NUM_BAGS + 1
+
+
 def _rows_of_input(made: Mapping[str, np.ndarray]) -> int:
-    """The smallest table among the inputs that are there; `_ROWS` if there is none to look at."""
+    """The number of rows of the smallest table among the inputs; `_ROWS` if there is none."""
     return min((len(a) for a in made.values() if a.ndim == 2), default=_ROWS)
 
 
@@ -194,9 +231,11 @@ def _offsets(
     made: Mapping[str, np.ndarray],
     random: np.random.RandomState,
 ) -> np.ndarray:
-    """Bags whose lengths are as different as Zipf's words, some of them empty."""
+    """Bags whose lengths follow Zipf's law, some of them empty."""
     if role.partner not in made:
-        raise NoInputsError(f"input {name} cuts indices that the model computes: give it with --input {name}=FILE.npy")
+        raise NoInputsError(
+            f"input {name} has the offsets of indices that the model computes: give it with --input {name}=FILE.npy"
+        )
     count = made[role.partner].size
     bags = shape[0] - int(role.last)
     if bags <= 0:

@@ -1,4 +1,4 @@
-"""The report as a small table for a repository: what was equal where, and why the rest was not."""
+"""The report as a small Markdown table for a repository: what is equal where, and why the rest is not."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def page(report: Report) -> str:
         "",
         *(f"*{status}*: {meaning}.  " for status, meaning in STATUSES.items() if _any(report, status)),
         "",
-        "| runtime | version | form | " + " | ".join(_COUNTED) + " | worst error of an equal one |",
+        "| runtime | version | form | " + " | ".join(_COUNTED) + " | largest error of an equal case |",
         "|---|---|---|" + "---:|" * (len(_COUNTED) + 1),
     ]
     for column in report.columns:
         if column.missing is not None:
-            lines.append(f"| {column.title} | not here: {_cell(column.missing)} | |" + " |" * (len(_COUNTED) + 1))
+            lines.append(f"| {column.title} | not available: {_cell(column.missing)} | |" + " |" * (len(_COUNTED) + 1))
             continue
         for form in column.forms:
             cells = [c for c in report.cells if (c.runtime, c.form) == (column.runtime, form)]
@@ -64,8 +64,8 @@ def page(report: Report) -> str:
     for (runtime, form, status, why), found in _grouped(report).items():
         lines.append(f"| {titles[runtime]} | {form} | {status} | {len(found)} | `{found[0].job}` | {_cell(why)} |")
     if report.unseen:
-        lines += ["", "## What was known, and did not show", ""]
-        lines += ["*gone*: its witness is equal.  ", "*not seen*: it shows in some runs, or on some CPUs.  ", ""]
+        lines += ["", "## Known differences that did not occur", ""]
+        lines += ["*gone*: its witness is equal.  ", "*not seen*: it occurs in some runs or on some CPUs only.  ", ""]
         lines += ["| runtime | | witness | what |", "|---|---|---|---|"]
         for known in report.unseen:
             word = "gone" if known.gone else "not seen"
@@ -83,13 +83,13 @@ def _grouped(report: Report) -> dict[tuple[str, str, str, str], list[Cell]]:
     groups: dict[tuple[str, str, str, str], list[Cell]] = {}
     for cell in report.cells:
         if cell.status not in (EQUAL, ABSENT):
-            why = cell.why or f"**not explained**: {cell.note[:160]}"
+            why = cell.why or f"**unexplained**: {cell.note[:160]}"
             groups.setdefault((cell.runtime, cell.form, cell.status, why), []).append(cell)
     return groups
 
 
 def _bad_input(report: Report) -> list[str]:
-    """A line per kind of bad input: the runtimes by what they make of it."""
+    """A line per kind of bad input: the runtimes by their outcome."""
     titles = {column.runtime: column.title for column in report.columns}
     lines = [f"*{word}*: {text}.  " for word, text in probes.OUTCOMES.items() if _outcome(report, word)]
     lines += ["", "| | refuses | otherwise |", "|---|---|---|"]

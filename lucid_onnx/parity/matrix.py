@@ -1,4 +1,4 @@
-"""Every job on every runtime: cells, and how a runtime takes bad input."""
+"""Runs every job on every runtime: cells, and the outcomes of bad input."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Limits:
 
     Attributes:
         runs: of each cell, as far as ``seconds`` for it last, but at least two.
-        budget: seconds for each runtime; what is left after them is "not run".
-        at_once: how many runtimes run beside each other.
-        every_case: also those that a runtime's entry leaves out.
+        budget: seconds for each runtime; after them the rest is "not run".
+        at_once: how many runtimes run at the same time.
+        every_case: also the cases beyond the sample of a runtime's entry.
     """
 
     runs: int = 20
@@ -55,7 +55,7 @@ class Limits:
     every_case: bool = False
 
 
-#: Told of each finished piece: the runtime, how many pieces it has done, and how many it has.
+#: Called after each piece of work: the runtime, how many pieces are done, and how many there are.
 Progress = Callable[[str, int, int], None]
 
 
@@ -73,7 +73,7 @@ def run(
     tests = probes.all_probes() if bad_input else []
     with concurrent.futures.ThreadPoolExecutor(limits.at_once) as pool:
         waiting = {
-            entry.name: pool.submit(_Visit(entry, limits, progress).all, jobs, tests)
+            entry.name: pool.submit(_RuntimeRun(entry, limits, progress).results, jobs, tests)
             for entry in sorted(entries, key=lambda e: not e.slow)
         }
         found = [waiting[entry.name].result() for entry in entries]
@@ -91,7 +91,7 @@ def run(
     )
 
 
-class _Visit:
+class _RuntimeRun:
     """One runtime's part of the matrix."""
 
     def __init__(self, entry: Entry, limits: Limits, progress: Progress) -> None:
@@ -99,13 +99,14 @@ class _Visit:
         self._loaded: Any = None  # the program that the worker holds
         self._hangs = 0
         self._begin = 0.0
-        self._refused: int | None = None  # the cell that the process which is running refused last
-        self._spoils = False  # a refusal leaves the runtime's process useless
+        self._done, self._total = 0, 0  # pieces, for the progress
+        self._refused: int | None = None  # index of the cell that the running process refused last
+        self._refusal_spoils = False  # after a refusal the process is of no use
         self._not_loaded: tuple[Any, process.RefusalError] | None = None  # the program that was refused last
-        self._closed: dict[str, Cell] = {}  # of each form that is refused as a whole, the cell that showed it
-        self._no_good: dict[tuple[str, str], str] = {}  # why the good call of probes does not run, by form and name
+        # By form and name: why the good call of a probe does not run.
+        self._good_failures: dict[tuple[str, str], str] = {}
 
-    def all(self, jobs: Sequence[Job], tests: Sequence[probes.Probe]) -> tuple[Column, list[Cell], list[Outcome]]:
+    def results(self, jobs: Sequence[Job], tests: Sequence[probes.Probe]) -> tuple[Column, list[Cell], list[Outcome]]:
         """Its column, cells and outcomes."""
         entry = self._entry
         self._begin = time.perf_counter()
@@ -120,29 +121,13 @@ class _Visit:
                 return self._absent(jobs, f"it does not start: {error}")
             if hello["missing"]:
                 return self._absent(jobs, str(hello["missing"]))
-            pieces = [(form, job) for form in entry.forms for job in jobs]
-            total = sum(job.program(form) is not None for form, job in pieces) + len(entry.forms) * len(tests)
-            done, cells, outcomes = 0, [], []
-            # Bad input first: it is little, and a runtime's time may be up before the end.
+            runnable = sum(job.program(form) is not None for form in entry.forms for job in jobs)
+            self._total = runnable + len(entry.forms) * len(tests)
+            # Bad input first: it is little, and the runtime's time may be up before the end.
+            outcomes = self._outcomes(tests)
+            cells: list[Cell] = []
             for form in entry.forms:
-                for probe in tests:
-                    if probe.good.program(form) is not None:
-                        outcomes.append(self._probe(form, probe))
-                    done += 1
-                    self._progress(entry.name, done, total)
-            for form in entry.forms:
-                chosen, why = self._chosen(jobs, form)
-                for job in _by_program(jobs, form):
-                    if job.name not in chosen:
-                        cells.append(Cell(job.name, entry.name, form, LEFT_OUT, why=why))
-                    elif form in self._closed:
-                        cells.append(dataclasses.replace(self._closed[form], job=job.name))
-                    else:
-                        cells.append(self._cell(form, job))
-                        self._look_back(form, job, cells)
-                        self._close(form, cells[-1])
-                    done += 1
-                    self._progress(entry.name, done, total)
+                self._run_form(form, jobs, cells)
             restarts = self._worker.starts - 1
         column = Column(
             entry.name,
@@ -155,7 +140,13 @@ class _Visit:
         )
         return column, cells, outcomes
 
+    def _advance(self) -> None:
+        """Report one more piece as done."""
+        self._done += 1
+        self._progress(self._entry.name, self._done, self._total)
+
     def _absent(self, jobs: Sequence[Job], why: str) -> tuple[Column, list[Cell], list[Outcome]]:
+        """The results of a runtime that is not available."""
         entry = self._entry
         self._progress(entry.name, 1, 1)
         cells = [
@@ -167,37 +158,30 @@ class _Visit:
         return Column(entry.name, entry.title, entry.forms, None, why), cells, []
 
     def _chosen(self, jobs: Sequence[Job], form: str) -> tuple[set[str], str]:
-        """The names of the jobs to run, and a sentence about the others."""
+        """The names of the jobs to run, and a sentence that says why not all."""
         entry = self._entry
         suite = [job for job in jobs if job.group in ("conformance", "scale") and job.program(form) is not None]
         names = {job.name for job in jobs}
-        if entry.few is None or self._limits.every_case:
+        if entry.sample_size is None or self._limits.every_case:
             return names, ""
-        units = list(_programs(suite, form)) if entry.few_programs else [[job] for job in suite]
-        if len(units) <= entry.few:
+        units = list(_programs(suite, form)) if entry.sample_programs else [[job] for job in suite]
+        if len(units) <= entry.sample_size:
             return names, ""
-        kept = [units[k * len(units) // entry.few] for k in range(entry.few)]
+        kept = [units[k * len(units) // entry.sample_size] for k in range(entry.sample_size)]
         names -= {job.name for job in suite} - {job.name for unit in kept for job in unit}
-        what = "programs, each with all of its cases" if entry.few_programs else "cases"
-        return names, f"It is given {entry.few} of {len(units)} {what}, evenly spread: {entry.why_few}."
-
-    def _close(self, form: str, cell: Cell) -> None:
-        """Ask no more of a form of which one cell ended as all will."""
-        known = explain.find(cell)
-        if known is not None and known.whole_form:
-            self._closed[form] = dataclasses.replace(
-                cell, note=f"Not tried, as {cell.job} was {cell.status}: {cell.note}"
-            )
+        what = "programs, each with all of its cases" if entry.sample_programs else "cases"
+        return names, f"It runs {entry.sample_size} of {len(units)} {what}, evenly spread: {entry.sample_reason}."
 
     def _out_of_time(self) -> str | None:
+        """Why nothing more is run; None if there is time."""
         if self._hangs >= _HANGS_ENOUGH:
             return f"given up after {_HANGS_ENOUGH} hangs"
         if time.perf_counter() - self._begin > self._limits.budget:
-            return f"its {self._limits.budget:.0f} s were up"
+            return f"its budget of {self._limits.budget:.0f} s is used up"
         return None
 
     def _load(self, form: str, job: Job) -> float | None:
-        """Seconds, or None where the worker has that program already."""
+        """The seconds it took; None if the worker has that program already."""
         program = job.program(form)
         assert program is not None
         if program == self._loaded:
@@ -213,6 +197,21 @@ class _Visit:
             raise
         self._loaded = program
         return seconds
+
+    def _run_form(self, form: str, jobs: Sequence[Job], cells: list[Cell]) -> None:
+        """Add the cells of one form."""
+        chosen, why = self._chosen(jobs, form)
+        refused: Cell | None = None  # the cell that showed that the whole form is refused
+        for job in _by_program(jobs, form):
+            if job.name not in chosen:
+                cells.append(Cell(job.name, self._entry.name, form, LEFT_OUT, why=why))
+            elif refused is not None:
+                cells.append(dataclasses.replace(refused, job=job.name))
+            else:
+                cells.append(self._cell(form, job))
+                self._retry_after_refusal(form, job, cells)
+                refused = _whole_form(cells[-1])
+            self._advance()
 
     def _cell(self, form: str, job: Job) -> Cell:
         name = self._entry.name
@@ -251,14 +250,17 @@ class _Visit:
         )
         return dataclasses.replace(cell, why=explain.why(cell))
 
-    def _look_back(self, form: str, job: Job, cells: list[Cell]) -> None:
-        """Of a death that may be an earlier refusal's doing, try again in a new process, and tell which it was."""
+    def _retry_after_refusal(self, form: str, job: Job, cells: list[Cell]) -> None:
+        """After a crash or hang that an earlier refusal may have caused, try again in a new process.
+
+        If the second try succeeds, the refused cell says that the refusal broke the process.
+        """
         status = cells[-1].status
         if status in (CRASHED, HUNG) and self._refused is not None:
             before, self._refused = self._refused, None
             again = self._cell(form, job)
             if again.status not in (CRASHED, HUNG):
-                self._spoils = True
+                self._refusal_spoils = True
                 self._hangs -= status == HUNG
                 ending = f"After this error the next call {'did not return' if status == HUNG else 'crashed'}."
                 cells[before] = dataclasses.replace(cells[before], note=f"{cells[before].note} {ending}")
@@ -267,13 +269,14 @@ class _Visit:
         if status in (CRASHED, HUNG):
             self._refused = None
         elif status == REFUSED and self._loaded is not None:  # by the run, not by the load
-            if self._spoils:
+            if self._refusal_spoils:
                 self._worker.stop(kill=True)
                 self._loaded = None
             else:
                 self._refused = len(cells) - 1
 
     def _failed(self, form: str, job: Job, error: Exception) -> Cell:
+        """The cell of a job that ended with an error."""
         status = REFUSED
         if isinstance(error, process.RefusalError):
             status = UNSUPPORTED if error.unsupported else REFUSED
@@ -282,31 +285,39 @@ class _Visit:
             status = CRASHED if isinstance(error, process.CrashError) else HUNG
             self._hangs += status == HUNG
         cell = Cell(job.name, self._entry.name, form, status, _shortened(str(error)))
-        # What a runtime announces is the explanation.
+        # For an announced limit, its message is the explanation.
         return dataclasses.replace(cell, why=f"{cell.note}." if status == UNSUPPORTED else explain.why(cell))
 
-    def _probe(self, form: str, probe: probes.Probe) -> Outcome:
-        outcome, note = self._judged(form, probe)
-        return Outcome(probe.name, self._entry.name, form, outcome, _shortened(note))
+    def _outcomes(self, tests: Sequence[probes.Probe]) -> list[Outcome]:
+        """The outcomes of bad input, in every form that the probe has."""
+        outcomes = []
+        for form in self._entry.forms:
+            for probe in tests:
+                if probe.good.program(form) is not None:
+                    outcome, note = self._outcome(form, probe)
+                    outcomes.append(Outcome(probe.name, self._entry.name, form, outcome, _shortened(note)))
+                self._advance()
+        return outcomes
 
-    def _judged(self, form: str, probe: probes.Probe) -> tuple[str, str]:
+    def _outcome(self, form: str, probe: probes.Probe) -> tuple[str, str]:
+        """One of `probes.OUTCOMES`, and a note."""
         if self._out_of_time() is not None:
             return "not run", str(self._out_of_time())
         good = form, probe.good.name
-        if good in self._no_good:  # nor does it now
-            return "not run", self._no_good[good]
+        if good in self._good_failures:  # it would fail again
+            return "not run", self._good_failures[good]
         try:
             self._load(form, probe.good)
             if not self._good_call(probe.good):
-                self._no_good[good] = "the good call gave wrong numbers"
+                self._good_failures[good] = "the good call gave wrong numbers"
         except process.RefusalError as error:
-            self._no_good[good] = str(error)
+            self._good_failures[good] = str(error)
         except (process.CrashError, process.HangError) as error:
             self._loaded = None
             self._hangs += isinstance(error, process.HangError)
-            self._no_good[good] = str(error)
-        if good in self._no_good:
-            return "not run", self._no_good[good]
+            self._good_failures[good] = str(error)
+        if good in self._good_failures:
+            return "not run", self._good_failures[good]
         timeout = self._entry.run_timeout
         try:
             _, outputs = self._worker.run(probe.inputs, runs=1, seconds=0, timeout=timeout)
@@ -329,17 +340,26 @@ class _Visit:
         return probes.read(probe, outputs[0][0]), ""
 
     def _good_call(self, job: Job) -> bool:
+        """Whether a job runs and is equal."""
         _, outputs = self._worker.run(job.inputs, runs=1, seconds=0, timeout=self._entry.run_timeout)
         return measure.compare(outputs[0], job.expected).kind == "equal"
 
 
+def _whole_form(cell: Cell) -> Cell | None:
+    """What to report for the other jobs of a form if ``cell`` shows that all of them end alike; else None."""
+    known = explain.find(cell)
+    if known is None or not known.whole_form:
+        return None
+    return dataclasses.replace(cell, note=f"Not tried, as {cell.job} was {cell.status}: {cell.note}")
+
+
 def _by_program(jobs: Iterable[Job], form: str) -> list[Job]:
-    """Those that have the form, with jobs over the same program beside each other: it is loaded once for them."""
+    """The jobs that have the form, those of one program in a row, so that it is loaded once."""
     return [job for group in _programs(jobs, form) for job in group]
 
 
 def _programs(jobs: Iterable[Job], form: str) -> Iterable[list[Job]]:
-    """Those that have the form, a list for each program."""
+    """The jobs that have the form, a list for each program."""
     groups: dict[Any, list[Job]] = {}
     for job in jobs:
         program = job.program(form)

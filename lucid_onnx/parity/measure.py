@@ -1,4 +1,4 @@
-"""How far two arrays are apart."""
+"""The difference between two arrays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Expected:
 
     Attributes:
         rounded: the expected array, of the output's dtype.
-        exact: the same before it was rounded, float64.
+        exact: the same before rounding, float64.
         tolerance: the largest error of each element, float64, infinite where the result is not finite.
     """
 
@@ -36,8 +36,8 @@ class Difference:
         max_abs, max_rel: over the elements that are finite on both sides.
         max_ulp: their distance in units in the last place, from ``Expected.rounded``; None for integers.
         margin: the largest error, measured in tolerances.
-        wrong, size: how many elements are off, and how many there are.
-        where: the first element that is off, in words.
+        wrong, size: how many elements are wrong, and how many there are.
+        where: the first wrong element, in words.
     """
 
     kind: str = "equal"

@@ -1,4 +1,4 @@
-"""What a whole model must give: bags by our NumPy reference, everything else by onnx.reference."""
+"""The expected outputs of a whole model: bags by our NumPy reference, everything else by onnx.reference."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def outputs(model: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> list[np
     """The outputs of a model of any form.
 
     Raises:
-        Exception: whatever onnx.reference raises over an operator that it has not.
+        Exception: whatever onnx.reference raises over an operator that it lacks.
     """
     native = to_form(model, "native") if any(i.domain == spec.DOMAIN for i in model.opset_import) else model
     with np.errstate(all="ignore"):

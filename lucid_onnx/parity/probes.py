@@ -1,8 +1,8 @@
-"""Bad input, and what a runtime makes of it.
+"""Bad input, and how a runtime handles it.
 
-A probe is a good call with one thing wrong. The contract refuses each of them; a graph of standard operators cannot
-always, and other runtimes need not. What came out is named by what it equals: the result with the bad row read from
-the end of the table, as zeros, and so on.
+A probe is a good call with one thing wrong. The contract makes each of them an error. A graph of standard operators
+cannot detect all of them, and other runtimes need not. An outcome is named by the result that the output equals: that
+with the bad row read from the end of the table, as zeros, and so on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lucid_onnx.ops.embedding_bag.spec import Attributes
 
 from . import work
 
-#: The names of outcomes, and what they mean.
+#: The outcomes, and what they mean.
 OUTCOMES = {
     "refuses": "an error, and the next call works",
     "refuses, then fails": "an error, after which a good call fails too",
@@ -28,7 +28,7 @@ OUTCOMES = {
     "truncates": "the low 32 bits of the index",
     "ignores": "as if it were not there",
     "empty bags": "a bag that would end before it begins is empty",
-    "garbage": "numbers that none of these explains",
+    "garbage": "an output that none of these explains",
     "crash": "the process died",
     "hang": "no answer",
     "not run": "the good call did not run either",
@@ -42,7 +42,7 @@ class Probe:
     Attributes:
         title: what is wrong.
         inputs: with the wrong thing in them.
-        readings: outputs that would explain what a runtime does, by the outcome that they mean.
+        readings: possible outputs, by the outcome that each means.
         good: the call without the wrong thing, over the same model.
     """
 
@@ -58,7 +58,7 @@ _LENGTHS = (3, 0, 5, 1)
 
 
 def all_probes() -> list[Probe]:
-    """Every bad call, those over one model beside each other."""
+    """Every bad call, those over the same model in a row."""
     plain = cases.make("probe", mode="sum", rows=_ROWS, dim=_DIM, lengths=_LENGTHS)
     weighted = cases.make("probe_weights", mode="sum", rows=_ROWS, dim=_DIM, lengths=_LENGTHS, weighted=True)
     good = work.case_job(plain, "probe")
@@ -97,7 +97,7 @@ def all_probes() -> list[Probe]:
     return found
 
 
-#: name, title, the index, and the row that each reading takes for it (None: zeros).
+#: name, title, the index, and the row that each reading has in its place (None: zeros).
 _INDICES: tuple[tuple[str, str, int, dict[str, int | None]], ...] = (
     ("index_minus_1", "an index of -1", -1, {"wraps": _ROWS - 1, "zeros": None, "clamps": 0}),
     ("index_minus_V_1", "an index of -V - 1", -_ROWS - 1, {"wraps": _ROWS - 1, "zeros": None, "clamps": 0}),

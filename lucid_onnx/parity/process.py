@@ -1,4 +1,4 @@
-"""A runtime in a process of its own: what it answers, or how it died."""
+"""A runtime in a process of its own: its answers, or how it died."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from . import wire
 
 
 class CrashError(Exception):
-    """The process ended, or said something that is no answer."""
+    """The process ended, or sent something that is not an answer."""
 
 
 class HangError(Exception):
-    """The process did not answer in time, and was ended."""
+    """The process did not answer in time, and was killed."""
 
 
 class RefusalError(Exception):
-    """The runtime said no; ``unsupported``: it never claimed otherwise."""
+    """The runtime raised an error; ``unsupported``: it does not claim to support this."""
 
     def __init__(self, message: str, unsupported: bool = False) -> None:
         super().__init__(message)
@@ -37,8 +37,8 @@ class Worker:
     """Starts the process when it is needed, and again after a crash or a hang.
 
     Args:
-        command: of a process that talks as `lucid_onnx.parity.worker` does.
-        environment: variables beyond those of this process.
+        command: starts a process with the protocol of `lucid_onnx.parity.worker`.
+        environment: variables, in addition to those of this process.
     """
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
@@ -60,14 +60,14 @@ class Worker:
         return self._ask({"do": "hello"}, (), timeout)[0]
 
     def load(self, form: str, model: bytes, call: Mapping[str, Any] | None, timeout: float) -> float:
-        """Seconds that it took."""
+        """Load a program; returns the seconds it took."""
         header, _ = self._ask({"do": "load", "form": form, "call": call}, [model], timeout)
         return float(header["seconds"])
 
     def run(
         self, inputs: Mapping[str, np.ndarray], *, runs: int, seconds: float, timeout: float
     ) -> tuple[dict[str, Any], list[list[np.ndarray]]]:
-        """The answer's header, and the outputs of the first run and of one that differed, if any did."""
+        """Returns the answer's header, and the outputs of the first run and of one that differed, if any did."""
         described, blobs = wire.describe(inputs)
         request = {"do": "run", "inputs": described, "runs": runs, "seconds": seconds}
         header, results = self._ask(request, blobs, timeout)
@@ -77,7 +77,7 @@ class Worker:
             if "other" in header:
                 found.append(list(wire.arrays(header["other"], results[count:]).values()))
         except (wire.BrokenFrameError, KeyError, TypeError) as error:
-            raise CrashError(f"an answer that is none: {error}") from error
+            raise CrashError(f"an invalid answer: {error}") from error
         return header, found
 
     def _ask(
@@ -144,25 +144,25 @@ class Worker:
         assert process is not None
         if broken is not None:
             _end(process, kill=True)
-            return f"an answer that is none: {broken}"
+            return f"an invalid answer: {broken}"
         try:
             code = process.wait(10)
         except subprocess.TimeoutExpired:
             _end(process, kill=True)
-            return "closed its output and went on"
+            return "closed its output but kept running"
         how = f"exit code {code}" if code >= 0 else _signal(-code)
         last = self._last_line()
         return f"{how}: {last}" if last else how
 
     def _last_line(self) -> str:
-        """The last line on stderr that says something."""
+        """The last line on stderr that has a letter in it."""
         self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, self._log.tell() - 4000))
         lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines()]
         return next((line[:300] for line in reversed(lines) if any(c.isalpha() for c in line)), "")
 
     def stop(self, *, kill: bool = False) -> None:
-        """End the process, if there is one; ``kill``: at once."""
+        """End the process, if there is one. With ``kill``, kill it at once."""
         process, self._process = self._process, None
         if process is not None:
             _end(process, kill=kill)
@@ -186,7 +186,7 @@ def _end(process: subprocess.Popen[bytes], *, kill: bool) -> None:
             process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(5)
-    # Also after a decent end: a browser may have stayed behind.
+    # Also after a normal end: a browser may be left.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if os.name == "posix":
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What a comparison of runtimes found: statuses, cells, outcomes of bad input, and the report of them all."""
+"""What a comparison of runtimes found: statuses, cells, outcomes of bad input, and the whole report."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ STATUSES = {
     EQUAL: "within the tolerance, and the same bits in every run",
     DIFFERS: "outside of the tolerance, or of another dtype or shape",
     UNSTEADY: "runs over the same input gave different bits",
-    REFUSED: "the runtime answered with an error",
-    UNSUPPORTED: "the runtime does not claim to run this",
+    REFUSED: "the runtime raised an error",
+    UNSUPPORTED: "the runtime does not claim to support this",
     CRASHED: "the process of the runtime died",
     HUNG: "the process of the runtime did not answer in time",
-    ABSENT: "the runtime is not here",
-    LEFT_OUT: "not among the cases that this runtime is given, unless all are asked for",
-    NOT_RUN: "the runtime's time was up",
+    ABSENT: "the runtime is not available",
+    LEFT_OUT: "not in the sample that this runtime runs by default (--cases '*' runs all)",
+    NOT_RUN: "the runtime's time budget was used up",
 }
-#: A runtime that claims to run something must not end so, unless it is known why.
+#: What counts as a failure, unless it is a known difference.
 FAILURES = (DIFFERS, UNSTEADY, CRASHED, HUNG)
 
 
@@ -45,11 +45,11 @@ class Cell:
     """One job in one form on one runtime.
 
     Attributes:
-        note: the error, or the first element that is off.
-        difference: against the expected outputs; of the worst run where runs differ. None where nothing came out.
-        runs, differing: how often it ran, and in how many of these the bits were not those of the first run.
-        seconds: the median run, inside the worker; load_seconds: making it ready.
-        why: what is known about a cell that is not equal.
+        note: the error, or the first element that is wrong.
+        difference: from the expected outputs; of the worst run where runs differ. None if there are no outputs.
+        runs, differing: how often it ran, and how many runs had other bits than the first.
+        seconds, load_seconds: of the median run, and of loading, inside the worker.
+        why: the known reason why a cell is not equal; empty if it is unexplained.
     """
 
     job: str
@@ -66,13 +66,13 @@ class Cell:
 
     @property
     def failed(self) -> bool:
-        """The runtime claims to run this, and it is not known why it fails."""
+        """Whether the cell is an unexplained failure."""
         return self.status in FAILURES and not self.why
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a runtime made of one bad call; see `probes.OUTCOMES`."""
+    """How a runtime handled one bad call; see `probes.OUTCOMES`."""
 
     probe: str
     runtime: str
@@ -83,7 +83,7 @@ class Outcome:
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A runtime: its version, or why it is not here."""
+    """A runtime: its version, or why it is not available."""
 
     runtime: str
     title: str
@@ -105,7 +105,7 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Unseen:
-    """Something known of a runtime that its witness did not show; ``gone``: it is there no more."""
+    """A known difference that did not occur in its witness; ``gone``: the runtime has it no more."""
 
     runtime: str
     sentence: str
@@ -115,7 +115,7 @@ class Unseen:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Everything that was found; ``unseen`` is what was known and did not show."""
+    """Everything that was found; ``unseen`` are the known differences that did not occur."""
 
     made: str
     lucid_onnx: str
@@ -129,7 +129,7 @@ class Report:
 
     @property
     def failures(self) -> list[Cell]:
-        """The cells that nothing explains."""
+        """The unexplained failures."""
         return [cell for cell in self.cells if cell.failed]
 
     def as_dict(self) -> dict[str, Any]:

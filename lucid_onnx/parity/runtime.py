@@ -1,4 +1,4 @@
-"""What a runtime is to the comparison: a version, and programs that it loads and runs.
+"""The interface of a runtime: a version, and programs that it loads and runs.
 
 An adapter is one file under ``adapters/`` that knows this module and the runtime's own package, and nothing else of
 the comparison. It is loaded in a process of its own (see `lucid_onnx.parity.worker`), so it may crash.
@@ -12,13 +12,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-#: What a runtime can be given: the arguments of a call, or a model in one of its forms. "given" is a user's model
-#: as it is in its file.
+#: The forms of a program: the arguments of a call, or a model in one of its forms. "given" is a user's model as it is
+#: in its file.
 FORMS = ("call", "native", "portable", "standard", "given")
 
 
 class UnsupportedError(Exception):
-    """The runtime does not claim to run this: no result, and no failure either."""
+    """The runtime does not claim to support this. It is not a failure."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,18 +44,18 @@ class Runtime(Protocol):
         ...
 
     def version(self) -> str:
-        """Its version and whatever else decides about its numbers; only asked where nothing is missing."""
+        """Its version, and whatever else its results depend on; only called if nothing is missing."""
         ...
 
     def load(self, program: Program) -> Any:
         """Make a program ready to run.
 
         Raises:
-            UnsupportedError: the runtime does not claim to run such a thing.
-            Exception: anything else is a refusal, and its message is reported.
+            UnsupportedError: the runtime does not claim to support such a program.
+            Exception: anything else is reported as an error of the runtime.
         """
         ...
 
     def run(self, loaded: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Run what `load` returned. Raises as `load`; the outputs are read before the next call."""
+        """Run what `load` returned. Raises as `load`. The outputs are read before the next call."""
         ...

@@ -1,4 +1,4 @@
-"""The conformance suite, and models of one's own, for the author of a runtime: a model, its inputs, and a check.
+"""The conformance suite and one's own models, for the author of a runtime: a model, its inputs, and a check.
 
     for case in suite():
         case.check(my_runtime.run(case.model_bytes, case.inputs))
@@ -21,7 +21,7 @@ from lucid_onnx.ops import OPERATORS
 
 from . import measure, work
 
-#: How many sets of inputs are made up for a model.
+#: How many sets of random inputs a model gets.
 SETS = 3
 
 
@@ -49,12 +49,12 @@ class SuiteCase:
 
     @property
     def expected(self) -> list[np.ndarray]:
-        """What the reference gives, rounded to the outputs' dtypes."""
+        """The reference's outputs, rounded to the outputs' dtypes."""
         return [e.rounded for e in self._job.expected]
 
     @property
     def dtypes(self) -> set[str]:
-        """The names of all dtypes that go in or come out, for a runtime that lacks some."""
+        """The names of all dtypes of inputs and outputs, for a runtime that lacks some."""
         arrays = [*self.inputs.values(), *self.expected]
         return {array.dtype.name for array in arrays}
 
@@ -71,7 +71,7 @@ class SuiteCase:
         arrays = [np.asarray(output) for output in outputs]
         found = measure.compare(arrays, self._job.expected)
         if found.kind != "equal":
-            counted = f"; {found.wrong} of {found.size} elements are off" if found.wrong else ""
+            counted = f"; {found.wrong} of {found.size} elements are wrong" if found.wrong else ""
             raise AssertionError(f"{self.name}: {found.where}{counted}")
 
 
@@ -95,7 +95,7 @@ def case(name: str, form: str = "standard") -> SuiteCase:
 
 
 def model_case(path: str, number: int, form: str = "standard") -> SuiteCase:
-    """A model over the ``number``-th set of made-up inputs, 0 to `SETS` - 1; "given" if it has no bags.
+    """A model over the ``number``-th set of random inputs, 0 to `SETS` - 1; in the form "given" if it has no bags.
 
     Raises:
         OSError, work.CannotRunError: as `work.model`.

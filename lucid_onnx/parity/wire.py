@@ -1,7 +1,7 @@
 """Messages between the comparison and its workers: a JSON header and raw arrays, length first.
 
 A frame is ``LXP1``, the header's length (4 bytes, little-endian), the header in UTF-8, and the blobs whose lengths
-the header lists under "sizes". Nothing in a frame is ever executed. ``javascript/wire.mjs`` says the same.
+the header lists under "sizes". Nothing in a frame is ever executed. ``javascript/wire.mjs`` implements the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _DTYPES = {
 
 
 class BrokenFrameError(Exception):
-    """What was read is no frame."""
+    """What was read is not a frame."""
 
 
 def send(stream: BinaryIO, header: Mapping[str, Any], blobs: Sequence[bytes | memoryview] = ()) -> None:
@@ -55,7 +55,7 @@ def receive(stream: BinaryIO) -> tuple[dict[str, Any], list[bytes]] | None:
         header = json.loads(_exactly(stream, length))
         sizes = header["sizes"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BrokenFrameError(f"a header that is none: {error}") from error
+        raise BrokenFrameError(f"an invalid header: {error}") from error
     if not isinstance(sizes, list) or not all(isinstance(s, int) and 0 <= s <= _LARGEST_BLOB for s in sizes):
         raise BrokenFrameError(f"sizes = {sizes!r}")
     return header, [_exactly(stream, size) for size in sizes]
@@ -83,7 +83,7 @@ def arrays(described: Any, blobs: Sequence[bytes]) -> dict[str, np.ndarray]:
     """The inverse of `describe`.
 
     Raises:
-        BrokenFrameError: description and blobs do not fit each other.
+        BrokenFrameError: the description and the blobs do not match.
     """
     if not isinstance(described, list) or len(described) != len(blobs):
         raise BrokenFrameError(f"{len(blobs)} blobs for {described!r}")

@@ -1,11 +1,10 @@
-"""What is compared: the conformance cases, larger ones, and a user's model."""
+"""What is compared: the conformance cases, larger ones, single operators, and a user's model."""
 
 from __future__ import annotations
 
-import dataclasses
 import fnmatch
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,215 +24,28 @@ from lucid_onnx.ops.embedding_bag import cases, spec
 
 from . import inputs as made_inputs
 from . import oracle
+from .job import Job
 from .measure import Expected
+from .operators import operators
 from .runtime import Program
 
-#: How far the outputs of a user's whole model may be off, as a part of the output's largest magnitude. A bag alone
-#: keeps its case's tolerance; behind it there may be matrices of any width, each of whose sums is off by up to
-#: n * 2^-24 in float32, with n some hundreds.
+__all__ = [
+    "MODEL_TOLERANCE",
+    "CannotRunError",
+    "Job",
+    "case_expected",
+    "case_job",
+    "conformance",
+    "model",
+    "operators",
+    "scale",
+]
+
+#: The largest error of a user's model, as a part of the output's largest magnitude. A model that is one bag has the
+#: tolerance of a case. Other models may have matrices of any width, each of whose sums is off by up to n * 2^-24 in
+#: float32, with n some hundreds.
 MODEL_TOLERANCE = 2e-5
 _LARGEST_MODEL = 2**31 - 2**24
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Job:
-    """One thing to run everywhere.
-
-    Attributes:
-        name, group: the group is "conformance", "scale", "operators" or "model".
-        about: one line for people.
-        inputs: in the order of the model's inputs.
-        expected: of each output.
-        program: the program of a form, or None where this job has none of that form.
-        runs, seconds: it runs so often, as far as so many seconds last, if the comparison's own limits are lower.
-    """
-
-    name: str
-    group: str
-    about: str
-    inputs: Mapping[str, np.ndarray]
-    expected: Sequence[Expected]
-    program: Callable[[str], Program | None]
-    runs: int = 0
-    seconds: float = 0.0
-
-
-def operators(pattern: str = "*") -> list[Job]:
-    """Standard operators and functions alone, where runtimes are known to part: what a model of bags must get around.
-
-    They are of the form "given". A scatter of this size with a reduction to one target races in ONNX Runtime on the
-    CPU, its maximum drops NaN, and what a Gather makes of an index outside its data is every runtime's own.
-    """
-    random = np.random.RandomState(7)
-    count, dim = 100_000, 32
-    # Whole numbers: any order of additions is exact, and whatever is off was lost.
-    updates = random.randint(-8, 9, (count, dim)).astype(np.float32)
-    values = random.standard_normal((3, 40)).astype(np.float32)
-    values[0, 3], values[1, 0], values[2, -1] = np.nan, np.nan, np.nan
-    rising = np.cumsum(np.abs(updates), 0, np.float32)  # so that each update to a maximum counts
-    scatters = (
-        ("operator_scatter_nd_add", "add", updates, updates.sum(0, dtype=np.float64)),
-        ("operator_scatter_nd_max", "max", rising, rising[-1].astype(np.float64)),
-    )
-    found = (
-        *(
-            _operator(
-                name,
-                f"ScatterND with reduction {reduction} of 100,000 updates to one target",
-                helper.make_node("ScatterND", ["data", "indices", "updates"], ["y"], reduction=reduction),
-                {"data": np.zeros((2, dim), np.float32), "indices": np.ones((count, 1), np.int64), "updates": rows},
-                np.stack([np.zeros(dim), result]),
-                runs=100,  # a race does not show in every run, and on a busy machine in few
-                seconds=2.0,
-            )
-            for name, reduction, rows, result in scatters
-        ),
-        *(
-            _operator(
-                f"operator_scatter_nd_add_{dtype}",
-                f"ScatterND with reduction add of {dtype}",
-                helper.make_node("ScatterND", ["data", "indices", "updates"], ["y"], reduction="add"),
-                {
-                    "data": np.zeros((2, 4), dtype),
-                    "indices": np.array([[1], [0], [1]], np.int64),
-                    "updates": updates[:3, :4].astype(dtype),
-                },
-                np.stack([updates[1, :4], updates[0, :4] + updates[2, :4]]).astype(dtype),
-            )
-            for dtype in (np.dtype(np.float16), spec.BFLOAT16)
-        ),
-        _operator(
-            "operator_scatter_nd_nothing",
-            "ScatterND of no updates at all",
-            helper.make_node("ScatterND", ["data", "indices", "updates"], ["y"]),
-            {"data": values[:, 5:9], "indices": np.zeros((0, 1), np.int64), "updates": np.zeros((0, 4), np.float32)},
-            values[:, 5:9],
-            open_shapes=True,
-        ),
-        _operator(
-            "operator_reduce_max_nan",
-            "ReduceMax over rows with a NaN in them",
-            helper.make_node("ReduceMax", ["data", "axes"], ["y"], keepdims=0),
-            {"data": values, "axes": np.array([1], np.int64)},
-            np.full(3, np.nan),
-        ),
-        _operator(
-            "operator_gather_minus_1",
-            "Gather with an index of -1, which ONNX counts from the end",
-            helper.make_node("Gather", ["data", "indices"], ["y"]),
-            {"data": values[:, 5:9], "indices": np.array([0, -1, 1], np.int64)},
-            values[[0, -1, 1], 5:9],
-        ),
-        _operator(
-            "operator_non_zero",
-            "NonZero of five flags",
-            helper.make_node("NonZero", ["data"], ["y"]),
-            {"data": np.array([1, 1, 0, 1, 0], np.float32)},
-            np.array([[0, 1, 3]], np.int64),
-        ),
-        _operator(
-            "operator_non_zero_and_not",
-            "NonZero of five flags, and of their opposites",
-            [
-                helper.make_node("NonZero", ["data"], ["y"]),
-                helper.make_node("Not", ["data"], ["opposite"]),
-                helper.make_node("NonZero", ["opposite"], ["z"]),
-            ],
-            {"data": np.array([False, False, False, False, True])},
-            np.array([[4]], np.int64),
-            np.array([[0, 1, 2, 3]], np.int64),
-            open_shapes=True,
-        ),
-        *_functions(),
-    )
-    return [job for job in found if fnmatch.fnmatchcase(job.name, pattern)]
-
-
-def _functions() -> tuple[Job, ...]:
-    """Functions of a model's own in ways that ours avoid, since not every runtime follows them."""
-    numbers = np.array([-1, 2, -3], np.float32)
-    imports = [helper.make_opsetid("", spec.DEFAULT_OPSET)]
-
-    def function(name: str, outputs: Sequence[str], nodes: Sequence[onnx.NodeProto], **more: Any) -> onnx.FunctionProto:
-        return helper.make_function("local", name, ["x"], outputs, nodes, imports, **more)
-
-    def node(name: str, output: str, **more: Any) -> onnx.NodeProto:
-        return helper.make_node(name, ["x"], [output], domain="local", **more)
-
-    factor = helper.make_node("Constant", [], ["factor"])
-    kind = onnx.AttributeProto.FLOAT
-    factor.attribute.append(onnx.AttributeProto(name="value_float", ref_attr_name="factor", type=kind))
-    scale = [factor, helper.make_node("Mul", ["x", "factor"], ["y"])]
-    negate, absolute = (helper.make_node(op, ["x"], ["y"]) for op in ("Neg", "Abs"))
-    both = [negate, helper.make_node("Abs", ["x"], ["z"])]
-    return (
-        _operator(
-            "function_default",
-            "a function whose attribute has a default of 3, and a node without that attribute",
-            node("Scale", "y"),
-            {"x": numbers},
-            3 * numbers,
-            functions=[function("Scale", ["y"], scale, attribute_protos=[helper.make_attribute("factor", 3.0)])],
-        ),
-        _operator(
-            "function_overload",
-            "two functions of one name that their overload tells apart, and a node of each",
-            [node("One", "y", overload="negated"), node("One", "z", overload="absolute")],
-            {"x": numbers},
-            -numbers,
-            np.abs(numbers),
-            functions=[
-                function("One", ["y"], [negate], overload="negated"),
-                function("One", ["y"], [absolute], overload="absolute"),
-            ],
-        ),
-        _operator(
-            "function_fewer_outputs",
-            "a function of two outputs, and a node that takes the first alone",
-            node("Both", "y"),
-            {"x": numbers},
-            -numbers,
-            functions=[function("Both", ["y", "z"], both)],
-        ),
-    )
-
-
-def _operator(
-    name: str,
-    about: str,
-    nodes: onnx.NodeProto | Sequence[onnx.NodeProto],
-    arrays: Mapping[str, np.ndarray],
-    *exact: np.ndarray,
-    open_shapes: bool = False,
-    functions: Sequence[onnx.FunctionProto] = (),
-    **limits: Any,
-) -> Job:
-    """A job of a few nodes whose outputs "y", "z" must be ``exact``; float32 for float64.
-
-    With ``open_shapes`` the model does not say how long its inputs are. ``limits`` are the job's.
-    """
-    results = {n: e.astype(np.float32) if e.dtype == np.float64 else e for n, e in zip("yz", exact, strict=False)}
-    axes = {n: a for n, a in arrays.items() if n == "axes"}  # a constant, which most runtimes ask for
-    inputs = {n: a for n, a in arrays.items() if n not in axes}
-    kind = helper.np_dtype_to_tensor_dtype
-
-    def shape(name: str, array: np.ndarray) -> Sequence[int | str]:
-        return [f"length of {name}", *array.shape[1:]] if open_shapes else array.shape
-
-    graph = helper.make_graph(
-        [nodes] if isinstance(nodes, onnx.NodeProto) else nodes,
-        name,
-        [helper.make_tensor_value_info(n, kind(a.dtype), shape(n, a)) for n, a in inputs.items()],
-        [helper.make_tensor_value_info(n, kind(a.dtype), [None] * a.ndim) for n, a in results.items()],
-        [onnx.numpy_helper.from_array(a, n) for n, a in axes.items()],
-    )
-    imports = [helper.make_opsetid("", spec.DEFAULT_OPSET), *(helper.make_opsetid(f.domain, 1) for f in functions[:1])]
-    # The oldest that can say it: 9 has the defaults of attributes, 10 overloads.
-    version = 10 if any(f.overload for f in functions) else 9 if functions else 8
-    model = helper.make_model(graph, opset_imports=imports, ir_version=version, functions=functions)
-    programs = {"given": Program("given", model.SerializeToString(deterministic=True))}
-    expected = [Expected(r, r.astype(np.float64), np.zeros(r.shape)) for r in results.values()]
-    return Job(name, "operators", about, inputs, expected, programs.get, **limits)
 
 
 def conformance(pattern: str = "*") -> list[Job]:
@@ -243,7 +55,7 @@ def conformance(pattern: str = "*") -> list[Job]:
 
 
 def scale(pattern: str = "*") -> list[Job]:
-    """Cases of a size at which threads, blocks and races show."""
+    """Cases so large that threads, blocks and races matter."""
     return [case_job(case, "scale") for name, case in _large().items() if fnmatch.fnmatchcase(name, pattern)]
 
 
@@ -258,7 +70,7 @@ def _large() -> dict[str, cases.Case]:
         cases.make("scale_max_skewed_padding", mode="max", padding_idx=7, lengths=skewed, **common),
         cases.make("scale_weights_ends", mode="sum", weighted=True, layout="ends", lengths=skewed, **common),
         cases.make("scale_mean_rows_64x64", layout="rows", lengths=(64,) * 64, **common),
-        # One bag over all threads: what a scatter with a reduction gets wrong.
+        # One bag over all threads: a scatter with a reduction fails here.
         cases.make("scale_sum_one_bag_of_100000", mode="sum", lengths=(100_000,), **common),
         cases.make("scale_max_norm_sum_skewed", mode="sum", max_norm=5.0, lengths=skewed, **common),
     )
@@ -266,7 +78,7 @@ def _large() -> dict[str, cases.Case]:
 
 
 def case_job(case: AnyCase, group: str) -> Job:
-    """A case with its programs; models are made when they are asked for."""
+    """A case with its programs; a model is made when it is first needed."""
     attributes = case.attributes
     call: dict[str, Any] | None = None  # of a collection, which no other runtime has
     if not isinstance(case, embedding_bag_collection.cases.Case):
@@ -288,7 +100,7 @@ def case_job(case: AnyCase, group: str) -> Job:
 
 
 def case_expected(case: AnyCase) -> list[Expected]:
-    """Of each output; an operator of several has tuples where others have arrays."""
+    """What a case expects of each output; a case of several outputs has tuples where others have arrays."""
 
     def outputs(of: Any) -> Sequence[np.ndarray]:
         return of if isinstance(of, (list, tuple)) else (of,)
@@ -314,26 +126,26 @@ class CannotRunError(ValueError):
 def model(
     path: Path, given: Mapping[str, np.ndarray], *, sets: int = 3, tolerance: float = MODEL_TOLERANCE
 ) -> list[Job]:
-    """A user's model over ``given`` inputs, or over ``sets`` sets of made-up ones.
+    """A user's model over ``given`` inputs, or over ``sets`` sets of random ones.
 
-    A model with ``ai.lucid`` nodes is compared in all forms; in one without them `fuse` looks for bags, and what it
-    finds is compared with the model as it is.
+    A model with ``ai.lucid`` nodes is compared in all forms. In a model without them `fuse` looks for bags, and the
+    fused model is compared with the model as it is.
 
     Args:
-        tolerance: of outputs that are no bag's, as a part of the output's largest magnitude.
+        tolerance: unless the model is one bag, the largest error, as a part of the output's largest magnitude.
 
     Raises:
         OSError: the file cannot be read.
-        CannotRunError: what the comparison cannot do with it.
+        CannotRunError: the comparison cannot run it.
     """
     try:
         proto = onnx.load(path)
     except OSError:
         raise
     except Exception as error:  # protobuf's errors have no base that protobuf's versions share
-        raise CannotRunError(f"{path}: no ONNX model: {error}") from error
+        raise CannotRunError(f"{path}: not an ONNX model: {error}") from error
     if proto.ByteSize() > _LARGEST_MODEL:
-        raise CannotRunError(f"{path}: with its tables it is over 2 GiB, which no message to a worker can hold")
+        raise CannotRunError(f"{path}: with its tables it is over 2 GiB, which is too large to send to a worker")
     bags: onnx.ModelProto | None = proto
     reasons = ""
     try:
@@ -353,7 +165,7 @@ def model(
             results = oracle.outputs(whole, arrays)
         except made_inputs.NoInputsError as error:
             raise CannotRunError(f"{path}: {error}") from error
-        except Exception as error:  # the reference may raise anything over what it has not
+        except Exception as error:  # onnx.reference may raise anything over an operator that it lacks
             raise CannotRunError(f"{path}: the reference cannot run it: {type(error).__name__}: {error}") from error
         sizes = ", ".join(f"{name} {array.dtype} {list(array.shape)}" for name, array in arrays.items())
         name = path.stem if _complete(whole, given) else f"{path.stem}, inputs {seed}"
@@ -368,17 +180,17 @@ def _complete(proto: onnx.ModelProto, given: Mapping[str, np.ndarray]) -> bool:
 
 
 def _fused(proto: onnx.ModelProto) -> tuple[onnx.ModelProto | None, str]:
-    """The model with its bags as nodes; None if there are none, or nothing here can find them."""
+    """The model with its bags as nodes, and a note on them; None if there are none, or `fuse` is not installed."""
     try:
         from lucid_onnx.rewrite import fuse
     except ImportError:
-        return None, "; bags not looked for: onnx-ir is not installed"
+        return None, "; no search for bags: onnx-ir is not installed"
     report = fuse(proto, form="native")
     return (report.model, f"; {len(report.fused)} bags found by fuse") if report.fused else (None, "")
 
 
 def _bag_expected(proto: onnx.ModelProto, arrays: Mapping[str, np.ndarray]) -> list[Expected] | None:
-    """For a model that is one bag and nothing else, the tolerance of the operator's own cases."""
+    """For a model that is one bag and nothing else, the outputs with the tolerance of the operator's own cases."""
     if len(proto.graph.node) != 1 or proto.graph.node[0].domain != spec.DOMAIN:
         return None
     node = proto.graph.node[0]
@@ -405,6 +217,6 @@ def _expected(result: np.ndarray, tolerance: float) -> Expected:
         return Expected(result, result, np.zeros(result.shape))
     exact = result.astype(np.float64)
     largest = float(np.max(np.abs(exact), initial=0.0, where=np.isfinite(exact)))
-    step = float(np.spacing(np.asarray(1, result.dtype)).astype(np.float64))  # 16-bit types round coarser
+    step = float(np.spacing(np.asarray(1, result.dtype)).astype(np.float64))  # coarser for 16-bit types
     allowed = max(tolerance, 4 * step) * largest
     return Expected(result, exact, np.where(np.isfinite(exact), allowed, np.inf))

@@ -1,8 +1,8 @@
 """The process of one runtime, which its first argument names as MODULE:ATTRIBUTE: frames in and frames out.
 
 Requests are ``{"do": "hello"}``, ``{"do": "load", "form", "call"}`` with the model as a blob, and ``{"do": "run",
-"inputs", "runs", "seconds"}``. An answer with "error" is a refusal; with "unsupported" as well, one that the runtime
-announced.
+"inputs", "runs", "seconds"}``. An answer with "error" is an error of the runtime; with "unsupported" as well,
+the runtime does not claim to support the request.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def serve(runtime: Runtime, requests: BinaryIO, answers: BinaryIO) -> None:
             if request["do"] == "hello":
                 header = _hello(runtime)
             elif request["do"] == "load":
-                loaded = None  # memory of the one before, and no leftovers if this one is refused
+                loaded = None  # frees the memory of the one before, which must not be run if this load fails
                 begin = time.perf_counter()
                 loaded = runtime.load(Program(request["form"], blobs[0], request["call"]))
                 header = {"seconds": time.perf_counter() - begin}
@@ -41,7 +41,7 @@ def serve(runtime: Runtime, requests: BinaryIO, answers: BinaryIO) -> None:
                 header, results = _run(runtime, loaded, inputs, request["runs"], request["seconds"])
         except UnsupportedError as error:
             header = {"error": str(error), "unsupported": True}
-        except Exception as error:  # a runtime may raise anything, and all of it is its answer
+        except Exception as error:  # a runtime may raise anything, which is reported
             header = {"error": f"{type(error).__name__}: {error}"}
         wire.send(answers, header, results)
 
@@ -55,9 +55,9 @@ def _hello(runtime: Runtime) -> dict[str, Any]:
 def _run(
     runtime: Runtime, loaded: Any, inputs: Mapping[str, np.ndarray], runs: int, seconds: float
 ) -> tuple[dict[str, Any], list[bytes]]:
-    """Run up to ``runs`` times, at least twice where that is allowed, while ``seconds`` last.
+    """Run up to ``runs`` times within ``seconds``, but at least twice if ``runs`` allows it.
 
-    Answers with the outputs of the first run and, if any other run had other bits, of the first such run.
+    Returns the outputs of the first run and, if any other run had other bits, of the first such run.
     """
     first: dict[str, np.ndarray] = {}
     other: dict[str, np.ndarray] | None = None
@@ -90,7 +90,8 @@ def _same_bits(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool
 
 
 def main() -> None:
-    # What a library prints would end up among the frames: it goes to stderr.
+    """Serve the runtime that the command line names, over stdin and stdout."""
+    # What a library prints goes to stderr, not between the frames.
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     module, _, attribute = sys.argv[1].partition(":")

@@ -1,4 +1,4 @@
-"""Where the native libraries are."""
+"""The paths of the native libraries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def get_library_path() -> str:
     """The path of the native library, for ``RegisterCustomOpsLibrary`` of any language's ONNX Runtime.
 
     Raises:
-        FileNotFoundError: this installation has no native library.
+        FileNotFoundError: the native library is not installed.
     """
     # importlib.resources and not __file__: in an editable install the library is not beside the sources.
     path = importlib.resources.files("lucid_onnx") / "lib" / _NAME
@@ -24,10 +24,9 @@ def get_library_path() -> str:
 
 
 def find_cuda_library() -> str | None:
-    """The path of the library that has the CUDA kernels beside those of the CPU, or None where there is none.
+    """The path of the library with the kernels of CUDA and of the CPU; None if it is not installed.
 
-    It is built where the installation finds a CUDA compiler. It takes the place of the other library: a
-    SessionOptions takes one of the two.
+    It is built if a CUDA compiler is found. A SessionOptions takes one of the two libraries.
     """
     path = importlib.resources.files("lucid_onnx") / "lib" / "liblucid_onnx_ops_cuda.so"
     return str(path) if path.is_file() else None
@@ -35,7 +34,7 @@ def find_cuda_library() -> str | None:
 
 @functools.cache
 def why_no_cuda() -> str | None:
-    """What keeps the CUDA kernels from running here, in words; None if they can."""
+    """Why the CUDA kernels cannot run on this machine; None if they can."""
     path = find_cuda_library()
     if path is None:
         return "lucid_onnx was installed without its CUDA kernels: install it where nvcc is, with LUCID_CUDA=ON"

@@ -1,4 +1,4 @@
-"""Sessions: an ordinary onnxruntime.InferenceSession with the native kernels in it, and bfloat16 in and out."""
+"""Sessions: an onnxruntime.InferenceSession with the native kernels registered, which takes and returns bfloat16."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ except ImportError as error:  # pragma: no cover  # the extras bring it
     ) from error
 
 _CUDA = "CUDAExecutionProvider"
-#: Where a constant table of 8 MiB and more lies. The library's name for it is the session config entry.
+#: Where constant tables of 8 MiB and more lie, and the session config entry that the library reads.
 TABLE_MEMORY = ("auto", "inplace", "hugepage_copy", "mmap")
 _TABLE_MEMORY_ENTRY = "lucid.table_memory"
 
@@ -42,22 +42,22 @@ def register(session_options: ort.SessionOptions, *, provider: str = "cpu", tabl
     Args:
         session_options: with the session configuration ``lucid.bounds_check``, if any, set before this.
         provider: "cpu", or "cuda" for the kernels of CUDAExecutionProvider and those of the CPU.
-        table_memory: where constant tables of 8 MiB and more lie. It becomes the session config entry
-            ``lucid.table_memory``, which counts if this is None, and is "auto" if nobody sets it; onnxruntime before
-            1.24 sees only what was set before this call.
+        table_memory: where constant tables of 8 MiB and more lie. It sets the session config entry
+            ``lucid.table_memory``. If it is None, the entry decides, and without an entry "auto" does. onnxruntime
+            before 1.24 sees only an entry that was set before this call.
 
-            - "inplace": a table in memory gets huge pages where it is; external data, which onnxruntime maps from its
+            - "inplace": a table in memory gets huge pages in place; external data, which onnxruntime maps from its
               file, stays in the page cache.
             - "hugepage_copy": external data is copied to huge pages, once for all sessions of the process that read
-              the same file; no session starts without memory for it. Linux only.
-            - "mmap": no table is touched.
+              the same file. Without memory for it no session starts. Linux only.
+            - "mmap": tables stay where they are.
             - "auto": "inplace"; external data is copied too if a quarter of the free memory is left afterwards.
 
     Raises:
         FileNotFoundError: there is no native library.
-        RuntimeError: the library refuses, for instance because LUCID_FORCE_ISA names an ISA this machine lacks; or
-            the CUDA kernels cannot run here.
-        ValueError: another provider, or table_memory is none of these.
+        RuntimeError: the library reports an error, for instance that LUCID_FORCE_ISA names an instruction set that
+            this machine lacks; or the CUDA kernels cannot run on this machine.
+        ValueError: an unknown provider or table_memory.
     """
     if provider not in ("cpu", "cuda"):
         raise ValueError(f"provider = {provider!r} is not one of 'cpu', 'cuda'")
@@ -78,7 +78,7 @@ def register(session_options: ort.SessionOptions, *, provider: str = "cpu", tabl
 
 
 def _provider(providers: Sequence[Any]) -> str:
-    """Whose kernels a session of these providers gets."""
+    """The provider whose kernels a session of these providers needs, "cpu" or "cuda"."""
     names = [p if isinstance(p, str) else p[0] for p in providers]
     if _CUDA not in names or _CUDA not in ort.get_available_providers():
         return "cpu"
@@ -94,14 +94,14 @@ class InferenceSession(ort.InferenceSession):
 
     Args:
         model: a path, the bytes of a model, or an onnx.ModelProto (also one over 2 GiB).
-        native: register the library; False runs the function bodies of the model instead.
+        native: use the native kernels; False runs the function bodies of the model.
         providers: execution providers, by default ``["CPUExecutionProvider"]``. With CUDAExecutionProvider among them
-            the CUDA kernels are registered too; where they cannot run, a RuntimeWarning says why.
-        session_options: used as they are, apart from the registration; they must not have it already.
-        table_memory: where large constant tables lie; see `register`. It is the native kernels' alone.
-        **kwargs: go on to onnxruntime.InferenceSession.
+            the CUDA kernels are registered too. If they cannot run, a RuntimeWarning says why.
+        session_options: used as given, and registered; the library must not be registered on them already.
+        table_memory: where large constant tables lie; see `register`. It needs the native kernels.
+        **kwargs: passed to onnxruntime.InferenceSession.
 
-    bfloat16 arrays are those of ml_dtypes.bfloat16, in feeds and in what `run` returns.
+    bfloat16 arrays have the dtype ml_dtypes.bfloat16, in feeds and in what `run` returns.
     """
 
     def __init__(
@@ -119,7 +119,9 @@ class InferenceSession(ort.InferenceSession):
         if native:
             register(options, provider=_provider(providers), table_memory=table_memory)
         elif table_memory is not None:
-            raise ValueError(f"table_memory = {table_memory!r}, but native = False: the graph forms move no table")
+            raise ValueError(
+                f"table_memory = {table_memory!r}, but native = False: table_memory needs the native kernels"
+            )
         with contextlib.ExitStack() as stack:
             source = _source(model, stack)
             super().__init__(source, options, providers=providers, **kwargs)
@@ -140,10 +142,10 @@ class InferenceSession(ort.InferenceSession):
     def run(
         self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any = None
     ) -> list[Any]:
-        """As onnxruntime's; bfloat16 arrays are allowed in and come out."""
+        """As onnxruntime's, with bfloat16 arrays in and out."""
         if not self._bfloat16:
             return super().run(output_names, input_feed, run_options)  # type: ignore[no-any-return]
-        # onnxruntime's own run knows no bfloat16; values with an explicit element type do.
+        # onnxruntime's own run does not support bfloat16; values with an explicit element type do.
         binding = self.io_binding()
         kept = []
         for name, array in input_feed.items():
@@ -164,10 +166,10 @@ class InferenceSession(ort.InferenceSession):
     def run_dlpack(
         self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any = None
     ) -> list[ort.OrtValue]:
-        """Run on tensors where they are, without copies: of torch, cupy or NumPy, on the CPU or a GPU.
+        """Run without copies on tensors of torch, cupy or NumPy, on the CPU or a GPU.
 
         Args:
-            input_feed: contiguous tensors that have ``__dlpack__``, by input name.
+            input_feed: contiguous tensors with ``__dlpack__``, by input name.
 
         Returns:
             An onnxruntime.OrtValue per output, on the GPU if the session has CUDAExecutionProvider. It has
@@ -175,10 +177,10 @@ class InferenceSession(ort.InferenceSession):
 
         Raises:
             TypeError: an input without ``__dlpack__``, with its name.
-            RuntimeError: this onnxruntime knows no DLPack.
+            RuntimeError: this onnxruntime does not support DLPack.
         """
         if not hasattr(ort.OrtValue, "from_dlpack"):
-            raise RuntimeError(f"onnxruntime {ort.__version__} knows no DLPack")
+            raise RuntimeError(f"onnxruntime {ort.__version__} does not support DLPack")
         binding = self.io_binding()
         kept = []
         for name, tensor in input_feed.items():
@@ -190,7 +192,7 @@ class InferenceSession(ort.InferenceSession):
         device = int(self.get_provider_options()[_CUDA].get("device_id", 0)) if gpu else 0
         for name in output_names or [o.name for o in self.get_outputs()]:
             binding.bind_output(name, "cuda" if gpu else "cpu", device)
-        # onnxruntime computes on a stream of its own, and those who made the inputs and read the outputs on others.
+        # onnxruntime computes on its own stream; the inputs are made and the outputs are read on others.
         binding.synchronize_inputs()
         self.run_with_iobinding(binding, run_options)
         binding.synchronize_outputs()
@@ -198,15 +200,15 @@ class InferenceSession(ort.InferenceSession):
 
 
 class _Input(NamedTuple):
-    """What a NodeArg says."""
+    """An input, with the attributes of onnxruntime's NodeArg."""
 
     name: str
     type: str
     shape: list[Any]
 
 
-#: onnxruntime before 1.20 cannot be handed bfloat16 from Python at all. There such an input becomes a float32 one
-#: with a Cast behind it, which is exact.
+#: onnxruntime before 1.20 takes no bfloat16 from Python. There such an input becomes a float32 one with a Cast behind
+#: it, which is exact.
 _NEEDS_FLOAT32_INPUTS = not hasattr(ort.OrtValue, "ortvalue_from_numpy_with_onnx_type")
 
 

@@ -1,10 +1,10 @@
-"""Train a table by ONNX Runtime alone: bags, a loss, its gradient and the update of the table in one graph.
+"""Train a table with ONNX Runtime alone: bags, a loss, its gradient and the update of the table in one graph.
 
-A step reads the rows of the batch and writes them back; nothing in the graph takes time or memory in proportion to
-the table but the one ScatterND that puts the rows into it, and that copies nothing where its output is bound to the
-memory of its input. `Trainer` binds it so. This is safe because every node that reads the numbers of a table is an
-ancestor of the ScatterND that writes it, so that no runtime may run them the other way round; and the nodes that
-refuse a batch are ancestors of every ScatterND, so that nothing is written then.
+A step reads the rows of the batch and writes them back. Only the ScatterND that writes the rows could take time or
+memory in proportion to the table, and it copies nothing if its output is bound to the memory of its input, as
+`Trainer` does. This is safe because every node that reads a table is an ancestor of the ScatterND that writes it, so
+that no runtime may run them in another order. The nodes that reject a batch are ancestors of every ScatterND, so that
+a rejected batch changes nothing.
 
 The gradient of a row that a batch has several times is added up first, by the operator's own bags: the positions
 sorted by row are indices, and where a row begins is an offset. So each row is a target of the ScatterND once, and
@@ -37,7 +37,7 @@ _REDUCTIONS: tuple[str, ...] = ("mean", "sum")
 _DTYPES = ("float32", "float64")
 _INDEX_TYPES = {"int32": TensorProto.INT32, "int64": TensorProto.INT64}
 
-#: The tables that a model may have, and what the number of their rows is called.
+#: The tables that a model may have, and the symbols of their numbers of rows.
 _ROWS = {"weight": "num_rows", "target_weight": "num_target_rows"}
 
 
@@ -63,7 +63,7 @@ def build_training_model(
     """A model of one training step: tables and a batch in, the loss and the new tables out. `Trainer` runs it.
 
     =================== ============ ================================ ===========================================
-    input               dtype        shape                            is there
+    input               dtype        shape                            present
     =================== ============ ================================ ===========================================
     weight              weight_dtype [V, D]                           always
     target_weight       weight_dtype [W, D]                           for the loss "logistic"
@@ -84,13 +84,13 @@ def build_training_model(
     - "mse": ``torch.nn.functional.mse_loss(pooled, target)``;
     - "logistic": ``torch.nn.functional.binary_cross_entropy_with_logits(scores, labels)``, where ``scores[b, k]`` is
       the dot product of bag b and row ``targets[b, k]`` of ``target_weight``. With label 1 for what belongs to the bag
-      and 0 for what was drawn at random, this is negative sampling.
+      and 0 for random rows, this is negative sampling.
 
     Args:
         optimizer: "sgd" is ``row -= learning_rate * g``, with g the gradient of the row, added up over the batch.
             "rowwise_adagrad" is that of FBGEMM (EXACT_ROWWISE_ADAGRAD), with one number of state for a row:
-            ``state += mean(g * g)``, then ``row -= learning_rate / (sqrt(state) + eps) * g``. Rows that a batch does
-            not have stay as they are.
+            ``state += mean(g * g)``, then ``row -= learning_rate / (sqrt(state) + eps) * g``. Rows that are not in a
+            batch do not change.
         reduction: "mean" over the elements of ``target`` or ``labels``, or their "sum". The loss of no elements is 0.
         eps: of Adagrad, > 0.
         mode, max_norm, norm_type, padding_idx, include_last_offset, two_d, per_sample_weights, scale_grad_by_freq,
@@ -100,14 +100,42 @@ def build_training_model(
 
     Raises:
         TypeError: a dtype that the model cannot have.
-        ValueError: anything else that cannot be, named with its value.
+        ValueError: any other invalid argument, named with its value.
     """
-    _choose("loss", loss, _LOSSES)
-    _choose("optimizer", optimizer, _OPTIMIZERS)
-    _choose("reduction", reduction, _REDUCTIONS)
-    _choose("form", form, FORMS)
+    _check_choices(loss=loss, optimizer=optimizer, reduction=reduction, form=form)
     dtype = _dtype("weight_dtype", weight_dtype, _DTYPES)
     index = _dtype("index_dtype", index_dtype, tuple(_INDEX_TYPES))
+    _check_numbers(eps, opset)
+    e = Emitter(opset, "step_", {})
+    tables = _Tables(e, dtype, optimizer, float(eps))
+    offsets = None if two_d else "offsets"
+    bag: dict[str, Any] = {
+        "mode": mode,
+        "max_norm": max_norm,
+        "norm_type": norm_type,
+        "padding_idx": padding_idx,
+        "include_last_offset": include_last_offset,
+        "per_sample_weights": "per_sample_weights" if per_sample_weights else None,
+        "weight_dtype": dtype,
+    }
+    pooled = e.name()
+    e.nodes.append(make_node(tables.read("weight"), "indices", offsets, pooled, **bag))
+    gradient = _mse(e, pooled, reduction, dtype) if loss == "mse" else _logistic(e, tables, pooled, reduction, dtype)
+    _update_bags(e, tables, gradient, offsets, bag, scale_grad_by_freq, dtype)
+    batch = _batch(loss, bag, two_d, TABLE_TYPES[dtype], _INDEX_TYPES[index.name])
+    model = _model(e, tables, batch, TABLE_TYPES[dtype], opset)
+    convert(model, form)
+    return model
+
+
+def _check_choices(**given: str) -> None:
+    choices = {"loss": _LOSSES, "optimizer": _OPTIMIZERS, "reduction": _REDUCTIONS, "form": FORMS}
+    for name, value in given.items():
+        if value not in choices[name]:
+            raise ValueError(f"{name} = {value!r} is not one of {', '.join(map(repr, choices[name]))}")
+
+
+def _check_numbers(eps: float, opset: int) -> None:
     if isinstance(eps, bool) or not isinstance(eps, (int, float, np.floating)):
         raise TypeError(f"eps = {eps!r} must be a number")
     if not 0 < eps < np.inf:
@@ -117,23 +145,18 @@ def build_training_model(
     if not spec.MIN_OPSET <= opset <= spec.MAX_OPSET:
         raise ValueError(f"opset = {opset} is outside [{spec.MIN_OPSET}, {spec.MAX_OPSET}]")
 
-    e = Emitter(opset, "step_", {})
-    tables = _Tables(e, dtype, optimizer, float(eps))
-    offsets = None if two_d else "offsets"
-    weights = "per_sample_weights" if per_sample_weights else None
-    bag: dict[str, Any] = {
-        "mode": mode,
-        "max_norm": max_norm,
-        "norm_type": norm_type,
-        "padding_idx": padding_idx,
-        "include_last_offset": include_last_offset,
-        "per_sample_weights": weights,
-        "weight_dtype": dtype,
-    }
-    pooled = e.name()
-    e.nodes.append(make_node(tables.read("weight"), "indices", offsets, pooled, **bag))
-    gradient = _mse(e, pooled, reduction, dtype) if loss == "mse" else _logistic(e, tables, pooled, reduction, dtype)
-    outputs = [e.name() for _ in range(3 if per_sample_weights else 2)]
+
+def _update_bags(
+    e: Emitter,
+    tables: _Tables,
+    gradient: str,
+    offsets: str | None,
+    bag: dict[str, Any],
+    scale_grad_by_freq: bool,
+    dtype: np.dtype,
+) -> None:
+    """Write the update of ``weight`` from the gradient [B, D] of its bags."""
+    outputs = [e.name() for _ in range(2 if bag["per_sample_weights"] is None else 3)]
     e.nodes.append(
         make_grad_node(
             gradient,
@@ -150,18 +173,27 @@ def build_training_model(
     found = _by_row(e, rows, e.Shape("weight", start=0, end=1))
     tables.update("weight", found.rows, _sums(e, values, found.order, found.starts, None, dtype))
 
-    number, integer = TABLE_TYPES[dtype], _INDEX_TYPES[index.name]
+
+def _batch(loss: str, bag: dict[str, Any], two_d: bool, number: int, integer: int) -> dict[str, tuple[int, list[str]]]:
+    """The element types and shapes of the inputs that each step gets anew, except the learning rate."""
     positions = ["num_bags", "bag_length"] if two_d else ["num_indices"]
-    batch: dict[str, tuple[int, list[str]]] = {
-        "indices": (integer, positions),
-        **({} if two_d else {"offsets": (integer, ["num_offsets" if include_last_offset else "num_bags"])}),
-        **({"per_sample_weights": (number, positions)} if per_sample_weights else {}),
-    }
+    batch: dict[str, tuple[int, list[str]]] = {"indices": (integer, positions)}
+    if not two_d:
+        batch["offsets"] = (integer, ["num_offsets" if bag["include_last_offset"] else "num_bags"])
+    if bag["per_sample_weights"] is not None:
+        batch["per_sample_weights"] = (number, positions)
     if loss == "mse":
         batch["target"] = (number, ["num_bags", "embedding_dim"])
     else:
         batch["targets"] = (integer, ["num_bags", "num_targets"])
         batch["labels"] = (number, ["num_bags", "num_targets"])
+    return batch
+
+
+def _model(
+    e: Emitter, tables: _Tables, batch: dict[str, tuple[int, list[str]]], number: int, opset: int
+) -> onnx.ModelProto:
+    """The model of the nodes that were emitted; its bags are native nodes."""
     graph = helper.make_graph(
         e.nodes,
         "training_step",
@@ -177,14 +209,7 @@ def build_training_model(
     )
     imports = [helper.make_opsetid("", opset)]
     version = helper.find_min_ir_version_for(imports)
-    model = helper.make_model(graph, opset_imports=imports, ir_version=version, producer_name="lucid-onnx")
-    convert(model, form)
-    return model
-
-
-def _choose(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} = {value!r} is not one of {', '.join(map(repr, choices))}")
+    return helper.make_model(graph, opset_imports=imports, ir_version=version, producer_name="lucid-onnx")
 
 
 def _dtype(name: str, dtype: npt.DTypeLike, choices: tuple[str, ...]) -> np.dtype:
@@ -243,13 +268,13 @@ def _mse(e: Emitter, pooled: str, reduction: str, dtype: np.dtype) -> str:
 def _logistic(e: Emitter, tables: _Tables, pooled: str, reduction: str, dtype: np.dtype) -> str:
     """Write ``loss`` and the update of target_weight; the gradient [B, D] of the bags."""
     num_bags, dim = e.Shape(pooled, start=0, end=1), e.Shape(pooled, start=1)
-    # As many bags as rows of targets, or an error.
+    # An error unless there are as many bags as rows of targets.
     shape = e.Shape("targets")
     targets = _of_shape(e, "targets", e.Concat(num_bags, e.Shape("targets", start=1), axis=0))
     labels = _of_shape(e, "labels", shape)
     num_targets = e.Shape(targets, start=1)
     flat = e.Reshape(targets, [-1])
-    # One row a bag: the operator's own lookup, which refuses an index outside the table.
+    # One row a bag: the operator's own lookup, which rejects an index outside the table.
     read = e.name()
     e.nodes.append(
         make_node(tables.read("target_weight"), e.Unsqueeze(flat, [1]), None, read, mode="sum", weight_dtype=dtype)
@@ -286,22 +311,22 @@ def _reduced(e: Emitter, total: str, gradient: str, count: str, reduction: str, 
 
 
 def _of_shape(e: Emitter, value: str, shape: str) -> str:
-    """``value``, if it has this shape; else an error, as it would be broadcast."""
+    """``value``, if it has this shape. Any other shape is an error, as it could be broadcast."""
     wrong = e.Not(e.Equal(e.Shape(value), shape))
     return str(e.Reshape(value, e.Add(e.Shape(value), refusal(e, wrong)), allowzero=1))
 
 
 class _ByRow(NamedTuple):
-    """M positions sorted by row, and within a row as they were; U rows occur."""
+    """M positions sorted by row, in their order within a row; U rows occur."""
 
     rows: str  #: [U]: the rows, ascending
-    order: str  #: [M]: the position that stands where
+    order: str  #: [M]: the positions, sorted
     starts: str  #: [U + 1]: where each row begins, and M
 
 
 def _by_row(e: Emitter, row: str, num_rows: str) -> _ByRow:
-    # A dummy of row V behind the others keeps every tensor non-empty, and where it stands is the last row's end. The
-    # keys are distinct, so that it does not matter whether a runtime's sort is stable.
+    # A dummy of row V at the end keeps every tensor non-empty, and its place is the last row's end. The keys are
+    # distinct, so that the sort need not be stable.
     count = e.Shape(row)
     total = e.Add(count, 1)
     keys = e.Add(e.Mul(e.Concat(row, num_rows, axis=0), total), e.Range(0, e.Squeeze(total), 1))
@@ -333,13 +358,13 @@ def _sums(e: Emitter, table: str, numbers: str, starts: str, weights: str | None
 
 
 class Trainer:
-    """A training step that runs again and again over tables that stay where they are.
+    """Runs a training step again and again, over tables that it changes in place.
 
     Args:
         model: of `build_training_model`, as `InferenceSession` takes it.
         tables: the arrays of its inputs that have an output ``new_<name>`` (``weight``, ``target_weight`` and their
             states), C-contiguous, writable and of the model's dtype. Each step changes them in place.
-        **kwargs: go on to `InferenceSession`: ``native``, ``providers`` (CPUExecutionProvider alone),
+        **kwargs: passed to `InferenceSession`: ``native``, ``providers`` (CPUExecutionProvider only),
             ``session_options``.
 
     Attributes:
@@ -353,7 +378,7 @@ class Trainer:
         loss = trainer.step(0.1, indices=words, offsets=starts, target=target)
 
     Raises:
-        TypeError, ValueError: a table that is missing, or is none that a step could change in place.
+        TypeError, ValueError: a table that is missing, or that a step cannot change in place.
     """
 
     def __init__(
@@ -363,13 +388,15 @@ class Trainer:
 
         providers = list(kwargs.get("providers") or ["CPUExecutionProvider"])
         if providers != ["CPUExecutionProvider"]:
-            raise ValueError(f"providers = {providers}: tables are trained in place by CPUExecutionProvider alone")
+            raise ValueError(f"providers = {providers}: only CPUExecutionProvider can train tables in place")
         self.session = InferenceSession(model, **kwargs)
         inputs = {i.name: i for i in self.session.get_inputs()}
         outputs = [o.name for o in self.session.get_outputs()]
         trained = [name for name in inputs if f"new_{name}" in outputs]
         if "loss" not in outputs or "learning_rate" not in inputs or not trained:
-            raise ValueError("the model is none of build_training_model: it has no loss, learning_rate or new table")
+            raise ValueError(
+                "the model was not made by build_training_model: it has no loss, learning_rate or new table"
+            )
         if set(tables) != set(trained):
             raise ValueError(f"tables = {sorted(tables)}, but the model trains {sorted(trained)}")
         self._dtype = np.dtype({"tensor(float)": np.float32, "tensor(double)": np.float64}[inputs[trained[0]].type])
@@ -378,7 +405,7 @@ class Trainer:
         self._check_sizes()
 
     def _check_sizes(self) -> None:
-        """Tables have rows of one length, states a number for each row, and no two are the same memory."""
+        """Check that tables have rows of one length, states a number for each row, and that none share memory."""
         dim = self.tables["weight"].shape[1]
         for name, table in self.tables.items():
             if table.ndim == 1:
@@ -394,7 +421,7 @@ class Trainer:
                 raise ValueError(f"{name} and {other} share memory, and both are trained in place")
 
     def step(self, learning_rate: float, **batch: npt.ArrayLike) -> float:
-        """Run a step over a batch, and change the tables.
+        """Run a step over a batch, and update the tables.
 
         Args:
             learning_rate: a finite number.
@@ -404,14 +431,14 @@ class Trainer:
             The loss, before the step.
 
         Raises:
-            ValueError: an input is missing, unknown, or the learning rate is not finite.
-            Exception: onnxruntime's own for a batch that is refused; the tables are as they were then.
+            ValueError: an input is missing or unknown, or the learning rate is not finite.
+            Exception: onnxruntime's own, for a batch that is rejected. The tables do not change then.
         """
         if set(batch) != set(self._batch):
             raise ValueError(f"batch = {sorted(batch)}, but the model takes {sorted(self._batch)}")
         rate = np.asarray(learning_rate, self._dtype)
         if rate.ndim or not np.isfinite(rate):
-            raise ValueError(f"learning_rate = {learning_rate!r} is no finite number")
+            raise ValueError(f"learning_rate = {learning_rate!r} is not a finite number")
         binding = self.session.io_binding()
         for name, value in batch.items():
             binding.bind_cpu_input(name, np.ascontiguousarray(value))

@@ -1,1 +1,1 @@
-"""Where tables and modules come from: a module for each framework, and one for each file format."""
+"""Tables and modules from elsewhere: a module for each framework, and one for each file format."""

@@ -1,6 +1,6 @@
 """Tensors of .safetensors files, mapped one by one: a length (8 bytes), that many bytes of JSON, then the data.
 
-safetensors' own NumPy interface has no bfloat16 in every version, and copies.
+safetensors' own NumPy interface copies, and lacks bfloat16 in some versions.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 
 from lucid_onnx.ops.embedding_bag import spec
 
-#: What safetensors calls the dtypes of a table of floats.
+#: The float dtypes of a table, by safetensors' names.
 FLOATS: Mapping[str, np.dtype] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
     "BF16": spec.BFLOAT16,
     "F64": np.dtype("<f8"),
 }
-#: And those of whole numbers, of which codes and their zero points are.
+#: The integer dtypes of quantized values and zero points.
 INTEGERS: Mapping[str, np.dtype] = {
     "I8": np.dtype("i1"),
     "U8": np.dtype("u1"),
@@ -33,24 +33,24 @@ _LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
 
 
 def names(path: str | os.PathLike[str]) -> list[str]:
-    """The tensors of a file, in its order.
+    """The names of the tensors of a file, in its order.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no .safetensors file.
+        OSError: the file cannot be read.
+        ValueError: it is not a .safetensors file.
     """
     return list(_header(path)[0])
 
 
 def read(path: str | os.PathLike[str], name: str, dtypes: Mapping[str, np.dtype] = FLOATS) -> np.ndarray:
-    """One tensor of a file, mapped and not copied, in native byte order. Nothing else of the data is read.
+    """One tensor of a file, mapped and not copied, in native byte order. Reads only that tensor.
 
     Args:
-        dtypes: what it may be, by safetensors' names.
+        dtypes: the allowed dtypes, by safetensors' names.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no .safetensors file, it has no such tensor, or one of another dtype.
+        ValueError: it is not a .safetensors file, it has no such tensor, or one of another dtype.
     """
     path = os.fspath(path)
     header, start, size = _header(path)
@@ -78,7 +78,7 @@ def read(path: str | os.PathLike[str], name: str, dtypes: Mapping[str, np.dtype]
 
 
 def _header(path: str | os.PathLike[str]) -> tuple[dict[str, Any], int, int]:
-    """What it says of each tensor, where the data begins, and the size of the file."""
+    """The entry of each tensor, where the data begins, and the size of the file."""
     path = os.fspath(path)
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -89,9 +89,9 @@ def _header(path: str | os.PathLike[str]) -> tuple[dict[str, Any], int, int]:
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{_broken(path)}its header is no JSON: {error}") from error
+        raise ValueError(f"{_broken(path)}its header is not JSON: {error}") from error
     if not isinstance(header, dict):
-        raise ValueError(f"{_broken(path)}its header is no JSON object")
+        raise ValueError(f"{_broken(path)}its header is not a JSON object")
     header.pop("__metadata__", None)
     return header, 8 + length, size
 

@@ -1,8 +1,8 @@
-"""The way in from Lucid: its ``nn.EmbeddingBag`` and ``nn.quantized.EmbeddingBag``, and its checkpoints, as models.
+"""Lucid's ``nn.EmbeddingBag`` and ``nn.quantized.EmbeddingBag``, and its checkpoints, as models.
 
-A module is read by its attributes alone, and Lucid is not imported: anything that has them will do. Lucid runs on
-Apple Silicon only. This module was written to, and is tested with, stand-ins that have exactly the attributes that
-are named here, on machines that Lucid does not run on.
+Lucid is not imported: only attributes of a module are read, so any object that has them works. Lucid runs on Apple
+Silicon only. This code was written for, and is tested with, objects that have exactly the attributes named here, on
+machines that Lucid does not run on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from lucid_onnx.ops.quantized_embedding_bag.table import QuantizedTable
 
 from . import checkpoint
 
-#: What a module says of its bags, in the order of the call. ``scale_grad_by_freq`` and ``sparse`` concern the gradient.
+#: The attributes of a module's bags, in the order of the call. ``scale_grad_by_freq`` and ``sparse`` concern the
+#: gradient.
 ATTRIBUTES = ("max_norm", "norm_type", "mode", "include_last_offset", "padding_idx")
 _CODES, _SCALE, _ZERO_POINT = "weight_int8", "weight_scale", "weight_zero_point"
 
@@ -38,19 +39,19 @@ def from_module(
 ) -> onnx.ModelProto:
     """A model of one of Lucid's bags; its inputs and output are those of `lucid_onnx.build_model`.
 
-    Read are `ATTRIBUTES`, and ``weight`` [V, D] of ``nn.EmbeddingBag``, or ``weight_int8`` [V, D], ``weight_scale``
-    (one number a row: [V] or [V, 1]) and ``weight_zero_point`` (likewise, or one number for all) of
-    ``nn.quantized.EmbeddingBag``. Tables are whatever has ``.numpy()`` or ``__array__``. A zero point that is 0 in
-    every row is left away.
+    Reads `ATTRIBUTES`, and ``weight`` [V, D] of ``nn.EmbeddingBag``, or ``weight_int8`` [V, D], ``weight_scale`` (one
+    number a row: [V] or [V, 1]) and ``weight_zero_point`` (likewise, or one number for all) of
+    ``nn.quantized.EmbeddingBag``. A table is anything with ``.numpy()`` or ``__array__``. A zero point that is 0 in
+    every row is dropped.
 
     Args:
         module: the module. It is not changed; the model has a copy of its table.
-        attributes: values, by name, in the place of attributes that the module has or lacks.
+        attributes: values by name, in place of the module's own, or of those that it lacks.
         two_d, per_sample_weights, index_dtype, form, opset: as in `lucid_onnx.build_model`.
 
     Raises:
-        AttributeError: an attribute that the module lacks, by name.
-        TypeError: a table that is no array, or of a dtype that the operator does not have.
+        AttributeError: the module lacks an attribute, which the message names.
+        TypeError: a table that is not an array, or of a dtype that the operator does not take.
         ValueError: an unknown name in ``attributes``, or a value or shape outside the operator's contract.
     """
     given = dict(attributes or {})
@@ -87,19 +88,19 @@ def from_checkpoint(
     form: Form = "portable",
     opset: int = spec.DEFAULT_OPSET,
 ) -> onnx.ModelProto:
-    """A model of one bag whose table is a tensor of a .safetensors checkpoint. Of the file no more than that is read.
+    """A model of one bag whose table is a tensor of a .safetensors checkpoint. Reads only that tensor.
 
     Args:
         path: the checkpoint.
-        key: the tensor: a table of floats ("ranker.bag.weight"), or the codes of a quantised module
-            ("ranker.bag.weight_int8"), whose ``weight_scale`` and ``weight_zero_point`` have the same prefix.
+        key: the tensor: a table of floats ("ranker.bag.weight"), or the quantized values of a quantized
+            module ("ranker.bag.weight_int8"), whose ``weight_scale`` and ``weight_zero_point`` have the same prefix.
         mode, max_norm, norm_type, padding_idx, include_last_offset: as in `lucid_onnx.build_model`; a checkpoint does
             not hold them.
         two_d, per_sample_weights, index_dtype, form, opset: as in `lucid_onnx.build_model`.
 
     Raises:
         OSError: the file cannot be read.
-        TypeError, ValueError: it is no checkpoint, it lacks a tensor, or as `lucid_onnx.build_model`.
+        TypeError, ValueError: it is not a checkpoint, it lacks a tensor, or as `lucid_onnx.build_model`.
     """
     keywords: dict[str, Any] = {
         "mode": mode,
@@ -125,7 +126,7 @@ def from_checkpoint(
 
 
 def _quantized(codes: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, called: tuple[str, str]) -> QuantizedTable:
-    """The table; ``called``: what stands before a message, and before the names in it."""
+    """The table. ``called`` has the prefix of an error message, and that of the names in it."""
     message, stem = called
     if codes.dtype != np.int8 or codes.ndim != 2:
         raise ValueError(f"{message}{stem}{_CODES} is {codes.dtype} {list(codes.shape)}, expected int8 [V, D]")
@@ -145,7 +146,9 @@ def _quantized(codes: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, cal
     wrong = np.flatnonzero(rounded != zeros)
     if len(wrong):
         r = int(wrong[0])
-        raise ValueError(f"{message}{stem}{_ZERO_POINT}[{r}] = {zeros[r]} is no {scale.dtype}, which the scale is")
+        raise ValueError(
+            f"{message}{stem}{_ZERO_POINT}[{r}] = {zeros[r]} is not exact in {scale.dtype}, the dtype of the scale"
+        )
     return QuantizedTable.of(codes, scale.reshape(-1), zero_point=rounded)
 
 
@@ -157,7 +160,7 @@ def _attribute(module: Any, name: str) -> Any:
 
 
 def _array(name: str, value: Any) -> np.ndarray:
-    """A tensor's numbers."""
+    """A tensor as an array."""
     if callable(getattr(value, "numpy", None)):
         value = value.numpy()
     if not hasattr(value, "__array__"):

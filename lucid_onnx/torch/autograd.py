@@ -1,4 +1,4 @@
-"""`embedding_bag` on tensors of PyTorch, forward and backward on our kernels."""
+"""`embedding_bag` for tensors of PyTorch, forward and backward on our kernels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from lucid_onnx.ops.embedding_bag.spec import BFLOAT16
 
-#: What both directions take behind their tensors, in order.
+#: The parameters of both directions after their tensors, in order.
 _Settings = tuple["float | None", float, bool, str, bool, "int | None", bool]
 
 
@@ -32,12 +32,12 @@ def embedding_bag(
 
     The gradients are those of ``weight`` and ``per_sample_weights``. Unlike torch's function this one
 
-    - leaves the table as it is: ``max_norm`` clips rows as they are read, where torch writes them back into ``weight``.
+    - does not change the table: ``max_norm`` clips rows as they are read, where torch writes them back into ``weight``.
       The output and the gradients of a call are the same;
     - has ``scale_grad_by_freq`` and ``sparse`` in every mode, and divides by the row's own count;
     - accumulates gradients of 16 bits in float32, and rounds once (``lucid_onnx.ops.embedding_bag_grad.spec``);
-    - leaves positions behind the last of ``include_last_offset`` out of every bag;
-    - refuses what the specification refuses, with its errors: an index outside the table is an IndexError.
+    - puts positions after the last offset of ``include_last_offset`` in no bag;
+    - raises the specification's errors: an index outside the table is an IndexError.
 
     Args:
         input: int32 or int64, [N] with ``offsets`` or [B, L].
@@ -46,7 +46,7 @@ def embedding_bag(
             is in a bag and not padded.
         offsets, max_norm, norm_type, scale_grad_by_freq, mode, per_sample_weights, include_last_offset, padding_idx: as
             in `lucid_onnx.embedding_bag`.
-        native: whether the native library is registered; without it standard operators run.
+        native: use the native kernels; False runs standard operators.
 
     Returns:
         [B, D], of the dtype of ``weight``.

@@ -18,13 +18,13 @@ class Entry:
     Attributes:
         name: for ``--runtimes``.
         title: for people.
-        forms: which of `lucid_onnx.parity.runtime.FORMS` it is asked to run; it may refuse.
+        forms: which of `lucid_onnx.parity.runtime.FORMS` it is asked to run.
         command: how to start its worker; raises `NotHereError`.
-        slow: it is begun first, so that the others run beside it.
-        load_timeout, run_timeout: seconds after which it hangs.
-        few: how many cases of the suite it is given unless all are asked for, for one that would need hours; None: all.
-        few_programs: ``few`` counts programs, each with all of its cases, for one that is slow to compile.
-        why_few: a clause that says what takes it so long.
+        slow: it starts first, so that the others run at the same time.
+        load_timeout, run_timeout: seconds after which it counts as hung.
+        sample_size: how many cases of the suite it runs by default, for a runtime that needs hours for all; None: all.
+        sample_programs: ``sample_size`` counts programs, each with all of its cases, for one that compiles slowly.
+        sample_reason: a clause that says why it is slow.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Entry:
     slow: bool = False
     load_timeout: float = 120.0
     run_timeout: float = 60.0
-    few: int | None = None
-    few_programs: bool = False
-    why_few: str = ""
+    sample_size: int | None = None
+    sample_programs: bool = False
+    sample_reason: str = ""
 
 
-#: With "-m" the folder that we happen to be in would come first on the path of modules.
+#: With "-m" the current folder would come first on the path of modules.
 _WORKER = "import sys; sys.path = sys.path[not sys.path[0] :]; import lucid_onnx.parity.worker as w; w.main()"
 
 
@@ -54,7 +54,7 @@ def _node(kind: str) -> Callable[[], Sequence[str]]:
     return lambda: javascript.command(kind)
 
 
-# The few single operators first, and at the end what takes long: a runtime's time may be up before it.
+# "given" comes first: it is the few single operators. The longest comes last, as a runtime's time may be up before.
 _MODELS = ("given", "portable", "standard")
 _ALL = (
     Entry("numpy", "NumPy reference", ("call",), python(".numpy_reference:RUNTIME")),
@@ -72,8 +72,8 @@ _ALL = (
         _node("webgpu"),
         run_timeout=45.0,
         slow=True,
-        few=100,
-        why_few="WebGPU without a GPU takes seconds for a run",
+        sample_size=100,
+        sample_reason="WebGPU without a GPU takes seconds for a run",
     ),
     Entry("onnx-reference", "onnx.reference", _MODELS, python(".onnx_reference:RUNTIME")),
     Entry("torch", "PyTorch, eager", ("call",), python(".torch_eager:RUNTIME")),
@@ -85,8 +85,8 @@ _ALL = (
         python(".tinygrad:RUNTIME"),
         slow=True,
         run_timeout=40.0,
-        few=12,
-        why_few="it compiles for seconds whenever a size is new",
+        sample_size=12,
+        sample_reason="it compiles for seconds for every new size",
     ),
     Entry(
         "iree",
@@ -94,9 +94,9 @@ _ALL = (
         _MODELS,
         python(".iree:RUNTIME"),
         slow=True,
-        few=12,
-        few_programs=True,
-        why_few="it compiles each for many seconds",
+        sample_size=12,
+        sample_programs=True,
+        sample_reason="it compiles each for many seconds",
     ),
 )
 ENTRIES: Mapping[str, Entry] = {entry.name: entry for entry in _ALL}

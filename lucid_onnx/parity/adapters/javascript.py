@@ -1,6 +1,6 @@
 """The workers of ``javascript/``: onnxruntime-node, and onnxruntime-web in headless Chromium.
 
-They are no Python: this file finds Node, the folder with its packages, and a browser.
+The workers are JavaScript programs. This file finds Node, the folder with its packages, and a browser.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-#: Names the folder; without it, it is looked for beside the package's sources and upwards from where we are.
+#: Environment variable with the folder. Without it, the folder is searched upwards from the current one, and beside
+#: the package's sources.
 FOLDER = "LUCID_ONNX_JAVASCRIPT"
 BROWSER = "LUCID_ONNX_CHROMIUM"
 _NAME = "lucid-onnx-javascript"
@@ -20,7 +21,7 @@ _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-sta
 
 
 class NotHereError(Exception):
-    """Something that the workers need is missing."""
+    """Something that a worker needs is missing."""
 
 
 def command(kind: str) -> Sequence[str]:
@@ -51,7 +52,7 @@ def _folder() -> Path:
                 return place.resolve()
         except (OSError, ValueError, AttributeError):
             continue
-    raise NotHereError(f"no folder javascript/ of lucid-onnx's sources here; {FOLDER} names one")
+    raise NotHereError(f"the folder javascript/ of lucid-onnx's sources was not found; set {FOLDER}")
 
 
 def _browser() -> str:
@@ -67,4 +68,4 @@ def _browser() -> str:
     mac = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
     if sys.platform == "darwin" and os.access(mac, os.X_OK):
         return mac
-    raise NotHereError("no Chromium or Chrome here; " + BROWSER + " names one")
+    raise NotHereError(f"no Chromium or Chrome was found; set {BROWSER}")

@@ -1,4 +1,4 @@
-"""The NumPy reference, through the same pipe as everybody else."""
+"""The NumPy reference, in a worker like every other runtime."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _NumPy:
         if program.call is None:
             raise UnsupportedError("it takes calls, not models")
         if program.call["operator"] not in ("embedding_bag", "embedding_bag_grad", "quantized_embedding_bag"):
-            raise UnsupportedError(f"nothing here calls the reference of {program.call['operator']}")
+            raise UnsupportedError(f"the comparison cannot call the reference of {program.call['operator']}")
         return dict(program.call)
 
     def run(self, loaded: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -48,7 +48,7 @@ class _NumPy:
 
 
 def _finite(call: dict[str, Any]) -> dict[str, Any]:
-    """An infinite ``norm_type`` is no number in JSON; it travels as a string."""
+    """The call with an infinite ``norm_type``, which JSON carries as a string."""
     return {name: math.inf if value == "inf" else value for name, value in call.items()}
 
 

@@ -25,7 +25,7 @@ class _Ort:
         import onnxruntime
 
         if self.provider not in onnxruntime.get_available_providers():
-            return f"onnxruntime {onnxruntime.__version__} has no {self.provider} here"
+            return f"onnxruntime {onnxruntime.__version__} has no {self.provider}"
         if self.native:
             from lucid_onnx.runtime.library import get_library_path
 

@@ -30,9 +30,9 @@ class _Torch:
         call = {name: math.inf if value == "inf" else value for name, value in program.call.items()}
         operator = call.pop("operator")
         if operator not in _CALLS:
-            raise UnsupportedError(f"nothing here calls torch for {operator}")
+            raise UnsupportedError(f"the comparison cannot call torch for {operator}")
         if operator == "quantized_embedding_bag" and (call["padding_idx"], call["max_norm"]) != (None, None):
-            raise UnsupportedError("torch's bags over codes have no padding_idx and no max_norm")
+            raise UnsupportedError("torch's quantised bags have no padding_idx and no max_norm")
         return _CALLS[operator], call
 
     def run(self, loaded: Any, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
@@ -77,7 +77,7 @@ def _gradient(tensors: dict[str, Any], call: Mapping[str, Any]) -> list[Any]:
 
 
 def _quantized(tensors: dict[str, Any], call: Mapping[str, Any]) -> list[Any]:
-    """torch's module of bags over codes, which are unsigned there and have a zero_point in the place of a bias."""
+    """torch's module of quantised bags, whose values are unsigned and have a zero_point in place of a bias."""
     import torch
     from torch.ao.nn.quantized import EmbeddingBag
 
@@ -97,14 +97,14 @@ def _quantized(tensors: dict[str, Any], call: Mapping[str, Any]) -> list[Any]:
         mode=call["mode"],
         include_last_offset=call["include_last_offset"],
         dtype=dtype,
-        # To its own codes it is exact: they are the nearest.
+        # Exact for the quantized values themselves: they are the nearest.
         _weight=torch.quantize_per_channel(exact, scale, zero - kind.lowest, 0, dtype),
     )
     pooled = module(tensors["indices"], tensors.get("offsets"), tensors.get("per_sample_weights"))
     return [pooled.to(tensors["scale"].dtype)]
 
 
-#: What a call's operator runs: tensors by name and keyword arguments -> tensors.
+#: By operator: a function of tensors by name and of keyword arguments, which returns tensors.
 _CALLS = {"embedding_bag": _bag, "embedding_bag_grad": _gradient, "quantized_embedding_bag": _quantized}
 
 RUNTIME = _Torch()

@@ -1,0 +1,124 @@
+"""The commands that write one model from another: fuse, lower, quantize."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import files as cli_files
+from . import show as cli_show
+from .extras import rewriting
+from .options import integer
+from .progress import writing_bar
+
+
+def fuse(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The .onnx file.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The model to write; a file of that name is replaced.")
+    ],
+    form: Annotated[
+        str, typer.Option(help="portable (runs everywhere), standard (no custom domain) or native (needs the library).")
+    ] = "portable",
+    assume_nonempty: Annotated[
+        bool,
+        typer.Option("--assume-nonempty", help="Assume L > 0 for indices [B, L] under a mean or maximum."),
+    ] = False,
+    merge_tables: Annotated[
+        bool,
+        typer.Option("--merge-tables", help="Merge bags of equal attributes that are concatenated by a Concat."),
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Write what was fused, and what was not and why, as JSON.")
+    ] = None,
+) -> None:
+    """Replace each bag that is written out in standard operators by one node.
+
+    Finds nn.EmbeddingBag as torch exports it, with dynamo and without, ATen nodes, a Gather with a reduction, and the
+    standard form. External data stays where it is, or is copied beside OUTPUT if that is in another folder.
+
+    Example: `lucid-onnx fuse ranker.onnx -o fast.onnx`
+    """
+    rewrite = rewriting("fuse")
+    cli_files.check_file(model)
+    cli_files.check_output(output)
+    cli_files.check_report(report, output)
+    with cli_files.refused_model(model), cli_files.rewriting_files(model, output):
+        found = rewrite(model, output, form=form, assume_nonempty=assume_nonempty, merge_tables=merge_tables)
+    if report is not None:
+        cli_files.write_report(report, found)
+    console = cli_show.new_console()
+    cli_show.say(console, f"wrote {output} ({cli_show.bytes_text(output.stat().st_size)})")
+    if report is not None:
+        cli_show.say(console, f"wrote {report}")
+    cli_show.show_fused(console, found, "fused")
+
+
+def lower(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The .onnx file.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The model to write; a file of that name is replaced.")
+    ],
+    form: Annotated[
+        str, typer.Option(help="standard (no custom domain), portable (runs everywhere) or native (needs the library).")
+    ] = "standard",
+    ragged: Annotated[
+        str,
+        typer.Option(help="blocks (all bags at once, in bounded memory), loop (small, slow) or padded (one matrix)."),
+    ] = "blocks",
+    longest_bag: Annotated[
+        int | None,
+        typer.Option(parser=integer, metavar="INTEGER", help="The length of the longest bag, for --ragged padded."),
+    ] = None,
+) -> None:
+    """Lower the bags of a model to standard operators, or to another form.
+
+    External data stays where it is, or is copied beside OUTPUT if that is in another folder.
+
+    Example: `lucid-onnx lower fast.onnx -o anywhere.onnx`
+    """
+    rewrite = rewriting("lower")
+    cli_files.check_file(model)
+    cli_files.check_output(output)
+    with cli_files.refused_model(model), cli_files.rewriting_files(model, output):
+        rewrite(model, output, form=form, ragged=ragged, longest_bag=longest_bag)
+    console = cli_show.new_console()
+    cli_show.say(console, f"wrote {output} ({cli_show.bytes_text(output.stat().st_size)}), {form} form")
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The .onnx file.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The model to write; a file of that name is replaced.")
+    ],
+    dtype: Annotated[
+        str, typer.Option(help="int8 or int4 (symmetric), uint8 or uint4 (with a bias), float16 or bfloat16.")
+    ] = "int8",
+    min_bytes: Annotated[
+        int, typer.Option(parser=integer, metavar="INTEGER", help="Skip tables with fewer bytes.")
+    ] = 0,
+    form: Annotated[str | None, typer.Option(help="portable, standard or native; by default the model's own.")] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Write the result for each table as JSON.")] = None,
+) -> None:
+    """Make the tables of a model's bags smaller: 8 or 4 bit values with a scale per row, or 16-bit floats.
+
+    The error of a row is the norm of its difference, relative to its own norm. Run `lucid-onnx fuse` first if the bags
+    are written out in standard operators. External tables are written to OUTPUT.data part by part.
+
+    Example: `lucid-onnx quantize fast.onnx -o small.onnx --dtype uint4`
+    """
+    rewrite = rewriting("quantize")
+    cli_files.check_file(model)
+    cli_files.check_output(output)
+    cli_files.check_report(report, output)
+    with cli_files.refused_model(model), cli_files.rewriting_files(model, output), writing_bar() as progress:
+        found = rewrite(model, output, dtype=dtype, min_bytes=min_bytes, form=form, progress=progress)
+    if report is not None:
+        cli_files.write_report(report, found)
+    console = cli_show.new_console()
+    cli_show.say(console, f"wrote {output} ({cli_show.bytes_text(output.stat().st_size)})")
+    if report is not None:
+        cli_show.say(console, f"wrote {report}")
+    cli_show.show_quantized(console, found)

@@ -1,0 +1,210 @@
+"""The commands that make a model and run it: demo, build, run."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import typer
+from rich.text import Text
+
+from lucid_onnx.builder import build_model, save
+from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.runtime import info
+
+from . import demo as cli_demo
+from . import files as cli_files
+from . import show as cli_show
+from .extras import need_onnxruntime
+from .files import EXIT_DIFFERS, UserError
+from .options import integer, real
+from .progress import writing_bar
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+_PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
+
+
+def demo(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The model to write; a file of that name is replaced.")
+    ] = Path(cli_demo.DEFAULT_OUTPUT),
+    query: Annotated[
+        list[str] | None, typer.Option("--query", "-q", help="A query, instead of three examples. Repeatable.")
+    ] = None,
+) -> int:
+    """Search Python's documentation with one model, in all of its forms.
+
+    Pools the documentation that comes with Python with one model: with the native kernel, with the same file without
+    the library, with its standard form and with NumPy. Prints the hits, the times, what ran, and the largest
+    difference. The exit code is 1 if that is beyond the tolerance. Nothing is downloaded. The model (64 MiB) is
+    written to the current directory, or to --output.
+
+    Example: `lucid-onnx demo --query "how do I leave a loop early"`
+    """
+    need_onnxruntime()
+    cli_files.check_output(output)
+    _isa()
+    with cli_files.refused(cli_demo.DemoError), cli_files.refused_by_runtime(f"{output}: "), cli_files.writing(output):
+        result = cli_demo.run(output, query or cli_demo.QUERIES)
+    cli_demo.show(result, cli_show.new_console())
+    return 0 if result.agrees else EXIT_DIFFERS
+
+
+def build(
+    table: Annotated[
+        str, typer.Argument(metavar="TABLE", help="The rows: TABLE.npy, TABLE.safetensors or TABLE.safetensors:KEY.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The model to write; a file of that name is replaced.")
+    ],
+    mode: Annotated[str, typer.Option(help="sum, mean or max.")] = "mean",
+    max_norm: Annotated[
+        float | None, typer.Option(parser=real, metavar="NUMBER", help="Scale rows with a larger norm down to it.")
+    ] = None,
+    norm_type: Annotated[
+        float, typer.Option(parser=real, metavar="NUMBER", help="The p of that norm; inf for the largest magnitude.")
+    ] = 2.0,
+    padding_idx: Annotated[
+        int | None, typer.Option(parser=integer, metavar="INTEGER", help="A row to skip; negative from the end.")
+    ] = None,
+    include_last_offset: Annotated[
+        bool, typer.Option("--include-last-offset", help="The last offset ends the last bag.")
+    ] = False,
+    two_d: Annotated[bool, typer.Option("--two-d", help="Indices are [B, L], a bag per row; no offsets.")] = False,
+    per_sample_weights: Annotated[
+        bool, typer.Option("--per-sample-weights", help="The model takes a weight per index; mode sum only.")
+    ] = False,
+    index_dtype: Annotated[str, typer.Option(help="int32 or int64, of indices and offsets.")] = "int64",
+    form: Annotated[
+        str, typer.Option(help="portable (runs everywhere), standard (no custom domain) or native (needs the library).")
+    ] = "portable",
+    opset: Annotated[
+        int,
+        typer.Option(
+            parser=integer, metavar="INTEGER", help=f"Of the standard operators, {spec.MIN_OPSET} to {spec.MAX_OPSET}."
+        ),
+    ] = spec.DEFAULT_OPSET,
+    external_data: Annotated[
+        bool | None,
+        typer.Option(
+            "--external-data/--no-external-data",
+            help="Put the table beside the model, in OUTPUT.data. By default only if it exceeds 2 GiB.",
+        ),
+    ] = None,
+) -> None:
+    """Make a model of one bag from a table.
+
+    The table is float32, float16, bfloat16 or float64, [V, D]. A .npy file has no bfloat16, so raw items of two bytes
+    are read as bfloat16; numpy.save writes ml_dtypes.bfloat16 so.
+
+    Example: `lucid-onnx build users.npy -o users.onnx --mode sum --per-sample-weights`
+    """
+    rows = cli_files.read_table(table)
+    cli_files.check_output(output)
+    if output.exists() and output.samefile(cli_files.split_key(table)[0]):
+        raise UserError(f"--output {output}: is the table itself")
+    with cli_files.refused(TypeError, ValueError):
+        model = build_model(
+            rows,
+            mode=mode,
+            max_norm=max_norm,
+            norm_type=norm_type,
+            padding_idx=padding_idx,
+            include_last_offset=include_last_offset,
+            two_d=two_d,
+            per_sample_weights=per_sample_weights,
+            index_dtype=index_dtype,
+            form=form,  # type: ignore[arg-type]  # build_model checks it
+            opset=opset,
+        )
+    with cli_files.refused(ValueError), cli_files.writing(output), writing_bar() as progress:
+        save(model, output, external_data=external_data, progress=progress)
+    cli_show.show_built(output, rows, model, form)
+
+
+def run(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The .onnx file.")],
+    inputs: Annotated[
+        list[str] | None, typer.Option("--input", "-i", metavar="NAME=FILE.npy", help="An input. Repeatable.")
+    ] = None,
+    native: Annotated[
+        bool | None,
+        typer.Option("--native/--no-native", help="Use the native kernels; by default if they are installed."),
+    ] = None,
+    provider: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Write the outputs: a folder, or FILE.npy for a single output."),
+    ] = None,
+) -> None:
+    """Run a model over .npy files.
+
+    A .npy file has no bfloat16. bfloat16 outputs are written as float32, which is exact. bfloat16 inputs are read from
+    float32 if every value is exact in bfloat16, or from raw items of two bytes, as numpy.save writes
+    ml_dtypes.bfloat16.
+
+    Example: `lucid-onnx run users.onnx --input indices=ids.npy --input offsets=starts.npy -o pooled.npy`
+    """
+    files = cli_files.named_files(inputs or [])
+    ort = need_onnxruntime()
+    isa = _isa() if native is not False else None
+    if native and isa is None:
+        raise UserError("--native: the native library is not installed")
+    session = _session(ort, model, isa is not None, provider)
+    feeds = cli_files.read_feeds(session, model, files)
+    names = [o.name for o in session.get_outputs()]
+    targets = None if output is None else cli_files.targets_of(output, names)
+    options = ort.RunOptions()
+    options.log_severity_level = 4
+    with cli_files.refused_by_runtime(f"{model}: "):
+        begin = time.perf_counter()
+        results = session.run(None, feeds, options)
+        seconds = time.perf_counter() - begin
+    arrays = dict(zip(names, results, strict=True))
+    table = cli_show.new_table("output", "dtype", "shape", "values")
+    for name, result in arrays.items():
+        dtype = str(result.dtype) if isinstance(result, np.ndarray) else type(result).__name__
+        table.add_row(Text(name), dtype, cli_files.shape_text(np.shape(result)), Text(cli_show.preview(result)))
+    if output is not None and targets is not None:
+        cli_files.write_arrays(output, {targets[name]: (name, array) for name, array in arrays.items()})
+    console = cli_show.new_console()
+    console.print(table)
+    kernels = f"registered ({isa})" if isa else "not registered"
+    cli_show.say(console, f"{seconds * 1e3:.3g} ms on {provider}; native kernels: {kernels}")
+    for name, path in (targets or {}).items():
+        as_float32 = " (bfloat16 as float32)" if arrays[name].dtype == spec.BFLOAT16 else ""
+        cli_show.say(console, f"wrote {path}{as_float32}")
+
+
+def _isa() -> str | None:
+    """The instruction set of the native kernels; None if they are not installed."""
+    with cli_files.refused(OSError, ValueError):
+        library = info.library()
+    return None if library is None else library.active
+
+
+def _session(ort: Any, model: str, native: bool, provider: str) -> onnxruntime.InferenceSession:
+    from lucid_onnx.runtime.session import InferenceSession
+
+    if provider not in _PROVIDERS:
+        raise UserError(f"--provider {provider}: is not one of cpu, cuda")
+    wanted = _PROVIDERS[provider]
+    if wanted[0] not in ort.get_available_providers():
+        raise UserError(f"--provider {provider}: this onnxruntime has no {wanted[0]}: pip install 'lucid-onnx[gpu]'")
+    cli_files.check_file(model)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        with cli_files.refused_by_runtime(f"{model}: "):
+            session = InferenceSession(model, native=native, providers=wanted, session_options=options)
+    except UserError as error:
+        if native or f"{spec.DOMAIN}:" not in str(error):
+            raise
+        raise UserError(f"{error} (a model in the native form needs the native library)") from error
+    if wanted[0] not in session.get_providers():
+        raise UserError(f"--provider {provider}: {wanted[0]} did not start; is CUDA installed?")
+    return session

@@ -1,0 +1,206 @@
+"""Which bags, inputs and outputs a model file has, as plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+
+import google.protobuf.message
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from lucid_onnx.graph import subgraphs, where
+from lucid_onnx.ops import OPERATOR_OF, quantized_embedding_bag, variant
+from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.ops.embedding_bag_collection import spec as collection
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """An input, an output or a table. A dimension is a number, a name or None; a shape of None is unknown."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str | None, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """One bag of a model; a collection is one for each of its tables.
+
+    ``table_bytes`` is None for a table that is not an initializer. ``table_external``: the table is external data.
+    ``numbers_bytes``: of a quantized table's scales, and zero_points or biases; None if any is not an initializer.
+    """
+
+    name: str
+    op: str
+    form: str
+    mode: str
+    table: Value
+    table_bytes: int | None
+    table_external: bool
+    padding_idx: int | None
+    max_norm: float | None
+    norm_type: float
+    include_last_offset: bool
+    numbers_bytes: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model file; ``form`` is "portable", "native", "mixed", or "standard" if it has no bag nodes."""
+
+    path: str
+    file_bytes: int
+    opset: int
+    form: str
+    nodes: tuple[Node, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+
+def model(path: str) -> Model:
+    """The bags, inputs and outputs of a model file. External data is not read.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not an ONNX model, or one of its ``ai.lucid`` nodes violates the operator's contract.
+    """
+    try:
+        proto = onnx.load_model(path, format="protobuf", load_external_data=False)
+    except google.protobuf.message.DecodeError as error:
+        raise ValueError(f"{path}: not an ONNX model: {error}") from error
+    if not proto.HasField("graph") or not proto.opset_import:
+        raise ValueError(f"{path}: not an ONNX model: it has no graph or no opset")
+    try:
+        nodes = tuple(_bags(proto))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+    forms = {node.form for node in nodes}
+    return Model(
+        path=path,
+        file_bytes=os.path.getsize(path),
+        opset=opset(proto),
+        form="standard" if not forms else forms.pop() if len(forms) == 1 else "mixed",
+        nodes=nodes,
+        inputs=inputs(proto),
+        outputs=outputs(proto),
+    )
+
+
+def inputs(proto: onnx.ModelProto) -> tuple[Value, ...]:
+    """The inputs of a model."""
+    held = {tensor.name for tensor in proto.graph.initializer}
+    return tuple(_value(value) for value in proto.graph.input if value.name not in held)
+
+
+def outputs(proto: onnx.ModelProto) -> tuple[Value, ...]:
+    """The outputs of a model."""
+    return tuple(_value(value) for value in proto.graph.output)
+
+
+def opset(proto: onnx.ModelProto) -> int:
+    """The version of the standard operators; 0 if a model imports none."""
+    return next((int(i.version) for i in proto.opset_import if i.domain in ("", "ai.onnx")), 0)
+
+
+#: By name: a value that may be a table, its bytes if it is an initializer, and whether it is external data.
+_Known = Mapping[str, tuple[Value, "int | None", bool]]
+
+
+def _bags(proto: onnx.ModelProto) -> Iterator[Node]:
+    bodies = {f.name for f in proto.functions if f.domain == spec.DOMAIN}
+    found = itertools.chain(
+        _nodes(proto.graph, {}),
+        *(_within(f.node, {}) for f in proto.functions if f.domain != spec.DOMAIN),
+    )
+    for node, known in found:
+        if node.domain != spec.DOMAIN:
+            continue
+        at = where(node)
+        if node.op_type not in OPERATOR_OF:
+            raise ValueError(f"{at}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(OPERATOR_OF)}")
+        op = OPERATOR_OF[node.op_type].spec.VARIANTS[node.op_type]
+        place = op.inputs.index(op.table)
+        if len(node.input) <= place:
+            raise ValueError(f"{at}: {node.op_type} has no input {op.table}")
+        try:
+            given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            attributes = OPERATOR_OF[node.op_type].spec.Attributes.from_onnx(given)
+            op = variant(node.op_type, given)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{at}: {error}") from error
+        table, size, external = known.get(node.input[place], (Value(node.input[place], "?", None), None, False))
+        numbers: int | None = None
+        if isinstance(attributes, quantized_embedding_bag.spec.Attributes):  # what the bytes are codes of
+            rows = None if table.shape is None else (*table.shape[:1], attributes.embedding_dim)
+            table = dataclasses.replace(table, dtype=attributes.codes_type, shape=rows)
+            sizes = [known[name][1] if name in known else None for name in node.input[1 : op.inputs.index("indices")]]
+            numbers = None if None in sizes else sum(size for size in sizes if size is not None)
+        name = node.name or (node.output[0] if node.output else "")
+        tables = [(name, table, size, external)]
+        if isinstance(attributes, collection.Attributes):
+            tables = [
+                (f"{name}, table {t}", *known.get(weight, (Value(weight, "?", None), None, False)))
+                for t, weight in enumerate(node.input[: op.num_tables])
+            ]
+        for name, table, size, external in tables:
+            yield Node(
+                name=name,
+                op=node.op_type,
+                form="portable" if node.op_type in bodies else "native",
+                mode=attributes.mode,
+                table=table,
+                table_bytes=size,
+                table_external=external,
+                padding_idx=attributes.padding_idx,
+                max_norm=attributes.max_norm,
+                norm_type=attributes.norm_type,
+                include_last_offset=attributes.include_last_offset,
+                numbers_bytes=numbers,
+            )
+
+
+def _nodes(graph: onnx.GraphProto, outer: _Known) -> Iterator[tuple[onnx.NodeProto, _Known]]:
+    """Every node of a graph and its subgraphs, with the values known there."""
+    known = dict(outer)
+    for value in (*graph.value_info, *graph.input):
+        known[value.name] = (_value(value), None, False)
+    for tensor in graph.initializer:
+        shape = tuple(int(d) for d in tensor.dims)
+        dtype = _dtype(tensor.data_type)
+        itemsize = 0 if dtype is None else dtype.itemsize
+        external = tensor.data_location == TensorProto.EXTERNAL
+        known[tensor.name] = (Value(tensor.name, _dtype_name(dtype), shape), math.prod(shape) * itemsize, external)
+    yield from _within(graph.node, known)
+
+
+def _within(nodes: Iterable[onnx.NodeProto], known: _Known) -> Iterator[tuple[onnx.NodeProto, _Known]]:
+    for node in nodes:
+        yield node, known
+        for graph in subgraphs(node):
+            yield from _nodes(graph, known)
+
+
+def _value(value: onnx.ValueInfoProto) -> Value:
+    if not value.type.HasField("tensor_type"):
+        return Value(value.name, str(value.type.WhichOneof("value") or "?").removesuffix("_type"), None)
+    tensor = value.type.tensor_type
+    shape = None
+    if tensor.HasField("shape"):
+        shape = tuple(int(d.dim_value) if d.HasField("dim_value") else d.dim_param or None for d in tensor.shape.dim)
+    return Value(value.name, _dtype_name(_dtype(tensor.elem_type)), shape)
+
+
+def _dtype(element_type: int) -> np.dtype | None:
+    if element_type == TensorProto.UNDEFINED or element_type not in TensorProto.DataType.values():
+        return None
+    return helper.tensor_dtype_to_np_dtype(element_type)
+
+
+def _dtype_name(dtype: np.dtype | None) -> str:
+    return "?" if dtype is None else "string" if dtype == np.object_ else dtype.name
