@@ -376,7 +376,7 @@ class Bench:
         bits = CODES[shape.dtype][0]
         weight = np.random.default_rng(0).standard_normal((10_007, shape.dim), dtype=np.float32)
         small = lucid_onnx.QuantizedTable.quantize(weight, "int8" if bits == "byte" else "int4")
-        # FBGEMM's rows have codes without sign, and the two numbers of 4-bit codes in float16.
+        # FBGEMM's values are unsigned, and the scale and bias of 4-bit values are float16.
         numbers = np.float32 if bits == "byte" else np.float16
         scale = small.scale.astype(numbers)
         sign = 128 if bits == "byte" else 8
@@ -487,7 +487,7 @@ def geometric_mean(values: Iterable[float]) -> float:
 
 
 def summarise(rows: list[dict[str, Any]], console: Console) -> None:
-    """Geometric means per table size, and the single shapes of codes, dtypes and other runtimes."""
+    """Geometric means per table size, and the single shapes of quantized tables, dtypes and other runtimes."""
     table = Table("table", "threads", "shapes", "run / torch", "bound / torch", "run / torch, pages",
                   "bound / torch, pages", "ceiling reached, B >= 512", title="geometric means")  # fmt: skip
     even = [r for r in rows if r["group"] in ("grid", "threads", "uneven")]

@@ -30,14 +30,14 @@ def info(
 
     Example: `lucid-onnx info users.onnx --json`
     """
-    with cli_files.refused(OSError, ValueError):
+    with cli_files.user_errors(OSError, ValueError):
         installed = facts.installation()
     found = None
     if model is not None:
         cli_files.check_file(model)
-        with cli_files.refused(ValueError), cli_files.reading(model):
+        with cli_files.user_errors(ValueError), cli_files.reading(model):
             found = facts.model(model)
-    with cli_files.refused(OSError, ValueError):
+    with cli_files.user_errors(OSError, ValueError):
         places = None if found is None else facts.table_memory(found, table_memory)
     if as_json:
         data = dataclasses.asdict(installed)
@@ -71,9 +71,9 @@ def inspect(
         cli_files.check_output(svg, "--svg")
         if svg.exists() and svg.samefile(model):
             raise UserError(f"--svg {svg}: is the model itself")
-    with cli_files.refused(ValueError), cli_files.reading(model):
+    with cli_files.user_errors(ValueError), cli_files.reading(model):
         found = facts.model(model)
-    with cli_files.refused_model(model), cli_files.reading(model):
+    with cli_files.model_errors(model), cli_files.reading(model):
         report = fuse(model)
     if svg is not None:
         drawn = rewriting("picture").draw(onnx.load(model, load_external_data=False), report, Path(model).name)

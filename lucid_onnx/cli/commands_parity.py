@@ -129,7 +129,7 @@ def _model_jobs(model: str, cases: str | None, inputs: list[str] | None, toleran
     cli_files.check_file(model)
     given = {name: cli_files.read_npy(path) for name, path in cli_files.named_files(inputs or []).items()}
     limit = work.MODEL_TOLERANCE if tolerance is None else tolerance
-    with cli_files.refused(work.CannotRunError), cli_files.reading(model):
+    with cli_files.user_errors(work.CannotRunError), cli_files.reading(model):
         return work.model(Path(model), given, tolerance=limit)
 
 

@@ -45,7 +45,7 @@ def fuse(
     cli_files.check_file(model)
     cli_files.check_output(output)
     cli_files.check_report(report, output)
-    with cli_files.refused_model(model), cli_files.rewriting_files(model, output):
+    with cli_files.model_errors(model), cli_files.rewriting_files(model, output):
         found = rewrite(model, output, form=form, assume_nonempty=assume_nonempty, merge_tables=merge_tables)
     if report is not None:
         cli_files.write_report(report, found)
@@ -82,7 +82,7 @@ def lower(
     rewrite = rewriting("lower")
     cli_files.check_file(model)
     cli_files.check_output(output)
-    with cli_files.refused_model(model), cli_files.rewriting_files(model, output):
+    with cli_files.model_errors(model), cli_files.rewriting_files(model, output):
         rewrite(model, output, form=form, ragged=ragged, longest_bag=longest_bag)
     console = cli_show.new_console()
     cli_show.say(console, f"wrote {output} ({cli_show.bytes_text(output.stat().st_size)}), {form} form")
@@ -113,7 +113,7 @@ def quantize(
     cli_files.check_file(model)
     cli_files.check_output(output)
     cli_files.check_report(report, output)
-    with cli_files.refused_model(model), cli_files.rewriting_files(model, output), writing_bar() as progress:
+    with cli_files.model_errors(model), cli_files.rewriting_files(model, output), writing_bar() as progress:
         found = rewrite(model, output, dtype=dtype, min_bytes=min_bytes, form=form, progress=progress)
     if report is not None:
         cli_files.write_report(report, found)

@@ -48,7 +48,7 @@ def demo(
     need_onnxruntime()
     cli_files.check_output(output)
     _isa()
-    with cli_files.refused(cli_demo.DemoError), cli_files.refused_by_runtime(f"{output}: "), cli_files.writing(output):
+    with cli_files.user_errors(cli_demo.DemoError), cli_files.runtime_errors(f"{output}: "), cli_files.writing(output):
         result = cli_demo.run(output, query or cli_demo.QUERIES)
     cli_demo.show(result, cli_show.new_console())
     return 0 if result.agrees else EXIT_DIFFERS
@@ -107,7 +107,7 @@ def build(
     cli_files.check_output(output)
     if output.exists() and output.samefile(cli_files.split_key(table)[0]):
         raise UserError(f"--output {output}: is the table itself")
-    with cli_files.refused(TypeError, ValueError):
+    with cli_files.user_errors(TypeError, ValueError):
         model = build_model(
             rows,
             mode=mode,
@@ -121,7 +121,7 @@ def build(
             form=form,  # type: ignore[arg-type]  # build_model checks it
             opset=opset,
         )
-    with cli_files.refused(ValueError), cli_files.writing(output), writing_bar() as progress:
+    with cli_files.user_errors(ValueError), cli_files.writing(output), writing_bar() as progress:
         save(model, output, external_data=external_data, progress=progress)
     cli_show.show_built(output, rows, model, form)
 
@@ -160,7 +160,7 @@ def run(
     targets = None if output is None else cli_files.targets_of(output, names)
     options = ort.RunOptions()
     options.log_severity_level = 4
-    with cli_files.refused_by_runtime(f"{model}: "):
+    with cli_files.runtime_errors(f"{model}: "):
         begin = time.perf_counter()
         results = session.run(None, feeds, options)
         seconds = time.perf_counter() - begin
@@ -182,7 +182,7 @@ def run(
 
 def _isa() -> str | None:
     """The instruction set of the native kernels; None if they are not installed."""
-    with cli_files.refused(OSError, ValueError):
+    with cli_files.user_errors(OSError, ValueError):
         library = info.library()
     return None if library is None else library.active
 
@@ -199,7 +199,7 @@ def _session(ort: Any, model: str, native: bool, provider: str) -> onnxruntime.I
     options = ort.SessionOptions()
     options.log_severity_level = 4
     try:
-        with cli_files.refused_by_runtime(f"{model}: "):
+        with cli_files.runtime_errors(f"{model}: "):
             session = InferenceSession(model, native=native, providers=wanted, session_options=options)
     except UserError as error:
         if native or f"{spec.DOMAIN}:" not in str(error):

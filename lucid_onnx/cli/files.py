@@ -60,7 +60,8 @@ def write_report(path: Path, report: FuseReport | QuantizeReport) -> None:
 
 
 @contextlib.contextmanager
-def refused_model(model: str) -> Iterator[None]:
+def model_errors(model: str) -> Iterator[None]:
+    """Turn a ValueError about a model into a `UserError` that names its file or the argument."""
     try:
         yield
     except ValueError as error:
@@ -89,7 +90,8 @@ def finite(data: Any) -> Any:
 
 
 @contextlib.contextmanager
-def refused(*errors: type[Exception], prefix: str = "") -> Iterator[None]:
+def user_errors(*errors: type[Exception], prefix: str = "") -> Iterator[None]:
+    """Turn these exceptions into `UserError`."""
     try:
         yield
     except errors as error:
@@ -113,7 +115,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def refused_by_runtime(prefix: str) -> Iterator[None]:
+def runtime_errors(prefix: str) -> Iterator[None]:
     """Turn onnxruntime's own exceptions, which have no common base, and plain RuntimeErrors into `UserError`."""
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -188,14 +190,14 @@ def read_table(table: str) -> np.ndarray:
     path, key = split_key(table)
     check_file(path)
     rows = _read_safetensors(path, key) if path.endswith(".safetensors") else read_npy(path)
-    with refused(TypeError, ValueError, prefix=f"{table}: "):
+    with user_errors(TypeError, ValueError, prefix=f"{table}: "):
         spec.check_table(rows)
     return rows
 
 
 def _read_safetensors(path: str, key: str | None) -> np.ndarray:
     """One tensor of a file, mapped."""
-    with refused(ValueError), reading(path):
+    with user_errors(ValueError), reading(path):
         if key is None:
             names = checkpoint.names(path)
             if len(names) != 1:
