@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -12,7 +11,6 @@ from onnx import TensorProto, helper
 
 from lucid_onnx.ops import OPERATOR_OF, variant
 from lucid_onnx.ops.embedding_bag import spec
-from lucid_onnx.ops.embedding_bag_collection import spec as collection
 
 #: Nodes that hand their first input on, as far as the values of indices and offsets go.
 _PASSING = {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"}
@@ -89,9 +87,10 @@ def _roles(
             padding = attributes.get("padding_idx", spec.NO_PADDING)
             last = bool(attributes.get("include_last_offset", 0))
             named = dict(zip(op.inputs, node.input, strict=True))
-            for names in _bags(op, named):
-                weight, indices, offsets = (None if name is None else origin(name) for name in names)
-                held = initializers.get(names[0])
+            for bag in op.bags:
+                weight, indices = origin(named[bag.table]), origin(named[bag.indices])
+                offsets = None if bag.offsets is None else origin(named[bag.offsets])
+                held = initializers.get(named[bag.table])
                 rows = held.dims[0] if held is not None else None
                 if weight is not None:
                     roles[weight] = _Role("table")
@@ -99,7 +98,7 @@ def _roles(
                     role = _Role("indices", rows, None if padding == spec.NO_PADDING else padding, two_d=op.two_d)
                     roles[indices] = _narrower(roles.get(indices), role)
                 if offsets is not None:
-                    tables = op.num_tables if getattr(op, "layout", "") == "packed" else 1
+                    tables = sum(other.offsets == bag.offsets for other in op.bags)
                     roles[offsets] = _Role("offsets", last=last, partner=indices or "", tables=tables)
             if "grad_output" in named:
                 gradient = origin(named["grad_output"])
@@ -113,16 +112,6 @@ def _roles(
                 rows = initializers[node.input[0]].dims[axis]
                 roles[name] = _narrower(roles.get(name), _Role("indices", rows))
     return roles
-
-
-def _bags(op: Any, named: Mapping[str, str]) -> Iterator[tuple[str, str, str | None]]:
-    """The names of the table, the indices and the offsets of a node's bags, or of each table of a collection."""
-    if not isinstance(op, collection.Variant):
-        yield named[op.table], named["indices"], named.get("offsets")
-        return
-    for t in range(op.num_tables):
-        own = f"_{t}" if op.layout != "packed" else ""
-        yield named[f"weight_{t}"], named[f"indices{own}"], named.get(f"offsets{own}")
 
 
 def _narrower(old: _Role | None, new: _Role) -> _Role:

@@ -305,7 +305,7 @@ def _by_row(e: Emitter, row: str, num_rows: str) -> _ByRow:
     count = e.Shape(row)
     total = e.Add(count, 1)
     keys = e.Add(e.Mul(e.Concat(row, num_rows, axis=0), total), e.Range(0, e.Squeeze(total), 1))
-    keys, _ = e.several("TopK", (keys, total), {"axis": 0, "largest": 0, "sorted": 1}, 2)
+    keys, _ = e.multi_output("TopK", (keys, total), {"axis": 0, "largest": 0, "sorted": 1}, 2)
     sorted_row = e.Div(keys, total)
     order = e.Slice(e.Sub(keys, e.Mul(sorted_row, total)), [0], count)
     new = e.Greater(e.Sub(sorted_row, e.Concat([-1], e.Slice(sorted_row, [0], count), axis=0)), 0)

@@ -34,6 +34,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import onnx
 
+from ..attributes import check_choice
 from ..emit import Emitter, forms
 from . import spec
 
@@ -63,8 +64,7 @@ class Ragged:
     longest_bag: int | None = None
 
     def __post_init__(self) -> None:
-        if self.way not in RAGGED:
-            raise ValueError(f"ragged = {self.way!r} is not one of 'blocks', 'loop', 'padded'")
+        check_choice("ragged", self.way, RAGGED)
         if self.longest_bag is None:
             return
         if isinstance(self.longest_bag, bool) or not isinstance(self.longest_bag, int):
@@ -115,8 +115,7 @@ def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], outputs: Sequenc
 
 def pool(e: Emitter, op: Layout, inputs: Sequence[str], output: str, table: Table) -> None:
     """Write into ``e`` the nodes that pool the rows of a table, whatever it is made of, in the way of ``e.choice``."""
-    if not spec.MIN_OPSET <= e.opset <= spec.MAX_OPSET:
-        raise ValueError(f"opset = {e.opset} is outside [{spec.MIN_OPSET}, {spec.MAX_OPSET}]")
+    spec.check_opset(e.opset)
     ragged = e.choice or BLOCKS
     named = dict(zip(op.inputs, inputs, strict=True))
     pooled = {"blocks": _in_blocks, "loop": _in_a_loop, "padded": _padded}[ragged.way](e, op, named, table)

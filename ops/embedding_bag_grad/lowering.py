@@ -31,8 +31,7 @@ _MEAN, _MAX = bags.MODES.index("mean"), bags.MODES.index("max")
 
 def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Write the operator's nodes into ``e``."""
-    if not bags.MIN_OPSET <= e.opset <= bags.MAX_OPSET:
-        raise ValueError(f"opset = {e.opset} is outside [{bags.MIN_OPSET}, {bags.MAX_OPSET}]")
+    bags.check_opset(e.opset)
     named = dict(zip(op.inputs, inputs, strict=True))
     result = dict(zip(op.outputs, outputs, strict=True))
     weight = named["weight"]
@@ -167,7 +166,7 @@ def _pool(
     del plain["stash_type"]
     output = e.name()
     inputs = ("", numbers, e.Concat(starts, at.total, axis=0), *(() if weights is None else (weights,)))
-    inner = e.fixing(plain)
+    inner = e.with_attributes(plain)
     inner.choice = None  # a row may occur more often than a bag is long, and a loop over rows would have no end
     pool(inner, op, inputs, output, table)
     return output
@@ -187,7 +186,7 @@ def _sorted(e: Emitter, at: _Positions) -> _Sorted:
     # matter whether a runtime's sort is stable.
     total = e.Add(at.total, 1)
     keys = e.Add(e.Mul(e.Concat(at.row, at.num_rows, axis=0), total), e.Range(0, e.Squeeze(total), 1))
-    keys, _ = e.several("TopK", (keys, total), {"axis": 0, "largest": 0, "sorted": 1}, 2)
+    keys, _ = e.multi_output("TopK", (keys, total), {"axis": 0, "largest": 0, "sorted": 1}, 2)
     row = e.Div(keys, total)
     order = e.Slice(e.Sub(keys, e.Mul(row, total)), [0], at.total)
     new = e.Greater(e.Sub(row, e.Concat([-1], e.Slice(row, [0], at.total), axis=0)), 0)

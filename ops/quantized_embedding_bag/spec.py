@@ -34,13 +34,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from ..attributes import Choice, Integer, attribute
 from ..embedding_bag import spec as embedding_bag
+from ..variants import BaseVariant, Dims, Value, bag_values
 
 DOMAIN, VERSION = embedding_bag.DOMAIN, embedding_bag.VERSION
 
@@ -83,15 +85,15 @@ SECOND_NUMBERS = ("zero_point", "bias")
 
 
 @dataclasses.dataclass(frozen=True)
-class Variant:
+class Variant(BaseVariant):
     """One operator name: which inputs it takes, in order."""
 
     name: str
     second: str | None  #: "zero_point", "bias" or None
     two_d: bool
     weighted: bool
-    table = "codes"  #: the input that is the table, or its first part
-    outputs = ("output",)
+    table = "codes"
+    typed_by = "scale"
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -103,6 +105,16 @@ class Variant:
             *(() if self.two_d else ("offsets",)),
             *(("per_sample_weights",) if self.weighted else ()),
         )
+
+    def values(self, attributes: Attributes, shapes: Mapping[str, Sequence[int]]) -> dict[str, Value]:
+        kind, dim = attributes.codes, attributes.embedding_dim
+        num_rows, columns = shapes.get("codes", ("num_rows", kind.stored_columns(dim)))
+        return {
+            "codes": Value("quantized", (num_rows, columns), kind.stored),
+            **{name: Value("row_number", (num_rows,)) for name in ("scale", *SECOND_NUMBERS)},
+            **bag_values(two_d=self.two_d, include_last_offset=attributes.include_last_offset),
+            "output": Value("bags", ("num_bags", dim)),
+        }
 
 
 def _name(second: str | None, two_d: bool, weighted: bool) -> str:
@@ -126,46 +138,21 @@ def variant(*, second: str | None, two_d: bool, weighted: bool) -> Variant:
 class Attributes(embedding_bag.Attributes):
     """The parameters of a bag over codes, checked. See `..embedding_bag.spec.Attributes`."""
 
-    codes_type: str = "int8"
-    embedding_dim: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.codes_type not in CODES_TYPES:
-            raise ValueError(f"codes_type = {self.codes_type!r} is not one of {', '.join(CODES_TYPES)}")
-        if self.embedding_dim < 0:
-            raise ValueError(f"embedding_dim = {self.embedding_dim} must be >= 0")
+    codes_type: str = attribute(
+        Choice({t.name: t.onnx_type for t in CODES_TYPES.values()}),
+        "int8",
+        "what the quantized values are, by TensorProto's numbers",
+        by_caller=False,
+        required=True,
+    )
+    embedding_dim: int = attribute(Integer(), 0, "D, which packed values do not tell", by_caller=False, required=True)
 
     @property
     def codes(self) -> CodesType:
         return CODES_TYPES[self.codes_type]
 
-    def to_onnx(self, op: Any, *, double: bool = False) -> dict[str, int | float]:
-        return {
-            **super().to_onnx(op, double=double),
-            "codes_type": self.codes.onnx_type,
-            "embedding_dim": self.embedding_dim,
-        }
-
-    @classmethod
-    def from_onnx(cls, attributes: Mapping[str, int | float]) -> Attributes:
-        names = {t.onnx_type: t.name for t in CODES_TYPES.values()}
-        for needed in ("codes_type", "embedding_dim"):
-            if needed not in attributes:
-                raise ValueError(f"the attribute {needed} is missing")
-        if attributes["codes_type"] not in names:
-            raise ValueError(f"codes_type = {attributes['codes_type']} is not one of {sorted(names)}")
-        plain = embedding_bag.Attributes.from_onnx(attributes)
-        return cls(
-            **{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)},
-            codes_type=names[int(attributes["codes_type"])],
-            embedding_dim=int(attributes["embedding_dim"]),
-        )
-
-
-def attribute_names(op: Variant) -> tuple[str, ...]:
-    """The attribute names of a variant, in order."""
-    return tuple(Attributes().to_onnx(op))
+    def as_table(self, dtype: str, shape: Dims | None) -> tuple[str, Dims | None]:
+        return self.codes_type, None if shape is None else (*shape[:1], self.embedding_dim)
 
 
 def pack(codes: np.ndarray) -> np.ndarray:
