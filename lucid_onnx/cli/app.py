@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_type_hints
 
 import numpy as np
 import onnx
 
 from lucid_onnx.builder import Replacing, build_model, save
+from lucid_onnx.ops.attributes import Attribute, BaseAttributes, Choice, Flag, Real, takes
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.runtime import info
+from lucid_onnx.runtime.library import PROVIDERS
 
 from . import demo
 from . import files as cli_files
@@ -43,7 +46,6 @@ if TYPE_CHECKING:
     from lucid_onnx.parity.report import Report
 
 EXIT_DIFFERS, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
-_PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
 _SHOWN_FAILURES = 20
 
 
@@ -91,7 +93,7 @@ def _app() -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_main)
     app.command("demo")(_demo)
-    app.command("build")(_build)
+    app.command("build")(_with_options(_build, spec.Attributes))
     app.command("run")(_run)
     app.command("info")(_info)
     app.command("inspect")(_inspect)
@@ -114,6 +116,30 @@ def _integer(text: str) -> int:
         return int(text)
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is no integer") from error
+
+
+def _with_options(function: Callable[..., int | None], attributes: type[BaseAttributes]) -> Callable[..., int | None]:
+    """A command that takes the attributes of an operator as ``**attributes``, with an option for each of them."""
+    command: Any = takes(attributes)(function)
+    types = get_type_hints(function, include_extras=True) | {a.name: _option(a) for a in attributes.keyword_table()}
+    signature = inspect.signature(command)
+    parameters = [p.replace(annotation=types[p.name]) for p in signature.parameters.values()]
+    command.__signature__ = signature.replace(parameters=parameters)
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return cast("Callable[..., int | None]", command)
+
+
+def _option(attribute: Attribute) -> Any:
+    """An attribute of an operator as an option, in Typer's form."""
+    text = attribute.meaning + (f": {attribute.kind.words}." if attribute.kind.words else ".")
+    text = text[0].upper() + text[1:].replace('"', "")
+    if isinstance(attribute.kind, Flag):
+        return Annotated[bool, typer.Option(f"--{attribute.name.replace('_', '-')}", help=text)]
+    if isinstance(attribute.kind, Choice):
+        return Annotated[str, typer.Option(help=text)]
+    if isinstance(attribute.kind, Real):
+        return Annotated[float | None, typer.Option(parser=_real, metavar="NUMBER", help=text)]
+    return Annotated[int | None, typer.Option(parser=_integer, metavar="INTEGER", help=text)]
 
 
 def _version(asked: bool) -> None:
@@ -167,19 +193,7 @@ def _build(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The model to write; a file of that name is replaced.")
     ],
-    mode: Annotated[str, typer.Option(help="sum, mean or max.")] = "mean",
-    max_norm: Annotated[
-        float | None, typer.Option(parser=_real, metavar="NUMBER", help="Scale rows with a larger norm down to it.")
-    ] = None,
-    norm_type: Annotated[
-        float, typer.Option(parser=_real, metavar="NUMBER", help="The p of that norm; inf for the largest magnitude.")
-    ] = 2.0,
-    padding_idx: Annotated[
-        int | None, typer.Option(parser=_integer, metavar="INTEGER", help="A row to skip; negative from the end.")
-    ] = None,
-    include_last_offset: Annotated[
-        bool, typer.Option("--include-last-offset", help="The last offset ends the last bag.")
-    ] = False,
+    *,
     two_d: Annotated[bool, typer.Option("--two-d", help="Indices are [B, L], a bag per row; no offsets.")] = False,
     per_sample_weights: Annotated[
         bool, typer.Option("--per-sample-weights", help="The model takes a weight per index; mode sum only.")
@@ -201,11 +215,12 @@ def _build(
             help="Put the table beside the model, in OUTPUT.data. By default only if it exceeds 2 GiB.",
         ),
     ] = None,
+    **attributes: Any,
 ) -> None:
     """Make a model of one bag from a table of rows.
 
-    The table is float32, float16, bfloat16 or float64, [V, D]. A .npy file has no bfloat16: raw items of two bytes,
-    which numpy.save makes of ml_dtypes.bfloat16, are taken for it.
+    The table is [V, D], of any dtype that `lucid_onnx.embedding_bag` takes. A .npy file has no bfloat16: raw items
+    of two bytes, which numpy.save makes of ml_dtypes.bfloat16, are taken for it.
 
     Example: `lucid-onnx build users.npy -o users.onnx --mode sum --per-sample-weights`
     """
@@ -216,16 +231,12 @@ def _build(
     with cli_files.refused(TypeError, ValueError):
         model = build_model(
             rows,
-            mode=mode,
-            max_norm=max_norm,
-            norm_type=norm_type,
-            padding_idx=padding_idx,
-            include_last_offset=include_last_offset,
             two_d=two_d,
             per_sample_weights=per_sample_weights,
             index_dtype=index_dtype,
             form=form,  # type: ignore[arg-type]  # build_model refuses what is none
             opset=opset,
+            **attributes,
         )
     with cli_files.refused(ValueError), cli_files.writing(output), _progress() as progress:
         save(model, output, external_data=external_data, progress=progress)
@@ -688,9 +699,9 @@ def _isa() -> str | None:
 def _session(ort: Any, model: str, native: bool, provider: str) -> onnxruntime.InferenceSession:
     from lucid_onnx.runtime.session import InferenceSession
 
-    if provider not in _PROVIDERS:
-        raise UserError(f"--provider {provider}: is not one of cpu, cuda")
-    wanted = _PROVIDERS[provider]
+    if provider not in PROVIDERS:
+        raise UserError(f"--provider {provider}: is not one of {', '.join(PROVIDERS)}")
+    wanted = PROVIDERS[provider]
     if wanted[0] not in ort.get_available_providers():
         raise UserError(f"--provider {provider}: this onnxruntime has no {wanted[0]}: pip install 'lucid-onnx[gpu]'")
     cli_files.check_file(model)
