@@ -84,7 +84,7 @@ class Kind:
         """The value of ONNX attributes, of which some may be missing; not checked yet.
 
         Raises:
-            ValueError: a value that stands for none.
+            ValueError: a value that means nothing.
         """
         return given.get(name, default)
 
@@ -386,7 +386,7 @@ class BaseAttributes:
 def takes(attributes: type[BaseAttributes]) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """For a function that takes the attributes of an operator as ``**attributes``: its signature with them written out.
 
-    The keyword arguments stand before the function's own; those among its parameters already stay where they are. An
+    The keyword arguments come before the function's own; those among its parameters already stay where they are. An
     unknown one is a TypeError, as Python has it. In the docstring, the entry ``**attributes:`` becomes an entry for
     each.
     """
@@ -422,7 +422,7 @@ def takes(attributes: type[BaseAttributes]) -> Callable[[Callable[_P, _R]], Call
 
 
 def _with_entries(doc: str | None, attributes: type[BaseAttributes]) -> str | None:
-    """A docstring with an entry for each attribute in the place of ``**attributes:``."""
+    """A docstring with an entry for each attribute in place of ``**attributes:``."""
     if doc is None:  # python -OO
         return None
 

@@ -20,7 +20,7 @@ class Emitter:
 
     Args:
         opset: the version of the standard operators.
-        prefix: stands before every name, so that several expansions live in one graph.
+        prefix: the start of every name, so that several expansions live in one graph.
         attributes: the values of the operator's attributes where they are known. Without them the nodes
             refer to the attributes of the function that they are the body of.
         choice: which of an operator's lowerings to write, for whoever has several; None for the usual one.
@@ -215,7 +215,7 @@ class Emitter:
 def needed(nodes: Iterable[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
     """Those of the nodes that lead to an output.
 
-    The others do harm in ONNX Runtime before 1.19: from the second run of a shape on, the memory of what nobody reads
+    The others do harm in ONNX Runtime before 1.19: from the second run of a shape on, the memory of what is not read
     is other values' too, which are silently wrong then.
     """
     read = set(outputs)

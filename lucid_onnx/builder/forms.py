@@ -32,7 +32,7 @@ def check_form(form: Any) -> None:
 def to_form(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
     """A copy of ``model`` with every ``ai.lucid`` node in the given form, whatever form it is in now.
 
-    Nodes may stand in the graph, in subgraphs (If, Loop, Scan) and in model-local functions, in any number. An
+    Nodes may be in the graph, in subgraphs (If, Loop, Scan) and in model-local functions, in any number. An
     attribute that a node lacks is written with its default; ``mode`` may also be a string, as onnxscript writes
     it. "portable" adds one function per operator name, "native" takes them away, and "standard" puts standard
     nodes in place of each node and leaves no trace of the domain.
@@ -47,7 +47,7 @@ def to_form(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
 
 
 def convert(model: onnx.ModelProto, form: str, ragged: Ragged = BLOCKS) -> None:
-    """`to_form` in place; standard operators have bags in the given way.
+    """`to_form` in place; standard operators pool bags in the given way.
 
     Raises:
         ValueError: as `to_form`, and if flat bags are to be padded to no length.
@@ -96,7 +96,7 @@ def convert(model: onnx.ModelProto, form: str, ragged: Ragged = BLOCKS) -> None:
     if form == "portable":
         for op in list(used.values()):
             used |= {called.name: called for called in op.calls}
-        # What a function calls stands before it: onnx.reference reads them in order.
+        # What a function calls comes before it: onnx.reference reads them in order.
         for name in sorted(used, key=lambda n: (bool(used[n].calls), n)):
             with _named(name):
                 model.functions.append(OPERATOR_OF[name].lowering.function(used[name], opset, ragged))

@@ -1,4 +1,4 @@
-"""EmbeddingBag: the contract that every expression of the operator keeps.
+"""EmbeddingBag: the specification that every implementation of the operator keeps.
 
 For bag ``i`` whose positions in ``indices`` are ``K(i)``::
 
@@ -21,20 +21,24 @@ Arithmetic: float16 and bfloat16 tables accumulate in float32, and every result 
 end. Norms are taken in float32 (double for double). A padded position is skipped: neither its row nor its
 weight is looked at. NaN and infinity in a selected row spread as in ``numpy.sum`` and ``numpy.max``.
 
-The ONNX operator comes under one name per combination of inputs (`VARIANTS`), because a function body
-cannot ask whether an input is there. All share these attributes, every one of them written on every
-node, because neither a kernel nor onnx's own inliner sees a function's defaults:
+The ONNX operator has one name per combination of inputs (`VARIANTS`), because a function body cannot ask
+whether an input is there. All share these attributes, which `Attributes` declares. Every one of them is
+written on every node, because neither a kernel nor onnx's own inliner sees a function's defaults:
 
-==================== ===== =====================================================================
-mode                 INT   0 sum, 1 mean, 2 max (ATen's numbers)
-padding_idx          INT   the padded row, negative from the end; `NO_PADDING` for none
-max_norm             FLOAT the largest norm, ``+inf`` for none
-max_norm_lo          FLOAT what rounding ``max_norm`` to FLOAT lost (ONNX has no double attribute)
-norm_type            FLOAT the p of the norm, ``+inf`` for the largest magnitude
-norm_type_lo         FLOAT as ``max_norm_lo``
-stash_type           INT   the type to accumulate in: FLOAT, or DOUBLE for double tables
-include_last_offset  INT   0 or 1; only on the names that take offsets
-==================== ===== =====================================================================
+=================== ===== ============================== ===============================================================
+attribute           type  values                         meaning
+=================== ===== ============================== ===============================================================
+mode                INT   0 sum, 1 mean, 2 max           how the rows of a bag are pooled
+padding_idx         INT   in [-V, V), or -2**63 for none a row whose positions are skipped
+max_norm            FLOAT >= 0, or +inf for none         rows with a larger norm are scaled down to it, as they are read
+max_norm_lo         FLOAT                                what rounding max_norm to FLOAT lost
+norm_type           FLOAT > 0                            the p of that norm, infinity for the largest magnitude
+norm_type_lo        FLOAT                                what rounding norm_type to FLOAT lost
+stash_type          INT   1 FLOAT, 11 DOUBLE             the type to accumulate in, DOUBLE for float64 tables
+include_last_offset INT   0 or 1                         the last offset ends the last bag; not on the names with 2D
+=================== ===== ============================== ===============================================================
+The numbers of mode are ATen's. ONNX has no double attribute, so a float is two FLOAT attributes, whose sum
+has 48 bits.
 """
 
 from __future__ import annotations
@@ -154,7 +158,7 @@ class Attributes(BaseAttributes):
     )
 
     def check(self, *, weighted: bool, num_rows: int | None) -> None:
-        """Refuse what the inputs make wrong: weights with mean or max, a padding_idx outside the table.
+        """Raise ValueError for weights with mode mean or max, and a padding_idx outside the table.
 
         Args:
             weighted: whether per_sample_weights are given.
@@ -188,7 +192,7 @@ class Keywords(TypedDict, total=False):
 
 
 def check_table(weight: np.ndarray) -> None:
-    """Refuse a table that is not [V, D] of a supported dtype."""
+    """Raise TypeError or ValueError if a table is not [V, D] of a supported dtype."""
     if weight.dtype not in TABLE_DTYPES:
         raise TypeError(f"weight has dtype {weight.dtype}, expected {either(TABLE_DTYPES)}")
     if weight.ndim != 2:
@@ -202,7 +206,7 @@ def check_inputs(
     per_sample_weights: np.ndarray | None,
     attributes: Attributes,
 ) -> None:
-    """Refuse everything that the contract refuses, in one order that every backend shares.
+    """Raise the operator's errors, in one order that every backend shares.
 
     The dtypes and shapes first, then ``offsets``, then the indices; of several bad positions the lowest is named.
 
@@ -269,7 +273,7 @@ def check_layout(
 
 
 def check_offsets(offsets: np.ndarray, num_indices: int, include_last_offset: bool) -> None:
-    """Refuse offsets that do not start at 0, decrease, or pass the number of indices."""
+    """Raise ValueError for offsets that do not start at 0, decrease, or pass the number of indices."""
     if len(offsets) == 0:
         return
     if offsets[0] != 0:

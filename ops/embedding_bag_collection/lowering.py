@@ -82,14 +82,14 @@ class _Packed:
     """Packed indices cut into those of each table.
 
     A table's first offset is the one before's last, so that offsets that decrease or pass the end do so in some table,
-    whose bags refuse them. Of the first table nothing is subtracted: its bags refuse a first offset other than 0.
+    whose bags reject them. Of the first table nothing is subtracted: its bags reject a first offset other than 0.
     """
 
     def __init__(self, e: Emitter, op: spec.Variant, named: dict[str, str]) -> None:
         self._e, self._op, self._named = e, op, named
         self._offsets = e.Cast(named["offsets"], to=onnx.TensorProto.INT64)
         count = e.Sub(e.Shape(self._offsets), 1)  # [1]
-        # A rest is refused as `..embedding_bag.lowering` refuses: by reading past the end.
+        # A rest is an error as in `..embedding_bag.lowering`: by reading past the end.
         rest = e.Gather([0], e.Cast(e.Greater(e.Mod(count, op.num_tables), 0), to=onnx.TensorProto.INT64))
         self._bags = e.Add(e.Div(count, op.num_tables), rest)  # [1]: B
 

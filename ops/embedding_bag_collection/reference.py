@@ -49,7 +49,7 @@ def embedding_bag_collection(
 
 
 def pooled(op: spec.Variant, given: Mapping[str, np.ndarray], attributes: spec.Attributes) -> np.ndarray:
-    """The result of a node, by its inputs' names; refuses as `embedding_bag_collection`."""
+    """The result of a node, by its inputs' names; raises as `embedding_bag_collection`."""
     spec.check_inputs(op, given, attributes)
     outputs = []
     for t in range(op.num_tables):

@@ -1,8 +1,8 @@
-"""EmbeddingBagCollection: the bags of T tables, beside each other in one output.
+"""EmbeddingBagCollection: the bags of T tables, concatenated in one output.
 
     output[:, D_0 + ... + D_(t-1) : D_0 + ... + D_t] = EmbeddingBag(weight_t, indices_t, offsets_t, ...)
 
-with the equation, attributes and refusals of `..embedding_bag.spec`, and the very bits that T nodes and a Concat over
+with the equation, attributes and errors of `..embedding_bag.spec`, and the very bits that T nodes and a Concat over
 axis 1 would have. V and D may differ from table to table; all tables and per_sample_weights are of one dtype, and all
 tables have B bags. ``indices`` and ``offsets`` are of int32 or int64, each by itself. The attributes are those of every
 table; a negative ``padding_idx`` counts from the end of each.
@@ -23,11 +23,13 @@ and per_sample_weights last, shaped like indices, where there are any: of each t
 
 The attributes beyond EmbeddingBag's:
 
-==================== ===== ==================================================================
-num_tables           INT   T, at least 1
-layout               INT   as above
-weighted             INT   0 or 1: whether there are per_sample_weights
-==================== ===== ==================================================================
+========== ==== ========================== ====================================
+attribute  type values                     meaning
+========== ==== ========================== ====================================
+num_tables INT  >= 1                       T
+layout     INT  0 ragged, 1 packed, 2 rows which inputs there are, as above
+weighted   INT  0 or 1                     whether there are per_sample_weights
+========== ==== ========================== ====================================
 
 A function of a model cannot take a number of inputs that varies, and a model cannot have two functions of one name. So
 there are several names (`VARIANTS`) for the same operator: ``EmbeddingBagCollection``, ``EmbeddingBagCollection_1`` and
@@ -196,7 +198,7 @@ class Attributes(embedding_bag.Attributes):
     )
 
     def check_layout(self, op: Variant) -> None:
-        """Refuse a packed layout without the last offset."""
+        """Raise ValueError for a packed layout without the last offset."""
         if op.layout == "packed" and not self.include_last_offset:
             raise ValueError("include_last_offset = False, but packed offsets are [T * B + 1]")
 
@@ -211,7 +213,7 @@ def arrange(
         weights: the tables.
 
     Raises:
-        ValueError: as many as there are tables, but not.
+        ValueError: not as many arrays as there are tables.
     """
     rows = not packed and offsets is None and len(x) > 0 and all(np.ndim(i) == 2 for i in x)
     layout = "packed" if packed else "rows" if rows else "ragged"
@@ -268,7 +270,7 @@ def check_layout(op: Variant, given: Mapping[str, np.ndarray], attributes: Attri
 
 
 def check_inputs(op: Variant, given: Mapping[str, np.ndarray], attributes: Attributes) -> None:
-    """Refuse everything that the contract refuses: dtypes and shapes, then one table after another.
+    """Raise the operator's errors: those of dtypes and shapes, then of one table after another.
 
     Positions in packed indices and offsets are those among all tables'.
 
@@ -303,7 +305,7 @@ def bounds(op: Variant, offsets: np.ndarray, t: int) -> np.ndarray:
 
 
 def check_tables(weights: Sequence[np.ndarray]) -> None:
-    """Refuse tables that are none, and tables of several dtypes.
+    """Raise for no tables, a table that is not [V, D] of a supported dtype, and tables of several dtypes.
 
     Raises:
         TypeError: the dtype of a table.
@@ -322,7 +324,7 @@ def check_tables(weights: Sequence[np.ndarray]) -> None:
 
 @contextlib.contextmanager
 def in_table(t: int) -> Iterator[None]:
-    """Within it, what is refused is refused as that of a table."""
+    """Errors within it name the table."""
     try:
         yield
     except (TypeError, ValueError, IndexError) as error:

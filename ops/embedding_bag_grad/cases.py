@@ -68,7 +68,7 @@ class Case:
         )
 
     def _outputs(self, found: reference.Entries, values: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The outputs from entries with ``values`` in the place of theirs."""
+        """The outputs from entries with ``values`` in place of theirs."""
         found = found._replace(values=values)
         first = (found.rows, values) if self.sparse else (reference.dense(found, len(self.weight)),)
         return first if self.per_sample_weights is None else (*first, found.per_sample_weights)

@@ -48,7 +48,7 @@ def embedding_bag_grad(
         grad_output: the gradient of the bag's output, [B, D] of the table's dtype.
         x, weight, offsets, per_sample_weights: of the bag.
         **attributes: those of `spec.Attributes`.
-        sparse: one entry a position in the place of a whole table.
+        sparse: one entry a position instead of a whole table.
 
     Returns:
         The operator's outputs in order (see `spec.Variant.outputs`), of the table's dtype; ``rows`` is int64.

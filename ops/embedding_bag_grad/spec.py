@@ -16,7 +16,7 @@ With the names of `..embedding_bag.spec`, ``g[i]`` the row of ``grad_output`` fo
     grad_per_sample_weights[k] = sum over d of g[i][d] * clipped(k)[d], and 0 for a k that is in no rows(i)
 
 So the clip itself is not differentiated, as in PyTorch, which writes clipped rows back into its table before it
-looks them up: ``grad_weight`` is not multiplied by it, and where ``clipped`` stands the table's own rows do not.
+looks them up: ``grad_weight`` is not multiplied by it, and ``clipped`` is not replaced by the table's own rows.
 Padded positions, and those that belong to no bag, are neither read nor written to: nothing is multiplied by 0,
 so that a NaN or an infinity reaches the rows of its own bag alone.
 
@@ -41,14 +41,16 @@ values                  T                            [M, D], of the sparse names
 grad_per_sample_weights T                            as indices, of the names with Weighted
 ======================= ============================ ===========================================================
 
-Every output is listed on every node. The attributes are EmbeddingBag's, all written on every node, and
+Every output is on every node. The attributes are EmbeddingBag's, all written on every node, and
 
-=================== ===== =================================================================================
-scale_grad_by_freq  INT   0 or 1
-=================== ===== =================================================================================
+================== ==== ====== ==========================================================================
+attribute          type values meaning
+================== ==== ====== ==========================================================================
+scale_grad_by_freq INT  0 or 1 the gradient of a row is divided by how often its index occurs in the bags
+================== ==== ====== ==========================================================================
 
-Refused is what EmbeddingBag refuses, in its words, and a ``grad_output`` of another dtype than the table's or of
-another shape than [B, D]; of several faults first that of a dtype or shape, grad_output's last among these.
+The errors are EmbeddingBag's, and those of a ``grad_output`` of another dtype than the table's or of another shape than
+[B, D]. Of several errors, those of dtypes and shapes come first, and grad_output's last among these.
 """
 
 from __future__ import annotations
@@ -119,7 +121,7 @@ def variant(*, sparse: bool, two_d: bool, weighted: bool) -> Variant:
     """The operator name for a dense or sparse gradient, 1-D or 2-D indices, with or without per_sample_weights.
 
     Raises:
-        TypeError: ``sparse``, which comes from a caller, is no bool.
+        TypeError: ``sparse``, which comes from a caller, is not a bool.
     """
     if not isinstance(sparse, (bool, np.bool_)):
         raise TypeError(f"sparse = {sparse!r} must be a bool")
@@ -149,7 +151,7 @@ def check_inputs(
     per_sample_weights: np.ndarray | None,
     attributes: Attributes,
 ) -> None:
-    """Refuse everything that the contract refuses: `check_shapes`, then what `..embedding_bag.spec` looks at.
+    """Raise the operator's errors: those of `check_shapes`, then those of `..embedding_bag.spec`.
 
     Raises:
         TypeError, IndexError, ValueError: as `..embedding_bag.spec.check_inputs`.

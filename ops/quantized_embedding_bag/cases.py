@@ -1,4 +1,4 @@
-"""Named examples of the operator, made from those of `..embedding_bag.cases` by giving them a table of codes."""
+"""Named examples of the operator, made from those of `..embedding_bag.cases` by quantizing their table."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def _generate() -> Iterator[Case]:
 
 
 def make(name: str, kind: str, second: str | None, dtype: str = "float32", **arguments: Any) -> Case:
-    """A case with random codes.
+    """A case with random quantized values.
 
     Args:
         kind: of the codes, a key of `spec.CODES_TYPES`.
