@@ -327,6 +327,15 @@ class BaseAttributes:
         """The attributes that callers give, by keyword."""
         return tuple(a for a in cls.table() if a.by_caller)
 
+    @classmethod
+    def keyword_types(cls) -> dict[str, Any]:
+        """The types of the attributes that callers give; of a choice its texts."""
+        hints = typing.get_type_hints(cls)
+        return {
+            a.name: typing.Literal[tuple(a.kind.numbers)] if isinstance(a.kind, Choice) else hints[a.name]  # type: ignore[misc]
+            for a in cls.keyword_table()
+        }
+
     @property
     def keywords(self) -> dict[str, Any]:
         """The values that callers give, as keyword arguments of the operator's call."""
@@ -395,9 +404,9 @@ def takes(attributes: type[BaseAttributes]) -> Callable[[Callable[_P, _R]], Call
         written = inspect.signature(function)
         *plain, rest = written.parameters.values()
         assert rest.kind is inspect.Parameter.VAR_KEYWORD, function
-        hints = typing.get_type_hints(attributes)
+        types = attributes.keyword_types()
         added = [
-            inspect.Parameter(a.name, inspect.Parameter.KEYWORD_ONLY, default=a.default, annotation=hints[a.name])
+            inspect.Parameter(a.name, inspect.Parameter.KEYWORD_ONLY, default=a.default, annotation=types[a.name])
             for a in attributes.keyword_table()
             if a.name not in written.parameters
         ]
