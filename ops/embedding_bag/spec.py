@@ -52,6 +52,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..attributes import Attribute, BaseAttributes, Choice, Flag, OptionalIndex, Real, attribute, decided, either
+from ..attributes import split_double as split_double  # what max_norm and norm_type are in ONNX
 from ..variants import BaseVariant, Dims, Value, bag_values
 
 DOMAIN = "ai.lucid"
