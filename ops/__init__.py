@@ -1,6 +1,6 @@
 """What each operator of the ``ai.lucid`` domain means.
 
-One folder per operator: ``spec`` (equation, inputs, attributes, refusals), ``reference`` (NumPy),
+One folder per operator: ``spec`` (equation, inputs, attributes, errors), ``reference`` (NumPy),
 ``lowering`` (standard ONNX) and ``cases`` (named examples that every backend must agree on).
 Nothing in here knows a runtime, and nothing in here imports from the tools above it.
 """
@@ -24,10 +24,9 @@ OPERATOR_OF = {name: operator for operator in OPERATORS.values() for name in ope
 
 
 def variant(name: str, attributes: Mapping[str, Any]) -> Any:
-    """The operator name of a node and its inputs, which those of a collection depend on its attributes for.
+    """The Variant of a node, by its op_type and its attributes, which tell the number of a collection's inputs.
 
     Raises:
         ValueError: the attributes do not tell.
     """
-    found = OPERATOR_OF[name].spec.VARIANTS[name]
-    return found.of(attributes) if isinstance(found, embedding_bag_collection.spec.Variant) else found
+    return OPERATOR_OF[name].spec.VARIANTS[name].of(attributes)

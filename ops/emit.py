@@ -20,13 +20,13 @@ class Emitter:
 
     Args:
         opset: the version of the standard operators.
-        prefix: stands before every name, so that several expansions live in one graph.
+        prefix: the start of every name, so that several expansions live in one graph.
         attributes: the values of the operator's attributes where they are known. Without them the nodes
             refer to the attributes of the function that they are the body of.
         choice: which of an operator's lowerings to write, for whoever has several; None for the usual one.
 
     What decides between ways to write an expansion is known of all attributes or of none. A type to cast to
-    decides nothing, and may be left to the function where the rest is known (see `fixing`).
+    decides nothing, and may be left to the function where the rest is known (see `with_attributes`).
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Emitter:
         self.nodes.append(helper.make_node(op_type, names, [output], **attributes))
         return output
 
-    def several(
+    def multi_output(
         self, op_type: str, inputs: Sequence[str | int | Sequence[int]], attributes: dict[str, Any], count: int
     ) -> tuple[str, ...]:
         """A node of ``count`` outputs; the names of them."""
@@ -81,7 +81,7 @@ class Emitter:
         self.nodes[-1].output.extend(others)
         return (first, *others)
 
-    def fixing(self, attributes: dict[str, int | float]) -> Emitter:
+    def with_attributes(self, attributes: dict[str, int | float]) -> Emitter:
         """This emitter, writing to the same nodes, where the given attributes have the given values.
 
         Attributes that are not given stay what they are: known, or the function's. Constants are written anew, as in
@@ -215,7 +215,7 @@ class Emitter:
 def needed(nodes: Iterable[onnx.NodeProto], outputs: Iterable[str]) -> list[onnx.NodeProto]:
     """Those of the nodes that lead to an output.
 
-    The others do harm in ONNX Runtime before 1.19: from the second run of a shape on, the memory of what nobody reads
+    The others do harm in ONNX Runtime before 1.19: from the second run of a shape on, the memory of what is not read
     is other values' too, which are silently wrong then.
     """
     read = set(outputs)
@@ -254,7 +254,7 @@ def forms(
         """The operator as a model-local function, generic in its attributes and dtypes."""
         e = Emitter(opset, choice=choice)
         expand(e, op, op.inputs, op.outputs)
-        return e.function(spec.DOMAIN, op.name, op.inputs, op.outputs, spec.attribute_names(op))
+        return e.function(spec.DOMAIN, op.name, op.inputs, op.outputs, spec.Attributes.onnx_names(op))
 
     def nodes(
         op: Any,

@@ -35,9 +35,13 @@ MODULES: dict[str, tuple[str, ...] | None] = {
 
 
 def parameters(function: Any) -> str:
-    """A signature without annotations, which may become narrower: names, order, kinds and defaults."""
+    """A signature without annotations, which may become narrower: names, order, kinds and defaults.
+
+    Parameters that are given by name alone stand in the order of the alphabet: theirs has no meaning.
+    """
     found = inspect.signature(function)
     plain = [p.replace(annotation=inspect.Parameter.empty) for p in found.parameters.values()]
+    plain.sort(key=lambda p: (p.kind, p.name if p.kind is inspect.Parameter.KEYWORD_ONLY else ""))
     text = str(found.replace(parameters=plain, return_annotation=inspect.Signature.empty))
     return re.sub(r" at 0x[0-9a-f]+", "", text)  # of a default that is a function
 

@@ -652,4 +652,4 @@ def test_names_and_attributes_are_closed() -> None:
     for op in spec.VARIANTS.values():
         attributes = spec.Attributes("sum", 2, 0.1, np.inf, not op.two_d, True)
         assert spec.Attributes.from_onnx(attributes.to_onnx(op, double=True)).scale_grad_by_freq
-        assert set(spec.attribute_names(op)) == set(attributes.to_onnx(op, double=True))
+        assert set(spec.Attributes.onnx_names(op)) == set(attributes.to_onnx(op, double=True))

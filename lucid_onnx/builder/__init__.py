@@ -7,15 +7,13 @@ from __future__ import annotations
 
 from .dtypes import CODES_TYPES, INDEX_TYPES, TABLE_TYPES, as_dtype, onnx_type
 from .files import Replacing, fill_tables, save, without_initializers
-from .forms import FORMS, Form, convert, to_form
+from .forms import FORMS, Form, check_form, convert, to_form
 from .models import (
-    bag_model,
     build_collection_model,
     build_grad_model,
     build_model,
     build_quantized_model,
-    collection_model,
-    quantized_bag_model,
+    op_model,
 )
 from .nodes import make_collection_node, make_grad_node, make_node
 
@@ -27,19 +25,18 @@ __all__ = [
     "Form",
     "Replacing",
     "as_dtype",
-    "bag_model",
     "build_collection_model",
     "build_grad_model",
     "build_model",
     "build_quantized_model",
-    "collection_model",
+    "check_form",
     "convert",
     "fill_tables",
     "make_collection_node",
     "make_grad_node",
     "make_node",
     "onnx_type",
-    "quantized_bag_model",
+    "op_model",
     "save",
     "to_form",
     "without_initializers",

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import TensorProto
+from onnx import helper
 
 from lucid_onnx.ops.embedding_bag import spec
-
-INDEX_TYPES = {np.dtype(np.int32): TensorProto.INT32, np.dtype(np.int64): TensorProto.INT64}
-
-
-TABLE_TYPES = {
-    np.dtype(np.float32): TensorProto.FLOAT,
-    np.dtype(np.float16): TensorProto.FLOAT16,
-    spec.BFLOAT16: TensorProto.BFLOAT16,
-    np.dtype(np.float64): TensorProto.DOUBLE,
-}
+from lucid_onnx.ops.quantized_embedding_bag import spec as quantized
 
 
-CODES_TYPES = {np.dtype(np.int8): TensorProto.INT8, np.dtype(np.uint8): TensorProto.UINT8}
+def _onnx_types(dtypes: Iterable[np.dtype]) -> dict[np.dtype, int]:
+    return {dtype: helper.np_dtype_to_tensor_dtype(dtype) for dtype in dtypes}
+
+
+INDEX_TYPES = _onnx_types(spec.INDEX_DTYPES)
+TABLE_TYPES = _onnx_types(spec.TABLE_DTYPES)
+#: What quantized values are stored as; those of 4 bits two in a uint8.
+CODES_TYPES = _onnx_types(t.stored for t in quantized.CODES_TYPES.values())
 
 
 def as_dtype(name: str, dtype: npt.DTypeLike) -> np.dtype:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal, get_args
 
 import onnx
@@ -13,11 +12,11 @@ from onnx import TensorProto, helper
 
 from lucid_onnx.graph import free_prefixes, node_lists_of, reads, where
 from lucid_onnx.ops import OPERATOR_OF, variant
+from lucid_onnx.ops.attributes import check_choice
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.ops.embedding_bag.lowering import BLOCKS, Ragged
-from lucid_onnx.ops.embedding_bag_collection import lowering as collection_lowering
-from lucid_onnx.ops.embedding_bag_collection import spec as collection
 from lucid_onnx.ops.emit import needed
+from lucid_onnx.ops.variants import Known
 
 Form = Literal["portable", "standard", "native"]
 
@@ -25,16 +24,21 @@ Form = Literal["portable", "standard", "native"]
 FORMS: tuple[str, ...] = get_args(Form)
 
 
+def check_form(form: Any) -> None:
+    """Raise ValueError if there is no such form."""
+    check_choice("form", form, FORMS)
+
+
 def to_form(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
     """A copy of ``model`` with every ``ai.lucid`` node in the given form, whatever form it is in now.
 
-    Nodes may stand in the graph, in subgraphs (If, Loop, Scan) and in model-local functions, in any number. An
+    Nodes may be in the graph, in subgraphs (If, Loop, Scan) and in model-local functions, in any number. An
     attribute that a node lacks is written with its default; ``mode`` may also be a string, as onnxscript writes
     it. "portable" adds one function per operator name, "native" takes them away, and "standard" puts standard
     nodes in place of each node and leaves no trace of the domain.
 
     Raises:
-        ValueError: an unknown form, an opset outside [16, 26], or a node that breaks the operator's contract, by name.
+        ValueError: an unknown form, an opset that is not supported, or a node that breaks the operator's contract.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -43,20 +47,19 @@ def to_form(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
 
 
 def convert(model: onnx.ModelProto, form: str, ragged: Ragged = BLOCKS) -> None:
-    """`to_form` in place; standard operators have bags in the given way.
+    """`to_form` in place; standard operators pool bags in the given way.
 
     Raises:
         ValueError: as `to_form`, and if flat bags are to be padded to no length.
     """
-    if form not in FORMS:
-        raise ValueError(f"form = {form!r} is not one of 'portable', 'standard', 'native'")
+    check_form(form)
     opset = _opset(model)
     ours = [f for f in model.functions if f.domain == spec.DOMAIN]
     for function in ours:
         model.functions.remove(function)
     tables = _table_types(model)
     used: dict[str, Any] = {}  # name -> the operator name with its inputs
-    signatures: dict[tuple[int, str, bool], str] = {}
+    names_taken: dict[Any, str] = {}
     prefixes = free_prefixes(model)
     # A function's names are its own: what the graph knows of the same ones says nothing of them.
     lists = [(nodes, tables) for nodes in node_lists_of(model.graph.node)]
@@ -80,9 +83,8 @@ def convert(model: onnx.ModelProto, form: str, ragged: Ragged = BLOCKS) -> None:
                 # Of a gradient, not every output may be.
                 expanded += needed(written, read.intersection(node.output) or node.output)
             else:
-                if isinstance(op, collection.Variant):  # of which a model has a name per signature
-                    node.op_type = collection.name_of(op.signature, signatures)
-                    op = dataclasses.replace(op, name=node.op_type)
+                op = op.in_model(names_taken)
+                node.op_type = op.name
                 used[op.name] = op
                 expanded.append(node)
         if form == "standard":
@@ -93,10 +95,9 @@ def convert(model: onnx.ModelProto, form: str, ragged: Ragged = BLOCKS) -> None:
         _set_import(imports, set(used))
     if form == "portable":
         for op in list(used.values()):
-            if isinstance(op, collection.Variant):
-                used |= {name: variant(name, {}) for name in collection_lowering.functions_used(op)}
-        # What a function calls stands before it: onnx.reference reads them in order.
-        for name in sorted(used, key=lambda n: (isinstance(used[n], collection.Variant), n)):
+            used |= {called.name: called for called in op.calls}
+        # What a function calls comes before it: onnx.reference reads them in order.
+        for name in sorted(used, key=lambda n: (bool(used[n].calls), n)):
             with _named(name):
                 model.functions.append(OPERATOR_OF[name].lowering.function(used[name], opset, ragged))
 
@@ -104,10 +105,7 @@ def convert(model: onnx.ModelProto, form: str, ragged: Ragged = BLOCKS) -> None:
 def _opset(model: onnx.ModelProto) -> int:
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx"):
-            if not spec.MIN_OPSET <= entry.version <= spec.MAX_OPSET:
-                raise ValueError(
-                    f"the model imports opset {entry.version}, which is outside [{spec.MIN_OPSET}, {spec.MAX_OPSET}]"
-                )
+            spec.check_opset(entry.version, f"the model imports opset {entry.version}, which")
             return int(entry.version)
     raise ValueError("the model imports no standard opset")
 
@@ -152,24 +150,19 @@ def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) 
         raise ValueError(f"{at}: {op.name} gives {', '.join(op.outputs)}; it was given {list(node.output)}")
     given: dict[str, Any] = {}
     for attribute in node.attribute:
-        if attribute.name not in meaning.attribute_names(op):
+        if attribute.name not in meaning.Attributes.onnx_names(op):
             raise ValueError(f"{at}: {op.name} has no attribute {attribute.name!r}")
         if attribute.ref_attr_name:
             raise ValueError(f"{at}: {attribute.name} refers to an attribute of the function around it")
-        given[attribute.name] = _attribute_value(attribute, at)
-    mode = given.get("mode")
-    if isinstance(mode, bytes):
-        text = mode.decode(errors="replace")
-        if text not in spec.MODES:
-            raise ValueError(f"{at}: mode = {text!r} is not one of 'sum', 'mean', 'max'")
-        given["mode"] = spec.MODES.index(text)
-    element_type, num_rows = tables.get(node.input[op.inputs.index(op.table)], (None, None))
+        with _named(at):
+            given[attribute.name] = meaning.Attributes.read(attribute)
+    named = dict(zip(op.inputs, node.input, strict=True))
+    found = [tables.get(named[bag.table], (0, None)) for bag in op.bags]
+    element_type = found[0][0]
     double = given.get("stash_type") == TensorProto.DOUBLE if not element_type else element_type == TensorProto.DOUBLE
     try:
         attributes = meaning.Attributes.from_onnx(given)
-        attributes.check(weighted=op.weighted, num_rows=num_rows)
-        if isinstance(op, collection.Variant):
-            _check_collection(op, attributes, [tables.get(name, (0, None)) for name in node.input[: op.num_tables]])
+        op.check_node(attributes, [Known(TensorProto.DataType.Name(kind) if kind else None, n) for kind, n in found])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{at}: {error}") from error
     complete = attributes.to_onnx(op, double=double)
@@ -180,39 +173,11 @@ def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) 
 
 @contextlib.contextmanager
 def _named(where: str) -> Iterator[None]:
-    """A refusal within says where."""
+    """A ValueError within says where."""
     try:
         yield
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-
-
-def _check_collection(
-    op: collection.Variant, attributes: collection.Attributes, tables: Sequence[tuple[int, int | None]]
-) -> None:
-    """Refuse what is known to be wrong of the tables of a collection, of a type and a number of rows each."""
-    attributes.check_layout(op)
-    for t, (element_type, num_rows) in enumerate(tables):
-        with collection.in_table(t):
-            attributes.check(weighted=op.weighted, num_rows=num_rows)
-            if element_type and tables[0][0] and element_type != tables[0][0]:
-                names = [TensorProto.DataType.Name(e) for e in (element_type, tables[0][0])]
-                raise TypeError(f"weight is {names[0]}, that of table 0 is {names[1]}: they must be equal")
-
-
-def _attribute_value(attribute: onnx.AttributeProto, where: str) -> Any:
-    """Its value, if it is of the type that the operator gives it; where a FLOAT belongs an INT will do."""
-    allowed = {onnx.AttributeProto.INT: "an INT"}
-    if attribute.name.startswith(("max_norm", "norm_type")):
-        allowed = {onnx.AttributeProto.FLOAT: "a FLOAT", onnx.AttributeProto.INT: "an INT"}
-    elif attribute.name == "mode":
-        allowed = {onnx.AttributeProto.INT: "an INT", onnx.AttributeProto.STRING: "a STRING"}
-    value = helper.get_attribute_value(attribute)
-    if attribute.type not in allowed:
-        if attribute.name == "mode":
-            raise ValueError(f"{where}: mode = {value} is not 0 (sum), 1 (mean) or 2 (max)")
-        raise ValueError(f"{where}: {attribute.name} = {value!r} must be {' or '.join(allowed.values())} attribute")
-    return value
 
 
 def _copy(node: onnx.NodeProto) -> onnx.NodeProto:

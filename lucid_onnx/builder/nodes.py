@@ -3,36 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper
 
-from lucid_onnx.ops import embedding_bag_grad
+from lucid_onnx.ops.attributes import BaseAttributes, takes
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.ops.embedding_bag_collection import spec as collection
+from lucid_onnx.ops.embedding_bag_grad import spec as gradient
+from lucid_onnx.ops.variants import BaseVariant
 
 from .dtypes import TABLE_TYPES, as_dtype, onnx_type
+
+if TYPE_CHECKING:
+    from typing import Unpack
 
 _WEIGHTS = "per_sample_weights"
 
 
+@takes(spec.Attributes)
 def make_node(
     weight: str,
     indices: str,
     offsets: str | None = None,
     output: str = "output",
     *,
-    mode: str = "mean",
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    padding_idx: int | None = None,
-    include_last_offset: bool = False,
     per_sample_weights: str | None = None,
     weight_dtype: npt.DTypeLike = "float32",
     name: str = "",
+    **attributes: Unpack[spec.Keywords],
 ) -> onnx.NodeProto:
     """One bag as a node, for a graph that is built with onnx.helper.
 
@@ -43,19 +45,24 @@ def make_node(
         graph = helper.make_graph([lucid_onnx.make_node("users", "ids", "starts", "user", mode="mean"), ...], ...)
         model = lucid_onnx.to_form(helper.make_model(graph), "portable")
 
+    Args:
+        **attributes: those of `lucid_onnx.embedding_bag`.
+        weight_dtype: the dtype of the table.
+
     Raises:
         TypeError, ValueError: as `build_model`.
     """
-    attributes = spec.Attributes(mode, padding_idx, max_norm, norm_type, include_last_offset)
-    attributes.check(weighted=per_sample_weights is not None, num_rows=None)
+    meaning = spec.Attributes(**attributes)
+    meaning.check(weighted=per_sample_weights is not None, num_rows=None)
     dtype = as_dtype("weight_dtype", weight_dtype)
     onnx_type("weight_dtype", dtype, TABLE_TYPES)
     op = spec.variant(two_d=offsets is None, weighted=per_sample_weights is not None)
     given = {"weight": weight, "indices": indices, "offsets": offsets, "per_sample_weights": per_sample_weights}
     inputs = tuple(str(given[i]) for i in op.inputs)
-    return new_node(op, inputs, (output,), attributes, double=dtype == np.float64, name=name)
+    return new_node(op, inputs, (output,), meaning, double=dtype == np.float64, name=name)
 
 
+@takes(gradient.Attributes)
 def make_grad_node(
     grad_output: str,
     weight: str,
@@ -63,32 +70,29 @@ def make_grad_node(
     offsets: str | None = None,
     outputs: Iterable[str] | None = None,
     *,
-    mode: str = "mean",
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    padding_idx: int | None = None,
-    include_last_offset: bool = False,
     per_sample_weights: str | None = None,
-    scale_grad_by_freq: bool = False,
     sparse: bool = False,
     weight_dtype: npt.DTypeLike = "float32",
     name: str = "",
+    **attributes: Unpack[gradient.Keywords],
 ) -> onnx.NodeProto:
     """The gradient of one bag as a node; `make_node` tells how such a node becomes a model.
 
     ``outputs`` are the names of all its outputs: ("grad_weight",), or ("rows", "values") with ``sparse``, and behind
     them "grad_per_sample_weights" where there are per_sample_weights. These are the default too.
 
+    Args:
+        **attributes: those of `lucid_onnx.embedding_bag_grad`.
+        weight_dtype: the dtype of the table.
+
     Raises:
         TypeError, ValueError: as `build_grad_model`.
     """
-    attributes = embedding_bag_grad.spec.Attributes(
-        mode, padding_idx, max_norm, norm_type, include_last_offset, scale_grad_by_freq
-    )
-    attributes.check(weighted=per_sample_weights is not None, num_rows=None)
+    meaning = gradient.Attributes(**attributes)
+    meaning.check(weighted=per_sample_weights is not None, num_rows=None)
     dtype = as_dtype("weight_dtype", weight_dtype)
     onnx_type("weight_dtype", dtype, TABLE_TYPES)
-    op = embedding_bag_grad.spec.variant(sparse=sparse, two_d=offsets is None, weighted=per_sample_weights is not None)
+    op = gradient.variant(sparse=sparse, two_d=offsets is None, weighted=per_sample_weights is not None)
     if isinstance(outputs, str):
         raise TypeError(f"outputs = {outputs!r} is a string, expected a sequence of names")
     names = op.outputs if outputs is None else tuple(outputs)
@@ -102,28 +106,29 @@ def make_grad_node(
         "per_sample_weights": per_sample_weights,
     }
     inputs = tuple(str(given[i]) for i in op.inputs)
-    return new_node(op, inputs, names, attributes, double=dtype == np.float64, name=name)
+    return new_node(op, inputs, names, meaning, double=dtype == np.float64, name=name)
 
 
+@takes(collection.Attributes)
 def make_collection_node(
     weights: Sequence[str],
     indices: Sequence[str] | str,
     offsets: Sequence[str] | str | None = None,
     output: str = "output",
     *,
-    mode: str = "mean",
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    padding_idx: int | None = None,
-    include_last_offset: bool = False,
     per_sample_weights: Sequence[str] | str | None = None,
     weight_dtype: npt.DTypeLike = "float32",
     name: str = "",
+    **attributes: Unpack[spec.Keywords],
 ) -> onnx.NodeProto:
     """The bags of several tables as a node, for a graph that is built with onnx.helper; see `make_node`.
 
     ``indices`` (and ``offsets`` and ``per_sample_weights``, as far as there are any) are a name per table, or one name
     of what all have in the packed layout. Without ``offsets`` the indices are [B, L].
+
+    Args:
+        **attributes: those of `lucid_onnx.embedding_bag`, for all tables.
+        weight_dtype: the dtype of the tables.
 
     Raises:
         TypeError, ValueError: as `build_collection_model`.
@@ -140,18 +145,24 @@ def make_collection_node(
         if layout != "packed" and len(names) != len(weights):
             raise ValueError(f"{key} has {len(names)} names for {len(weights)} tables")
         inputs += [names] if isinstance(names, str) else names
-    attributes = collection.Attributes(mode, padding_idx, max_norm, norm_type, include_last_offset)
-    attributes.check(weighted=op.weighted, num_rows=None)
+    meaning = collection.Attributes(**attributes)
+    meaning.check(weighted=op.weighted, num_rows=None)
     if layout == "packed" and offsets is None:
         raise ValueError("offsets missing: packed indices need them")
-    attributes.check_layout(op)
+    meaning.check_layout(op)
     dtype = as_dtype("weight_dtype", weight_dtype)
     onnx_type("weight_dtype", dtype, TABLE_TYPES)
-    return new_node(op, inputs, (output,), attributes, double=dtype == np.float64, name=name)
+    return new_node(op, inputs, (output,), meaning, double=dtype == np.float64, name=name)
 
 
 def new_node(
-    op: Any, inputs: Iterable[str], outputs: Iterable[str], attributes: spec.Attributes, *, double: bool, name: str = ""
+    op: BaseVariant,
+    inputs: Iterable[str],
+    outputs: Iterable[str],
+    attributes: BaseAttributes,
+    *,
+    double: bool,
+    name: str = "",
 ) -> onnx.NodeProto:
     given: dict[str, Any] = attributes.to_onnx(op, double=double)  # type: ignore[assignment]
     return helper.make_node(op.name, list(inputs), list(outputs), name=name, domain=spec.DOMAIN, **given)

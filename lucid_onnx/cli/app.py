@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated, cast
 
+from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.runtime import info
 
 from .files import EXIT_DIFFERS, EXIT_ERROR, EXIT_INTERRUPTED, EXTRAS, UserError
@@ -19,6 +20,7 @@ try:  # typer and rich come with the extras
     import typer
 
     from . import commands_info, commands_parity, commands_rewrite, commands_run
+    from .options import with_options
 except ImportError as error:
     if str(error.name).partition(".")[0] == "lucid_onnx":
         raise
@@ -71,7 +73,7 @@ def _app() -> typer.Typer:
     )
     app.callback(invoke_without_command=True)(_main)
     app.command("demo")(commands_run.demo)
-    app.command("build")(commands_run.build)
+    app.command("build")(with_options(commands_run.build, spec.Attributes))
     app.command("run")(commands_run.run)
     app.command("info")(commands_info.info)
     app.command("inspect")(commands_info.inspect)

@@ -13,19 +13,18 @@ from rich.text import Text
 from lucid_onnx.builder import build_model, save
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.runtime import info
+from lucid_onnx.runtime.library import PROVIDERS
 
 from . import demo as cli_demo
 from . import files as cli_files
 from . import show as cli_show
 from .extras import need_onnxruntime
 from .files import EXIT_DIFFERS, UserError
-from .options import integer, real
+from .options import integer
 from .progress import writing_bar
 
 if TYPE_CHECKING:
     import onnxruntime
-
-_PROVIDERS = {"cpu": ["CPUExecutionProvider"], "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"]}
 
 
 def demo(
@@ -61,19 +60,7 @@ def build(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The model to write; a file of that name is replaced.")
     ],
-    mode: Annotated[str, typer.Option(help="sum, mean or max.")] = "mean",
-    max_norm: Annotated[
-        float | None, typer.Option(parser=real, metavar="NUMBER", help="Scale rows with a larger norm down to it.")
-    ] = None,
-    norm_type: Annotated[
-        float, typer.Option(parser=real, metavar="NUMBER", help="The p of that norm; inf for the largest magnitude.")
-    ] = 2.0,
-    padding_idx: Annotated[
-        int | None, typer.Option(parser=integer, metavar="INTEGER", help="A row to skip; negative from the end.")
-    ] = None,
-    include_last_offset: Annotated[
-        bool, typer.Option("--include-last-offset", help="The last offset ends the last bag.")
-    ] = False,
+    *,
     two_d: Annotated[bool, typer.Option("--two-d", help="Indices are [B, L], a bag per row; no offsets.")] = False,
     per_sample_weights: Annotated[
         bool, typer.Option("--per-sample-weights", help="The model takes a weight per index; mode sum only.")
@@ -95,11 +82,12 @@ def build(
             help="Put the table beside the model, in OUTPUT.data. By default only if it exceeds 2 GiB.",
         ),
     ] = None,
+    **attributes: Any,
 ) -> None:
     """Make a model of one bag from a table.
 
-    The table is float32, float16, bfloat16 or float64, [V, D]. A .npy file has no bfloat16, so raw items of two bytes
-    are read as bfloat16; numpy.save writes ml_dtypes.bfloat16 so.
+    The table is [V, D], of any dtype that `lucid_onnx.embedding_bag` takes. A .npy file has no bfloat16: raw items of
+    two bytes, which numpy.save writes for ml_dtypes.bfloat16, are read as bfloat16.
 
     Example: `lucid-onnx build users.npy -o users.onnx --mode sum --per-sample-weights`
     """
@@ -110,16 +98,12 @@ def build(
     with cli_files.user_errors(TypeError, ValueError):
         model = build_model(
             rows,
-            mode=mode,
-            max_norm=max_norm,
-            norm_type=norm_type,
-            padding_idx=padding_idx,
-            include_last_offset=include_last_offset,
             two_d=two_d,
             per_sample_weights=per_sample_weights,
             index_dtype=index_dtype,
             form=form,  # type: ignore[arg-type]  # build_model checks it
             opset=opset,
+            **attributes,
         )
     with cli_files.user_errors(ValueError), cli_files.writing(output), writing_bar() as progress:
         save(model, output, external_data=external_data, progress=progress)
@@ -190,9 +174,9 @@ def _isa() -> str | None:
 def _session(ort: Any, model: str, native: bool, provider: str) -> onnxruntime.InferenceSession:
     from lucid_onnx.runtime.session import InferenceSession
 
-    if provider not in _PROVIDERS:
-        raise UserError(f"--provider {provider}: is not one of cpu, cuda")
-    wanted = _PROVIDERS[provider]
+    if provider not in PROVIDERS:
+        raise UserError(f"--provider {provider}: is not one of {', '.join(PROVIDERS)}")
+    wanted = PROVIDERS[provider]
     if wanted[0] not in ort.get_available_providers():
         raise UserError(f"--provider {provider}: this onnxruntime has no {wanted[0]}: pip install 'lucid-onnx[gpu]'")
     cli_files.check_file(model)

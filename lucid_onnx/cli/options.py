@@ -1,8 +1,14 @@
-"""Parsers of the commands' options."""
+"""The commands' options: parsers, and the attributes of an operator as options."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, cast, get_type_hints
+
 import typer
+
+from lucid_onnx.ops.attributes import Attribute, BaseAttributes, Choice, Flag, Real, takes
 
 
 def real(text: str) -> float:
@@ -19,3 +25,27 @@ def integer(text: str) -> int:
         return int(text)
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is not an integer") from error
+
+
+def with_options(function: Callable[..., int | None], attributes: type[BaseAttributes]) -> Callable[..., int | None]:
+    """A command that takes the attributes of an operator as ``**attributes``, with an option for each of them."""
+    command: Any = takes(attributes)(function)
+    types = get_type_hints(function, include_extras=True) | {a.name: _option(a) for a in attributes.keyword_table()}
+    signature = inspect.signature(command)
+    parameters = [p.replace(annotation=types[p.name]) for p in signature.parameters.values()]
+    command.__signature__ = signature.replace(parameters=parameters)
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    return cast("Callable[..., int | None]", command)
+
+
+def _option(attribute: Attribute) -> Any:
+    """An attribute of an operator as an option, in Typer's form."""
+    text = attribute.meaning + (f": {attribute.kind.words}." if attribute.kind.words else ".")
+    text = text[0].upper() + text[1:].replace('"', "")
+    if isinstance(attribute.kind, Flag):
+        return Annotated[bool, typer.Option(f"--{attribute.name.replace('_', '-')}", help=text)]
+    if isinstance(attribute.kind, Choice):
+        return Annotated[str, typer.Option(help=text)]
+    if isinstance(attribute.kind, Real):
+        return Annotated[float | None, typer.Option(parser=real, metavar="NUMBER", help=text)]
+    return Annotated[int | None, typer.Option(parser=integer, metavar="INTEGER", help=text)]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -12,7 +11,6 @@ from onnx import TensorProto, helper
 
 from lucid_onnx.ops import OPERATOR_OF, variant
 from lucid_onnx.ops.embedding_bag import spec
-from lucid_onnx.ops.embedding_bag_collection import spec as collection
 
 #: Nodes that keep the values of their first input, as far as indices and offsets are concerned.
 _PASSING = {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"}
@@ -97,9 +95,10 @@ class _Roles:
         padding = attributes.get("padding_idx", spec.NO_PADDING)
         last = bool(attributes.get("include_last_offset", 0))
         named = dict(zip(op.inputs, node.input, strict=True))
-        for names in _bags(op, named):
-            weight, indices, offsets = (None if name is None else self._origin(name) for name in names)
-            held = self._initializers.get(names[0])
+        for bag in op.bags:
+            weight, indices = self._origin(named[bag.table]), self._origin(named[bag.indices])
+            offsets = None if bag.offsets is None else self._origin(named[bag.offsets])
+            held = self._initializers.get(named[bag.table])
             rows = held.dims[0] if held is not None else None
             if weight is not None:
                 self.roles[weight] = _Role("table")
@@ -107,7 +106,7 @@ class _Roles:
                 role = _Role("indices", rows, None if padding == spec.NO_PADDING else padding, two_d=op.two_d)
                 self.roles[indices] = _narrower(self.roles.get(indices), role)
             if offsets is not None:
-                tables = op.num_tables if getattr(op, "layout", "") == "packed" else 1
+                tables = sum(other.offsets == bag.offsets for other in op.bags)
                 self.roles[offsets] = _Role("offsets", last=last, partner=indices or "", tables=tables)
         if "grad_output" in named:
             gradient = self._origin(named["grad_output"])
@@ -131,16 +130,6 @@ class _Roles:
                 return None
             name = node.input[0]
         return name
-
-
-def _bags(op: Any, named: Mapping[str, str]) -> Iterator[tuple[str, str, str | None]]:
-    """The names of the table, the indices and the offsets of a node's bags, or of each table of a collection."""
-    if not isinstance(op, collection.Variant):
-        yield named[op.table], named["indices"], named.get("offsets")
-        return
-    for t in range(op.num_tables):
-        own = f"_{t}" if op.layout != "packed" else ""
-        yield named[f"weight_{t}"], named[f"indices{own}"], named.get(f"offsets{own}")
 
 
 def _narrower(old: _Role | None, new: _Role) -> _Role:

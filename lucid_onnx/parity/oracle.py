@@ -35,12 +35,11 @@ class _Bag(OpRun):
         arrays = dict(zip(op.inputs, inputs, strict=True))
         if operator is embedding_bag_collection:
             return (embedding_bag_collection.reference.pooled(op, arrays, attributes),)
-        names = ("mode", "padding_idx", "max_norm", "norm_type", "include_last_offset")
-        keywords = {name: getattr(attributes, name) for name in names}
+        keywords = attributes.keywords
         if operator is embedding_bag:
             return (embedding_bag.reference.embedding_bag(arrays.pop("indices"), **arrays, **keywords),)
         if operator is embedding_bag_grad:
-            keywords |= {"scale_grad_by_freq": attributes.scale_grad_by_freq, "sparse": op.sparse}
+            keywords["sparse"] = op.sparse
             gradient, indices = arrays.pop("grad_output"), arrays.pop("indices")
             return embedding_bag_grad.reference.embedding_bag_grad(gradient, indices, **arrays, **keywords)
         kind = attributes.codes

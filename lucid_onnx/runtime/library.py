@@ -7,7 +7,17 @@ import functools
 import importlib.resources
 import sys
 
+from lucid_onnx.ops.attributes import check_choice
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+#: onnxruntime's execution providers for each ``provider`` of ours, the preferred one first.
+PROVIDERS = {"cpu": [CPU], "cuda": [CUDA, CPU]}
 _NAME = {"win32": "lucid_onnx_ops.dll", "darwin": "liblucid_onnx_ops.dylib"}.get(sys.platform, "liblucid_onnx_ops.so")
+
+
+def check_provider(provider: str) -> None:
+    """Raise ValueError if there is no such provider."""
+    check_choice("provider", provider, PROVIDERS)
 
 
 def get_library_path() -> str:

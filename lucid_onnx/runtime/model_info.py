@@ -14,9 +14,8 @@ import onnx
 from onnx import TensorProto, helper
 
 from lucid_onnx.graph import subgraphs, where
-from lucid_onnx.ops import OPERATOR_OF, quantized_embedding_bag, variant
+from lucid_onnx.ops import OPERATOR_OF
 from lucid_onnx.ops.embedding_bag import spec
-from lucid_onnx.ops.embedding_bag_collection import spec as collection
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,33 +123,29 @@ def _bags(proto: onnx.ModelProto) -> Iterator[Node]:
         at = where(node)
         if node.op_type not in OPERATOR_OF:
             raise ValueError(f"{at}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(OPERATOR_OF)}")
-        op = OPERATOR_OF[node.op_type].spec.VARIANTS[node.op_type]
-        place = op.inputs.index(op.table)
-        if len(node.input) <= place:
+        meaning = OPERATOR_OF[node.op_type].spec
+        op = meaning.VARIANTS[node.op_type]
+        if len(node.input) <= op.inputs.index(op.table):
             raise ValueError(f"{at}: {node.op_type} has no input {op.table}")
         try:
             given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-            attributes = OPERATOR_OF[node.op_type].spec.Attributes.from_onnx(given)
-            op = variant(node.op_type, given)
+            attributes = meaning.Attributes.from_onnx(given)
+            op = op.of(given)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{at}: {error}") from error
-        table, size, external = known.get(node.input[place], (Value(node.input[place], "?", None), None, False))
-        numbers: int | None = None
-        if isinstance(attributes, quantized_embedding_bag.spec.Attributes):  # what the bytes are codes of
-            rows = None if table.shape is None else (*table.shape[:1], attributes.embedding_dim)
-            table = dataclasses.replace(table, dtype=attributes.codes_type, shape=rows)
-            sizes = [known[name][1] if name in known else None for name in node.input[1 : op.inputs.index("indices")]]
-            numbers = None if None in sizes else sum(size for size in sizes if size is not None)
         name = node.name or (node.output[0] if node.output else "")
-        tables = [(name, table, size, external)]
-        if isinstance(attributes, collection.Attributes):
-            tables = [
-                (f"{name}, table {t}", *known.get(weight, (Value(weight, "?", None), None, False)))
-                for t, weight in enumerate(node.input[: op.num_tables])
-            ]
-        for name, table, size, external in tables:
+        named = dict(zip(op.inputs, node.input, strict=False))
+        for bag in op.bags:
+            if bag.table not in named:
+                continue
+            place = named[bag.table]
+            table, size, external = known.get(place, (Value(place, "?", None), None, False))
+            dtype, shape = attributes.as_table(table.dtype, table.shape)
+            table = dataclasses.replace(table, dtype=dtype, shape=shape)
+            sizes = [known[named[n]][1] if named.get(n) in known else None for n in bag.row_numbers]
+            numbers = None if None in sizes or not sizes else sum(size for size in sizes if size is not None)
             yield Node(
-                name=name,
+                name=f"{name}, {bag.label}" if bag.label else name,
                 op=node.op_type,
                 form="portable" if node.op_type in bodies else "native",
                 mode=attributes.mode,

@@ -15,9 +15,10 @@ import onnx
 from onnx import TensorProto, helper
 
 from lucid_onnx.builder import save
+from lucid_onnx.ops.attributes import check_choice
 from lucid_onnx.ops.embedding_bag.spec import BFLOAT16
 
-from .library import find_cuda_library, get_library_path, why_no_cuda
+from .library import CPU, CUDA, check_provider, find_cuda_library, get_library_path, why_no_cuda
 
 try:
     import onnxruntime as ort
@@ -27,7 +28,6 @@ except ImportError as error:  # pragma: no cover  # the extras bring it
         "pip install 'lucid-onnx[cpu]' (or 'lucid-onnx[gpu]')"
     ) from error
 
-_CUDA = "CUDAExecutionProvider"
 #: Where constant tables of 8 MiB and more lie, and the session config entry that the library reads.
 TABLE_MEMORY = ("auto", "inplace", "hugepage_copy", "mmap")
 _TABLE_MEMORY_ENTRY = "lucid.table_memory"
@@ -59,10 +59,9 @@ def register(session_options: ort.SessionOptions, *, provider: str = "cpu", tabl
             this machine lacks; or the CUDA kernels cannot run on this machine.
         ValueError: an unknown provider or table_memory.
     """
-    if provider not in ("cpu", "cuda"):
-        raise ValueError(f"provider = {provider!r} is not one of 'cpu', 'cuda'")
-    if table_memory is not None and table_memory not in TABLE_MEMORY:
-        raise ValueError(f"table_memory = {table_memory!r} is not one of {', '.join(map(repr, TABLE_MEMORY))}")
+    check_provider(provider)
+    if table_memory is not None:
+        check_choice("table_memory", table_memory, TABLE_MEMORY)
     path = get_library_path()
     if provider == "cuda":
         why = why_no_cuda()
@@ -80,7 +79,7 @@ def register(session_options: ort.SessionOptions, *, provider: str = "cpu", tabl
 def _provider(providers: Sequence[Any]) -> str:
     """The provider whose kernels a session of these providers needs, "cpu" or "cuda"."""
     names = [p if isinstance(p, str) else p[0] for p in providers]
-    if _CUDA not in names or _CUDA not in ort.get_available_providers():
+    if CUDA not in names or CUDA not in ort.get_available_providers():
         return "cpu"
     why = why_no_cuda()
     if why is None:
@@ -115,7 +114,7 @@ class InferenceSession(ort.InferenceSession):
         **kwargs: Any,
     ) -> None:
         options = ort.SessionOptions() if session_options is None else session_options
-        providers = list(providers or ["CPUExecutionProvider"])
+        providers = list(providers or [CPU])
         if native:
             register(options, provider=_provider(providers), table_memory=table_memory)
         elif table_memory is not None:
@@ -188,8 +187,8 @@ class InferenceSession(ort.InferenceSession):
                 raise TypeError(f"input {name!r} is a {type(tensor).__name__}, which has no __dlpack__")
             kept.append(ort.OrtValue.from_dlpack(tensor))
             binding.bind_ortvalue_input(name, kept[-1])
-        gpu = _CUDA in self.get_providers()
-        device = int(self.get_provider_options()[_CUDA].get("device_id", 0)) if gpu else 0
+        gpu = CUDA in self.get_providers()
+        device = int(self.get_provider_options()[CUDA].get("device_id", 0)) if gpu else 0
         for name in output_names or [o.name for o in self.get_outputs()]:
             binding.bind_output(name, "cuda" if gpu else "cpu", device)
         # onnxruntime computes on its own stream; the inputs are made and the outputs are read on others.

@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,14 @@ import onnx
 from onnx import TensorProto, helper
 
 from lucid_onnx.builder import FORMS, TABLE_TYPES, Form, convert, make_grad_node, make_node
+from lucid_onnx.ops.attributes import takes
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.ops.embedding_bag.lowering import refusal
+from lucid_onnx.ops.embedding_bag_grad import spec as gradient_spec
 from lucid_onnx.ops.emit import Emitter
+
+if TYPE_CHECKING:
+    from typing import Unpack
 
 Loss = Literal["mse", "logistic"]
 Optimizer = Literal["sgd", "rowwise_adagrad"]
@@ -41,24 +46,20 @@ _INDEX_TYPES = {"int32": TensorProto.INT32, "int64": TensorProto.INT64}
 _ROWS = {"weight": "num_rows", "target_weight": "num_target_rows"}
 
 
+@takes(gradient_spec.Attributes)
 def build_training_model(
     *,
     loss: Loss,
     optimizer: Optimizer = "sgd",
     reduction: Reduction = "mean",
     eps: float = 1e-8,
-    mode: str = "mean",
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    padding_idx: int | None = None,
-    include_last_offset: bool = False,
     two_d: bool = False,
     per_sample_weights: bool = False,
-    scale_grad_by_freq: bool = False,
     index_dtype: npt.DTypeLike = "int64",
     weight_dtype: npt.DTypeLike = "float32",
     form: Form = "portable",
     opset: int = spec.DEFAULT_OPSET,
+    **attributes: Unpack[gradient_spec.Keywords],
 ) -> onnx.ModelProto:
     """A model of one training step: tables and a batch in, the loss and the new tables out. `Trainer` runs it.
 
@@ -93,9 +94,9 @@ def build_training_model(
             batch do not change.
         reduction: "mean" over the elements of ``target`` or ``labels``, or their "sum". The loss of no elements is 0.
         eps: of Adagrad, > 0.
-        mode, max_norm, norm_type, padding_idx, include_last_offset, two_d, per_sample_weights, scale_grad_by_freq,
-            index_dtype, form, opset: as in `build_grad_model`. Rows are clipped as they are read, and the row that is
-            updated is the one in the table. The padded row is never updated.
+        **attributes: those of `build_grad_model`.
+        two_d, per_sample_weights, index_dtype, form, opset: as in `build_grad_model`. Rows are clipped as they are
+            read, and the row that is updated is the one in the table. The padded row is never updated.
         weight_dtype: float32 or float64; sums of many small updates need more than 16 bits.
 
     Raises:
@@ -109,19 +110,16 @@ def build_training_model(
     e = Emitter(opset, "step_", {})
     tables = _Tables(e, dtype, optimizer, float(eps))
     offsets = None if two_d else "offsets"
+    given = gradient_spec.Attributes(**attributes).keywords
     bag: dict[str, Any] = {
-        "mode": mode,
-        "max_norm": max_norm,
-        "norm_type": norm_type,
-        "padding_idx": padding_idx,
-        "include_last_offset": include_last_offset,
+        **{a.name: given.pop(a.name) for a in spec.Attributes.keyword_table()},
         "per_sample_weights": "per_sample_weights" if per_sample_weights else None,
         "weight_dtype": dtype,
     }
     pooled = e.name()
     e.nodes.append(make_node(tables.read("weight"), "indices", offsets, pooled, **bag))
     gradient = _mse(e, pooled, reduction, dtype) if loss == "mse" else _logistic(e, tables, pooled, reduction, dtype)
-    _update_bags(e, tables, gradient, offsets, bag, scale_grad_by_freq, dtype)
+    _update_bags(e, tables, gradient, offsets, bag, given, dtype)
     batch = _batch(loss, bag, two_d, TABLE_TYPES[dtype], _INDEX_TYPES[index.name])
     model = _model(e, tables, batch, TABLE_TYPES[dtype], opset)
     convert(model, form)
@@ -152,10 +150,10 @@ def _update_bags(
     gradient: str,
     offsets: str | None,
     bag: dict[str, Any],
-    scale_grad_by_freq: bool,
+    of_gradient: dict[str, Any],
     dtype: np.dtype,
 ) -> None:
-    """Write the update of ``weight`` from the gradient [B, D] of its bags."""
+    """Write the update of ``weight`` from the gradient [B, D] of its bags, which has attributes of its own."""
     outputs = [e.name() for _ in range(2 if bag["per_sample_weights"] is None else 3)]
     e.nodes.append(
         make_grad_node(
@@ -166,7 +164,7 @@ def _update_bags(
             outputs,
             **bag,
             sparse=True,
-            scale_grad_by_freq=scale_grad_by_freq,
+            **of_gradient,
         )
     )
     rows, values = outputs[:2]
@@ -330,7 +328,7 @@ def _by_row(e: Emitter, row: str, num_rows: str) -> _ByRow:
     count = e.Shape(row)
     total = e.Add(count, 1)
     keys = e.Add(e.Mul(e.Concat(row, num_rows, axis=0), total), e.Range(0, e.Squeeze(total), 1))
-    keys, _ = e.several("TopK", (keys, total), {"axis": 0, "largest": 0, "sorted": 1}, 2)
+    keys, _ = e.multi_output("TopK", (keys, total), {"axis": 0, "largest": 0, "sorted": 1}, 2)
     sorted_row = e.Div(keys, total)
     order = e.Slice(e.Sub(keys, e.Mul(sorted_row, total)), [0], count)
     new = e.Greater(e.Sub(sorted_row, e.Concat([-1], e.Slice(sorted_row, [0], count), axis=0)), 0)

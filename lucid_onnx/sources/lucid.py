@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 
 from lucid_onnx.builder import Form, build_model, build_quantized_model
+from lucid_onnx.ops.attributes import takes
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.ops.quantized_embedding_bag.table import QuantizedTable
 
 from . import checkpoint
+
+if TYPE_CHECKING:
+    from typing import Unpack
 
 #: The attributes of a module's bags, in the order of the call. ``scale_grad_by_freq`` and ``sparse`` concern the
 #: gradient.
@@ -55,9 +59,10 @@ def from_module(
         ValueError: an unknown name in ``attributes``, or a value or shape outside the operator's contract.
     """
     given = dict(attributes or {})
+    known = list(dict.fromkeys((*ATTRIBUTES, *(a.name for a in spec.Attributes.keyword_table()))))
     for name in given:
-        if name not in ATTRIBUTES:
-            raise ValueError(f"attributes has {name!r}, which is not one of {', '.join(ATTRIBUTES)}")
+        if name not in known:
+            raise ValueError(f"attributes has {name!r}, which is not one of {', '.join(known)}")
 
     def value(name: str) -> Any:
         return given[name] if name in given else _attribute(module, name)
@@ -65,7 +70,7 @@ def from_module(
     def array(name: str) -> np.ndarray:
         return _array(name, _attribute(module, name))
 
-    keywords: dict[str, Any] = {name: value(name) for name in ATTRIBUTES}
+    keywords: dict[str, Any] = {**given, **{name: value(name) for name in ATTRIBUTES}}
     keywords.update(two_d=two_d, per_sample_weights=per_sample_weights, index_dtype=index_dtype, form=form, opset=opset)
     if hasattr(module, _CODES):
         table = _quantized(array(_CODES), array(_SCALE), array(_ZERO_POINT), ("", ""))
@@ -73,20 +78,17 @@ def from_module(
     return build_model(array("weight"), **keywords)
 
 
+@takes(spec.Attributes)
 def from_checkpoint(
     path: str | os.PathLike[str],
     key: str,
     *,
-    mode: str = "mean",
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    padding_idx: int | None = None,
-    include_last_offset: bool = False,
     two_d: bool = False,
     per_sample_weights: bool = False,
     index_dtype: npt.DTypeLike = "int64",
     form: Form = "portable",
     opset: int = spec.DEFAULT_OPSET,
+    **attributes: Unpack[spec.Keywords],
 ) -> onnx.ModelProto:
     """A model of one bag whose table is a tensor of a .safetensors checkpoint. Reads only that tensor.
 
@@ -94,8 +96,7 @@ def from_checkpoint(
         path: the checkpoint.
         key: the tensor: a table of floats ("ranker.bag.weight"), or the quantized values of a quantized
             module ("ranker.bag.weight_int8"), whose ``weight_scale`` and ``weight_zero_point`` have the same prefix.
-        mode, max_norm, norm_type, padding_idx, include_last_offset: as in `lucid_onnx.build_model`; a checkpoint does
-            not hold them.
+        **attributes: those of `lucid_onnx.build_model`, which a checkpoint does not hold.
         two_d, per_sample_weights, index_dtype, form, opset: as in `lucid_onnx.build_model`.
 
     Raises:
@@ -103,11 +104,7 @@ def from_checkpoint(
         TypeError, ValueError: it is not a checkpoint, it lacks a tensor, or as `lucid_onnx.build_model`.
     """
     keywords: dict[str, Any] = {
-        "mode": mode,
-        "max_norm": max_norm,
-        "norm_type": norm_type,
-        "padding_idx": padding_idx,
-        "include_last_offset": include_last_offset,
+        **attributes,
         "two_d": two_d,
         "per_sample_weights": per_sample_weights,
         "index_dtype": index_dtype,

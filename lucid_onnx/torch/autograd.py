@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from lucid_onnx.ops.embedding_bag.spec import BFLOAT16
+from lucid_onnx.ops.attributes import Choice, Flag, Kind, OptionalIndex, Real, takes
+from lucid_onnx.ops.embedding_bag.spec import BFLOAT16, Mode
+from lucid_onnx.ops.embedding_bag_grad.spec import Attributes
 
-#: The parameters of both directions after their tensors, in order.
-_Settings = tuple["float | None", float, bool, str, bool, "int | None", bool]
+#: The parameters of both directions after their tensors, in order, with their defaults.
+_SETTINGS = {**{a.name: a.default for a in Attributes.keyword_table()}, "native": True}
+_Settings = tuple[Any, ...]
 
 
+@takes(Attributes)
 def embedding_bag(
     input: torch.Tensor,
     weight: torch.Tensor,
@@ -20,13 +24,14 @@ def embedding_bag(
     max_norm: float | None = None,
     norm_type: float = 2.0,
     scale_grad_by_freq: bool = False,
-    mode: str = "mean",
+    mode: Mode = "mean",
     sparse: bool = False,
     per_sample_weights: torch.Tensor | None = None,
     include_last_offset: bool = False,
     padding_idx: int | None = None,
     *,
     native: bool = True,
+    **further: Any,
 ) -> torch.Tensor:
     """torch.nn.functional.embedding_bag on ONNX Runtime and our kernels, differentiable once.
 
@@ -44,8 +49,8 @@ def embedding_bag(
         weight: [V, D] of float32, float16, bfloat16 or float64, on the CPU.
         sparse: the gradient of ``weight`` is a sparse COO tensor, not coalesced, with an entry for each position that
             is in a bag and not padded.
-        offsets, max_norm, norm_type, scale_grad_by_freq, mode, per_sample_weights, include_last_offset, padding_idx: as
-            in `lucid_onnx.embedding_bag`.
+        offsets, per_sample_weights: as in `lucid_onnx.embedding_bag`.
+        **attributes: those of `lucid_onnx.embedding_bag_grad`.
         native: use the native kernels; False runs standard operators.
 
     Returns:
@@ -63,7 +68,18 @@ def embedding_bag(
             raise TypeError(f"{name} is a {type(tensor).__name__}, expected a torch.Tensor")
         if tensor.device.type != "cpu" or tensor.layout != torch.strided:
             raise ValueError(f"{name} is a {tensor.layout} tensor on {tensor.device}, expected a dense one on the CPU")
-    settings = (max_norm, norm_type, scale_grad_by_freq, mode, include_last_offset, padding_idx, native)
+    named = {
+        **_SETTINGS,
+        "max_norm": max_norm,
+        "norm_type": norm_type,
+        "scale_grad_by_freq": scale_grad_by_freq,
+        "mode": mode,
+        "include_last_offset": include_last_offset,
+        "padding_idx": padding_idx,
+        "native": native,
+        **further,
+    }
+    settings = tuple(named.values())
     output = _EmbeddingBag.apply(input, weight, offsets, per_sample_weights, sparse, settings)
     assert isinstance(output, torch.Tensor)
     return output
@@ -90,7 +106,7 @@ class _EmbeddingBag(torch.autograd.Function):
             **_keywords(settings),
         )
         # A gradient that does not look at the table's numbers need not mind if they change before it is taken.
-        reads = per_sample_weights is not None or settings[3] == "max"
+        reads = per_sample_weights is not None or _keywords(settings)["mode"] == "max"
         ctx.save_for_backward(indices, offsets, per_sample_weights, weight if reads else None)
         ctx.weight = None if reads else weight.detach()
         ctx.sparse, ctx.settings = sparse, settings
@@ -112,9 +128,13 @@ class _EmbeddingBag(torch.autograd.Function):
 
 # The gradient is an operator of torch's dispatcher, so that torch knows what to do with it where a tensor stands for
 # many, as in the batched gradients of torch.autograd.gradcheck: it calls it for each.
+_TYPES: dict[type[Kind], str] = {Choice: "str", Flag: "bool", OptionalIndex: "int", Real: "float"}
 _SIGNATURE = (
-    "(Tensor grad_output, Tensor indices, Tensor weight, Tensor? offsets, Tensor? per_sample_weights, float? max_norm,"
-    " float norm_type, bool scale_grad_by_freq, str mode, bool include_last_offset, int? padding_idx, bool native)"
+    "(Tensor grad_output, Tensor indices, Tensor weight, Tensor? offsets, Tensor? per_sample_weights, "
+    + "".join(
+        f"{_TYPES[type(a.kind)]}{'?' if a.default is None else ''} {a.name}, " for a in Attributes.keyword_table()
+    )
+    + "bool native)"
 )
 _LIBRARY = torch.library.Library("lucid_onnx", "DEF")
 _LIBRARY.define(f"embedding_bag_grad{_SIGNATURE} -> (Tensor, Tensor)")
@@ -145,8 +165,7 @@ _LIBRARY.impl("embedding_bag_sparse_grad", lambda *arguments: _grad(True, *argum
 
 
 def _keywords(settings: Any) -> dict[str, Any]:
-    names = ("max_norm", "norm_type", "scale_grad_by_freq", "mode", "include_last_offset", "padding_idx", "native")
-    keywords = dict(zip(names, settings, strict=True))
+    keywords = dict(zip(_SETTINGS, settings, strict=True))
     # Of the forms, the one that a session starts with soonest.
     return {**keywords, "form": "native" if keywords["native"] else "standard"}
 

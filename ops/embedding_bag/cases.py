@@ -45,7 +45,7 @@ class Case:
     @property
     def keywords(self) -> dict[str, Any]:
         """The attributes as keyword arguments of the call."""
-        return dataclasses.asdict(self.attributes)
+        return self.attributes.keywords
 
     def expected(self) -> np.ndarray:
         """The reference's result, rounded to the table's dtype."""
@@ -255,7 +255,6 @@ def make(
     name: str,
     *,
     dtype: str = "float32",
-    mode: str = "mean",
     layout: str = "ragged",
     rows: int = 10,
     dim: int = 5,
@@ -266,8 +265,7 @@ def make(
     index_dtype: str = "int64",
     offsets_dtype: str | None = None,
     padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
+    **attributes: Any,
 ) -> Case:
     """A case with random values.
 
@@ -275,6 +273,7 @@ def make(
         lengths: of the bags. With the layout "rows" all are the first one's.
         length: of the bags of "rows" where there are none to tell.
         slack: positions after the last offset, out of the table's range.
+        padding_idx, attributes: of the operator, all but include_last_offset, which the layout "ends" sets.
     """
     random = np.random.RandomState(zlib.crc32(name.encode()))
     table_dtype = spec.BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
@@ -303,5 +302,5 @@ def make(
         indices,
         offsets,
         weights,
-        spec.Attributes(mode, padding_idx, max_norm, norm_type, include_last_offset=layout == "ends"),
+        spec.Attributes(**attributes, padding_idx=padding_idx, include_last_offset=layout == "ends"),
     )

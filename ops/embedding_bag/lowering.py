@@ -20,8 +20,8 @@ A loop goes over the bags, one after another: a quarter of the nodes, and slow w
 float64, so that a long bag is as exact as in blocks.
 
 Padded bags are a matrix of positions [longest, B], gathered and reduced at once; bags of more than 64 positions in
-equal pieces. Memory is in proportion to that matrix, whatever is in it. A longer bag is refused, and where a runtime
-refuses nothing it comes out as NaN.
+equal pieces. Memory is in proportion to that matrix, whatever is in it. A longer bag is rejected, and comes out as NaN
+where a runtime rejects nothing.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import onnx
 
+from ..attributes import check_choice
 from ..emit import Emitter, forms
 from . import spec
 
@@ -55,7 +56,7 @@ class Ragged:
     Without ``longest_bag`` that is the length of indices [B, L]; flat indices need it.
 
     Raises:
-        TypeError: longest_bag is no integer.
+        TypeError: longest_bag is not an integer.
         ValueError: another way, longest_bag outside [1, `LONGEST_BAG`], or given where nothing is padded.
     """
 
@@ -63,8 +64,7 @@ class Ragged:
     longest_bag: int | None = None
 
     def __post_init__(self) -> None:
-        if self.way not in RAGGED:
-            raise ValueError(f"ragged = {self.way!r} is not one of 'blocks', 'loop', 'padded'")
+        check_choice("ragged", self.way, RAGGED)
         if self.longest_bag is None:
             return
         if isinstance(self.longest_bag, bool) or not isinstance(self.longest_bag, int):
@@ -115,8 +115,7 @@ def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], outputs: Sequenc
 
 def pool(e: Emitter, op: Layout, inputs: Sequence[str], output: str, table: Table) -> None:
     """Write into ``e`` the nodes that pool the rows of a table, whatever it is made of, in the way of ``e.choice``."""
-    if not spec.MIN_OPSET <= e.opset <= spec.MAX_OPSET:
-        raise ValueError(f"opset = {e.opset} is outside [{spec.MIN_OPSET}, {spec.MAX_OPSET}]")
+    spec.check_opset(e.opset)
     ragged = e.choice or BLOCKS
     named = dict(zip(op.inputs, inputs, strict=True))
     pooled = {"blocks": _in_blocks, "loop": _in_a_loop, "padded": _padded}[ragged.way](e, op, named, table)
@@ -131,7 +130,7 @@ class Segments(NamedTuple):
     ends: str  #: [B]
     lengths: str  #: [B]
     num_indices: str  #: [1]: N
-    indices: str  #: [N], int64, with V in the place of negative ones
+    indices: str  #: [N], int64, with V in place of negative ones
 
 
 def read_bags(e: Emitter, op: Layout, named: Mapping[str, str], num_rows: str) -> Segments:
@@ -161,7 +160,7 @@ def read_bags(e: Emitter, op: Layout, named: Mapping[str, str], num_rows: str) -
     lengths = e.Sub(ends, starts)
     num_indices = e.Shape(indices)
     indices = e.Cast(indices, to=onnx.TensorProto.INT64)
-    # Gather takes -1 for the last row. An index past the table is refused where Gather refuses.
+    # Gather takes -1 for the last row. An index past the table is an error where Gather makes it one.
     indices = e.Where(e.Less(indices, 0), num_rows, indices)
     return Segments(num_bags, starts, ends, lengths, num_indices, indices)
 
@@ -169,8 +168,8 @@ def read_bags(e: Emitter, op: Layout, named: Mapping[str, str], num_rows: str) -
 def refusal(e: Emitter, flags: str, **name: str) -> str:
     """[1]: 0, where no flag of at least one is set; elsewhere an error.
 
-    Standard operators have no way to raise one, but Gather refuses an index past its data in ONNX Runtime on the CPU.
-    The ``name`` of the node, if it is given one, stands in the error.
+    Standard operators have no way to raise one, but Gather rejects an index past its data in ONNX Runtime on the CPU.
+    The ``name`` of the node, if it is given one, is in the error.
     """
     numbers = e.Cast(flags, to=onnx.TensorProto.INT64)
     return str(e.Gather([0], e.reduce("ReduceMax", numbers, 0, keepdims=1), **name))
@@ -303,7 +302,7 @@ def _with_holes(
     """Reduce blocks that may have holes: positions at or past ``end`` [M], and those to ``skip``.
 
     Args:
-        absent: a position that exists and belongs to nobody, to read in place of a hole, [1].
+        absent: a position that exists and belongs to no bag, to read in place of a hole, [1].
         identity: the reduction's identity, scalar.
         dim: the rows' length D, [1].
     """
@@ -498,7 +497,7 @@ def _padded(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -> s
         )
         rows = _reduced(e, e.Reshape(rows, e.Concat(e.Shape(first), dim, axis=0), allowzero=1))
 
-    # Bags without rows read zeros, and those that are too long, where nobody has refused them, NaN.
+    # Bags without rows read zeros, and those that are too long, where no runtime has rejected them, NaN.
     zeros, nans = (e.Expand(stash(e, number), e.Concat([1], dim, axis=0)) for number in (0, math.nan))
     place = e.Range(0, e.Squeeze(num_bags), 1)
     place = e.Where(e.Greater(e.Mul(counts, live), 0), place, some)

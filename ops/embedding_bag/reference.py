@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import decimal
 import itertools
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..attributes import takes
 from . import spec
 
 
+@takes(spec.Attributes)
 def embedding_bag(
     x: npt.ArrayLike,
     weight: npt.ArrayLike,
@@ -23,26 +26,22 @@ def embedding_bag(
     max_norm: float | None = None,
     norm_type: float = 2.0,
     scale_grad_by_freq: bool = False,
-    mode: str = "mean",
+    mode: spec.Mode = "mean",
     sparse: bool = False,
     per_sample_weights: npt.ArrayLike | None = None,
     include_last_offset: bool = False,
     padding_idx: int | None = None,
+    **further: Any,
 ) -> np.ndarray:
     """Pool rows of ``weight``, bag by bag, in NumPy.
 
     Args:
         x: indices, int32 or int64, [N] with ``offsets`` or [B, L] with a bag per row.
-        weight: the table, [V, D], float32, float16, bfloat16 (ml_dtypes) or float64.
+        weight: the table, [V, D], of one of `spec.TABLE_DTYPES`.
         offsets: int32 or int64, [B] (or [B + 1] with ``include_last_offset``): where each bag begins in ``x``.
-        max_norm: rows whose norm is larger are scaled down to it, for this call only.
-        norm_type: the p of that norm, > 0 or infinity.
-        scale_grad_by_freq: concerns the gradient alone; no effect here.
-        mode: "sum", "mean" or "max".
-        sparse: concerns the gradient alone; no effect here.
         per_sample_weights: of the table's dtype, shaped like ``x``; mode "sum" only.
-        include_last_offset: the last entry of ``offsets`` ends the last bag.
-        padding_idx: a row in [-V, V) whose positions are skipped.
+        **attributes: those of `spec.Attributes`.
+        scale_grad_by_freq, sparse: concern the gradient alone; no effect here.
 
     Returns:
         [B, D], of the table's dtype.
@@ -54,7 +53,7 @@ def embedding_bag(
     x, weight = np.asarray(x), np.asarray(weight)
     offsets = None if offsets is None else np.asarray(offsets)
     per_sample_weights = None if per_sample_weights is None else np.asarray(per_sample_weights)
-    attributes = spec.Attributes(mode, padding_idx, max_norm, norm_type, include_last_offset)
+    attributes = spec.Attributes(mode, padding_idx, max_norm, norm_type, include_last_offset, **further)
     spec.check_inputs(weight, x, offsets, per_sample_weights, attributes)
 
     num_rows, dim = weight.shape

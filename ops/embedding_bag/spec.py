@@ -1,4 +1,4 @@
-"""EmbeddingBag: the contract that every expression of the operator keeps.
+"""EmbeddingBag: the specification that every implementation of the operator keeps.
 
 For bag ``i`` whose positions in ``indices`` are ``K(i)``::
 
@@ -21,37 +21,45 @@ Arithmetic: float16 and bfloat16 tables accumulate in float32, and every result 
 end. Norms are taken in float32 (double for double). A padded position is skipped: neither its row nor its
 weight is looked at. NaN and infinity in a selected row spread as in ``numpy.sum`` and ``numpy.max``.
 
-The ONNX operator comes under one name per combination of inputs (`VARIANTS`), because a function body
-cannot ask whether an input is there. All share these attributes, every one of them written on every
-node, because neither a kernel nor onnx's own inliner sees a function's defaults:
+The ONNX operator has one name per combination of inputs (`VARIANTS`), because a function body cannot ask
+whether an input is there. All share these attributes, which `Attributes` declares. Every one of them is
+written on every node, because neither a kernel nor onnx's own inliner sees a function's defaults:
 
-==================== ===== =====================================================================
-mode                 INT   0 sum, 1 mean, 2 max (ATen's numbers)
-padding_idx          INT   the padded row, negative from the end; `NO_PADDING` for none
-max_norm             FLOAT the largest norm, ``+inf`` for none
-max_norm_lo          FLOAT what rounding ``max_norm`` to FLOAT lost (ONNX has no double attribute)
-norm_type            FLOAT the p of the norm, ``+inf`` for the largest magnitude
-norm_type_lo         FLOAT as ``max_norm_lo``
-stash_type           INT   the type to accumulate in: FLOAT, or DOUBLE for double tables
-include_last_offset  INT   0 or 1; only on the names that take offsets
-==================== ===== =====================================================================
+=================== ===== ============================== ===============================================================
+attribute           type  values                         meaning
+=================== ===== ============================== ===============================================================
+mode                INT   0 sum, 1 mean, 2 max           how the rows of a bag are pooled
+padding_idx         INT   in [-V, V), or -2**63 for none a row whose positions are skipped
+max_norm            FLOAT >= 0, or +inf for none         rows with a larger norm are scaled down to it, as they are read
+max_norm_lo         FLOAT                                what rounding max_norm to FLOAT lost
+norm_type           FLOAT > 0                            the p of that norm, infinity for the largest magnitude
+norm_type_lo        FLOAT                                what rounding norm_type to FLOAT lost
+stash_type          INT   1 FLOAT, 11 DOUBLE             the type to accumulate in, DOUBLE for float64 tables
+include_last_offset INT   0 or 1                         the last offset ends the last bag; not on the names with 2D
+=================== ===== ============================== ===============================================================
+The numbers of mode are ATen's. ONNX has no double attribute, so a float is two FLOAT attributes, whose sum
+has 48 bits.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypedDict, get_args
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from ..attributes import Attribute, BaseAttributes, Choice, Flag, OptionalIndex, Real, attribute, decided, either
+from ..attributes import split_double as split_double  # what max_norm and norm_type are in ONNX
+from ..variants import BaseVariant, Dims, Value, bag_values
+
 DOMAIN = "ai.lucid"
 VERSION = 1
-MODES = ("sum", "mean", "max")
+Mode = Literal["sum", "mean", "max"]
+#: The modes, each at its number in ONNX, which is ATen's.
+MODES: tuple[str, ...] = get_args(Mode)
 #: The ``padding_idx`` attribute that stands for "no padding": no legal value, and no index equals it
 #: even after the number of rows was added.
 NO_PADDING = -(2**63)
@@ -64,15 +72,24 @@ TABLE_DTYPES = (np.dtype(np.float32), np.dtype(np.float16), BFLOAT16, np.dtype(n
 INDEX_DTYPES = (np.dtype(np.int32), np.dtype(np.int64))
 
 
+def check_opset(opset: Any, words: str | None = None) -> None:
+    """Raise TypeError or ValueError if the lowering is not written for a version of the standard operators.
+
+    ``words`` name it in the message, by default ``opset = <opset>``.
+    """
+    if isinstance(opset, bool) or not isinstance(opset, int):
+        raise TypeError(f"opset = {opset!r} must be an integer")
+    if not MIN_OPSET <= opset <= MAX_OPSET:
+        raise ValueError(f"{words or f'opset = {opset}'} is outside [{MIN_OPSET}, {MAX_OPSET}]")
+
+
 @dataclasses.dataclass(frozen=True)
-class Variant:
+class Variant(BaseVariant):
     """One operator name: which inputs it takes, in order."""
 
     name: str
     two_d: bool
     weighted: bool
-    table = "weight"  #: the input that is the table, or its first part
-    outputs = ("output",)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -82,6 +99,14 @@ class Variant:
             *(() if self.two_d else ("offsets",)),
             *(("per_sample_weights",) if self.weighted else ()),
         )
+
+    def values(self, attributes: Attributes, shapes: Mapping[str, Sequence[int]]) -> dict[str, Value]:
+        num_rows, dim = shapes.get("weight", ("num_rows", "embedding_dim"))
+        return {
+            "weight": Value("table", (num_rows, dim)),
+            **bag_values(two_d=self.two_d, include_last_offset=attributes.include_last_offset),
+            "output": Value("bags", ("num_bags", dim)),
+        }
 
 
 #: The closed set of operator names.
@@ -106,53 +131,35 @@ def accumulation_dtype(table: npt.DTypeLike) -> np.dtype:
     return np.dtype(np.float64 if np.dtype(table) == np.float64 else np.float32)
 
 
-def split_double(value: float) -> tuple[float, float]:
-    """``value`` as two float32 numbers whose sum is it to 48 bits: FLOAT is all that ONNX attributes have."""
-    with np.errstate(over="ignore"):
-        high = float(np.float32(value))
-    if math.isinf(value):
-        return value, 0.0
-    if math.isinf(high):  # above float32's range: keep the sum finite
-        high = math.copysign(float(np.finfo(np.float32).max), value)
-    with np.errstate(over="ignore", under="ignore"):
-        return high, float(np.float32(value - high))
-
-
 @dataclasses.dataclass(frozen=True)
-class Attributes:
-    """The parameters of a bag, checked. ``None`` for ``padding_idx`` and ``max_norm`` means off.
+class Attributes(BaseAttributes):
+    """The parameters of a bag, checked. ``None`` for ``padding_idx`` and ``max_norm`` means off."""
 
-    Raises:
-        ValueError: naming the parameter and its value, if one is outside its range.
-        TypeError: if one is of a type that cannot be meant.
-    """
-
-    mode: str = "mean"
-    padding_idx: int | None = None
-    max_norm: float | None = None
-    norm_type: float = 2.0
-    include_last_offset: bool = False
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"mode = {self.mode!r} is not one of 'sum', 'mean', 'max'")
-        if self.padding_idx is not None:
-            object.__setattr__(self, "padding_idx", _integer("padding_idx", self.padding_idx))
-        if self.max_norm is not None:
-            value = _real("max_norm", self.max_norm)
-            if not value >= 0:
-                raise ValueError(f"max_norm = {value!r} must be >= 0")
-            object.__setattr__(self, "max_norm", None if math.isinf(value) else value)
-        value = _real("norm_type", self.norm_type)
-        if not value > 0:
-            raise ValueError(f"norm_type = {value!r} must be > 0")
-        object.__setattr__(self, "norm_type", value)
-        if not isinstance(self.include_last_offset, (bool, np.bool_)):
-            raise TypeError(f"include_last_offset = {self.include_last_offset!r} must be a bool")
-        object.__setattr__(self, "include_last_offset", bool(self.include_last_offset))
+    mode: str = attribute(
+        Choice({mode: number for number, mode in enumerate(MODES)}, or_text=True),
+        "mean",
+        "how the rows of a bag are pooled",
+    )
+    padding_idx: int | None = attribute(OptionalIndex(NO_PADDING), None, "a row whose positions are skipped")
+    max_norm: float | None = attribute(
+        Real(at_least=0, none_is_infinity=True), None, "rows with a larger norm are scaled down to it, as they are read"
+    )
+    norm_type: float = attribute(Real(above=0), 2.0, "the p of that norm, infinity for the largest magnitude")
+    stash_type: ClassVar[Attribute] = decided(
+        Choice({"FLOAT": 1, "DOUBLE": 11}),
+        lambda op, double: "DOUBLE" if double else "FLOAT",
+        "the type to accumulate in, DOUBLE for float64 tables",
+    )
+    include_last_offset: bool = attribute(
+        Flag(),
+        False,
+        "the last offset ends the last bag",
+        where="not on the names with 2D",
+        applies=lambda op: not op.two_d,
+    )
 
     def check(self, *, weighted: bool, num_rows: int | None) -> None:
-        """Refuse what the inputs make wrong: weights with mean or max, a padding_idx outside the table.
+        """Raise ValueError for weights with mode mean or max, and a padding_idx outside the table.
 
         Args:
             weighted: whether per_sample_weights are given.
@@ -170,47 +177,25 @@ class Attributes:
                 f"padding_idx = {self.padding_idx} is outside [-{num_rows}, {num_rows}), the rows of weight"
             )
 
-    def to_onnx(self, op: Variant, *, double: bool) -> dict[str, int | float]:
-        """The node's attributes, all of them. ``double``: the table is float64."""
-        max_norm = split_double(math.inf if self.max_norm is None else self.max_norm)
-        norm_type = split_double(self.norm_type)
-        return {
-            "mode": MODES.index(self.mode),
-            "padding_idx": NO_PADDING if self.padding_idx is None else self.padding_idx,
-            "max_norm": max_norm[0],
-            "max_norm_lo": max_norm[1],
-            "norm_type": norm_type[0],
-            "norm_type_lo": norm_type[1],
-            "stash_type": 11 if double else 1,  # TensorProto.DOUBLE, TensorProto.FLOAT
-            **({} if op.two_d else {"include_last_offset": int(self.include_last_offset)}),
-        }
-
-    @classmethod
-    def from_onnx(cls, attributes: Mapping[str, int | float]) -> Attributes:
-        """The inverse of `to_onnx`; what a node leaves out has its default."""
-        a = dict(attributes)
-        mode = a.get("mode", 1)
-        if mode not in range(len(MODES)):
-            raise ValueError(f"mode = {mode} is not 0 (sum), 1 (mean) or 2 (max)")
-        padding_idx = int(a.get("padding_idx", NO_PADDING))
-        return cls(
-            mode=MODES[int(mode)],
-            padding_idx=None if padding_idx == NO_PADDING else padding_idx,
-            max_norm=a.get("max_norm", math.inf) + a.get("max_norm_lo", 0.0),
-            norm_type=a.get("norm_type", 2.0) + a.get("norm_type_lo", 0.0),
-            include_last_offset=bool(a.get("include_last_offset", 0)),
-        )
+    def as_table(self, dtype: str, shape: Dims | None) -> tuple[str, Dims | None]:
+        """What the table's input stands for: the dtype and shape of its rows, of those that the input has."""
+        return dtype, shape
 
 
-#: The attribute names of a variant, in order.
-def attribute_names(op: Variant) -> tuple[str, ...]:
-    return tuple(Attributes().to_onnx(op, double=False))
+class Keywords(TypedDict, total=False):
+    """The attributes as calls and builders take them, for type checkers; `Attributes` declares them."""
+
+    mode: Mode
+    padding_idx: int | None
+    max_norm: float | None
+    norm_type: float
+    include_last_offset: bool
 
 
 def check_table(weight: np.ndarray) -> None:
-    """Refuse a table that is not [V, D] of a supported dtype."""
+    """Raise TypeError or ValueError if a table is not [V, D] of a supported dtype."""
     if weight.dtype not in TABLE_DTYPES:
-        raise TypeError(f"weight has dtype {weight.dtype}, expected float32, float16, bfloat16 or float64")
+        raise TypeError(f"weight has dtype {weight.dtype}, expected {either(TABLE_DTYPES)}")
     if weight.ndim != 2:
         raise ValueError(f"weight has shape {list(weight.shape)}, expected [V, D]")
 
@@ -222,7 +207,7 @@ def check_inputs(
     per_sample_weights: np.ndarray | None,
     attributes: Attributes,
 ) -> None:
-    """Refuse everything that the contract refuses, in one order that every backend shares.
+    """Raise the operator's errors, in one order that every backend shares.
 
     The dtypes and shapes first, then ``offsets``, then the indices; of several bad positions the lowest is named.
 
@@ -258,9 +243,9 @@ def check_layout(
 ) -> None:
     """The part of `check_inputs` that looks at dtypes and shapes alone."""
     if indices.dtype not in INDEX_DTYPES:
-        raise TypeError(f"indices has dtype {indices.dtype}, expected int32 or int64")
+        raise TypeError(f"indices has dtype {indices.dtype}, expected {either(INDEX_DTYPES)}")
     if offsets is not None and offsets.dtype not in INDEX_DTYPES:
-        raise TypeError(f"offsets has dtype {offsets.dtype}, expected int32 or int64")
+        raise TypeError(f"offsets has dtype {offsets.dtype}, expected {either(INDEX_DTYPES)}")
     if per_sample_weights is not None and per_sample_weights.dtype != table_dtype:
         raise TypeError(
             f"per_sample_weights has dtype {per_sample_weights.dtype}, weight has {table_dtype}: they must be equal"
@@ -289,7 +274,7 @@ def check_layout(
 
 
 def check_offsets(offsets: np.ndarray, num_indices: int, include_last_offset: bool) -> None:
-    """Refuse offsets that do not start at 0, decrease, or pass the number of indices."""
+    """Raise ValueError for offsets that do not start at 0, decrease, or pass the number of indices."""
     if len(offsets) == 0:
         return
     if offsets[0] != 0:
@@ -305,18 +290,3 @@ def check_offsets(offsets: np.ndarray, num_indices: int, include_last_offset: bo
                 "offsets must not decrease"
             )
         raise ValueError(f"offsets[{i}] = {int(offsets[i])} is past the number of indices, {num_indices}")
-
-
-def _integer(name: str, value: Any) -> int:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Integral, np.integer)):
-        raise TypeError(f"{name} = {value!r} must be an integer or None")
-    return int(value)
-
-
-def _real(name: str, value: Any) -> float:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.floating)):
-        raise TypeError(f"{name} = {value!r} must be a real number")
-    try:
-        return float(value)
-    except OverflowError as error:
-        raise ValueError(f"{name} = {value!r} is more than a double holds") from error

@@ -1,4 +1,4 @@
-"""EmbeddingBagCollection: the bags of several tables, beside each other in one output. Start at :mod:`.spec`."""
+"""EmbeddingBagCollection: the bags of several tables, concatenated in one output. Start at :mod:`.spec`."""
 
 from . import cases, lowering, reference, spec
 

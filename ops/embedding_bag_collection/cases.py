@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..embedding_bag import cases as embedding_bag
+from ..embedding_bag import spec as bags
 from . import reference, spec
 
 
@@ -24,7 +25,7 @@ class Case:
 
     @property
     def attributes(self) -> spec.Attributes:
-        return spec.Attributes(**dataclasses.asdict(self.tables[0].attributes))
+        return spec.Attributes(**self.tables[0].keywords)
 
     @property
     def op(self) -> spec.Variant:
@@ -106,7 +107,7 @@ def suite() -> dict[str, Case]:
 
 def _generate() -> Iterator[Case]:
     yield make("collection_packed_weights_padding", "packed", dims=(2, 4), mode="sum", weighted=True, padding_idx=-2)
-    for layout, mode in itertools.product(spec.LAYOUTS, ("sum", "mean", "max")):
+    for layout, mode in itertools.product(spec.LAYOUTS, bags.MODES):
         yield make(f"collection_{layout}_{mode}", layout, mode=mode, max_norm=1.1, padding_idx=1, slack=2)
     for layout, dtype in itertools.product(spec.LAYOUTS, ("float16", "bfloat16", "float64")):
         yield make(f"collection_{layout}_{dtype}", layout, mode="sum", dtype=dtype, weighted=True)

@@ -13,7 +13,6 @@ from ..embedding_bag import spec as embedding_bag
 from ..emit import Emitter
 from . import spec
 
-_KINDS = {int: onnx.AttributeProto.INT, float: onnx.AttributeProto.FLOAT}
 #: Writes the bags of one table into an Emitter: which table, the names of its inputs, and of the result.
 _Bag = Callable[[int, Sequence[str], str], None]
 
@@ -21,29 +20,27 @@ _Bag = Callable[[int, Sequence[str], str], None]
 def function(op: spec.Variant, opset: int, choice: Any = None) -> onnx.FunctionProto:
     """The operator as a model-local function for one combination of inputs, generic in its attributes and dtypes.
 
-    Its nodes are EmbeddingBag's, whose function the model must have too (`functions_used`), in the way of ``choice``.
+    Its nodes are EmbeddingBag's, whose function the model must have too (`Variant.calls`), in the way of ``choice``.
     """
     e = Emitter(opset)
 
     def bag(t: int, inputs: Sequence[str], output: str) -> None:
         node = helper.make_node(op.bag.name, inputs, [output], domain=spec.DOMAIN)
-        for name, value in embedding_bag.Attributes().to_onnx(op.bag, double=False).items():
-            if name == "include_last_offset" and op.layout == "packed":
-                node.attribute.append(helper.make_attribute(name, 1))
+        for attribute in embedding_bag.Attributes.table():
+            if not attribute.applies(op.bag):
                 continue
-            kind = _KINDS[type(value)]
-            node.attribute.append(onnx.AttributeProto(name=name, ref_attr_name=name, type=kind))  # type: ignore[arg-type]
+            if attribute.name == "include_last_offset" and op.layout == "packed":
+                node.attribute.append(helper.make_attribute(attribute.name, 1))
+                continue
+            for name in attribute.onnx_names:
+                kind: Any = attribute.kind.type
+                node.attribute.append(onnx.AttributeProto(name=name, ref_attr_name=name, type=kind))
         e.nodes.append(node)
 
     expand(e, op, op.inputs, bag, *op.outputs)
-    body = e.function(spec.DOMAIN, op.name, op.inputs, op.outputs, spec.attribute_names(op))
+    body = e.function(spec.DOMAIN, op.name, op.inputs, op.outputs, spec.Attributes.onnx_names(op))
     body.opset_import.append(helper.make_opsetid(spec.DOMAIN, spec.VERSION))
     return body
-
-
-def functions_used(op: spec.Variant) -> tuple[str, ...]:
-    """The names of the functions that the body of `function` calls."""
-    return (op.bag.name,)
 
 
 def nodes(
@@ -57,7 +54,7 @@ def nodes(
 ) -> list[onnx.NodeProto]:
     """The operator as standard nodes for one node's attributes (see `spec.Attributes.to_onnx`)."""
     e = Emitter(opset, prefix, attributes)
-    own = {name: attributes[name] for name in embedding_bag.attribute_names(op.bag)}
+    own = {name: attributes[name] for name in embedding_bag.Attributes.onnx_names(op.bag)}
 
     def bag(t: int, inputs: Sequence[str], output: str) -> None:
         e.nodes += lowering.nodes(op.bag, tuple(inputs), (output,), own, opset, f"{prefix}{t}_", choice)
@@ -85,14 +82,14 @@ class _Packed:
     """Packed indices cut into those of each table.
 
     A table's first offset is the one before's last, so that offsets that decrease or pass the end do so in some table,
-    whose bags refuse them. Of the first table nothing is subtracted: its bags refuse a first offset other than 0.
+    whose bags reject them. Of the first table nothing is subtracted: its bags reject a first offset other than 0.
     """
 
     def __init__(self, e: Emitter, op: spec.Variant, named: dict[str, str]) -> None:
         self._e, self._op, self._named = e, op, named
         self._offsets = e.Cast(named["offsets"], to=onnx.TensorProto.INT64)
         count = e.Sub(e.Shape(self._offsets), 1)  # [1]
-        # A rest is refused as `..embedding_bag.lowering` refuses: by reading past the end.
+        # A rest is an error as in `..embedding_bag.lowering`: by reading past the end.
         rest = e.Gather([0], e.Cast(e.Greater(e.Mod(count, op.num_tables), 0), to=onnx.TensorProto.INT64))
         self._bags = e.Add(e.Div(count, op.num_tables), rest)  # [1]: B
 

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from ..attributes import takes
 from ..embedding_bag import reference as pooling
+from ..embedding_bag import spec as bags
 from . import spec
 
+if TYPE_CHECKING:
+    from typing import Unpack
 
+
+@takes(spec.Attributes)
 def embedding_bag_collection(
     x: Sequence[npt.ArrayLike] | npt.ArrayLike,
     weights: Sequence[npt.ArrayLike],
     offsets: Sequence[npt.ArrayLike] | npt.ArrayLike | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    mode: str = "mean",
+    *,
     per_sample_weights: Sequence[npt.ArrayLike] | npt.ArrayLike | None = None,
-    include_last_offset: bool = False,
-    padding_idx: int | None = None,
     packed: bool = False,
+    **attributes: Unpack[bags.Keywords],
 ) -> np.ndarray:
     """Pool rows of several tables, bag by bag, in NumPy.
 
@@ -32,7 +35,7 @@ def embedding_bag_collection(
         offsets: those of each table; with ``packed`` those of all, [T * B + 1].
         per_sample_weights: those of each table, or of all; mode "sum" only.
         packed: one array has the indices of all tables. It needs include_last_offset.
-        max_norm, norm_type, mode, include_last_offset, padding_idx: as in `..embedding_bag.reference`.
+        **attributes: those of `..embedding_bag.spec.Attributes`.
 
     Returns:
         [B, sum of D_t], of the tables' dtype.
@@ -40,13 +43,13 @@ def embedding_bag_collection(
     Raises:
         TypeError, IndexError, ValueError: see `spec.check_inputs`. What concerns one table says which.
     """
-    attributes = spec.Attributes(mode, padding_idx, max_norm, norm_type, include_last_offset)
+    meaning = spec.Attributes(**attributes)
     op, given = spec.arrange(x, weights, offsets, per_sample_weights, packed=packed)
-    return pooled(op, given, attributes)
+    return pooled(op, given, meaning)
 
 
 def pooled(op: spec.Variant, given: Mapping[str, np.ndarray], attributes: spec.Attributes) -> np.ndarray:
-    """The result of a node, by its inputs' names; refuses as `embedding_bag_collection`."""
+    """The result of a node, by its inputs' names; raises as `embedding_bag_collection`."""
     spec.check_inputs(op, given, attributes)
     outputs = []
     for t in range(op.num_tables):
@@ -65,7 +68,7 @@ def pooled(op: spec.Variant, given: Mapping[str, np.ndarray], attributes: spec.A
                 given[f"weight_{t}"],
                 starts,
                 per_sample_weights=factors,
-                **dataclasses.asdict(attributes),
+                **attributes.keywords,
             )
         )
     return np.concatenate(outputs, axis=1)

@@ -1,8 +1,8 @@
-"""EmbeddingBagCollection: the bags of T tables, beside each other in one output.
+"""EmbeddingBagCollection: the bags of T tables, concatenated in one output.
 
     output[:, D_0 + ... + D_(t-1) : D_0 + ... + D_t] = EmbeddingBag(weight_t, indices_t, offsets_t, ...)
 
-with the equation, attributes and refusals of `..embedding_bag.spec`, and the very bits that T nodes and a Concat over
+with the equation, attributes and errors of `..embedding_bag.spec`, and the very bits that T nodes and a Concat over
 axis 1 would have. V and D may differ from table to table; all tables and per_sample_weights are of one dtype, and all
 tables have B bags. ``indices`` and ``offsets`` are of int32 or int64, each by itself. The attributes are those of every
 table; a negative ``padding_idx`` counts from the end of each.
@@ -23,11 +23,13 @@ and per_sample_weights last, shaped like indices, where there are any: of each t
 
 The attributes beyond EmbeddingBag's:
 
-==================== ===== ==================================================================
-num_tables           INT   T, at least 1
-layout               INT   as above
-weighted             INT   0 or 1: whether there are per_sample_weights
-==================== ===== ==================================================================
+========== ==== ========================== ====================================
+attribute  type values                     meaning
+========== ==== ========================== ====================================
+num_tables INT  >= 1                       T
+layout     INT  0 ragged, 1 packed, 2 rows which inputs there are, as above
+weighted   INT  0 or 1                     whether there are per_sample_weights
+========== ==== ========================== ====================================
 
 A function of a model cannot take a number of inputs that varies, and a model cannot have two functions of one name. So
 there are several names (`VARIANTS`) for the same operator: ``EmbeddingBagCollection``, ``EmbeddingBagCollection_1`` and
@@ -39,35 +41,37 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from ..attributes import Attribute, Choice, Flag, Integer, check_choice, decided
 from ..embedding_bag import spec as embedding_bag
+from ..variants import Bag, BaseVariant, Known, Value, bag_values
 
 DOMAIN, VERSION = embedding_bag.DOMAIN, embedding_bag.VERSION
 LAYOUTS = ("ragged", "packed", "rows")
 #: How many combinations of num_tables, layout and weighted a model may have.
 MOST_SIGNATURES = 8
 _NAME = "EmbeddingBagCollection"
+_LAYOUT = Choice({layout: number for number, layout in enumerate(LAYOUTS)})
 
 
 @dataclasses.dataclass(frozen=True)
-class Variant:
+class Variant(BaseVariant):
     """One operator name with one combination of inputs."""
 
     name: str
     num_tables: int = 1
     layout: str = "ragged"
     weighted: bool = False
-    outputs = ("output",)
-    table = "weight_0"  #: the input that tells the dtype
+    table = typed_by = "weight_0"
+    graph = "embedding_bag_collection"
 
     def __post_init__(self) -> None:
         if self.num_tables < 1:
             raise ValueError(f"num_tables = {self.num_tables} must be >= 1")
-        if self.layout not in LAYOUTS:
-            raise ValueError(f"layout = {self.layout!r} is not one of {', '.join(map(repr, LAYOUTS))}")
+        check_choice("layout", self.layout, LAYOUTS)
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -83,8 +87,40 @@ class Variant:
         )
 
     @property
-    def two_d(self) -> bool:
+    def two_d(self) -> bool:  # type: ignore[override]
         return self.layout == "rows"
+
+    def _input(self, stem: str, t: int) -> str:
+        """The input that a table has, or that all have in the packed layout."""
+        return stem if self.layout == "packed" and stem != "weight" else f"{stem}_{t}"
+
+    @property
+    def bags(self) -> tuple[Bag, ...]:
+        return tuple(
+            Bag(
+                f"weight_{t}",
+                self._input("indices", t),
+                None if self.two_d else self._input("offsets", t),
+                label=f"table {t}",
+            )
+            for t in range(self.num_tables)
+        )
+
+    def values(self, attributes: Attributes, shapes: Mapping[str, Sequence[int]]) -> dict[str, Value]:
+        packed = self.layout == "packed"
+        found = {}
+        for t in range(self.num_tables):
+            table = f"weight_{t}"
+            found[table] = Value("table", tuple(shapes.get(table, (f"num_rows_{t}", f"embedding_dim_{t}"))))
+            for stem, value in bag_values(
+                two_d=self.two_d,
+                include_last_offset=packed or attributes.include_last_offset,
+                number="" if packed else f"_{t}",
+            ).items():
+                found[self._input(stem, t)] = value
+        columns = [shapes[bag.table][1] for bag in self.bags if bag.table in shapes]
+        dim: int | str = sum(columns) if len(columns) == self.num_tables else "embedding_dims"
+        return {**found, "output": Value("bags", ("num_bags", dim))}
 
     @property
     def bag(self) -> embedding_bag.Variant:
@@ -105,10 +141,23 @@ class Variant:
         for needed in ("num_tables", "layout", "weighted"):
             if not isinstance(attributes.get(needed), int):
                 raise ValueError(f"the attribute {needed} is missing, or no INT")
-        layout = attributes["layout"]
-        if not 0 <= layout < len(LAYOUTS):
-            raise ValueError(f"layout = {layout} is not 0 (ragged), 1 (packed) or 2 (rows)")
-        return Variant(self.name, attributes["num_tables"], LAYOUTS[layout], bool(attributes["weighted"]))
+        layout = _LAYOUT.decode("layout", attributes, LAYOUTS[0])
+        return Variant(self.name, attributes["num_tables"], layout, bool(attributes["weighted"]))
+
+    def in_model(self, used: dict[tuple[int, str, bool], str]) -> Variant:
+        return dataclasses.replace(self, name=name_of(self.signature, used))
+
+    @property
+    def calls(self) -> tuple[BaseVariant, ...]:
+        return (self.bag,)
+
+    def check_node(self, attributes: Attributes, tables: Sequence[Known]) -> None:
+        attributes.check_layout(self)
+        for t, (kind, num_rows) in enumerate(tables):
+            with in_table(t):
+                attributes.check(weighted=self.weighted, num_rows=num_rows)
+                if kind and tables[0].type and kind != tables[0].type:
+                    raise TypeError(f"weight is {kind}, that of table 0 is {tables[0].type}: they must be equal")
 
 
 #: The closed set of operator names, each with the least inputs that it can have: see `Variant.of`.
@@ -142,27 +191,16 @@ def name_of(signature: tuple[int, str, bool], used: dict[tuple[int, str, bool], 
 class Attributes(embedding_bag.Attributes):
     """The parameters of all bags, checked. See `..embedding_bag.spec.Attributes`."""
 
-    def to_onnx(self, op: Variant, *, double: bool = False) -> dict[str, int | float]:  # type: ignore[override]
-        return {
-            **super().to_onnx(op.bag, double=double),
-            "num_tables": op.num_tables,
-            "layout": LAYOUTS.index(op.layout),
-            "weighted": int(op.weighted),
-        }
-
-    @classmethod
-    def from_onnx(cls, attributes: Mapping[str, int | float]) -> Attributes:
-        return cls(**dataclasses.asdict(embedding_bag.Attributes.from_onnx(attributes)))
+    num_tables: ClassVar[Attribute] = decided(Integer(1), lambda op, double: op.num_tables, "T")
+    layout: ClassVar[Attribute] = decided(_LAYOUT, lambda op, double: op.layout, "which inputs there are, as above")
+    weighted: ClassVar[Attribute] = decided(
+        Flag(), lambda op, double: op.weighted, "whether there are per_sample_weights"
+    )
 
     def check_layout(self, op: Variant) -> None:
-        """Refuse a packed layout without the last offset."""
+        """Raise ValueError for a packed layout without the last offset."""
         if op.layout == "packed" and not self.include_last_offset:
             raise ValueError("include_last_offset = False, but packed offsets are [T * B + 1]")
-
-
-def attribute_names(op: Variant) -> tuple[str, ...]:
-    """The attribute names of a variant, in order."""
-    return tuple(Attributes().to_onnx(op))
 
 
 def arrange(
@@ -175,7 +213,7 @@ def arrange(
         weights: the tables.
 
     Raises:
-        ValueError: as many as there are tables, but not.
+        ValueError: not as many arrays as there are tables.
     """
     rows = not packed and offsets is None and len(x) > 0 and all(np.ndim(i) == 2 for i in x)
     layout = "packed" if packed else "rows" if rows else "ragged"
@@ -232,7 +270,7 @@ def check_layout(op: Variant, given: Mapping[str, np.ndarray], attributes: Attri
 
 
 def check_inputs(op: Variant, given: Mapping[str, np.ndarray], attributes: Attributes) -> None:
-    """Refuse everything that the contract refuses: dtypes and shapes, then one table after another.
+    """Raise the operator's errors: those of dtypes and shapes, then of one table after another.
 
     Positions in packed indices and offsets are those among all tables'.
 
@@ -267,7 +305,7 @@ def bounds(op: Variant, offsets: np.ndarray, t: int) -> np.ndarray:
 
 
 def check_tables(weights: Sequence[np.ndarray]) -> None:
-    """Refuse tables that are none, and tables of several dtypes.
+    """Raise for no tables, a table that is not [V, D] of a supported dtype, and tables of several dtypes.
 
     Raises:
         TypeError: the dtype of a table.
@@ -286,7 +324,7 @@ def check_tables(weights: Sequence[np.ndarray]) -> None:
 
 @contextlib.contextmanager
 def in_table(t: int) -> Iterator[None]:
-    """Within it, what is refused is refused as that of a table."""
+    """Errors within it name the table."""
     try:
         yield
     except (TypeError, ValueError, IndexError) as error:

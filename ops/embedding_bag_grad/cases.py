@@ -49,7 +49,7 @@ class Case:
     @property
     def keywords(self) -> dict[str, Any]:
         """The attributes as keyword arguments of the call."""
-        return {**dataclasses.asdict(self.attributes), "sparse": self.sparse}
+        return {**self.attributes.keywords, "sparse": self.sparse}
 
     def expected(self) -> tuple[np.ndarray, ...]:
         """The reference's outputs, rounded to the table's dtype."""
@@ -68,7 +68,7 @@ class Case:
         )
 
     def _outputs(self, found: reference.Entries, values: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The outputs from entries with ``values`` in the place of theirs."""
+        """The outputs from entries with ``values`` in place of theirs."""
         found = found._replace(values=values)
         first = (found.rows, values) if self.sparse else (reference.dense(found, len(self.weight)),)
         return first if self.per_sample_weights is None else (*first, found.per_sample_weights)
@@ -221,5 +221,5 @@ def make(name: str, *, sparse: bool = False, freq: bool = False, dtype: str = "f
     random = np.random.RandomState(zlib.crc32(f"{name} gradient".encode()))
     num_bags = len(bag.indices) if bag.offsets is None else len(bag.offsets) - bag.attributes.include_last_offset
     gradient = random.standard_normal((num_bags, bag.weight.shape[1])).astype(bag.weight.dtype)
-    attributes = spec.Attributes(**dataclasses.asdict(bag.attributes), scale_grad_by_freq=freq)
+    attributes = spec.Attributes(**bag.attributes.keywords, scale_grad_by_freq=freq)
     return Case(name, gradient, bag.weight, bag.indices, bag.offsets, bag.per_sample_weights, attributes, sparse=sparse)

@@ -5,10 +5,10 @@ positions are sorted by row, the rows that occur become bags, and `..embedding_b
 fixed order of additions. Then each row of the table reads its sum, if it has one: nothing is scattered to a target
 that occurs twice, and no scatter has a reduction (with one it races in ONNX Runtime, see there).
 
-Positions that are padded or belong to no bag are left out at the start: behind ``valid`` there is no padding.
+Positions that are padded or belong to no bag are left out at the start: after ``valid`` there is no padding.
 
 Of the names without Weighted, mode "max" alone looks at the table. It takes the bags' maxima by the same lowering,
-and of the rows that are equal to theirs the first, by a count of those before. That stands in an If that ONNX
+and of the rows that are equal to theirs the first, by a count of those before. That is in an If that ONNX
 Runtime folds; as an If inside an If does not inline there, the rows that are read and clipped before it are none
 for the other modes.
 """
@@ -31,8 +31,7 @@ _MEAN, _MAX = bags.MODES.index("mean"), bags.MODES.index("max")
 
 def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Write the operator's nodes into ``e``."""
-    if not bags.MIN_OPSET <= e.opset <= bags.MAX_OPSET:
-        raise ValueError(f"opset = {e.opset} is outside [{bags.MIN_OPSET}, {bags.MAX_OPSET}]")
+    bags.check_opset(e.opset)
     named = dict(zip(op.inputs, inputs, strict=True))
     result = dict(zip(op.outputs, outputs, strict=True))
     weight = named["weight"]
@@ -82,7 +81,7 @@ def _positions(e: Emitter, op: spec.Variant, named: dict[str, str]) -> _Position
     inside = e.Less(indices, num_rows)
     shape = e.Concat(found.num_bags, dim, axis=0)
     wrong = e.Concat(e.And(used, e.Not(inside)), e.Not(e.Equal(e.Shape(named["grad_output"]), shape)), axis=0)
-    used = e.And(used, inside)  # where nobody refuses, nothing is written past the table either
+    used = e.And(used, inside)  # where no runtime raises an error, nothing is written past the table either
     valid = e.Add(e.Squeeze(e.NonZero(used), [0]), refusal(e, wrong))
     before = e.CumSum(e.Concat([0], e.Cast(used, to=onnx.TensorProto.INT64), axis=0), 0)  # [N + 1]
     starts = e.Gather(before, found.starts)
@@ -167,7 +166,7 @@ def _pool(
     del plain["stash_type"]
     output = e.name()
     inputs = ("", numbers, e.Concat(starts, at.total, axis=0), *(() if weights is None else (weights,)))
-    inner = e.fixing(plain)
+    inner = e.with_attributes(plain)
     inner.choice = None  # a row may occur more often than a bag is long, and a loop over rows would have no end
     pool(inner, op, inputs, output, table)
     return output
@@ -176,7 +175,7 @@ def _pool(
 class _Sorted(NamedTuple):
     """The positions by row, and within a row as they were: U rows occur."""
 
-    order: str  #: [M]: which of the M stands where
+    order: str  #: [M]: the positions, sorted
     rows: str  #: [U]: the rows, ascending
     starts: str  #: [U]: where each begins
     lengths: str  #: [U]: how many positions have it
@@ -187,7 +186,7 @@ def _sorted(e: Emitter, at: _Positions) -> _Sorted:
     # matter whether a runtime's sort is stable.
     total = e.Add(at.total, 1)
     keys = e.Add(e.Mul(e.Concat(at.row, at.num_rows, axis=0), total), e.Range(0, e.Squeeze(total), 1))
-    keys, _ = e.several("TopK", (keys, total), {"axis": 0, "largest": 0, "sorted": 1}, 2)
+    keys, _ = e.multi_output("TopK", (keys, total), {"axis": 0, "largest": 0, "sorted": 1}, 2)
     row = e.Div(keys, total)
     order = e.Slice(e.Sub(keys, e.Mul(row, total)), [0], at.total)
     new = e.Greater(e.Sub(row, e.Concat([-1], e.Slice(row, [0], at.total), axis=0)), 0)

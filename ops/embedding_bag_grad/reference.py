@@ -7,12 +7,14 @@ type, because the contract says so: whether a row is clipped, and which of the c
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from ..attributes import takes
 from ..embedding_bag import reference as embedding_bag
+from ..embedding_bag import spec as bags
 from . import spec
 
 
@@ -24,6 +26,7 @@ class Entries(NamedTuple):
     per_sample_weights: np.ndarray  #: float64, as indices: the gradient of the weights
 
 
+@takes(spec.Attributes)
 def embedding_bag_grad(
     grad_output: npt.ArrayLike,
     x: npt.ArrayLike,
@@ -32,19 +35,20 @@ def embedding_bag_grad(
     max_norm: float | None = None,
     norm_type: float = 2.0,
     scale_grad_by_freq: bool = False,
-    mode: str = "mean",
+    mode: bags.Mode = "mean",
     sparse: bool = False,
     per_sample_weights: npt.ArrayLike | None = None,
     include_last_offset: bool = False,
     padding_idx: int | None = None,
+    **further: Any,
 ) -> tuple[np.ndarray, ...]:
     """The gradient of a bag, in NumPy.
 
     Args:
         grad_output: the gradient of the bag's output, [B, D] of the table's dtype.
-        scale_grad_by_freq: divide a position's part by how often its index occurs in the bags.
-        sparse: one entry a position in the place of a whole table.
-        x, weight, offsets, max_norm, norm_type, mode, per_sample_weights, include_last_offset, padding_idx: of the bag.
+        x, weight, offsets, per_sample_weights: of the bag.
+        **attributes: those of `spec.Attributes`.
+        sparse: one entry a position instead of a whole table.
 
     Returns:
         The operator's outputs in order (see `spec.Variant.outputs`), of the table's dtype; ``rows`` is int64.
@@ -55,7 +59,9 @@ def embedding_bag_grad(
     grad_output, x, weight = np.asarray(grad_output), np.asarray(x), np.asarray(weight)
     offsets = None if offsets is None else np.asarray(offsets)
     weights = None if per_sample_weights is None else np.asarray(per_sample_weights)
-    attributes = spec.Attributes(mode, padding_idx, max_norm, norm_type, include_last_offset, scale_grad_by_freq)
+    attributes = spec.Attributes(
+        mode, padding_idx, max_norm, norm_type, include_last_offset, scale_grad_by_freq, **further
+    )
     op = spec.variant(sparse=sparse, two_d=x.ndim == 2, weighted=weights is not None)
     found = entries(grad_output, x, weight, offsets, weights, attributes)
     with np.errstate(all="ignore"):

@@ -16,7 +16,7 @@ With the names of `..embedding_bag.spec`, ``g[i]`` the row of ``grad_output`` fo
     grad_per_sample_weights[k] = sum over d of g[i][d] * clipped(k)[d], and 0 for a k that is in no rows(i)
 
 So the clip itself is not differentiated, as in PyTorch, which writes clipped rows back into its table before it
-looks them up: ``grad_weight`` is not multiplied by it, and where ``clipped`` stands the table's own rows do not.
+looks them up: ``grad_weight`` is not multiplied by it, and ``clipped`` is not replaced by the table's own rows.
 Padded positions, and those that belong to no bag, are neither read nor written to: nothing is multiplied by 0,
 so that a NaN or an infinity reaches the rows of its own bag alone.
 
@@ -41,50 +41,70 @@ values                  T                            [M, D], of the sparse names
 grad_per_sample_weights T                            as indices, of the names with Weighted
 ======================= ============================ ===========================================================
 
-Every output is listed on every node. The attributes are EmbeddingBag's, all written on every node, and
+Every output is on every node. The attributes are EmbeddingBag's, all written on every node, and
 
-=================== ===== =================================================================================
-scale_grad_by_freq  INT   0 or 1
-=================== ===== =================================================================================
+================== ==== ====== ==========================================================================
+attribute          type values meaning
+================== ==== ====== ==========================================================================
+scale_grad_by_freq INT  0 or 1 the gradient of a row is divided by how often its index occurs in the bags
+================== ==== ====== ==========================================================================
 
-Refused is what EmbeddingBag refuses, in its words, and a ``grad_output`` of another dtype than the table's or of
-another shape than [B, D]; of several faults first that of a dtype or shape, grad_output's last among these.
+The errors are EmbeddingBag's, and those of a ``grad_output`` of another dtype than the table's or of another shape than
+[B, D]. Of several errors, those of dtypes and shapes come first, and grad_output's last among these.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ..attributes import Flag, attribute
 from ..embedding_bag import spec as embedding_bag
+from ..variants import BaseVariant, Value
 
 DOMAIN, VERSION = embedding_bag.DOMAIN, embedding_bag.VERSION
 
 
 @dataclasses.dataclass(frozen=True)
-class Variant:
+class Variant(BaseVariant):
     """One operator name: which inputs it takes and which outputs it has, in order."""
 
     name: str
     sparse: bool
     two_d: bool
     weighted: bool
-    table = "weight"  #: the input that is the table
+    graph = "embedding_bag_grad"
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        return ("grad_output", *embedding_bag.variant(two_d=self.two_d, weighted=self.weighted).inputs)
+        return ("grad_output", *self.bag.inputs)
 
     @property
-    def outputs(self) -> tuple[str, ...]:
+    def bag(self) -> embedding_bag.Variant:
+        """The operator that it is the gradient of."""
+        return embedding_bag.variant(two_d=self.two_d, weighted=self.weighted)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:  # type: ignore[override]
         return (
             *(("rows", "values") if self.sparse else ("grad_weight",)),
             *(("grad_per_sample_weights",) if self.weighted else ()),
         )
+
+    def values(self, attributes: embedding_bag.Attributes, shapes: Mapping[str, Sequence[int]]) -> dict[str, Value]:
+        found = self.bag.values(attributes, shapes)
+        table = found["weight"]
+        return {
+            **found,
+            "grad_output": found["output"],
+            "grad_weight": Value("rows", table.dims),
+            "rows": Value("row_indices", ("num_entries",), np.dtype(np.int64)),
+            "values": Value("rows", ("num_entries", table.dims[1])),
+            "grad_per_sample_weights": found["per_sample_weights"],
+        }
 
 
 def _name(sparse: bool, two_d: bool, weighted: bool) -> str:
@@ -101,7 +121,7 @@ def variant(*, sparse: bool, two_d: bool, weighted: bool) -> Variant:
     """The operator name for a dense or sparse gradient, 1-D or 2-D indices, with or without per_sample_weights.
 
     Raises:
-        TypeError: ``sparse``, which comes from a caller, is no bool.
+        TypeError: ``sparse``, which comes from a caller, is not a bool.
     """
     if not isinstance(sparse, (bool, np.bool_)):
         raise TypeError(f"sparse = {sparse!r} must be a bool")
@@ -112,29 +132,15 @@ def variant(*, sparse: bool, two_d: bool, weighted: bool) -> Variant:
 class Attributes(embedding_bag.Attributes):
     """The parameters of a bag's gradient, checked. See `..embedding_bag.spec.Attributes`."""
 
-    scale_grad_by_freq: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.scale_grad_by_freq, (bool, np.bool_)):
-            raise TypeError(f"scale_grad_by_freq = {self.scale_grad_by_freq!r} must be a bool")
-        object.__setattr__(self, "scale_grad_by_freq", bool(self.scale_grad_by_freq))
-
-    def to_onnx(self, op: Any, *, double: bool) -> dict[str, int | float]:
-        return {**super().to_onnx(op, double=double), "scale_grad_by_freq": int(self.scale_grad_by_freq)}
-
-    @classmethod
-    def from_onnx(cls, attributes: Mapping[str, int | float]) -> Attributes:
-        freq = attributes.get("scale_grad_by_freq", 0)
-        if freq not in (0, 1):
-            raise ValueError(f"scale_grad_by_freq = {freq} is not 0 or 1")
-        plain = embedding_bag.Attributes.from_onnx(attributes)
-        return cls(**{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)}, scale_grad_by_freq=bool(freq))
+    scale_grad_by_freq: bool = attribute(
+        Flag(), False, "the gradient of a row is divided by how often its index occurs in the bags"
+    )
 
 
-def attribute_names(op: Variant) -> tuple[str, ...]:
-    """The attribute names of a variant, in order."""
-    return tuple(Attributes().to_onnx(op, double=False))
+class Keywords(embedding_bag.Keywords, total=False):
+    """The attributes as calls and builders take them, for type checkers; `Attributes` declares them."""
+
+    scale_grad_by_freq: bool
 
 
 def check_inputs(
@@ -145,7 +151,7 @@ def check_inputs(
     per_sample_weights: np.ndarray | None,
     attributes: Attributes,
 ) -> None:
-    """Refuse everything that the contract refuses: `check_shapes`, then what `..embedding_bag.spec` looks at.
+    """Raise the operator's errors: those of `check_shapes`, then those of `..embedding_bag.spec`.
 
     Raises:
         TypeError, IndexError, ValueError: as `..embedding_bag.spec.check_inputs`.

@@ -1,4 +1,4 @@
-"""QuantizedEmbeddingBag: `embedding_bag` over a table of codes. Start at :mod:`.spec`."""
+"""QuantizedEmbeddingBag: `embedding_bag` over a quantized table. Start at :mod:`.spec`."""
 
 from . import cases, lowering, reference, spec
 

@@ -1,4 +1,4 @@
-"""Named examples of the operator, made from those of `..embedding_bag.cases` by giving them a table of codes."""
+"""Named examples of the operator, made from those of `..embedding_bag.cases` by quantizing their table."""
 
 from __future__ import annotations
 
@@ -52,8 +52,7 @@ class Case:
     @property
     def keywords(self) -> dict[str, Any]:
         """The attributes as keyword arguments of the call."""
-        names = ("mode", "padding_idx", "max_norm", "norm_type", "include_last_offset")
-        return {name: getattr(self.attributes, name) for name in names}
+        return self.attributes.keywords
 
     def expected(self) -> np.ndarray:
         """The reference's result, rounded to the dtype of scale."""
@@ -156,7 +155,7 @@ def _generate() -> Iterator[Case]:
 
 
 def make(name: str, kind: str, second: str | None, dtype: str = "float32", **arguments: Any) -> Case:
-    """A case with random codes.
+    """A case with random quantized values.
 
     Args:
         kind: of the codes, a key of `spec.CODES_TYPES`.
@@ -175,6 +174,5 @@ def make(name: str, kind: str, second: str | None, dtype: str = "float32", **arg
         zero_point = np.asarray(random.randint(codes.lowest, codes.highest + 1, num_rows), dtype)
     elif second == "bias":
         bias = np.asarray(random.standard_normal(num_rows), dtype)
-    plain = dataclasses.asdict(bags.attributes)
-    attributes = spec.Attributes(**plain, codes_type=kind, embedding_dim=dim)
+    attributes = spec.Attributes(**bags.attributes.keywords, codes_type=kind, embedding_dim=dim)
     return Case(name, table, scale, zero_point, bias, bags.indices, bags.offsets, bags.per_sample_weights, attributes)

@@ -45,7 +45,7 @@ def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], outputs: Sequenc
 
 
 def _unpacked(e: Emitter, stored: str, dim: str) -> str:
-    """Bytes [C, M, P] as the codes [C, M, D] that are in their halves. In float, where every runtime can count."""
+    """Bytes [C, M, P] as the values [C, M, D] that are in their halves. In float, where every runtime can count."""
     number = lambda value: e.cast_to_attribute(e.constant(np.float32(value)), "stash_type")  # noqa: E731
     byte = e.cast_to_attribute(stored, "stash_type")  # exact: at most 255
     high = e.Floor(e.Mul(byte, number(1 / 16)))

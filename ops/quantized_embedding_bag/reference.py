@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 
+from ..attributes import takes
 from ..embedding_bag import reference as embedding_bag
+from ..embedding_bag import spec as bags
 from . import spec
+
+if TYPE_CHECKING:
+    from typing import Unpack
 
 
 def dequantize(
     codes: np.ndarray, scale: np.ndarray, zero_point: np.ndarray | None = None, bias: np.ndarray | None = None
 ) -> np.ndarray:
-    """The rows that codes [V, D] stand for, float64 [V, D]; scale, zero_point and bias are [V].
+    """The rows that quantized values [V, D] stand for, float64 [V, D]; scale, zero_point and bias are [V].
 
     Raises:
         TypeError: a dtype outside the table in `spec`.
@@ -33,6 +40,7 @@ def dequantize(
     return rows
 
 
+@takes(spec.Attributes)
 def quantized_embedding_bag(
     x: npt.ArrayLike,
     codes: npt.ArrayLike,
@@ -41,14 +49,10 @@ def quantized_embedding_bag(
     *,
     zero_point: npt.ArrayLike | None = None,
     bias: npt.ArrayLike | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    mode: str = "mean",
     per_sample_weights: npt.ArrayLike | None = None,
-    include_last_offset: bool = False,
-    padding_idx: int | None = None,
+    **attributes: Unpack[bags.Keywords],
 ) -> np.ndarray:
-    """Pool rows of a quantised table, bag by bag, in NumPy. [B, D] of ``scale``'s dtype.
+    """Pool rows of a quantized table, bag by bag, in NumPy. [B, D] of ``scale``'s dtype.
 
     Arguments as in `lucid_onnx.quantized_embedding_bag`.
 
@@ -69,12 +73,8 @@ def quantized_embedding_bag(
         x,
         table,
         offsets,
-        max_norm=max_norm,
-        norm_type=norm_type,
-        mode=mode,
         per_sample_weights=None if weights is None else weights.astype(np.float64),
-        include_last_offset=include_last_offset,
-        padding_idx=padding_idx,
+        **attributes,
     )
     with np.errstate(over="ignore"):
         return pooled.astype(scale.dtype)

@@ -1,4 +1,4 @@
-"""QuantizedEmbeddingBag: EmbeddingBag over codes of 8 or 4 bits, with a scale per row.
+"""QuantizedEmbeddingBag: EmbeddingBag over quantized values of 8 or 4 bits, with a scale per row.
 
 Row ``r`` of the table is one of ::
 
@@ -11,7 +11,7 @@ output and per_sample_weights have the dtype of ``scale``, float32 or float16, a
 
 =============== =================================== =====================================================
 codes           int8, uint8                         [V, D]
-codes           int4, uint4, packed two in a uint8  [V, (D + 1) // 2], the first code in the low half of
+codes           int4, uint4, packed two in a uint8  [V, (D + 1) // 2], the first value in the low half of
                                                     the first byte; every row begins at a byte of its own
 scale           T: float32, float16                 [V]
 zero_point      T; or                               [V]
@@ -24,29 +24,33 @@ bias            T                                   [V]
 The operator has a name per combination of inputs: ``QuantizedEmbeddingBag``, with ``ZeroPoint`` or ``Bias``, with
 ``2D``, with ``Weighted``, in this order. Its attributes are EmbeddingBag's and
 
-=============== ===== =====================================================================================
-codes_type      INT   what the codes are: TensorProto's INT8 (3), UINT8 (2), INT4 (22) or UINT4 (21)
-embedding_dim   INT   D, which packed codes do not tell
-=============== ===== =====================================================================================
+============= ==== ================================== =======================================================
+attribute     type values                             meaning
+============= ==== ================================== =======================================================
+codes_type    INT  3 int8, 2 uint8, 22 int4, 21 uint4 what the quantized values are, by TensorProto's numbers
+embedding_dim INT  >= 0                               D, which packed values do not tell
+============= ==== ================================== =======================================================
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from ..attributes import Choice, Integer, attribute
 from ..embedding_bag import spec as embedding_bag
+from ..variants import BaseVariant, Dims, Value, bag_values
 
 DOMAIN, VERSION = embedding_bag.DOMAIN, embedding_bag.VERSION
 
 
 class CodesType(NamedTuple):
-    """A kind of codes."""
+    """A type of quantized values."""
 
     name: str
     onnx_type: int  #: TensorProto.DataType
@@ -56,7 +60,7 @@ class CodesType(NamedTuple):
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype of one code an element, as callers have them."""
+        """The dtype of one value an element, as callers have them."""
         return np.dtype(getattr(ml_dtypes, self.name) if self.bits == 4 else self.name)
 
     @property
@@ -65,7 +69,7 @@ class CodesType(NamedTuple):
         return np.dtype(np.uint8) if self.bits == 4 else np.dtype(self.name)
 
     def stored_columns(self, dim: int) -> int:
-        """How many elements of `stored` a row of ``dim`` codes takes."""
+        """How many elements of `stored` a row of ``dim`` values takes."""
         return (dim + 1) // 2 if self.bits == 4 else dim
 
 
@@ -83,15 +87,15 @@ SECOND_NUMBERS = ("zero_point", "bias")
 
 
 @dataclasses.dataclass(frozen=True)
-class Variant:
+class Variant(BaseVariant):
     """One operator name: which inputs it takes, in order."""
 
     name: str
     second: str | None  #: "zero_point", "bias" or None
     two_d: bool
     weighted: bool
-    table = "codes"  #: the input that is the table, or its first part
-    outputs = ("output",)
+    table = "codes"
+    typed_by = "scale"
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -103,6 +107,16 @@ class Variant:
             *(() if self.two_d else ("offsets",)),
             *(("per_sample_weights",) if self.weighted else ()),
         )
+
+    def values(self, attributes: Attributes, shapes: Mapping[str, Sequence[int]]) -> dict[str, Value]:
+        kind, dim = attributes.codes, attributes.embedding_dim
+        num_rows, columns = shapes.get("codes", ("num_rows", kind.stored_columns(dim)))
+        return {
+            "codes": Value("quantized", (num_rows, columns), kind.stored),
+            **{name: Value("row_number", (num_rows,)) for name in ("scale", *SECOND_NUMBERS)},
+            **bag_values(two_d=self.two_d, include_last_offset=attributes.include_last_offset),
+            "output": Value("bags", ("num_bags", dim)),
+        }
 
 
 def _name(second: str | None, two_d: bool, weighted: bool) -> str:
@@ -124,52 +138,27 @@ def variant(*, second: str | None, two_d: bool, weighted: bool) -> Variant:
 
 @dataclasses.dataclass(frozen=True)
 class Attributes(embedding_bag.Attributes):
-    """The parameters of a bag over codes, checked. See `..embedding_bag.spec.Attributes`."""
+    """The parameters of a bag over quantized values, checked. See `..embedding_bag.spec.Attributes`."""
 
-    codes_type: str = "int8"
-    embedding_dim: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.codes_type not in CODES_TYPES:
-            raise ValueError(f"codes_type = {self.codes_type!r} is not one of {', '.join(CODES_TYPES)}")
-        if self.embedding_dim < 0:
-            raise ValueError(f"embedding_dim = {self.embedding_dim} must be >= 0")
+    codes_type: str = attribute(
+        Choice({t.name: t.onnx_type for t in CODES_TYPES.values()}),
+        "int8",
+        "what the quantized values are, by TensorProto's numbers",
+        by_caller=False,
+        required=True,
+    )
+    embedding_dim: int = attribute(Integer(), 0, "D, which packed values do not tell", by_caller=False, required=True)
 
     @property
     def codes(self) -> CodesType:
         return CODES_TYPES[self.codes_type]
 
-    def to_onnx(self, op: Any, *, double: bool = False) -> dict[str, int | float]:
-        return {
-            **super().to_onnx(op, double=double),
-            "codes_type": self.codes.onnx_type,
-            "embedding_dim": self.embedding_dim,
-        }
-
-    @classmethod
-    def from_onnx(cls, attributes: Mapping[str, int | float]) -> Attributes:
-        names = {t.onnx_type: t.name for t in CODES_TYPES.values()}
-        for needed in ("codes_type", "embedding_dim"):
-            if needed not in attributes:
-                raise ValueError(f"the attribute {needed} is missing")
-        if attributes["codes_type"] not in names:
-            raise ValueError(f"codes_type = {attributes['codes_type']} is not one of {sorted(names)}")
-        plain = embedding_bag.Attributes.from_onnx(attributes)
-        return cls(
-            **{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)},
-            codes_type=names[int(attributes["codes_type"])],
-            embedding_dim=int(attributes["embedding_dim"]),
-        )
-
-
-def attribute_names(op: Variant) -> tuple[str, ...]:
-    """The attribute names of a variant, in order."""
-    return tuple(Attributes().to_onnx(op))
+    def as_table(self, dtype: str, shape: Dims | None) -> tuple[str, Dims | None]:
+        return self.codes_type, None if shape is None else (*shape[:1], self.embedding_dim)
 
 
 def pack(codes: np.ndarray) -> np.ndarray:
-    """Codes [V, D] of int8, uint8, int4 or uint4 as they are stored: [V, D], or uint8 [V, (D + 1) // 2].
+    """Quantized values [V, D] of int8, uint8, int4 or uint4 as they are stored: [V, D], or uint8 [V, (D + 1) // 2].
 
     Raises:
         TypeError: another dtype.
@@ -180,7 +169,7 @@ def pack(codes: np.ndarray) -> np.ndarray:
 
 
 def as_stored(codes: np.ndarray, kind: CodesType) -> np.ndarray:
-    """As `pack`, of codes [V, D] in int8 or uint8, those of 4 bits in int8 too."""
+    """As `pack`, of values [V, D] in int8 or uint8, those of 4 bits in int8 too."""
     if kind.bits == 8:
         return np.ascontiguousarray(codes)
     nibbles = codes.view(np.uint8) & 15
@@ -190,7 +179,7 @@ def as_stored(codes: np.ndarray, kind: CodesType) -> np.ndarray:
 
 
 def unpack(stored: np.ndarray, kind: CodesType, dim: int) -> np.ndarray:
-    """The inverse of `pack`: the codes [V, dim], int8 or uint8 for those of 4 bits too."""
+    """The inverse of `pack`: the values [V, dim], int8 or uint8 for those of 4 bits too."""
     if kind.bits == 8:
         return stored
     nibbles = np.stack([stored & 15, stored >> 4], axis=2).reshape(len(stored), -1)[:, :dim]
@@ -200,7 +189,7 @@ def unpack(stored: np.ndarray, kind: CodesType, dim: int) -> np.ndarray:
 
 
 def codes_type(codes: np.ndarray) -> CodesType:
-    """What kind of codes an array [V, D] holds, by its dtype."""
+    """The type of the quantized values [V, D] in an array, by its dtype."""
     for kind in CODES_TYPES.values():
         if codes.dtype == kind.dtype:
             if codes.ndim != 2:
@@ -210,7 +199,7 @@ def codes_type(codes: np.ndarray) -> CodesType:
 
 
 def check_row_numbers(name: str, values: np.ndarray, num_rows: int, dtype: np.dtype | None = None) -> None:
-    """Refuse scale, zero_point or bias that is not one number of T a row; ``dtype``: that of scale."""
+    """Raise unless scale, zero_point or bias is one number of T a row; ``dtype``: that of scale."""
     if values.dtype not in SCALE_DTYPES:
         raise TypeError(f"{name} has dtype {values.dtype}, expected float32 or float16")
     if dtype is not None and values.dtype != dtype:

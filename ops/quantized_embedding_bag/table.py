@@ -1,4 +1,4 @@
-"""A table of codes as one thing: what `quantized_embedding_bag` pools and the builder puts into a model."""
+"""A quantized table: what `quantized_embedding_bag` pools and the builder puts into a model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _AT_ONCE = 1 << 16  # elements: float64 work space that stays in the caches of a
 
 
 class QuantizedRows(NamedTuple):
-    """Some rows of a table: codes as stored, scale float32 [n], bias likewise or None, and the rows that they mean."""
+    """Some rows of a table: values as stored, scale float32 [n], bias likewise or None, and the rows that they mean."""
 
     codes: np.ndarray
     scale: np.ndarray
@@ -42,7 +42,7 @@ def quantize_rows(rows: np.ndarray, low: np.ndarray, high: np.ndarray, kind: spe
         shift = bias.astype(np.float64)[:, None]
         low, high = low - shift[:, 0], high - shift[:, 0]
     scale = (np.maximum(np.abs(low), np.abs(high)) / kind.highest).astype(np.float32)
-    scale[scale == 0] = 1  # a row of equal numbers: its codes are 0
+    scale[scale == 0] = 1  # a row of equal numbers: its quantized values are 0
     step = scale.astype(np.float64)[:, None]
     numbers = rows / step if bias is None else (rows - shift) / step
     np.rint(numbers, out=numbers)
@@ -62,7 +62,7 @@ class QuantizedTable:
     `QuantizedTable.from_torch_prepacked` from rows that torch or FBGEMM packed.
     """
 
-    codes: np.ndarray  #: as stored: [V, D], or uint8 [V, (D + 1) // 2] of 4-bit codes
+    codes: np.ndarray  #: as stored: [V, D], or uint8 [V, (D + 1) // 2] of 4-bit values
     codes_type: str  #: "int8", "uint8", "int4" or "uint4"
     embedding_dim: int  #: D
     scale: np.ndarray  #: [V], float32 or float16
@@ -96,7 +96,7 @@ class QuantizedTable:
         zero_point: npt.ArrayLike | None = None,
         bias: npt.ArrayLike | None = None,
     ) -> QuantizedTable:
-        """From codes [V, D] of int8, uint8, int4 or uint4 (ml_dtypes), one an element.
+        """From quantized values [V, D] of int8, uint8, int4 or uint4 (ml_dtypes), one an element.
 
         Raises:
             TypeError: a dtype that is none of these, or a scale that is not float32 or float16.
@@ -109,9 +109,9 @@ class QuantizedTable:
 
     @classmethod
     def quantize(cls, weight: npt.ArrayLike, dtype: str = "int8") -> QuantizedTable:
-        """From floats [V, D], row by row, each row's extremes at the ends of the codes' range.
+        """From floats [V, D], row by row, each row's extremes at the ends of the range of quantized values.
 
-        Signed codes are symmetric, ``weight ~ codes * scale`` with ``scale = max|row| / 127`` (7 of int4), as Lucid
+        Signed values are symmetric, ``weight ~ codes * scale`` with ``scale = max|row| / 127`` (7 of int4), as Lucid
         and most runtimes have them. Unsigned ones have a bias, ``weight ~ codes * scale + bias`` with
         ``bias = min(row)`` and ``scale = (max(row) - min(row)) / 255`` (15 of uint4), as FBGEMM and PyTorch have
         them. No element is further off than half a scale, but for rounding.
@@ -149,9 +149,9 @@ class QuantizedTable:
     def from_torch_prepacked(cls, packed: npt.ArrayLike, dtype: str) -> QuantizedTable:
         """From what ``torch.ops.quantized.embedding_bag_byte_prepack`` and ``_4bit_prepack`` make of a table [V, D].
 
-        Each row of ``packed`` is its codes, then its scale, then its bias: for dtype "uint8" D codes and two float32,
-        uint8 [V, D + 8]; for "uint4" D / 2 bytes of codes and two float16, uint8 [V, D / 2 + 4]. The float16 numbers
-        become float32, which is exact. FBGEMM's fused rows are the same.
+        Each row of ``packed`` is its quantized values, then its scale, then its bias: for dtype "uint8" D of them and
+        two float32, uint8 [V, D + 8]; for "uint4" D / 2 bytes of them and two float16, uint8 [V, D / 2 + 4]. The
+        float16 numbers become float32, which is exact. FBGEMM's fused rows are the same.
 
         Raises:
             TypeError: ``packed`` is not uint8.
@@ -188,7 +188,7 @@ class QuantizedTable:
 
     @property
     def nbytes(self) -> int:
-        """The bytes that the codes, the scales and the rest take."""
+        """The bytes that the quantized values, the scales and the rest take."""
         return sum(a.nbytes for a in (self.codes, self.scale, self.zero_point, self.bias) if a is not None)
 
     @property
