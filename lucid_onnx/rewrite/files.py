@@ -1,4 +1,4 @@
-"""Models as they come and go: read without their tables, checked, and written whole or not at all."""
+"""Models are read without their tables, checked, and written whole or not at all."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def is_table(tensor: onnx.TensorProto) -> bool:
 
 
 def check(model: onnx.ModelProto) -> str | None:
-    """What onnx.checker says against a model, with strict shape inference; None if nothing."""
+    """What onnx.checker reports for a model, with strict shape inference; None if it is valid."""
     try:
         onnx.checker.check_model(without_tables(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -74,7 +74,7 @@ def check(model: onnx.ModelProto) -> str | None:
 
 
 def write(model: onnx.ModelProto, output: str | os.PathLike[str], folder: Path | None) -> None:
-    """Write a model beside its external data; in another folder, with a copy of them named after the model.
+    """Write a model beside its external data; into another folder with a copy of the data, named after the model.
 
     All files appear or none.
 

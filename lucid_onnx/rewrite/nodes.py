@@ -1,4 +1,4 @@
-"""What fusing and merging share of onnx_ir: the names of nodes and values, and nodes in the place of another."""
+"""What the modules here share of onnx_ir: names of nodes and values, subgraphs, and nodes in the place of another."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ def where(node: ir.Node) -> str:
 def is_standard(node: ir.Node) -> bool:
     """Whether a node is of the standard domain."""
     return node.domain in ("", "ai.onnx")
+
+
+def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs among a node's attributes: a branch, a body, or several in one attribute."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
 
 
 def opset(imports: Mapping[str, int]) -> int:

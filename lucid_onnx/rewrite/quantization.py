@@ -194,7 +194,7 @@ class _Survey:
             self._visit(function.node, dict.fromkeys(function.input, "it is an argument of a function"))
 
     def _visit(self, nodes: Sequence[onnx.NodeProto], outer: Mapping[str, str]) -> None:
-        """Nodes in their order, and those of subgraphs with what they see from outside.
+        """Nodes in their order, and those of a subgraph with the names that it sees from outside.
 
         Args:
             outer: for every name that is known here, why it is not a constant table; "" for those that are.

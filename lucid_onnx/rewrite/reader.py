@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from . import nodes
 from .expressions import Body, Expression, from_array
 from .normal_form import LARGEST_CONSTANT, as_newest, normal, normal_loop, variables
 
@@ -67,7 +68,7 @@ class Reader:
         if standard and node.op_type == "Loop":
             self._read_loop(node, inputs)
             return
-        graphs = list(_subgraphs(node))
+        graphs = list(nodes.subgraphs(node))
         for graph in graphs:
             self.read(graph)
         if standard and node.op_type == "If":
@@ -115,19 +116,11 @@ class Reader:
 def _is_standard(node: ir.Node) -> bool:
     """Whether the operator's name and attributes say what a node computes."""
     return (
-        node.domain in ("", "ai.onnx")
+        nodes.is_standard(node)
         and node.op_type not in _RANDOM
         and not any(a.is_ref() for a in node.attributes.values())
         and all(name in node.attributes for name in _REQUIRED.get(node.op_type, ()))
     )
-
-
-def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
 
 
 def _small_array(tensor: ir.TensorProtocol) -> np.ndarray | None:

@@ -111,9 +111,8 @@ class Search:
                 self._try_patterns(node)
         # No RecursiveGraphIterator: subgraphs come behind the nodes around them, which may have been removed.
         for node in reversed(graph):
-            for attribute in node.attributes.values():
-                if attribute.type == ir.AttributeType.GRAPH:
-                    self._search(attribute.as_graph(), graph)
+            for inner in nodes.subgraphs(node):
+                self._search(inner, graph)
 
     def _try_patterns(self, node: ir.Node) -> None:
         root = self._reader.of[node.outputs[0]]
@@ -341,6 +340,5 @@ def _remove_unused(waiting: list[ir.Node]) -> None:
 def _with_inner(node: ir.Node) -> Iterator[ir.Node]:
     """A node and those of its subgraphs."""
     yield node
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield from ir.traversal.RecursiveGraphIterator(attribute.as_graph())
+    for graph in nodes.subgraphs(node):
+        yield from ir.traversal.RecursiveGraphIterator(graph)
