@@ -22,7 +22,7 @@ from .expressions import Body, Dim, Expression, constant, from_array
 
 #: Constants with more elements than this are not looked into.
 LARGEST_CONSTANT = 2**16
-_INT64_MAX = np.iinfo(np.int64).max
+INT64_MAX = 2**63 - 1
 
 # ---- Building.
 
@@ -214,7 +214,7 @@ def _slice_from_0_to_the_end_is_x(node: _Node) -> Expression | None:
     starts, ends = (None if i is None else i.array for i in node.inputs[1:3])
     if starts is None or ends is None or ends.dtype != np.int64:
         return None
-    return node.first if (starts == 0).all() and (ends == _INT64_MAX).all() else None
+    return node.first if (starts == 0).all() and (ends == INT64_MAX).all() else None
 
 
 def _is_flattening(target: Expression | None) -> bool:

@@ -50,8 +50,8 @@ class Store:
         self.file, self.location = file, location
         self.end = 0
 
-    def room(self, nbytes: int) -> int:
-        """Where ``nbytes`` more may go."""
+    def reserve(self, nbytes: int) -> int:
+        """The offset of ``nbytes`` more."""
         offset = -(-self.end // _ALIGNMENT) * _ALIGNMENT
         self.end = offset + nbytes
         return offset
@@ -60,8 +60,8 @@ class Store:
         """Cut off what was taken back."""
         self.file.truncate(self.end)
 
-    def refer(self, tensor: onnx.TensorProto, offset: int, nbytes: int) -> None:
-        """Say in a tensor that its data is here."""
+    def point_at(self, tensor: onnx.TensorProto, offset: int, nbytes: int) -> None:
+        """Make the data of a tensor what is at ``offset`` of this file."""
         tensor.data_location = TensorProto.EXTERNAL
         del tensor.external_data[:]
         for key, value in (("location", self.location), ("offset", offset), ("length", nbytes)):
@@ -80,7 +80,7 @@ class Column:
         self.nbytes = math.prod(dims) * dtype.itemsize
         self._row_bytes = math.prod(dims[1:]) * dtype.itemsize
         self._store = store if self.nbytes >= _ALIGNMENT else None
-        self._offset = 0 if self._store is None else self._store.room(self.nbytes)
+        self._offset = 0 if self._store is None else self._store.reserve(self.nbytes)
         self._array = np.empty(dims if self._store is None else 0, dtype)
 
     def write(self, begin: int, values: np.ndarray) -> None:
@@ -96,7 +96,7 @@ class Column:
         if self._store is None:
             self._tensor.raw_data = self._array.tobytes()
         else:
-            self._store.refer(self._tensor, self._offset, self.nbytes)
+            self._store.point_at(self._tensor, self._offset, self.nbytes)
         return self._tensor
 
 
@@ -147,13 +147,13 @@ def _region(tensor: onnx.TensorProto, folder: Path) -> tuple[Path, int, int]:
 def copy_external(tensor: onnx.TensorProto, folder: Path, store: Store) -> None:
     """Copy the external data of a tensor that stays what it is."""
     path, offset, length = _region(tensor, folder)
-    target = store.room(length)
+    target = store.reserve(length)
     store.file.seek(target)
     with path.open("rb") as file:
         file.seek(offset)
         for begin in range(0, length, _CHUNK):
             store.file.write(file.read(min(_CHUNK, length - begin)))
-    store.refer(tensor, target, length)
+    store.point_at(tensor, target, length)
 
 
 # ---- The rows.

@@ -93,7 +93,7 @@ class GatherReduce:
             return
         for bag, written in self(sums):
             if written is not sums or bag.attributes.padding_idx is None:
-                reason = "the rows are not known to be those that are left without one index, or finite without"
+                reason = "the sum is not known to skip one index, or what it skips is not known to be finite"
                 yield bag, f"it divides a sum by a number, but {reason}"
             elif bag.weight.type not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
                 # The number has the rows' type, and is exact in float32 up to 2 ** 24, in 16 bits to a few hundreds.

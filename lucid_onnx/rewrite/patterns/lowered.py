@@ -20,11 +20,11 @@ from lucid_onnx.ops import OPERATOR_OF, quantized_embedding_bag
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.ops.embedding_bag.lowering import LONGEST_BAG, Ragged
 from lucid_onnx.rewrite.expressions import Expression, difference, first_input, input_of, number, subexpressions
-from lucid_onnx.rewrite.normal_form import make
+from lucid_onnx.rewrite.normal_form import INT64_MAX, make
 from lucid_onnx.rewrite.reader import Reader
 
 from .bag import FLOATS, SCALES, Bag, Guess, QuantizedBag
-from .shared import INT64_MAX, without_cast
+from .shared import without_cast
 
 _T = TypeVar("_T")
 #: How many expressions of a graph are looked at for the parts of one bag.

@@ -13,7 +13,6 @@ from .bag import Bag
 #: The mode of each reduction, and the reduction of each mode.
 MODES = {"ReduceSum": "sum", "ReduceMean": "mean", "ReduceMax": "max"}
 REDUCTIONS = {mode: op for op, mode in MODES.items()}
-INT64_MAX = 2**63 - 1
 
 
 def without_cast(e: Expression) -> Expression:

@@ -19,10 +19,10 @@ import onnx_ir as ir
 
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.rewrite.expressions import Expression, constant, difference, first_input, input_of, number
-from lucid_onnx.rewrite.normal_form import make
+from lucid_onnx.rewrite.normal_form import INT64_MAX, make
 
 from .bag import INTEGERS, Bag, Guess
-from .shared import INT64_MAX, without_cast
+from .shared import without_cast
 
 _MODES = {"ReduceSum": "sum", "ReduceMax": "max"}
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from lucid_onnx.rewrite.expressions import Expression, constant
-from lucid_onnx.rewrite.normal_form import loop, make
+from lucid_onnx.rewrite.normal_form import INT64_MAX, loop, make
 
 from .bag import Bag, Guess
-from .shared import INT64_MAX, MODES, REDUCTIONS, bags_between, read_bounds, sliced_at, sliced_weights
+from .shared import MODES, REDUCTIONS, bags_between, read_bounds, sliced_at, sliced_weights
 
 
 def torch_legacy(root: Expression) -> Iterator[Guess]:

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.rewrite.expressions import Expression, constant, first_input, number
-from lucid_onnx.rewrite.normal_form import make
+from lucid_onnx.rewrite.normal_form import INT64_MAX, make
 
 from .bag import Bag, Guess
-from .shared import INT64_MAX, MODES, REDUCTIONS, read_bounds, sliced_at, sliced_weights
+from .shared import MODES, REDUCTIONS, read_bounds, sliced_at, sliced_weights
 
 
 def unrolled(root: Expression) -> Iterator[Guess]:
