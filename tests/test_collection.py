@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -474,6 +475,42 @@ def test_look_alikes_stay(keywords: dict[str, Any], left: set[int], reason: str,
     assert any(reason in u.reason for u in report.unmerged), report.unmerged
     assert types(report.model).get("EmbeddingBag", 0) == len(left)
     same(before, report.model)
+
+
+def test_bags_are_merged_without_all_attributes_written_on_them(native: None) -> None:
+    """A default that is left out, and a mode in words, are the same attributes."""
+    pytest.importorskip("onnx_ir")
+    before = beside()
+    expected = lucid_onnx.fuse(before, merge_tables=True)
+    short, in_words = before.graph.node[0], before.graph.node[1]
+    kept = [a for a in short.attribute if a.name == "mode"]
+    del short.attribute[:]
+    short.attribute.extend(kept)
+    mode = next(a for a in in_words.attribute if a.name == "mode")
+    mode.CopyFrom(helper.make_attribute("mode", "sum"))
+    report = lucid_onnx.fuse(before, merge_tables=True)
+    assert (report.merged, report.unmerged) == (expected.merged, ())
+    assert report.model == expected.model
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"padding_idx": 7}, "padding_idx = 7 is outside [-5, 5), the rows of weight"),
+        ({"padding_idx": 1.0}, "padding_idx = 1.0 must be an INT attribute"),
+        ({"mode": "median"}, "mode = 'median' is not one of 'sum', 'mean', 'max'"),
+        ({"rows": 1}, "EmbeddingBag has no attribute 'rows'"),
+    ],
+)
+def test_a_bag_that_is_not_valid_is_named_and_not_merged(change: dict[str, Any], message: str) -> None:
+    pytest.importorskip("onnx_ir")
+    model = beside()
+    node = model.graph.node[2]
+    kept = [a for a in node.attribute if a.name not in change]
+    del node.attribute[:]
+    node.attribute.extend([*kept, *(helper.make_attribute(name, value) for name, value in change.items())])
+    with pytest.raises(ValueError, match=re.escape(f"node 'bag2': {message}")):
+        lucid_onnx.fuse(model, merge_tables=True)
 
 
 def test_codes_are_not_merged(native: None) -> None:

@@ -253,8 +253,8 @@ def test_look_alikes_of_gather_and_reduction_stay() -> None:
         factor_per_column: "something else than a number for each index",
         broadcast_factors: "whose shape is not known to be that of the indices",
         factors_of_another_name: "whose shape is not known to be that of the indices",
-        weighted_mean: "is no mean of rows",
-        masked_max: "is no max of rows",
+        weighted_mean: "is not a mean of rows",
+        masked_max: "is not a max of rows",
         where_by_order: "by something else than one index",
         where_not_zero: "by something else than one index",
     }

@@ -49,7 +49,7 @@ def test_codes_that_were_lowered_come_back() -> None:
         assert interface(report.model) == interface(expected)
         assert report.unfused == ()
         (fused,) = report.fused
-        assert (fused.pattern, fused.table) == ("standard form of codes", "codes")
+        assert (fused.pattern, fused.table) == ("quantized standard form", "codes")
         assert (fused.table_dtype, fused.table_shape[1]) == (case.attributes.codes_type, case.table.shape[1])
         held = sum(a.nbytes for n, a in case.inputs.items() if n in ("codes", "scale", "zero_point", "bias"))
         assert fused.table_bytes == (held if constant else None)

@@ -261,7 +261,7 @@ def test_a_maximum_of_a_given_number_of_segments_stays() -> None:
     assert report.fused == ()
     ((pattern, reason),) = [(u.pattern, u.reason) for u in report.unfused]
     assert pattern == "tf2onnx segments"
-    assert reason == "the number of segments is given, and the maximum of one that is empty is no row of zeros"
+    assert reason == "the number of segments is given, and the maximum of an empty one is not a row of zeros"
 
 
 def _swapped(op: str, old: Any, new: Any) -> Callable[[str, list[Any], dict[str, Any]], None]:

@@ -105,11 +105,13 @@ def test_what_only_looks_like_bags_one_after_another_stays() -> None:
         "it has the constant [[1., 1., 1., 1.]": other,
         "where such a bag has": order,
         "it has ReduceMean": mixed,
-        "it has 3 bags, which takes 3 offsets, and how many there are is 'bags'": unrolled(sizes=(8, "bags")),
-        "it has 2 bags, which takes 2 offsets, and how many there are is 3": unrolled(bags=2),
+        "it has 3 bags, which takes 3 offsets, and their number is 'bags'": unrolled(sizes=(8, "bags")),
+        "it has 2 bags, which takes 2 offsets, and their number is 3": unrolled(bags=2),
         "its first bag begins at 1, not at 0": unrolled([(1, 3), (3, 5), (5, 8)]),
         "bag 0 ends at 3, and bag 1 begins at 4": unrolled([(0, 3), (4, 5), (5, 8)]),
-        "bag 1 goes from 3 to 3, and its mean is no row of zeros": unrolled([(0, 3), (3, 3), (3, 8)], op="ReduceMean"),
+        "bag 1 goes from 3 to 3, and its mean is not a row of zeros": unrolled(
+            [(0, 3), (3, 3), (3, 8)], op="ReduceMean"
+        ),
         "its bags end at 9, and the number of indices is 8": unrolled([(0, 3), (3, 5), (5, 9)]),
         "its bags end at 8, and the number of indices is 'n'": unrolled([(0, 3), (3, 5), (5, 8)], sizes=("n", 3)),
     }

@@ -243,9 +243,9 @@ STAYS: dict[str, tuple[onnx.ModelProto, str, str]] = {
     "an output": (of_one(outputs=[INFO("t", 1, [6, 8])]), "int8", "it is an output of the model"),
     "an input": (of_one(inputs=[INFO("t", 1, [6, 8])], initializers=[]), "int8", "it is an input of the model"),
     "a default": (of_one(inputs=[INFO("t", 1, [6, 8])]), "int8", "it is an input of the model"),
-    "NaN": (of_one(table=with_element(np.nan)), "uint4", "its element [4, 3] is nan, which has no code"),
-    "infinity": (of_one(table=with_element(-np.inf)), "int8", "its element [4, 3] is -inf, which has no code"),
-    "too large": (of_one(table=with_element(2.0**127.5)), "uint8", "e+38, which is beyond what codes"),
+    "NaN": (of_one(table=with_element(np.nan)), "uint4", "its element [4, 3] is nan, which has no quantized value"),
+    "infinity": (of_one(table=with_element(-np.inf)), "int8", "element [4, 3] is -inf, which has no quantized value"),
+    "too large": (of_one(table=with_element(2.0**127.5)), "uint8", "e+38, which is beyond what quantized values"),
     "too large for float16": (of_one(table=with_element(7e4)), "float16", "[4, 3] is 70000.0, which is beyond float16"),
     "small already": (
         of_one(table=table_of(6, 2, 1, "float16")),
@@ -272,15 +272,15 @@ def test_tables_that_are_made_or_have_codes_stay() -> None:
     made = of_one(initializers=[tensor("s", table_of(6, 8, 1))])
     made.graph.node.insert(0, helper.make_node("Neg", ["s"], ["t"], name="negated"))
     (found,) = lucid_onnx.quantize(made).unquantized
-    assert found.reason == "it is made by node 'negated' (Neg), and is no initializer"
+    assert found.reason == "it is made by node 'negated' (Neg), and is not an initializer"
     constant = of_one(initializers=[])
     constant.graph.node.insert(0, helper.make_node("Constant", [], ["t"], value=tensor("", table_of(6, 8, 1))))
     (found,) = lucid_onnx.quantize(constant).unquantized
-    assert found.reason == "it is made by a Constant node, and is no initializer"
+    assert found.reason == "it is made by a Constant node, and is not an initializer"
     once = lucid_onnx.quantize(of_one(), dtype="uint4").model
     again = lucid_onnx.quantize(once)
     assert again.model == once
-    assert [(u.table, u.reason) for u in again.unquantized] == [("t_codes", "it has codes already, uint4")]
+    assert [(u.table, u.reason) for u in again.unquantized] == [("t_codes", "it is quantized already, uint4")]
 
 
 def test_special_values_in_16_bits() -> None:
@@ -358,7 +358,7 @@ def test_external_tables_in_parts(stored: Path, tmp_path: Path, dtype: str, monk
     """The same bytes as in memory; what stays is carried over bit by bit, and what failed leaves no hole behind."""
     before = contents(stored.parent)
     whole = lucid_onnx.quantize(onnx.load(stored), dtype=dtype)
-    monkeypatch.setattr("lucid_onnx.rewrite.quantization._ELEMENTS_AT_ONCE", 999)
+    monkeypatch.setattr("lucid_onnx.rewrite.tables.ELEMENTS_AT_ONCE", 999)
     ticks: list[tuple[int, int]] = []
     output = tmp_path / "out.onnx"
     report = lucid_onnx.quantize(stored, output, dtype=dtype, progress=lambda done, total: ticks.append((done, total)))
@@ -366,7 +366,7 @@ def test_external_tables_in_parts(stored: Path, tmp_path: Path, dtype: str, monk
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out.onnx", "out.onnx.data"]
     assert len(report.quantized) == (2 if dtype in HALVES else 1)
     if dtype in CODES:
-        assert report.unquantized[0].reason == "its element [801, 5] is nan, which has no code"
+        assert report.unquantized[0].reason == "its element [801, 5] is nan, which has no quantized value"
     assert [dataclass_without_mean(q) for q in report.quantized] == [dataclass_without_mean(q) for q in whole.quantized]
     assert ticks[-1] == (1000 * 20 * 4 + 900 * 16 * 4,) * 2
     assert ticks == sorted(ticks)
@@ -412,7 +412,7 @@ def test_failures_leave_nothing_behind(stored: Path, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("lucid_onnx.rewrite.quantization._carried", full)
+        patch.setattr("lucid_onnx.rewrite.tables.copy_external", full)
         with pytest.raises(OSError, match="No space left"):
             lucid_onnx.quantize(stored, folder / "new.onnx")
     for output in ("model.onnx", "model.onnx.data"):
@@ -474,7 +474,7 @@ def test_the_command(stored: Path, run: Callable[..., tuple[int, str, str]], mon
     assert out.startswith("wrote s.onnx (")
     text = " ".join(out.split())
     assert "good float32 uint4 [1000, 20] 78.1 KiB 17.6 KiB (4.44x smaller)" in text
-    assert "bad its element [801, 5] is nan, which has no code node 'first'" in text
+    assert "bad its element [801, 5] is nan, which has no quantized value node 'first'" in text
     report = json.loads(Path("r.json").read_text())
     assert [q["bytes_after"] for q in report["quantized"]] == [18_000]
     assert [u["table"] for u in report["unquantized"]] == ["bad"]

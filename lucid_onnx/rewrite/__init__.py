@@ -1,4 +1,4 @@
-"""Bags into models that were made without them, and out again: `fuse`, `lower`; smaller tables: `quantize`.
+"""Rewrites of models: `fuse` puts bags into them, `lower` writes bags out, `quantize` makes their tables smaller.
 
 Needs onnx-ir.
 """

@@ -1,4 +1,4 @@
-"""Models as they come and go: read without their tables, checked, and written whole or not at all."""
+"""Models are read without their tables, checked, and written whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto
 
 from lucid_onnx.builder import Replacing, save, without_initializers
+from lucid_onnx.graph import node_lists, subgraphs
 
 #: Initializers larger than this take no part in checks and conversions, which copy a model several times.
 _LARGEST_CARRIED = 2**16
@@ -23,7 +24,7 @@ def read(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[onnx.ModelPro
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no ONNX model, or has what a rewrite would lose.
+        ValueError: it is not an ONNX model, or has what a rewrite would lose.
     """
     if isinstance(model, onnx.ModelProto):
         proto, name, folder = model, "the model", None
@@ -64,7 +65,7 @@ def is_table(tensor: onnx.TensorProto) -> bool:
 
 
 def check(model: onnx.ModelProto) -> str | None:
-    """What onnx.checker says against a model, with strict shape inference; None if nothing."""
+    """What onnx.checker reports for a model, with strict shape inference; None if it is valid."""
     try:
         onnx.checker.check_model(without_tables(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
@@ -73,7 +74,7 @@ def check(model: onnx.ModelProto) -> str | None:
 
 
 def write(model: onnx.ModelProto, output: str | os.PathLike[str], folder: Path | None) -> None:
-    """Write a model beside its external data; in another folder, with a copy of them named after the model.
+    """Write a model beside its external data; into another folder with a copy of the data, named after the model.
 
     All files appear or none.
 
@@ -147,20 +148,12 @@ def source(folder: Path, name: str, external: Sequence[onnx.TensorProto]) -> Pat
 
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """Every tensor of a model: of its graphs and of its nodes' attributes."""
-
-    def of_graph(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-        yield from graph.initializer
-        yield from of_nodes(graph.node)
-
-    def of_nodes(nodes: object) -> Iterator[onnx.TensorProto]:
-        for node in nodes:  # type: ignore[attr-defined]
+    yield from model.graph.initializer
+    for nodes in node_lists(model):
+        for node in nodes:
+            for graph in subgraphs(node):
+                yield from graph.initializer
             for attribute in node.attribute:
                 if attribute.HasField("t"):
                     yield attribute.t
                 yield from attribute.tensors
-                for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                    yield from of_graph(graph)
-
-    yield from of_graph(model.graph)
-    for function in model.functions:
-        yield from of_nodes(function.node)

@@ -32,8 +32,8 @@ def lower(
 
     - "blocks": a few operators over all bags, with memory in proportion to the indices and the output.
     - "loop": an iteration per bag; a graph of a quarter to a third of the nodes, and slow where there are many bags.
-    - "padded": a matrix of all bags, each as long as the longest, with as much memory. ONNX Runtime on the CPU refuses
-      a bag of more than ``longest_bag`` positions; where nothing is refused, its row is NaN.
+    - "padded": a matrix of all bags, each as long as the longest, with as much memory. ONNX Runtime on the CPU rejects
+      a bag of more than ``longest_bag`` positions; where nothing is rejected, its row is NaN.
 
     Args:
         model: a path, or a model; it is not changed.
@@ -45,9 +45,9 @@ def lower(
 
     Raises:
         OSError: a file cannot be read or written.
-        TypeError: longest_bag is no integer.
-        ValueError: an unknown form or way, no ONNX model, an opset outside [16, 26], or one that onnx.checker refuses;
-            longest_bag is out of range, missing, or not for this way; another way in the "native" form.
+        TypeError: longest_bag is not an integer.
+        ValueError: an unknown form or way; not an ONNX model, an opset outside [16, 26], or one that onnx.checker
+            rejects; longest_bag is out of range, missing, or not for this way; another way in the "native" form.
     """
     way = Ragged(ragged, longest_bag)
     if form == "native" and way != BLOCKS:

@@ -1,9 +1,8 @@
-"""Put one EmbeddingBagCollection in the place of bags whose results a Concat lays beside each other."""
+"""Put one EmbeddingBagCollection in the place of bags whose results a Concat concatenates."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +12,9 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from lucid_onnx.ops import OPERATOR_OF
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.ops.embedding_bag_collection import spec as collection
+
+from . import nodes
+from .reader import constant_array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,98 +29,133 @@ class Merged:
 
 @dataclasses.dataclass(frozen=True)
 class Unmerged:
-    """A bag that a Concat lays beside others, and that was left as it is, and why."""
+    """A bag that a Concat concatenates with others, and that was left as it is, and why."""
 
     where: str
     bag: str
     reason: str
 
 
+def merge(model: ir.Model) -> tuple[tuple[Merged, ...], tuple[Unmerged, ...]]:
+    """Merge the bags of a model, in place.
+
+    Neighbours among the inputs of a Concat become one node if they are EmbeddingBag nodes of one name and of equal
+    attributes, whose results nothing else reads. The Concat joins results [B, D] over their last axis, or over axis 1
+    what an Unsqueeze made [B, 1, D] of them. Its other inputs stay where they are.
+
+    Bags get all of their attributes written on them. One that is not valid is left as it is.
+    """
+    work = _Merging(model)
+    work.run()
+    if work.merged:
+        RemoveUnusedNodesPass()(model)
+    return tuple(work.merged), tuple(work.unmerged)
+
+
 class _Part(NamedTuple):
     """A bag that ends in an input of a Concat."""
 
     node: ir.Node
-    unsqueeze: ir.Node | None  # what gives its result an axis of one in the middle
+    unsqueeze: ir.Node | None  # what makes [B, 1, D] of its result
 
     def key(self) -> dict[str, Any]:
         """What neighbours must have in common."""
-        attributes = {a.name: a.value for a in self.node.attributes.values()}
+        attributes = _attributes(self.node)
         if self.unsqueeze is not None:
             attributes["the columns of the table"] = _columns(self.node)
         return {"op_type": self.node.op_type, "an axis of one": self.unsqueeze is not None, **attributes}
 
 
-def merge(model: ir.Model) -> tuple[tuple[Merged, ...], tuple[Unmerged, ...]]:
-    """Merge bags of a model, in place, whose ``ai.lucid`` nodes have all of their attributes written on them.
+class _Merging:
+    """Merges the bags of a model; lists what it merged and what it did not."""
 
-    Neighbours among the inputs of a Concat become one node if they are EmbeddingBag nodes of one name and of equal
-    attributes, whose results nothing else reads. The Concat joins results [B, D] over their last axis, or over axis 1
-    what an Unsqueeze made [B, 1, D] of them. Its other inputs stay where they are.
-    """
-    merged: list[Merged] = []
-    unmerged: list[Unmerged] = []
-    bodies = [f for f in model.functions.values() if f.domain != spec.DOMAIN]
-    nodes = [*model.graph.all_nodes(), *(n for f in bodies for n in f.all_nodes())]
-    names = _free_names(model, nodes)
-    signatures = {_signature(n) for n in nodes if n.domain == spec.DOMAIN and n.op_type in collection.VARIANTS}
-    for node in nodes:
-        if node.op_type != "Concat" or node.domain not in ("", "ai.onnx"):
-            continue
-        parts = [_part(value) for value in node.inputs]
-        if sum(part is not None for part in parts) < 2:
-            continue
-        reasons = [None if part is None else _objection(node, part) for part in parts]
+    def __init__(self, model: ir.Model) -> None:
+        self.merged: list[Merged] = []
+        self.unmerged: list[Unmerged] = []
+        bodies = [f for f in model.functions.values() if f.domain != spec.DOMAIN]
+        self._nodes = [n for graph in (model.graph, *bodies) for n in graph.all_nodes()]
+        self._names = nodes.free_names(model, "collection")
+        ours = [n for n in self._nodes if n.domain == spec.DOMAIN]
+        self._signatures = {_signature(n) for n in ours if n.op_type in collection.VARIANTS}
+        self._valid = {n for n in ours if n.op_type in spec.VARIANTS and _complete(n)}
+
+    def run(self) -> None:
+        for node in self._nodes:
+            if node.op_type == "Concat" and nodes.is_standard(node):
+                parts = [self._part(value) for value in node.inputs]
+                if sum(part is not None for part in parts) > 1:
+                    self._merge_inputs(node, parts)
+
+    def _part(self, value: ir.Value | None) -> _Part | None:
+        node = None if value is None else value.producer()
+        unsqueeze = None
+        if node is not None and node.op_type == "Unsqueeze" and nodes.is_standard(node):
+            # Of a result [B, D] the middle: 1, or the last but one of what comes out.
+            if _axes(node) not in ([1], [-2]) or node.inputs[0] is None:
+                return None
+            node, unsqueeze = node.inputs[0].producer(), node
+        if node is None or node.domain != spec.DOMAIN or node.op_type not in OPERATOR_OF:
+            return None
+        if node.op_type in collection.VARIANTS or (node.op_type in spec.VARIANTS and node not in self._valid):
+            return None
+        return _Part(node, unsqueeze)
+
+    def _merge_inputs(self, concat: ir.Node, parts: Sequence[_Part | None]) -> None:
+        """Merge what can be among the inputs of a Concat."""
+        reasons = [None if part is None else _why_not(concat, part) for part in parts]
         inputs: list[ir.Value | None] = []
-        before: list[ir.Node] = []
+        written: list[ir.Node] = []
         for run in _runs(parts, reasons):
             bags = [part for part in (parts[k] for k in run) if part is not None]
+            if len(run) > 1 and self._takes(_variant(bags)):
+                written += _collection(bags, self._names)
+                inputs.append(written[-1].outputs[0])
+                self._report(concat, bags)
+                continue
             if len(run) > 1:
-                signature = _of(bags).signature
-                if signature in signatures or len(signatures) < collection.MOST_SIGNATURES:
-                    signatures.add(signature)
-                    before += _collection(bags, names)
-                    inputs.append(before[-1].outputs[0])
-                    mode = spec.MODES[bags[0].node.attributes["mode"].as_int()]
-                    tables = tuple(_name(bag.node.inputs[0]) for bag in bags)
-                    merged.append(Merged(_where(node), bags[0].node.op_type, mode, tables))
-                    continue
                 for k in run:
-                    reasons[k] = f"the model has collections of {len(signatures)} kinds already, and may not have more"
+                    kinds = len(self._signatures)
+                    reasons[k] = f"the model has collections of {kinds} kinds already, and may not have more"
             elif bags and reasons[run[0]] is None:
-                reasons[run[0]] = _alone(run[0], parts, reasons)
-            inputs += [node.inputs[k] for k in run]
-        unmerged += [
-            Unmerged(_where(node), _where(part.node), reason)
+                reasons[run[0]] = _why_alone(run[0], parts, reasons)
+            inputs += [concat.inputs[k] for k in run]
+        self.unmerged += [
+            Unmerged(nodes.where(concat), nodes.where(part.node), reason)
             for part, reason in zip(parts, reasons, strict=True)
             if part is not None and reason is not None
         ]
-        if before:
-            _replace(node, before, inputs)
-    if merged:
-        RemoveUnusedNodesPass()(model)
-    return tuple(merged), tuple(unmerged)
+        if written:
+            if len(inputs) > 1:
+                axis = concat.attributes["axis"].as_int()
+                written.append(ir.node("Concat", inputs, {"axis": axis}, name=concat.name))
+            name = concat.outputs[0].name or ""
+            nodes.replace(concat, written, name, f"{name}_unmerged")
+
+    def _takes(self, op: collection.Variant) -> bool:
+        """Whether the model may have such a collection; if so, it is counted from now on."""
+        signature = (op.num_tables, collection.LAYOUTS.index(op.layout), op.weighted)
+        if signature not in self._signatures and len(self._signatures) >= collection.MOST_SIGNATURES:
+            return False
+        self._signatures.add(signature)
+        return True
+
+    def _report(self, concat: ir.Node, bags: Sequence[_Part]) -> None:
+        first = bags[0].node
+        tables = tuple(_name(bag.node.inputs[0]) for bag in bags)
+        mode = spec.MODES[first.attributes["mode"].as_int()]
+        self.merged.append(Merged(nodes.where(concat), first.op_type, mode, tables))
 
 
-def _part(value: ir.Value | None) -> _Part | None:
-    node = None if value is None else value.producer()
-    unsqueeze = None
-    if node is not None and node.op_type == "Unsqueeze" and node.domain in ("", "ai.onnx"):
-        # Of a result [B, D] the middle: 1, or the last but one of what comes out.
-        if _axes(node) not in ([1], [-2]) or node.inputs[0] is None:
-            return None
-        node, unsqueeze = node.inputs[0].producer(), node
-    if node is None or node.domain != spec.DOMAIN or node.op_type not in OPERATOR_OF:
-        return None
-    return None if node.op_type in collection.VARIANTS else _Part(node, unsqueeze)
+# ---- The bags of a Concat.
 
 
-def _objection(concat: ir.Node, part: _Part) -> str | None:
+def _why_not(concat: ir.Node, part: _Part) -> str | None:
     """Why a bag cannot be part of a collection, whatever its neighbours are; None if it can."""
     if part.node.op_type not in spec.VARIANTS:
-        return f"it is {part.node.op_type}, and the tables of a collection are rows, not codes"
+        return f"it is {part.node.op_type}, and collections do not support quantized tables"
     axis = concat.attributes["axis"].as_int()
     if axis not in ((1, -1) if part.unsqueeze is None else (1, -2)):
-        return f"the Concat is over axis {axis}, and not over the one that bags lie beside each other in"
+        return f"the Concat is over axis {axis}, and not over the one that a collection concatenates over"
     for node in (part.node, part.unsqueeze):
         if node is None:
             continue
@@ -147,7 +184,7 @@ def _runs(parts: Sequence[_Part | None], reasons: Sequence[str | None]) -> Itera
     yield run
 
 
-def _alone(k: int, parts: Sequence[_Part | None], reasons: Sequence[str | None]) -> str:
+def _why_alone(k: int, parts: Sequence[_Part | None], reasons: Sequence[str | None]) -> str:
     """Why a bag that could be part of a collection has no neighbour for it."""
     own = parts[k]
     for other in (k - 1, k + 1):
@@ -156,22 +193,25 @@ def _alone(k: int, parts: Sequence[_Part | None], reasons: Sequence[str | None])
             continue
         a, b = own.key(), part.key()
         name = next(n for n in {**a, **b} if a.get(n) != b.get(n))
-        return f"its neighbour, {_where(part.node)}, has {name} = {b.get(name)}, and it has {a.get(name)}"
-    return "the inputs of the Concat beside it are no bags that could be merged"
+        return f"its neighbour, {nodes.where(part.node)}, has {name} = {b.get(name)}, and it has {a.get(name)}"
+    return "the inputs of the Concat beside it are not bags that could be merged"
 
 
-def _of(bags: Sequence[_Part]) -> collection.Variant:
+# ---- The collection.
+
+
+def _variant(bags: Sequence[_Part]) -> collection.Variant:
     op = spec.VARIANTS[bags[0].node.op_type]
     return collection.variant(num_tables=len(bags), layout="rows" if op.two_d else "ragged", weighted=op.weighted)
 
 
 def _collection(bags: Sequence[_Part], names: Iterator[str]) -> list[ir.Node]:
     """The node, and what brings its result into the shape that the Concat's inputs had together."""
-    op, first = _of(bags), bags[0].node
-    given = dict.fromkeys(spec.VARIANTS[first.op_type].inputs)
-    inputs = [bag.node.inputs[k] for k in range(len(given)) for bag in bags]
+    op, first = _variant(bags), bags[0].node
+    count = len(spec.VARIANTS[first.op_type].inputs)
+    inputs = [bag.node.inputs[k] for k in range(count) for bag in bags]
     attributes = {
-        **{a.name: a.value for a in first.attributes.values()},
+        **_attributes(first),
         "num_tables": op.num_tables,
         "layout": collection.LAYOUTS.index(op.layout),
         "weighted": int(op.weighted),
@@ -192,40 +232,58 @@ def _collection(bags: Sequence[_Part], names: Iterator[str]) -> list[ir.Node]:
     return [node, shape, reshape]
 
 
-def _replace(concat: ir.Node, before: list[ir.Node], inputs: Sequence[ir.Value | None]) -> None:
-    """Put nodes, and a Concat of what is left to join, in the place of a Concat."""
-    graph, value = concat.graph, concat.outputs[0]
-    assert graph is not None
-    if len(inputs) > 1:
-        before.append(ir.node("Concat", list(inputs), {"axis": concat.attributes["axis"].as_int()}, name=concat.name))
-    result = before[-1].outputs[0]
-    name = value.name
-    value.name = f"{name}_unmerged"
-    result.name, result.type, result.shape, result.doc_string = name, value.type, value.shape, value.doc_string
-    result.metadata_props.update(value.metadata_props)
-    graph.insert_before(concat, before)
-    value.replace_all_uses_with(result, replace_graph_outputs=True)
+# ---- What nodes say.
+
+
+def _attributes(node: ir.Node) -> dict[str, Any]:
+    return {a.name: a.value for a in node.attributes.values()}
+
+
+def _signature(node: ir.Node) -> tuple[Any, Any, bool]:
+    """What a collection's function is written for."""
+    a = _attributes(node)
+    return a.get("num_tables"), a.get("layout"), bool(a.get("weighted"))
+
+
+def _complete(bag: ir.Node) -> bool:
+    """Write all attributes of a bag on it, as `convert` does; False if it is not valid, which `convert` reports."""
+    op, given = spec.VARIANTS[bag.op_type], {}
+    if len(bag.inputs) != len(op.inputs) or None in bag.inputs:
+        return False
+    for attribute in bag.attributes.values():
+        if attribute.is_ref() or attribute.name not in spec.Attributes.onnx_names(op):
+            return False
+        try:
+            given[attribute.name] = spec.Attributes.read(ir.to_proto(attribute))
+        except ValueError:
+            return False
+    table = bag.inputs[0]
+    dtype, shape = (None, None) if table is None else (table.dtype, table.shape)
+    rows = None if shape is None or len(shape) != 2 or not isinstance(shape[0], int) else shape[0]
+    double = given.get("stash_type") == ir.DataType.DOUBLE if dtype is None else dtype == ir.DataType.DOUBLE
+    try:
+        attributes = spec.Attributes.from_onnx(given)
+        attributes.check(weighted=op.weighted, num_rows=rows)
+    except (TypeError, ValueError):
+        return False
+    bag.attributes.clear()
+    for attribute in ir.convenience.convert_attributes(attributes.to_onnx(op, double=double)):
+        bag.attributes[attribute.name] = attribute
+    return True
 
 
 def _axes(unsqueeze: ir.Node) -> list[int] | None:
-    """The axes of an Unsqueeze, as far as they are constant."""
+    """The axes of an Unsqueeze, if they are constant."""
     if (attribute := unsqueeze.attributes.get("axes")) is not None:
         return list(attribute.as_ints())
     axes = unsqueeze.inputs[1] if len(unsqueeze.inputs) > 1 else None
     if axes is None:
         return None
-    tensor = axes.const_value
     producer = axes.producer()
-    if tensor is None and producer is not None and producer.op_type == "Constant":
-        for name in ("value", "value_ints", "value_int"):
-            if (attribute := producer.attributes.get(name)) is not None:
-                found = attribute.value.numpy() if name == "value" else attribute.value
-                return [int(a) for a in (found if isinstance(found, (list, tuple)) else [*_flat(found)])]
-    return None if tensor is None else [int(a) for a in _flat(tensor.numpy())]
-
-
-def _flat(values: Any) -> Iterator[int]:
-    yield from getattr(values, "ravel", lambda: [values])()
+    array = None if axes.const_value is None else axes.const_value.numpy()
+    if array is None and producer is not None and producer.op_type == "Constant":
+        array = constant_array(producer)
+    return None if array is None else [int(a) for a in array.ravel()]
 
 
 def _columns(bag: ir.Node) -> int | None:
@@ -237,20 +295,5 @@ def _columns(bag: ir.Node) -> int | None:
     return shape[1]
 
 
-def _signature(node: ir.Node) -> tuple[int, str, bool]:
-    return collection.VARIANTS[node.op_type].of({a.name: a.value for a in node.attributes.values()}).signature
-
-
-def _free_names(model: ir.Model, nodes: Sequence[ir.Node]) -> Iterator[str]:
-    taken = {v.name for node in nodes for v in (*node.inputs, *node.outputs) if v is not None}
-    taken |= {v.name for v in (*model.graph.inputs, *model.graph.initializers.values())}
-    return (name for k in itertools.count() if (name := f"collection_{k}") not in taken)
-
-
 def _name(value: ir.Value | None) -> str:
     return "" if value is None else value.name or ""
-
-
-def _where(node: ir.Node) -> str:
-    name = node.name or next((v.name for v in node.outputs if v.name), "")
-    return f"node {name!r} ({node.op_type})"

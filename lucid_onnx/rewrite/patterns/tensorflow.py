@@ -11,7 +11,6 @@ an integer or two per index in the place of a grid of rows.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -19,13 +18,13 @@ import numpy as np
 import onnx_ir as ir
 
 from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.rewrite.expressions import Expression, constant, difference, first_input, input_of, number
+from lucid_onnx.rewrite.normal_form import INT64_MAX, make
 
-from .expressions import Expression, constant, difference, make
-from .patterns import Bag, Guess
+from .bag import INTEGERS, Bag, Guess
+from .shared import without_cast
 
 _MODES = {"ReduceSum": "sum", "ReduceMax": "max"}
-_INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
-_LAST = 2**63 - 1
 
 
 class _Segments(NamedTuple):
@@ -54,42 +53,51 @@ class _Segments(NamedTuple):
 def segments(root: Expression) -> Iterator[Guess]:
     """A lookup in a table whose rows are pooled by segment.
 
-    Taken for what TensorFlow means: the mean of an empty segment between others is zeros, where the graph has 0 / 0,
-    and so is its maximum, where the graph has -inf. A negative segment is refused, as TensorFlow's sorted operators
-    do (the graph counts it from the end), and a negative index, as by all bags. The square root of the number of
-    rows, by which sqrt_n divides, stays behind a bag of sums, and so does the sum of weights of a weighted mean.
+    1. A sum or a maximum.
+    2. A sum that is divided by the number of rows: a mean. Other divisors (a square root for sqrt_n, the sum of weights
+       for a weighted mean) stay behind a bag of sums.
+
+    It is taken for what TensorFlow means. The mean of an empty segment between others is zeros, where the graph has
+    0 / 0, and so is its maximum, where the graph has -inf. A negative segment is rejected, as TensorFlow's sorted
+    operators do (the graph counts it from the end), and a negative index, as by all bags.
     """
     if root.op == "Div":
-        sums, divisor = root.inputs
-        if sums is None or sums.op != "ReduceSum":
-            return
-        for bag, written in segments(sums):
-            found = _grid_of(sums)
-            if isinstance(written, str) or found is None or bag.per_sample_weights is not None:
-                return
-            if difference(divisor, number := _divisor(divisor, found, bag)) is None:  # else the sum is a bag
-                mean = dataclasses.replace(bag, attributes=spec.Attributes("mean"))
-                yield mean, make("Div", written, number)
-        return
-    found = _grid_of(root)
-    data = _data_of(root)
+        yield from _mean(*root.inputs)  # 2
+    else:
+        yield from _sum_or_maximum(root)  # 1
+
+
+def _sum_or_maximum(root: Expression) -> Iterator[Guess]:
+    found, data = _grid_of(root), _data_of(root)
     looked_up = None if data is None else _looked_up(data)
     if found is None or data is None or looked_up is None:
         return
     weight, indices, factors = looked_up
     bag = Bag(
         weight,
-        _told(make("Gather", indices, found.at), indices),
+        _declared(make("Gather", indices, found.at), indices.type),
         _offsets(found),
-        None if factors is None else _told(make("Gather", factors, found.at), factors),
+        None if factors is None else _declared(make("Gather", factors, found.at), factors.type),
         spec.Attributes(_MODES[root.op]),
     )
     if root.op == "ReduceMax" and found.is_given:
-        yield bag, "the number of segments is given, and the maximum of one that is empty is no row of zeros"
+        yield bag, "the number of segments is given, and the maximum of an empty one is not a row of zeros"
     elif root.op == "ReduceMax" and factors is not None:
-        yield bag, "a maximum over rows times weights is no bag"
+        yield bag, "a maximum over rows times weights is not a bag"
     else:
-        yield bag, _as_tf2onnx(root.op, data, found)
+        yield bag, _written(root.op, data, found)
+
+
+def _mean(sums: Expression | None, divisor: Expression | None) -> Iterator[Guess]:
+    if sums is None or sums.op != "ReduceSum":
+        return
+    for bag, written in _sum_or_maximum(sums):
+        found = _grid_of(sums)
+        if isinstance(written, str) or found is None or bag.per_sample_weights is not None:
+            return
+        count = _divisor(divisor, found, bag)
+        if difference(divisor, count) is None:  # else the sum is a bag
+            yield bag.with_attributes(mode="mean"), make("Div", written, count)
 
 
 # ---- What there is.
@@ -108,10 +116,10 @@ def _grid_of(root: Expression) -> _Segments | None:
     if grid is None or grid.op != "ScatterND" or len(grid.inputs) != 3:
         return None
     holes, places, at = grid.inputs
-    ordered = _first(_first(places))
-    shape = _first(holes)
-    count = _first(shape) if shape is not None and shape.op == "Concat" else None
-    numbers = _first(at) if at is not None and at.op == "TopK" else None
+    ordered = first_input(first_input(places))
+    shape = first_input(holes)
+    count = input_of(shape, "Concat")
+    numbers = input_of(at, "TopK")
     if shape is not None and shape.array is not None and shape.array.shape == (2,):
         count = constant(shape.array[:1])
     if count is None or numbers is None or ordered is None or at is None:
@@ -146,29 +154,29 @@ def _repeated(distinct: Expression, inverse: Expression) -> Expression | None:
 
     tf2onnx has Unique work in 64 bits, and casts what goes in and comes out.
     """
-    if inverse.op == "Cast" and inverse.type in _INTEGERS and inverse.inputs[0] is not None:
-        inverse = inverse.inputs[0]
+    if inverse.type in INTEGERS:
+        inverse = without_cast(inverse)
     kept = distinct.type if distinct.op == "Cast" else None
-    found = _first(distinct) if kept is not None else distinct
+    found = first_input(distinct) if kept is not None else distinct
     if found is None or (found.op, found.output, inverse.op) != ("Unique", 0, "Unique") or "axis" in found.attributes:
         return None
-    every = _first(found)
+    every = first_input(found)
     if difference(inverse, make("Unique", every, output=2, **found.attributes)) is not None:
         return None
     if kept is not None:  # a cast there and back
-        every = _first(every) if every is not None and every.op == "Cast" else None
-        return every if every is not None and every.type == kept in _INTEGERS else None
+        every = input_of(every, "Cast")
+        return every if every is not None and every.type == kept in INTEGERS else None
     return every
 
 
 def _of_column(column: Expression | None) -> Expression | None:
     """w [N] of what is w [N, 1], however it got that axis."""
-    inner = _first(column)
+    inner = first_input(column)
     if column is None or inner is None or inner.rank != 1 or len(column.inputs) != 2 or column.inputs[1] is None:
         return None
     target = column.inputs[1]
     if column.op == "Unsqueeze":
-        return inner if target.constant() in (1, -1) else None
+        return inner if number(target) in (1, -1) else None
     if column.op != "Reshape":
         return None
     if target.array is not None:
@@ -187,13 +195,9 @@ def _uncast(e: Expression) -> Expression:
     return e
 
 
-def _first(e: Expression | None) -> Expression | None:
-    return e.inputs[0] if e is not None and e.inputs else None
-
-
-def _told(e: Expression, source: Expression) -> Expression:
-    """``e``, of the type of ``source`` and of one dimension."""
-    e.told = Expression("Value", dtype=source.type, shape=(None,))
+def _declared(e: Expression, dtype: ir.DataType | None) -> Expression:
+    """``e``, of this type and of one dimension."""
+    e.declared = Expression("Value", dtype=dtype, shape=(None,))
     return e
 
 
@@ -205,12 +209,12 @@ def _largest(numbers: Expression) -> Expression:
     return make("Unsqueeze", make("Add", make("ReduceMax", numbers, [0], keepdims=0), 1), [0])
 
 
-def _filled(shape: Expression, number: float, dtype: ir.DataType) -> Expression:
-    value = (dtype, (1,), np.asarray([number], dtype.numpy()).tobytes())
+def _filled(shape: Expression, filler: float, dtype: ir.DataType) -> Expression:
+    value = (dtype, (1,), np.asarray([filler], dtype.numpy()).tobytes())
     return make("ConstantOfShape", shape, value=value)
 
 
-def _as_tf2onnx(op: str, data: Expression, found: _Segments) -> Expression:
+def _written(op: str, data: Expression, found: _Segments) -> Expression:
     """The reduction, without what it is divided by."""
     dtype = data.type or ir.DataType.FLOAT
     counts = found.unique(3)
@@ -220,7 +224,7 @@ def _as_tf2onnx(op: str, data: Expression, found: _Segments) -> Expression:
     longest = make("ReduceMax", counts, [0], keepdims=1)
     holes = _filled(make("Concat", found.total, longest, axis=0), -1, ir.DataType.INT64)
     grid = make("ScatterND", holes, make("Concat", *at, axis=1), found.sorted(1))
-    width = make("Slice", make("Shape", data), [1], [_LAST], [0])
+    width = make("Slice", make("Shape", data), [1], [INT64_MAX], [0])
     nothing = _filled(width, 0 if op == "ReduceSum" else -np.inf, dtype)
     rows = make("Gather", make("Concat", data, make("Unsqueeze", nothing, [0]), axis=0), grid)
     return make(op, rows, [1], keepdims=0)
@@ -228,15 +232,15 @@ def _as_tf2onnx(op: str, data: Expression, found: _Segments) -> Expression:
 
 def _divisor(divisor: Expression | None, found: _Segments, bag: Bag) -> Expression:
     """What a mean divides by: the counts, scattered into zeros that are written in either of two ways."""
-    scale = _first(divisor)
-    scattered = _first(_first(scale) if found.is_given else scale)
-    zeros, same = _first(scattered), _filled(found.total, 0, ir.DataType.INT64)
+    scale = first_input(divisor)
+    scattered = first_input(first_input(scale) if found.is_given else scale)
+    zeros, same = first_input(scattered), _filled(found.total, 0, ir.DataType.INT64)
     if zeros is not None and zeros.array is not None and found.total.array is not None:
         same = constant(np.zeros(int(found.total.array[0]), np.int64))
-    number = make("Cast", found.counts(same), to=int(bag.weight.type or ir.DataType.FLOAT))
+    counts = make("Cast", found.counts(same), to=int(bag.weight.type or ir.DataType.FLOAT))
     if found.is_given:
-        number = make("Max", number, constant(1, np.float32))
-    return make("Unsqueeze", number, [1])
+        counts = make("Max", counts, constant(1, np.float32))
+    return make("Unsqueeze", counts, [1])
 
 
 # ---- What the bag reads.
@@ -246,17 +250,15 @@ def _offsets(found: _Segments) -> Expression:
     """Where each segment begins among the sorted ones.
 
     Without Unique, which ONNX Runtime is slow at, and with no target twice. A negative number becomes one that
-    ScatterElements refuses.
+    ScatterElements rejects.
     """
     numbers = found.ordered
     first = make("Sub", make("Slice", numbers, [0], [1], [0]), [1])  # another number than the first one
     before = make("Slice", make("Concat", first, numbers, axis=0), [0], [-1], [0])
     starts = make("Reshape", make("NonZero", make("Not", make("Equal", before, numbers))), [-1])
-    ends = make("Slice", make("Concat", starts, make("Shape", found.numbers), axis=0), [1], [_LAST], [0])
+    ends = make("Slice", make("Concat", starts, make("Shape", found.numbers), axis=0), [1], [INT64_MAX], [0])
     which = make("Gather", numbers, starts)
     which = make("Where", make("Less", which, 0), found.total, which)
     none = make("Expand", constant([0]), found.total)
     counts = make("ScatterElements", none, which, make("Sub", ends, starts), axis=0)
-    found_offsets = make("CumSum", counts, 0, exclusive=1)
-    found_offsets.told = Expression("Value", dtype=ir.DataType.INT64, shape=(None,))
-    return found_offsets
+    return _declared(make("CumSum", counts, 0, exclusive=1), ir.DataType.INT64)

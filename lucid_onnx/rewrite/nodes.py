@@ -1,0 +1,58 @@
+"""What the modules here share of onnx_ir: names of nodes and values, subgraphs, and nodes in the place of another."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import onnx_ir as ir
+
+
+def where(node: ir.Node) -> str:
+    """How a report names a node: by its name, or by its first output if it has none, with its operator."""
+    name = node.name or next((v.name for v in node.outputs if v.name), "")
+    return f"node {name!r} ({node.op_type})"
+
+
+def is_standard(node: ir.Node) -> bool:
+    """Whether a node is of the standard domain."""
+    return node.domain in ("", "ai.onnx")
+
+
+def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs among a node's attributes: a branch, a body, or several in one attribute."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def opset(imports: Mapping[str, int]) -> int:
+    """The version of the standard operators; 0 if they are not imported."""
+    return imports.get("", imports.get("ai.onnx", 0))
+
+
+def free_names(model: ir.Model, stem: str) -> Iterator[str]:
+    """``stem_0``, ``stem_1``, ...: those that no value of the model has."""
+    taken = {v.name for v in (*model.graph.inputs, *model.graph.initializers.values())}
+    taken |= {v.name for f in model.functions.values() for v in f.inputs}
+    for graph in (model.graph, *model.functions.values()):
+        taken |= {v.name for node in graph.all_nodes() for v in (*node.inputs, *node.outputs) if v is not None}
+    return (name for k in itertools.count() if (name := f"{stem}_{k}") not in taken)
+
+
+def replace(node: ir.Node, nodes: Sequence[ir.Node], name: str, old_name: str) -> None:
+    """Put nodes before one; the last one's result takes the place of its first result.
+
+    Args:
+        name: the name of the new result. Type, shape, doc string and metadata come from the old one, too.
+        old_name: the name that the old result has from now on.
+    """
+    assert node.graph is not None
+    old, new = node.outputs[0], nodes[-1].outputs[0]
+    old.name = old_name
+    new.name, new.type, new.shape, new.doc_string = name, old.type, old.shape, old.doc_string
+    new.metadata_props.update(old.metadata_props)
+    node.graph.insert_before(node, nodes)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)

@@ -1,0 +1,541 @@
+"""The normal form of expressions, in which two ways to write one computation compare equal.
+
+Building an expression takes away what does not change a value: Identity, a Cast to the type that is there already, an
+If whose condition is known, arithmetic over constants, the shape of something whose shape is fixed, and whether an
+opset has an axis as an attribute or as an input. Each of these rules keeps the value exactly, so that equal expressions
+mean equal values. The opposite does not hold: what is written in another way altogether compares as different, and a
+caller then leaves it alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from .expressions import Body, Dim, Expression, constant, from_array
+
+#: Constants with more elements than this are not looked into.
+LARGEST_CONSTANT = 2**16
+INT64_MAX = 2**63 - 1
+
+# ---- Building.
+
+
+def make(op: str, *inputs: Expression | int | Sequence[int] | None, output: int = 0, **attributes: Any) -> Expression:
+    """An operator of the standard domain over its inputs, in normal form; ints and lists are int64 constants.
+
+    Attributes are those of the newest opset: axes are inputs. Defaults may be left out.
+    """
+    operands = tuple(i if i is None or isinstance(i, Expression) else constant(i) for i in inputs)
+    return normal(op, operands, attributes, None, output)
+
+
+def normal(
+    op: str,
+    inputs: tuple[Expression | None, ...],
+    attributes: Mapping[str, Any],
+    value: ir.Value | None,
+    output: int,
+) -> Expression:
+    """The node in normal form; may give back one of its inputs."""
+    while inputs and inputs[-1] is None:
+        inputs = inputs[:-1]
+    node = _Node(op, inputs, with_defaults(op, attributes), value, output)
+    for rule in _RULES.get(op, ()):
+        found = rule(node)
+        if isinstance(found, Expression):
+            return found
+        node = found or node
+    expression = Expression(op, node.inputs, node.attributes, output, value=value)
+    given = tuple(i for i in node.inputs if i is not None)
+    folded = _fold(expression)
+    if folded is not None:
+        return from_array(folded, value, given)
+    if output == 0:
+        expression.dtype = _dtype(op, given, node.attributes)
+        expression.shape = _shape(op, node.inputs, node.attributes)
+    return expression
+
+
+def loop(
+    trip: Expression | None,
+    condition: Expression | None,
+    carried: Sequence[Expression],
+    body: Callable[..., Sequence[Expression]],
+    output: int = 0,
+) -> Expression:
+    """A Loop; ``body`` takes the iteration's number, the condition and what is carried, and gives the results."""
+    found = variables(carried)
+    return normal_loop((trip, condition, *carried), Body(found, tuple(body(*found))), output)
+
+
+def normal_loop(
+    inputs: tuple[Expression | None, ...],
+    body: Body,
+    output: int,
+    value: ir.Value | None = None,
+    declared: Expression | None = None,
+) -> Expression:
+    """A Loop with its carried values sorted: an exporter may write them in any order."""
+    count = len(inputs) - 2
+    order = sorted(range(count), key=lambda k: (_sort_key(inputs[2 + k]), k))
+    whole = [*order, *range(count, len(body.results) - 1)]  # stacked results come last, in the order that they have
+    inputs = (*inputs[:2], *(inputs[2 + k] for k in order))
+    body = Body(
+        (*body.variables[:2], *(body.variables[2 + k] for k in order)),
+        (body.results[0], *(body.results[1 + k] for k in whole)),
+    )
+    output = whole.index(output)
+    result = body.results[output + 1]
+    dtype = None if result is None else result.dtype
+    return Expression("Loop", inputs, output=output, body=body, dtype=dtype, value=value, declared=declared)
+
+
+def _sort_key(e: Expression | None) -> tuple[str, bytes]:
+    if e is None:
+        return "", b""
+    return e.op, b"" if e.array is None else e.array.tobytes()
+
+
+def variables(carried: Sequence[Expression | None], values: Sequence[ir.Value | None] = ()) -> tuple[Expression, ...]:
+    """The variables of a loop's body: the iteration's number, the condition, and what is carried."""
+    dtypes = [ir.DataType.INT64, ir.DataType.BOOL, *(None if c is None else c.dtype for c in carried)]
+    padded = itertools.chain(values, itertools.repeat(None))
+    return tuple(
+        Expression("Variable", dtype=dtype, shape=() if k < 2 else None, value=value)
+        for (k, dtype), value in zip(enumerate(dtypes), padded, strict=False)
+    )
+
+
+# ---- Attributes.
+
+_DEFAULTS: dict[str, dict[str, Any]] = {}
+
+
+def with_defaults(op: str, attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The attributes, with the newest opset's defaults for those that are missing."""
+    if op not in _DEFAULTS:
+        _DEFAULTS[op] = {}
+        if onnx.defs.has(op):
+            for name, attribute in onnx.defs.get_schema(op).attributes.items():
+                if attribute.default_value.type != onnx.AttributeProto.UNDEFINED:
+                    default = onnx.helper.get_attribute_value(attribute.default_value)
+                    _DEFAULTS[op][name] = default.decode() if isinstance(default, bytes) else default
+    return {**_DEFAULTS[op], **attributes}
+
+
+def set_attributes(e: Expression) -> dict[str, Any]:
+    """The attributes that differ from the newest opset's defaults."""
+    defaults = with_defaults(e.op, {})
+    return {name: value for name, value in e.attributes.items() if name not in defaults or defaults[name] != value}
+
+
+# ---- Rules. Each takes a node, and gives what it is equal to: an expression, or a node that is written in another way.
+# None: the rule says nothing about this node.
+
+
+class _Node(NamedTuple):
+    op: str
+    inputs: tuple[Expression | None, ...]
+    attributes: dict[str, Any]
+    value: ir.Value | None
+    output: int
+
+    @property
+    def first(self) -> Expression | None:
+        return self.inputs[0] if self.inputs else None
+
+    def again(self, op: str, inputs: tuple[Expression | None, ...], attributes: Mapping[str, Any]) -> Expression:
+        """Another node for the same value, in normal form."""
+        return normal(op, inputs, attributes, self.value, self.output)
+
+
+_Rule = Callable[[_Node], "Expression | _Node | None"]
+
+
+def _identity_of_x_is_x(node: _Node) -> Expression | None:
+    return node.first
+
+
+def _castlike_to_a_known_type_is_cast(node: _Node) -> Expression | None:
+    like = node.inputs[1] if len(node.inputs) == 2 else None
+    if node.first is None or like is None or like.dtype is None:
+        return None
+    return node.again("Cast", (node.first,), {"to": int(like.dtype)})
+
+
+def _cast_has_its_type_alone(node: _Node) -> _Node:
+    return node._replace(attributes={"to": node.attributes["to"]})
+
+
+def _cast_to_the_same_type_is_x(node: _Node) -> Expression | None:
+    x = node.first
+    return x if x is not None and x.dtype is not None and int(x.dtype) == node.attributes["to"] else None
+
+
+def _cast_of_unsqueeze_is_unsqueeze_of_cast(node: _Node) -> Expression | None:
+    x = node.first
+    if x is None or x.op != "Unsqueeze" or x.inputs[0] is None:
+        return None
+    return node.again("Unsqueeze", (make("Cast", x.inputs[0], **node.attributes), *x.inputs[1:]), {})
+
+
+def _cast_of_an_expanded_constant_is_expand_of_cast(node: _Node) -> Expression | None:
+    x = node.first
+    if x is None or x.op != "Expand" or x.inputs[0] is None or x.inputs[0].array is None:
+        return None
+    return node.again("Expand", (make("Cast", x.inputs[0], **node.attributes), x.inputs[1]), {})
+
+
+def _an_axis_is_a_list_of_one(node: _Node) -> _Node | None:
+    """torch 2.6 writes a scalar."""
+    axes = node.inputs[1] if len(node.inputs) == 2 else None
+    if axes is None or axes.array is None or axes.array.ndim:
+        return None
+    return node._replace(inputs=(node.inputs[0], from_array(axes.array.reshape(1))))
+
+
+def _slice_by_steps_of_one_needs_no_steps(node: _Node) -> _Node | None:
+    steps = node.inputs[4] if len(node.inputs) == 5 else None
+    if steps is None or steps.array is None or not (steps.array == 1).all():
+        return None
+    return node._replace(inputs=node.inputs[:4])
+
+
+def _slice_from_0_to_the_end_is_x(node: _Node) -> Expression | None:
+    if len(node.inputs) not in (3, 4):
+        return None
+    starts, ends = (None if i is None else i.array for i in node.inputs[1:3])
+    if starts is None or ends is None or ends.dtype != np.int64:
+        return None
+    return node.first if (starts == 0).all() and (ends == INT64_MAX).all() else None
+
+
+def _is_flattening(target: Expression | None) -> bool:
+    """Whether a Reshape to this has one dimension."""
+    return target is not None and target.array is not None and target.array.tolist() == [-1]
+
+
+def _flattening_takes_away_inner_reshapes(node: _Node) -> Expression | _Node | None:
+    x = node.first
+    if x is None or len(node.inputs) != 2 or not _is_flattening(node.inputs[1]):
+        return None
+    while x.op == "Reshape" and x.inputs[0] is not None:
+        if _is_flattening(x.inputs[1]):
+            return x
+        x = x.inputs[0]
+    if x.shape is not None and len(x.shape) == 1:
+        return x
+    return node._replace(inputs=(x, node.inputs[1]), attributes={})  # and no zeros to allow
+
+
+def _if_of_a_known_condition_is_its_branch(node: _Node) -> Expression | None:
+    condition = node.first
+    if condition is None or condition.array is None or len(node.inputs) != 3:
+        return None
+    return node.inputs[1] if bool(condition.array.reshape(-1)[0]) else node.inputs[2]
+
+
+def _shape_starts_at_0(node: _Node) -> _Node | None:
+    if node.attributes.get("start") != 0:
+        return None
+    return node._replace(attributes={k: v for k, v in node.attributes.items() if k != "start"})
+
+
+def _shape_that_is_fixed_is_a_constant(node: _Node) -> Expression | None:
+    if node.first is None or node.first.shape is None:
+        return None
+    part = node.first.shape[slice(node.attributes.get("start"), node.attributes.get("end"))]
+    return from_array(np.asarray(part, np.int64), node.value) if _are_fixed(part) else None
+
+
+def _size_that_is_fixed_is_a_constant(node: _Node) -> Expression | None:
+    if node.first is None or node.first.shape is None or not _are_fixed(node.first.shape):
+        return None
+    return from_array(np.asarray(_product(node.first.shape), np.int64), node.value)
+
+
+#: Operators whose axes became the second input in a later opset.
+_WITH_AXES = ("Squeeze", "Unsqueeze", "ReduceSum", "ReduceMean", "ReduceMax", "ReduceProd", "ReduceL1", "ReduceL2")
+
+#: The rules of each operator, which are applied one after another.
+_RULES: dict[str, tuple[_Rule, ...]] = {
+    "Identity": (_identity_of_x_is_x,),
+    "CastLike": (_castlike_to_a_known_type_is_cast,),
+    "Cast": (
+        _cast_has_its_type_alone,
+        _cast_to_the_same_type_is_x,
+        _cast_of_unsqueeze_is_unsqueeze_of_cast,
+        _cast_of_an_expanded_constant_is_expand_of_cast,
+    ),
+    "Slice": (_slice_by_steps_of_one_needs_no_steps, _slice_from_0_to_the_end_is_x),
+    "Reshape": (_flattening_takes_away_inner_reshapes,),
+    "If": (_if_of_a_known_condition_is_its_branch,),
+    "Shape": (_shape_starts_at_0, _shape_that_is_fixed_is_a_constant),
+    "Size": (_size_that_is_fixed_is_a_constant,),
+    **dict.fromkeys(_WITH_AXES, (_an_axis_is_a_list_of_one,)),
+}
+
+
+def as_newest(
+    op: str, inputs: tuple[Expression | None, ...], attributes: dict[str, Any]
+) -> tuple[Expression | None, ...]:
+    """The inputs, with what older opsets have in an attribute; takes it out of ``attributes``."""
+    if op in _WITH_AXES and "axes" in attributes:
+        return (*inputs[:1], constant(attributes.pop("axes")))
+    return inputs
+
+
+# ---- Types.
+
+_BOOLEAN = frozenset(
+    ("Equal", "Less", "Greater", "LessOrEqual", "GreaterOrEqual", "And", "Or", "Not", "IsNaN", "IsInf")
+)
+_INT64_RESULT = frozenset(("Shape", "Size", "NonZero"))
+#: Operators whose result has the type of another input than the first.
+_TYPED_BY = {"Where": 1, "SequenceInsert": 1}
+
+
+def _dtype(op: str, inputs: Sequence[Expression], attributes: Mapping[str, Any]) -> ir.DataType | None:
+    if op in _BOOLEAN:
+        return ir.DataType.BOOL
+    if op in _INT64_RESULT:
+        return ir.DataType.INT64
+    if op == "Cast":
+        return ir.DataType(attributes["to"])
+    if op == "If":
+        types = {i.dtype for i in inputs[1:]}
+        return types.pop() if len(types) == 1 else None
+    if op == "SequenceEmpty":
+        return ir.DataType(attributes.get("dtype", ir.DataType.FLOAT))
+    if op not in ("SequenceInsert", "ConcatFromSequence") and (not inputs or not _keeps_type(op)):
+        return None
+    position = _TYPED_BY.get(op, 0)
+    return inputs[position].dtype if position < len(inputs) else None
+
+
+_KEEPS_TYPE: dict[str, bool] = {}
+
+
+def _keeps_type(op: str) -> bool:
+    """Whether an operator's schema says that its result has the type of its first (or `_TYPED_BY`) input."""
+    if op not in _KEEPS_TYPE:
+        _KEEPS_TYPE[op] = False
+        if onnx.defs.has(op):
+            schema = onnx.defs.get_schema(op)
+            position = _TYPED_BY.get(op, 0)
+            if schema.inputs and schema.outputs and position < len(schema.inputs):
+                _KEEPS_TYPE[op] = schema.inputs[position].type_str == schema.outputs[0].type_str
+    return _KEEPS_TYPE[op]
+
+
+# ---- Shapes.
+
+_Shape = tuple[Dim, ...]
+_Inputs = Sequence["Expression | None"]
+
+
+def _shape(op: str, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
+    """The shape, as far as the operators that bags are written in tell it."""
+    if op == "Reshape":
+        return _reshaped(inputs)
+    if op == "Range":
+        return (None,)
+    if op == "NonZero":
+        return (None, None)
+    first = _first_shape(inputs)
+    rule = None if first is None else _SHAPES.get(op)
+    return None if rule is None or first is None else rule(first, inputs, attributes)
+
+
+def _first_shape(inputs: _Inputs) -> _Shape | None:
+    return None if not inputs or inputs[0] is None else inputs[0].shape
+
+
+def _reshaped(inputs: _Inputs) -> _Shape | None:
+    target = inputs[1] if len(inputs) == 2 else None
+    if target is None or target.array is None:
+        return None
+    first = _first_shape(inputs)
+    if _is_flattening(target) and first is not None:
+        return (_product(first) if _are_fixed(first) else None,)
+    return tuple(None if d <= 0 else int(d) for d in target.array.reshape(-1))
+
+
+def _same(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape:
+    return first
+
+
+def _shape_of_shape(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape:
+    return (len(first[slice(attributes.get("start"), attributes.get("end"))]),)
+
+
+def _broadcast(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
+    result: _Shape = ()
+    for e in inputs:
+        if e is None or e.shape is None:
+            return None
+        length = max(len(result), len(e.shape))
+        a, b = ((1,) * (length - len(s)) + s for s in (result, e.shape))
+        result = tuple(y if x == 1 else x if y in (1, x) else None for x, y in zip(a, b, strict=True))
+    return result
+
+
+def _concatenated(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
+    if attributes.get("axis") != 0 or len(first) != 1:
+        return None
+    lengths = [None if e is None or e.shape is None else e.shape[0] for e in inputs]
+    return (sum(n for n in lengths if isinstance(n, int)) if _are_fixed(lengths) else None,)
+
+
+def _sliced(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
+    if len(first) != 1 or len(inputs) > 4:
+        return None
+    arrays = [None if e is None else e.array for e in inputs[1:]]
+    if isinstance(first[0], int) and all(a is not None and a.size == 1 for a in arrays):
+        begin, end = (int(a.reshape(-1)[0]) for a in arrays[:2] if a is not None)
+        return (len(range(first[0])[begin:end]),)
+    return (None,)
+
+
+def _gathered(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
+    indices = inputs[1] if len(inputs) == 2 else None
+    if indices is None or indices.shape is None:
+        return None
+    axis = attributes["axis"] % max(len(first), 1)
+    return (*first[:axis], *indices.shape, *first[axis + 1 :])
+
+
+def _unsqueezed(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
+    given = inputs[1] if len(inputs) == 2 else None
+    if given is None or given.array is None:
+        return None
+    rank = len(first) + given.array.size
+    axes = {int(a) % rank for a in given.array.reshape(-1)}
+    rest = iter(first)
+    return tuple(1 if k in axes else next(rest) for k in range(rank))
+
+
+#: By operator: the shape of the result, from that of the first input and the rest.
+_SHAPES: dict[str, Callable[[_Shape, _Inputs, Mapping[str, Any]], _Shape | None]] = {
+    **dict.fromkeys(
+        ("Cast", "Not", "Neg", "Abs", "Clip", "CumSum", "Sign", "IsNaN", "ScatterND", "ScatterElements"), _same
+    ),
+    **dict.fromkeys(
+        ("Equal", "Less", "Greater", "GreaterOrEqual", "LessOrEqual", "Add", "Sub", "Mul", "Div", "And", "Or"),
+        _broadcast,
+    ),
+    "Shape": _shape_of_shape,
+    "Concat": _concatenated,
+    "Slice": _sliced,
+    "Gather": _gathered,
+    "Unsqueeze": _unsqueezed,
+}
+
+
+def _are_fixed(dims: Iterable[Dim]) -> bool:
+    return all(isinstance(d, int) for d in dims)
+
+
+def _product(shape: _Shape) -> int:
+    return math.prod(d for d in shape if isinstance(d, int))
+
+
+# ---- Arithmetic over constants.
+
+
+def _fold(e: Expression) -> np.ndarray | None:
+    """The operator over constants, computed; None where an input is not constant, or for another operator."""
+    arrays: list[np.ndarray] = []
+    for i in e.inputs:
+        if i is None or i.array is None:
+            return None
+        arrays.append(i.array)
+    compute = _COMPUTE.get(e.op) if arrays else None
+    if compute is None:
+        return None
+    try:
+        with np.errstate(all="ignore"):
+            result = compute(arrays, e.attributes)
+    except (ValueError, IndexError, TypeError, OverflowError, ZeroDivisionError):
+        return None  # such a node runs nowhere, and stays as it is written
+    return None if result is None or result.size > LARGEST_CONSTANT else result
+
+
+_Arrays = list[np.ndarray]
+_Compute = Callable[[_Arrays, Mapping[str, Any]], "np.ndarray | None"]
+
+
+def _elementwise(function: Callable[..., Any]) -> _Compute:
+    def compute(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray | None:
+        if any(a.dtype != x[0].dtype for a in x):
+            return None  # such a graph runs nowhere
+        return np.asarray(function(*x))
+
+    return compute
+
+
+def _cast(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray | None:
+    target = ir.DataType(attributes["to"])
+    return None if target == ir.DataType.STRING else x[0].astype(target.numpy())
+
+
+def _expand(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray | None:
+    shape = np.broadcast_shapes(x[0].shape, tuple(int(d) for d in x[1]))
+    return np.broadcast_to(x[0], shape) if np.prod(shape, dtype=float) <= LARGEST_CONSTANT else None
+
+
+def _reshape(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray | None:
+    return None if (x[1] == 0).any() else x[0].reshape([int(d) for d in x[1]])
+
+
+def _squeeze(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray:
+    return x[0].squeeze(tuple(int(a) for a in x[1]) if len(x) > 1 else None)
+
+
+def _reduce_prod(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray | None:
+    if len(x) != 1:
+        return None
+    return np.asarray(np.prod(x[0], keepdims=bool(attributes["keepdims"]), dtype=x[0].dtype))
+
+
+def _range(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray | None:
+    if x[0].dtype.kind != "i":
+        return None
+    numbers = range(*map(int, x))
+    return np.asarray(numbers, x[0].dtype) if len(numbers) <= LARGEST_CONSTANT else None
+
+
+def _slice(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray | None:
+    if x[0].ndim != 1 or len(x) > 4 or x[1].size != 1:
+        return None
+    return x[0][int(x[1].reshape(-1)[0]) : int(x[2].reshape(-1)[0])]
+
+
+_COMPUTE: dict[str, _Compute] = {
+    "Add": _elementwise(np.add),
+    "Sub": _elementwise(np.subtract),
+    "Mul": _elementwise(np.multiply),
+    "Equal": _elementwise(np.equal),
+    "Less": _elementwise(np.less),
+    "Greater": _elementwise(np.greater),
+    "Not": _elementwise(np.logical_not),
+    "And": _elementwise(np.logical_and),
+    "Or": _elementwise(np.logical_or),
+    "Cast": _cast,
+    "Concat": lambda x, attributes: np.concatenate(x, attributes["axis"]),
+    "Expand": _expand,
+    "Gather": lambda x, attributes: np.take(x[0], x[1], attributes["axis"]),
+    "Reshape": _reshape,
+    "Squeeze": _squeeze,
+    "Unsqueeze": lambda x, attributes: np.expand_dims(x[0], tuple(int(a) for a in x[1])),
+    "ReduceProd": _reduce_prod,
+    "Range": _range,
+    "Slice": _slice,
+}

@@ -1,0 +1,37 @@
+"""How others write a bag, in a module for each exporter or origin.
+
+A pattern guesses a bag from a graph, and says how its exporter would write it if it were one. A guess may be careless,
+the comparison of the two is not: a pattern yields pairs of a `Bag` and of the expression that its exporter makes of
+that bag, and only a graph that is that expression, node for node in normal form, is replaced. A pattern's docstring
+says where the meaning of the bag and of the graph differ all the same.
+
+`torch_legacy`, `torch_dynamo`: nn.EmbeddingBag as torch.onnx.export writes it. `aten`: as an ATen node. `unrolled`: a
+fixed number of bags, one after another. `tensorflow`: segment operators, as tf2onnx writes them. `gather_reduce`: a
+Gather and a reduction. `lowered`: our own standard form.
+"""
+
+from __future__ import annotations
+
+from .aten import aten
+from .bag import Bag, Guess, Pattern, QuantizedBag
+from .gather_reduce import GatherReduce
+from .lowered import Lowered, QuantizedLowered
+from .tensorflow import segments
+from .torch_dynamo import torch_dynamo
+from .torch_legacy import torch_legacy
+from .unrolled import unrolled
+
+__all__ = [
+    "Bag",
+    "GatherReduce",
+    "Guess",
+    "Lowered",
+    "Pattern",
+    "QuantizedBag",
+    "QuantizedLowered",
+    "aten",
+    "segments",
+    "torch_dynamo",
+    "torch_legacy",
+    "unrolled",
+]

@@ -1,0 +1,292 @@
+"""Our own standard form: what `lower` wrote is undone.
+
+The present lowering writes out the bag that was guessed, and the graph must be equal to that. So a lowered model is
+recognised by the release that wrote it, and by any later release whose lowering did not change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
+
+import onnx
+import onnx_ir as ir
+
+from lucid_onnx.ops import OPERATOR_OF, quantized_embedding_bag
+from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.ops.embedding_bag.lowering import LONGEST_BAG, Ragged
+from lucid_onnx.rewrite.expressions import Expression, difference, first_input, input_of, number, subexpressions
+from lucid_onnx.rewrite.normal_form import INT64_MAX, make
+from lucid_onnx.rewrite.reader import Reader
+
+from .bag import FLOATS, SCALES, Bag, Guess, QuantizedBag
+from .shared import without_cast
+
+_T = TypeVar("_T")
+#: How many expressions of a graph are looked at for the parts of one bag.
+_LARGEST_BAG = 2000
+
+
+class _Table(NamedTuple):
+    """A table of rows; of a quantized table ``rows`` is the scale."""
+
+    rows: Expression
+    codes: Expression | None = None
+    second: tuple[str, Expression] | None = None
+    codes_type: str = ""
+    dim: int = 0
+
+
+class _Inputs(NamedTuple):
+    """The other inputs of a bag."""
+
+    indices: Expression
+    offsets: Expression | None
+    weights: Expression | None
+
+
+class Lowered:
+    """A bag as `ops.embedding_bag.lowering` writes it, in each way of `Ragged`.
+
+    Args:
+        opset: the model's; the lowering depends on it.
+    """
+
+    def __init__(self, opset: int) -> None:
+        self._opset = opset
+
+    def __call__(self, root: Expression) -> Iterator[Guess]:
+        way = _way_of(root)
+        if not spec.MIN_OPSET <= self._opset <= spec.MAX_OPSET or way is None:
+            return
+        parts = list(subexpressions(root, _LARGEST_BAG))
+        longest = _first_found(_longest_bag(p) for p in parts) if way == "padded" else None
+        ragged = Ragged(way, longest)
+        indices = _first_found(_guarded(p) for p in parts)
+        if indices is None:
+            return
+        for table in self._tables(parts):
+            flat = without_cast(indices)
+            weights = _first_found(_extended(p, table.rows) for p in parts)
+            for inputs in _inputs(parts, flat, weights):
+                for attributes in _attributes(parts, _mode(root, parts), two_d=inputs.offsets is None):
+                    bag = self._bag(table, inputs, attributes)
+                    if bag.why_invalid() is None:
+                        yield bag, self._written(bag, ragged)
+
+    def _tables(self, parts: list[Expression]) -> Iterator[_Table]:
+        """What the table may be."""
+        tables = [e.inputs[0] for e in parts if e.op == "Gather" and e.inputs[0] is not None and e.inputs[0].rank == 2]
+        weight = next((t for t in tables if t.type in FLOATS and t.op in ("Value", "Constant")), None)
+        weight = weight or next((t for t in tables if t.type in FLOATS), None)
+        if weight is not None:
+            yield _Table(weight)
+
+    def _bag(self, table: _Table, inputs: _Inputs, attributes: spec.Attributes) -> Bag:
+        return Bag(table.rows, *inputs, attributes)
+
+    def _written(self, bag: Bag, ragged: Ragged) -> Expression:
+        graph = _lowered(bag.op.name, tuple(bag.to_onnx().items()), self._opset, ragged)
+        reader = Reader()
+        reader.of.update(zip(graph.inputs, bag.inputs.values(), strict=True))
+        reader.read(graph)
+        return reader.of[graph.outputs[0]]
+
+
+@functools.lru_cache(maxsize=64)  # the bags of a model are often alike
+def _lowered(name: str, attributes: tuple[tuple[str, int | float], ...], opset: int, ragged: Ragged) -> ir.Graph:
+    """The nodes of a bag in the standard form. Only to be read."""
+    operator = OPERATOR_OF[name]
+    op = operator.spec.VARIANTS[name]
+    nodes = operator.lowering.nodes(op, op.inputs, ("output",), dict(attributes), opset, "_", ragged)
+    values = [onnx.ValueInfoProto(name=i) for i in (*op.inputs, "output")]
+    return ir.serde.deserialize_graph(onnx.helper.make_graph(nodes, "bag", values[:-1], values[-1:]))
+
+
+# ---- The parts of a bag.
+
+
+def _way_of(root: Expression) -> str | None:
+    """How a bag may have been lowered: Cast? Div? and then the rows of three rounds, of a Loop, or of all bags."""
+    e = without_cast(root)
+    e = input_of(e, "Div") or e
+    rows = first_input(e)
+    if e.op == "Gather" and rows is not None and rows.op == "Concat":
+        return {4: "blocks", 3: "padded"}.get(len(rows.inputs))
+    if e.op == "Where" and len(e.inputs) == 3 and e.inputs[1] is not None:  # a maximum
+        e, rows = e.inputs[1], first_input(e.inputs[1])
+    looped = input_of(rows, "Reshape")
+    return "loop" if e.op == "Slice" and looped is not None and looped.op == "Loop" else None
+
+
+def _first_found(found: Iterator[_T | None]) -> _T | None:
+    return next((f for f in found if f is not None), None)
+
+
+def _longest_bag(e: Expression) -> int | None:
+    """What the lengths of bags are compared with."""
+    lengths = input_of(e, "Greater")
+    limit = number(e.inputs[1]) if lengths is not None and lengths.op == "Sub" else None
+    return limit if isinstance(limit, int) and 1 <= limit <= LONGEST_BAG else None
+
+
+def _guarded(e: Expression) -> Expression | None:
+    """``indices`` of ``Where(Less(indices, 0), .., indices)``, which makes negative ones invalid."""
+    less = input_of(e, "Where")
+    if less is None or less.op != "Less" or e.inputs[2] is None or number(less.inputs[1]) != 0:
+        return None
+    return e.inputs[2] if less.inputs[0] is e.inputs[2] else None
+
+
+def _extended(e: Expression, weight: Expression) -> Expression | None:
+    """per_sample_weights of ``Concat(Cast(Reshape(weights)), Expand(0))``."""
+    if e.op != "Concat" or len(e.inputs) != 2 or e.attributes["axis"] != 0:
+        return None
+    body, extra = e.inputs
+    if body is None or extra is None or extra.op not in ("Expand", "Constant") or body.dtype not in FLOATS:
+        return None
+    found = without_cast(body) if body.dtype != weight.dtype else body
+    return found if found.dtype == weight.dtype and found.rank == 1 else None
+
+
+def _inputs(parts: list[Expression], flat: Expression, weights: Expression | None) -> Iterator[_Inputs]:
+    """The other inputs, for indices [B, L] and for flat ones."""
+    matrix = input_of(flat, "Reshape")
+    if matrix is not None and matrix.rank == 2:
+        yield _Inputs(
+            matrix, None, first_input(weights) if weights is not None and weights.op == "Reshape" else weights
+        )
+    shape = make("Shape", flat)
+    pairs = [p.inputs for p in parts if p.op == "Concat" and len(p.inputs) == 2]
+    starts = [e for e, end in pairs if e is not None and difference(end, shape) is None]
+    if starts:  # of several, all but the offsets are computed from the offsets
+        offsets = min(starts, key=lambda e: sum(1 for _ in subexpressions(e, _LARGEST_BAG)))
+        yield _Inputs(flat, without_cast(offsets), weights)
+
+
+def _mode(root: Expression, parts: list[Expression]) -> str:
+    if any(e.op == "Div" for e in (root, first_input(root)) if e is not None):
+        return "mean"
+    # A maximum looks for NaN, which ReduceMax would lose.
+    return "max" if any(e.op == "IsNaN" for e in parts) else "sum"
+
+
+def _attributes(parts: list[Expression], mode: str, *, two_d: bool) -> Iterator[spec.Attributes]:
+    """What may have been written, the most particular first."""
+    paddings = {None, *(v for p in parts if p.op == "Equal" for v in _paddings(p))}
+    clips = list(dict.fromkeys((None, *(_clip(p) for p in parts if p.op == "Greater"))))
+    for last in (False,) if two_d else (False, True):
+        for padding_idx in sorted(paddings, key=lambda p: (p is None, p or 0)):
+            for clip in reversed(clips):
+                max_norm, norm_type = clip or (None, 2.0)
+                yield spec.Attributes(mode, padding_idx, max_norm, norm_type, last)
+
+
+def _paddings(equal: Expression) -> Iterator[int]:
+    """The values of padding_idx that a comparison of indices may have been made from."""
+    side = equal.inputs[1]
+    for e in subexpressions(side, 20):
+        for part in (e, *e.folded_from):
+            value = number(part)
+            if part.dtype == ir.DataType.INT64 and isinstance(value, int) and abs(value) < INT64_MAX:
+                yield value
+
+
+def _clip(greater: Expression) -> tuple[float, float] | None:
+    """max_norm and norm_type, from the comparison of a norm with its limit."""
+    norm, limit = greater.inputs
+    if limit is None or norm is None:
+        return None
+    max_norm = _sum_of_parts(limit)
+    if max_norm is None:
+        return None
+    if norm.op == "ReduceMax":
+        return max_norm, math.inf
+    power = first_input(input_of(norm, "Pow"))
+    p = power.inputs[1] if power is not None and power.op == "Pow" else None
+    norm_type = None if p is None else _sum_of_parts(p)
+    return None if norm_type is None else (max_norm, norm_type)
+
+
+def _sum_of_parts(e: Expression) -> float | None:
+    """A number that was written as two FLOAT attributes and added up."""
+    waiting, parts = [e], []
+    while waiting:
+        found = waiting.pop()
+        sources = list(found.folded_from) or [i for i in found.inputs if i is not None]
+        if found.dtype == ir.DataType.FLOAT and found.array is not None and not found.folded_from:
+            parts.append(float(found.array.reshape(-1)[0]))
+        elif found.op in ("Add", "Cast", "Constant") and sources:
+            waiting += sources
+        else:
+            return None
+    return sum(parts) if len(parts) in (1, 2) else None
+
+
+# ---- Bags over quantized tables.
+
+#: The operator that a number per row is applied to the quantized values with, and the number's name.
+_NUMBERS = {"Mul": "scale", "Sub": "zero_point", "Add": "bias"}
+
+
+class QuantizedLowered(Lowered):
+    """A bag over a quantized table, as `ops.quantized_embedding_bag.lowering` writes it.
+
+    The number of columns must be known: neither values of 4 bits tell it, nor a table that is an input.
+    """
+
+    def _tables(self, parts: list[Expression]) -> Iterator[_Table]:
+        """What the table may be.
+
+        1. Values of 8 bits, one in a byte.
+        2. Values of 4 bits, two in a byte, which a Floor takes apart.
+        """
+        gathered = [e.inputs[0] for e in parts if e.op == "Gather" and e.inputs[0] is not None]
+        types = {ir.DataType.INT8: "int8", ir.DataType.UINT8: "uint8"}
+        codes = next((t for t in gathered if t.rank == 2 and t.type in types), None)
+        if codes is None or codes.type is None or codes.dims is None or not isinstance(codes.dims[1], int):
+            return
+        columns = codes.dims[1]
+        per_row = {op: _row_numbers(parts, op) for op in _NUMBERS}
+        scale = next((c for c in per_row["Mul"] if _extended(c, c) is None), None)  # and not weights
+        if scale is None:
+            return
+        second = next(((_NUMBERS[op], found[0]) for op, found in per_row.items() if op != "Mul" and found), None)
+        if not any(e.op == "Floor" for e in parts):  # 1
+            yield _Table(scale, codes, second, types[codes.type], columns)
+        elif codes.type == ir.DataType.UINT8:  # 2
+            signed = _signs(parts)
+            ends = [number(e.inputs[2]) for e in parts if e.op == "Slice" and len(e.inputs) == 4]
+            for name, dim in itertools.product(("int4", "uint4"), (2 * columns, 2 * columns - 1)):
+                if (name == "int4") in signed and dim in ends:
+                    yield _Table(scale, codes, second, name, dim)
+
+    def _bag(self, table: _Table, inputs: _Inputs, attributes: spec.Attributes) -> Bag:
+        fields = {f.name: getattr(attributes, f.name) for f in dataclasses.fields(attributes)}
+        meaning = quantized_embedding_bag.spec.Attributes(
+            **fields, codes_type=table.codes_type, embedding_dim=table.dim
+        )
+        assert table.codes is not None
+        return QuantizedBag(table.rows, *inputs, meaning, codes=table.codes, second=table.second)
+
+
+def _row_numbers(parts: list[Expression], op: str) -> list[Expression]:
+    """The numbers [V] whose column, at the rows that are read, is the second operand of such a node."""
+    found = []
+    for e in parts:
+        column = e.inputs[1] if e.op == op and len(e.inputs) == 2 else None
+        at_rows = input_of(column, "Unsqueeze")
+        numbers = None if at_rows is None else input_of(without_cast(at_rows), "Gather")
+        if numbers is not None and numbers.rank == 1 and numbers.type in SCALES:
+            found.append(numbers)
+    return found
+
+
+def _signs(parts: list[Expression]) -> list[bool]:
+    """The constants that a Where chooses by: whether values of 4 bits are signed."""
+    conditions = [e.inputs[0] for e in parts if e.op == "Where"]
+    return [bool(number(c)) for c in conditions if c is not None and c.array is not None]

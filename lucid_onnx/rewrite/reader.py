@@ -1,0 +1,153 @@
+"""The expressions of a graph's values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from . import nodes
+from .expressions import Body, Expression, from_array
+from .normal_form import LARGEST_CONSTANT, as_newest, normal, normal_loop, variables
+
+#: Two nodes of these may give different results though all that is written is equal.
+_RANDOM = frozenset(
+    ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout")
+)
+#: Attributes without which a node is not valid, so that it is not looked into; the checker reports it.
+_REQUIRED = {"Cast": ("to",), "Loop": ("body",), "If": ("then_branch", "else_branch"), "Concat": ("axis",)}
+
+#: What is known from elsewhere of a value that carries no type or shape itself, by name.
+Known = Mapping[str, ir.Value]
+
+
+class Reader:
+    """The expressions of a graph's values, and of its subgraphs' values.
+
+    Args:
+        known: what shape inference found, by value name, for the values of the outermost graph.
+    """
+
+    def __init__(self, known: Known | None = None) -> None:
+        self.of: dict[ir.Value, Expression] = {}
+        self._known = known or {}
+
+    def read(self, graph: ir.Graph | ir.Function) -> None:
+        """Read a graph and its subgraphs. The values from outside that it uses must have been read before."""
+        for value in (*graph.inputs, *getattr(graph, "initializers", {}).values()):
+            if value not in self.of:
+                self.of[value] = self._source(value)
+        for node in graph:
+            self._read_node(node)
+
+    def _source(self, value: ir.Value) -> Expression:
+        """What no node computes."""
+        # An initializer that is also an input can be overridden by the caller.
+        if value.is_initializer() and not value.is_graph_input() and value.const_value is not None:
+            array = _small_array(value.const_value)
+            if array is not None:
+                return from_array(array, value)
+        return self._opaque(value)
+
+    def _opaque(self, value: ir.Value) -> Expression:
+        """A value whose computation is not looked at, with its type and shape."""
+        known = self._known.get(value.name or "", value)
+        dtype, shapes = value.dtype or known.dtype, [value.shape, known.shape]
+        if value.const_value is not None:
+            dtype = dtype or value.const_value.dtype
+            shapes.append(ir.Shape(d for d in value.const_value.shape if isinstance(d, int)))
+        shape = next((s for s in shapes if s is not None), None)
+        dims = None if shape is None else tuple(d if isinstance(d, int) else d.value for d in shape)
+        return Expression("Value", dtype=dtype, shape=dims, value=value)
+
+    def _read_node(self, node: ir.Node) -> None:
+        inputs = tuple(None if v is None else self._value(v) for v in node.inputs)
+        standard = _is_standard(node)
+        if standard and node.op_type == "Loop":
+            self._read_loop(node, inputs)
+            return
+        graphs = list(nodes.subgraphs(node))
+        for graph in graphs:
+            self.read(graph)
+        if standard and node.op_type == "If":
+            then, otherwise = (node.attributes[n].as_graph() for n in ("then_branch", "else_branch"))
+            for k, value in enumerate(node.outputs):
+                branches = (self._value(then.outputs[k]), self._value(otherwise.outputs[k]))
+                self._declare(value, normal("If", (*inputs[:1], *branches), {}, value, 0))
+        elif not standard or graphs:
+            self.of.update((value, self._opaque(value)) for value in node.outputs)
+        elif node.op_type == "Constant":
+            array = constant_array(node)
+            for value in node.outputs:
+                self.of[value] = self._opaque(value) if array is None else from_array(array, value)
+        else:
+            for k, value in enumerate(node.outputs):
+                attributes = {name: _plain(a) for name, a in node.attributes.items()}
+                newest = as_newest(node.op_type, inputs, attributes)
+                self._declare(value, normal(node.op_type, newest, attributes, value, k))
+
+    def _declare(self, value: ir.Value, found: Expression) -> None:
+        """Take down a value's expression, with what the graph declares of it."""
+        if found.value is value:
+            found.declared = self._opaque(value)
+        self.of[value] = found
+
+    def _read_loop(self, node: ir.Node, inputs: tuple[Expression | None, ...]) -> None:
+        graph = node.attributes["body"].as_graph()
+        while len(inputs) < 2:
+            inputs = (*inputs, None)
+        found = variables(inputs[2:], graph.inputs)
+        for variable, value in zip(found, graph.inputs, strict=True):
+            variable.declared = self._opaque(value)
+        self.of.update(zip(graph.inputs, found, strict=True))
+        self.read(graph)
+        body = Body(found, tuple(self._value(v) for v in graph.outputs))
+        for k, value in enumerate(node.outputs):
+            self.of[value] = normal_loop(inputs, body, k, value, self._opaque(value))
+
+    def _value(self, value: ir.Value) -> Expression:
+        if value not in self.of:
+            self.of[value] = self._source(value)
+        return self.of[value]
+
+
+def _is_standard(node: ir.Node) -> bool:
+    """Whether the operator's name and attributes say what a node computes."""
+    return (
+        nodes.is_standard(node)
+        and node.op_type not in _RANDOM
+        and not any(a.is_ref() for a in node.attributes.values())
+        and all(name in node.attributes for name in _REQUIRED.get(node.op_type, ()))
+    )
+
+
+def _small_array(tensor: ir.TensorProtocol) -> np.ndarray | None:
+    """The numbers of a small tensor that the model holds itself."""
+    if isinstance(tensor, ir.ExternalTensor) or tensor.dtype == ir.DataType.STRING or tensor.size > LARGEST_CONSTANT:
+        return None
+    return tensor.numpy()
+
+
+def constant_array(node: ir.Node) -> np.ndarray | None:
+    """The numbers of a Constant node; None where there are too many, or for text."""
+    attribute = next(iter(node.attributes.values()), None)
+    if attribute is None or attribute.is_ref():
+        return None
+    match attribute.name:
+        case "value":
+            return _small_array(attribute.as_tensor())
+        case "value_int" | "value_ints":
+            return np.asarray(attribute.value, np.int64)
+        case "value_float" | "value_floats":
+            return np.asarray(attribute.value, np.float32)
+    return None
+
+
+def _plain(attribute: ir.Attr) -> Any:
+    """The value of an attribute, to be compared with ``==``."""
+    if attribute.type == ir.AttributeType.TENSOR:
+        tensor = attribute.as_tensor()
+        return (tensor.dtype, tuple(tensor.shape), tensor.tobytes())
+    return tuple(attribute.value) if isinstance(attribute.value, list) else attribute.value
