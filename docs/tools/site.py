@@ -62,7 +62,9 @@ def operator(name: str) -> str:
 
 def _names(spec: Any) -> list[str]:
     names = list(spec.VARIANTS.values())
-    rows = [(f"`{v.name}`", ", ".join(f"`{i}`" for i in v.inputs), ", ".join(f"`{o}`" for o in v.outputs)) for v in names]
+    rows = [
+        (f"`{v.name}`", ", ".join(f"`{i}`" for i in v.inputs), ", ".join(f"`{o}`" for o in v.outputs)) for v in names
+    ]
     if "num_tables" in {f.name for f in dataclasses.fields(names[0])}:  # the inputs are those of the fewest tables
         return [f"Domain `{spec.DOMAIN}`, version {spec.VERSION}. {', '.join(name for name, *_ in rows)}."]
     return [f"Domain `{spec.DOMAIN}`, version {spec.VERSION}.", table(("name", "inputs", "outputs"), rows)]
@@ -151,6 +153,8 @@ def commands(names: Sequence[str]) -> str:
     for name in names:
         program = f"import sys; from lucid_onnx.cli import main; sys.exit(main([{name!r}, '--help']))"
         environment = {**os.environ, "TYPER_USE_RICH": "0", "COLUMNS": "100", "NO_COLOR": "1"}
-        done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        )
         parts.append(f"## lucid-onnx {name}\n\n```text\n{done.stdout.strip()}\n```\n")
     return "\n".join(parts)
