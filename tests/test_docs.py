@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import pages
 import pytest
 
 import lucid_onnx
+import pages
 
 ROOT = pages.ROOT
 DOCS = ROOT / "docs"

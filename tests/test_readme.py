@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import pages
 import pytest
 
 import lucid_onnx
+import pages
 
 README = pages.ROOT / "README.md"
 

@@ -15,9 +15,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from site_text import markdown, table  # a neighbour, found beside this file
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 _PLACE = re.compile(r"<!-- (operator|commands|file): ([A-Za-z_. ]+) -->\n\n\(The site's build[^\n]*\)\n")
@@ -53,7 +57,9 @@ def operator(name: str) -> str:
     spec = importlib.import_module(f"lucid_onnx.ops.{name}.spec")
     title, _, text = inspect.cleandoc(spec.__doc__ or "").partition("\n")
     assert text, f"lucid_onnx.ops.{name}.spec has no docstring"
-    parts = [title.partition(": ")[2].strip().capitalize(), markdown(text), "## Names\n", *_names(spec)]
+    title = title.partition(": ")[2].strip()
+    text = re.sub(r"`\.\.(\w+)\.spec`", lambda m: f"[{m[1]}]({m[1]}.md)", markdown(text))
+    parts = [title[:1].upper() + title[1:], text, "## Names\n", *_names(spec)]
     attributes = getattr(spec, "ATTRIBUTES", None)
     if attributes:
         parts += ["## Attributes\n", _attributes(attributes)]
@@ -92,56 +98,6 @@ def _cell(value: Any, code: bool) -> str:
         return ", ".join(_cell(v, code) for v in value)
     text = getattr(value, "__name__", None) or str(value)
     return f"`{text}`" if code or not isinstance(value, str) else text
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def markdown(text: str) -> str:
-    """Markdown of the little reStructuredText that docstrings of specifications have: tables, literal blocks, code."""
-    out: list[str] = []
-    lines = text.split("\n")
-    k = 0
-    while k < len(lines):
-        line = lines[k]
-        if re.fullmatch(r"=+( +=+)+", line):
-            end = k + 1
-            while end < len(lines) and lines[end].strip():
-                end += 1
-            out += ["", _table(lines[k:end]), ""]
-            k = end
-        elif line.startswith("    "):
-            end = k
-            while end < len(lines) and (lines[end].startswith("    ") or not lines[end].strip()):
-                end += 1
-            block = inspect.cleandoc("\n".join(lines[k:end])).rstrip()
-            out += ["", "```text", block, "```", ""]
-            k = end
-        else:
-            out.append(re.sub(r" ?::$", ":", line).replace("``", "`"))
-            k += 1
-    return "\n".join(out).strip()
-
-
-def _table(lines: list[str]) -> str:
-    """A simple table of reStructuredText; a line without a first cell goes on with the one before."""
-    spans = [(m.start(), m.end()) for m in re.finditer(r"=+", lines[0])]
-    spans[-1] = (spans[-1][0], 10**6)
-    groups: list[list[list[str]]] = [[]]
-    for line in lines[1:]:
-        if line.startswith("="):
-            groups.append([])
-            continue
-        cells = [line[start:end].strip().replace("``", "`") for start, end in spans]
-        if cells[0] or not groups[-1]:
-            groups[-1].append(cells)
-        else:
-            groups[-1][-1] = [f"{a} {b}".strip() for a, b in zip(groups[-1][-1], cells, strict=True)]
-    *heads, body = [group for group in groups if group]
-    return table(heads[0][0] if heads else [""] * len(spans), body)
 
 
 # ---- Commands.
