@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import onnx
 import pytest
 
 import lucid_onnx
-import pages
+from lucid_testing import pages
 
 ROOT = pages.ROOT
 DOCS = ROOT / "docs"
@@ -276,8 +276,14 @@ def test_the_picture_of_a_bag_is_current(native: None) -> None:
         pytest.skip(f"the picture is of torch 2.13's export, this is {torch.__version__}")
     draw = tool("draw")
     kept, drawn = (DOCS / "before-after.svg").read_text(encoding="utf-8"), draw.before_after()
-    assert {"Loop", "SequenceInsert", "EmbeddingBag"} <= set(draw.boxes(kept))
-    assert draw.boxes(kept) == draw.boxes(drawn), "python docs/tools/draw.py draws it anew"
+    assert "EmbeddingBag" in draw.boxes(kept)
+    assert {"Loop", "SequenceInsert"} <= set(operators(draw.boxes(kept)))
+    assert operators(draw.boxes(kept)) == operators(draw.boxes(drawn)), "python docs/tools/draw.py draws it anew"
+
+
+def operators(names: Iterable[str]) -> list[str]:
+    """The names that are those of standard operators."""
+    return [name for name in names if onnx.defs.has(name)]
 
 
 def test_pictures_are_current_and_small() -> None:

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 import lucid_onnx
-import pages
+from lucid_testing import pages
 
 README = pages.ROOT / "README.md"
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 #: Modules that the tests' extra does not bring. A block that imports one is left out where it is not installed, and
 #: so is the rest of its section, which builds on it.
 OPTIONAL = ("torch", "onnxscript", "onnx_ir", "safetensors")
