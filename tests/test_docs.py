@@ -233,7 +233,7 @@ def test_the_python_reference_has_every_public_name() -> None:
     assert any(entry.startswith("lucid_onnx.reference.") for entry in entries)
 
 
-def test_there_is_a_page_for_every_operator_and_command() -> None:
+def test_there_is_a_page_for_every_operator_and_command(tmp_path: Path) -> None:
     from lucid_onnx.ops import OPERATORS
 
     assert {p.stem for p in (DOCS / "operators").glob("*.md")} == set(OPERATORS)
@@ -241,7 +241,7 @@ def test_there_is_a_page_for_every_operator_and_command() -> None:
         assert f"<!-- operator: {name} -->" in (DOCS / "operators" / f"{name}.md").read_text(encoding="utf-8")
     (commands,) = re.findall(r"<!-- commands: (.*) -->", (DOCS / "cli.md").read_text(encoding="utf-8"))
     done = subprocess.run(
-        [sys.executable, "-c", "from lucid_onnx.cli import main; main(['--help'])"],
+        [sys.executable, "-c", "from lucid_onnx.cli import main; main(['--help'])"], cwd=tmp_path,
         env={**os.environ, "TYPER_USE_RICH": "0", "COLUMNS": "200", "NO_COLOR": "1"},
         capture_output=True, text=True, check=True, timeout=60,
     )  # fmt: skip
@@ -338,7 +338,7 @@ def _without_code(text: str) -> str:
 def help_text() -> str:
     """The help of all commands, in plain text."""
     (names,) = re.findall(r"<!-- commands: (.*) -->", (DOCS / "cli.md").read_text(encoding="utf-8"))
-    return str(tool("site").commands(names.split()))
+    return str(tool("site_text").commands(names.split()))
 
 
 def messages(folder: str) -> str:

@@ -1,10 +1,89 @@
-"""Markdown of the reStructuredText that docstrings have: tables, literal blocks, code."""
+"""What is written from the package: specifications and the help of commands, as Markdown; and Markdown of the
+reStructuredText that docstrings have: tables, literal blocks, code.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import inspect
+import os
 import re
-from collections.abc import Iterable, Sequence
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+# ---- Operators.
+
+
+def operator(name: str) -> str:
+    """The specification of an operator as Markdown."""
+    spec = importlib.import_module(f"lucid_onnx.ops.{name}.spec")
+    title, _, text = inspect.cleandoc(spec.__doc__ or "").partition("\n")
+    assert text, f"lucid_onnx.ops.{name}.spec has no docstring"
+    title = title.partition(": ")[2].strip()
+    text = re.sub(r"`\.\.(\w+)\.spec`", lambda m: f"[{m[1]}]({m[1]}.md)", markdown(text))
+    parts = [title[:1].upper() + title[1:], text, "## Names\n", *_names(spec)]
+    attributes = getattr(spec, "ATTRIBUTES", None)
+    if attributes:
+        parts += ["## Attributes\n", _attributes(attributes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _names(spec: Any) -> list[str]:
+    names = list(spec.VARIANTS.values())
+    rows = [
+        (f"`{v.name}`", ", ".join(f"`{i}`" for i in v.inputs), ", ".join(f"`{o}`" for o in v.outputs)) for v in names
+    ]
+    if "num_tables" in {f.name for f in dataclasses.fields(names[0])}:  # the inputs are those of the fewest tables
+        return [f"Domain `{spec.DOMAIN}`, version {spec.VERSION}. {', '.join(name for name, *_ in rows)}."]
+    return [f"Domain `{spec.DOMAIN}`, version {spec.VERSION}.", table(("name", "inputs", "outputs"), rows)]
+
+
+def _attributes(attributes: Any) -> str:
+    """A table of typed attributes: a mapping by name, or a sequence, of dataclasses or of named tuples."""
+    named = isinstance(attributes, Mapping)
+    rows = []
+    for entry in attributes.items() if named else attributes:
+        name, value = entry if named else (None, entry)
+        if dataclasses.is_dataclass(value):
+            values = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        else:
+            values = dict(value._asdict()) if hasattr(value, "_asdict") else {"value": value}
+        rows.append({"name": name, **values} if named else values)
+    head = list(rows[0])
+    return table(head, [[_cell(row[column], column == "name") for column in head] for row in rows])
+
+
+def _cell(value: Any, code: bool) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (tuple, list, frozenset)):
+        return ", ".join(_cell(v, code) for v in value)
+    text = getattr(value, "__name__", None) or str(value)
+    return f"`{text}`" if code or not isinstance(value, str) else text
+
+
+# ---- Commands.
+
+
+def commands(names: Sequence[str]) -> str:
+    """The help of commands, a section each."""
+    parts = []
+    for name in names:
+        program = f"import sys; from lucid_onnx.cli import main; sys.exit(main([{name!r}, '--help']))"
+        environment = {**os.environ, "TYPER_USE_RICH": "0", "COLUMNS": "100", "NO_COLOR": "1"}
+        with tempfile.TemporaryDirectory() as folder:  # where no folder of sources stands in the package's way
+            done = subprocess.run(
+                [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True, check=True
+            )
+        parts.append(f"## lucid-onnx {name}\n\n```text\n{done.stdout.strip()}\n```\n")
+    return "\n".join(parts)
+
+
+# ---- Text.
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
