@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-#: Modules that the tests' extra does not bring. A block that imports one is left out where it is not installed, and
+#: Modules that the tests' extra does not bring. A block that uses one is left out where it is not installed, and
 #: so is the rest of its section, which builds on it.
 OPTIONAL = ("torch", "onnxscript", "onnx_ir", "safetensors")
 #: Programs that install or fetch. Their blocks have the language "console", and are not run.
@@ -61,7 +61,7 @@ def run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict
     for block in blocks(page):
         if block.language not in ("python", "bash"):
             continue
-        if any(_imports(block.code, module) and not importlib.util.find_spec(module) for module in OPTIONAL):
+        if any(_needs(block.code, module) and not importlib.util.find_spec(module) for module in OPTIONAL):
             skipped.add(block.section)
         if block.section in skipped:
             left_out.append(block.line)
@@ -77,5 +77,6 @@ def run(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict
     return names, left_out
 
 
-def _imports(code: str, module: str) -> bool:
-    return bool(re.search(rf"^\s*(?:import|from) (?:{module}|lucid_onnx\.{module})\b", code, flags=re.MULTILINE))
+def _needs(code: str, module: str) -> bool:
+    imported = rf"^\s*(?:import|from) (?:{module}|lucid_onnx\.{module})\b"
+    return bool(re.search(rf"{imported}|\b{module}\.\w+\.", code, flags=re.MULTILINE))
