@@ -24,7 +24,7 @@ def operator(name: str) -> str:
     title, _, text = inspect.cleandoc(spec.__doc__ or "").partition("\n")
     assert text, f"lucid_onnx.ops.{name}.spec has no docstring"
     title = title.partition(": ")[2].strip()
-    text = re.sub(r"`\.\.(\w+)\.spec`", lambda m: f"[{m[1]}]({m[1]}.md)", markdown(text))
+    text = re.sub(r"`\.\.(\w+)\.spec`", lambda m: f"[{m[1].title().replace('_', '')}]({m[1]}.md)", markdown(text))
     parts = [title[:1].upper() + title[1:], text, "## Names\n", *_names(spec)]
     attributes = getattr(spec, "ATTRIBUTES", None)
     if attributes:
@@ -79,7 +79,7 @@ def commands(names: Sequence[str]) -> str:
             done = subprocess.run(
                 [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True, check=True
             )
-        parts.append(f"## lucid-onnx {name}\n\n```text\n{done.stdout.strip()}\n```\n")
+        parts.append(f"## lucid-onnx {name}\n\n```console\n{done.stdout.strip()}\n```\n")
     return "\n".join(parts)
 
 
