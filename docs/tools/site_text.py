@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 # ---- Operators.
@@ -26,9 +26,6 @@ def operator(name: str) -> str:
     title = title.partition(": ")[2].strip()
     text = re.sub(r"`\.\.(\w+)\.spec`", lambda m: f"[{m[1].title().replace('_', '')}]({m[1]}.md)", markdown(text))
     parts = [title[:1].upper() + title[1:], text, "## Names\n", *_names(spec)]
-    attributes = getattr(spec, "ATTRIBUTES", None)
-    if attributes:
-        parts += ["## Attributes\n", _attributes(attributes)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -40,30 +37,6 @@ def _names(spec: Any) -> list[str]:
     if "num_tables" in {f.name for f in dataclasses.fields(names[0])}:  # the inputs are those of the fewest tables
         return [f"Domain `{spec.DOMAIN}`, version {spec.VERSION}. {', '.join(name for name, *_ in rows)}."]
     return [f"Domain `{spec.DOMAIN}`, version {spec.VERSION}.", table(("name", "inputs", "outputs"), rows)]
-
-
-def _attributes(attributes: Any) -> str:
-    """A table of typed attributes: a mapping by name, or a sequence, of dataclasses or of named tuples."""
-    named = isinstance(attributes, Mapping)
-    rows = []
-    for entry in attributes.items() if named else attributes:
-        name, value = entry if named else (None, entry)
-        if dataclasses.is_dataclass(value):
-            values = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-        else:
-            values = dict(value._asdict()) if hasattr(value, "_asdict") else {"value": value}
-        rows.append({"name": name, **values} if named else values)
-    head = list(rows[0])
-    return table(head, [[_cell(row[column], column == "name") for column in head] for row in rows])
-
-
-def _cell(value: Any, code: bool) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, (tuple, list, frozenset)):
-        return ", ".join(_cell(v, code) for v in value)
-    text = getattr(value, "__name__", None) or str(value)
-    return f"`{text}`" if code or not isinstance(value, str) else text
 
 
 # ---- Commands.
@@ -147,5 +120,7 @@ def _table(lines: list[str]) -> str:
     if heads:
         return table(heads[0][0], body)
     if all(row[1] in ("INT", "FLOAT", "STRING") for row in body):
-        return table(["attribute", "type", "meaning"], body)
-    return table(["name", "dtype", "shape"][: len(spans)], body)
+        head = ["attribute", "type", *(["values"] if len(spans) == 4 else []), "meaning"]
+    else:
+        head = ["name", "dtype", "shape", ""]
+    return table(head[: len(spans)], body)
