@@ -95,6 +95,7 @@ def simple_tables(text: str) -> str:
         if re.fullmatch(r"=+( +=+)+", lines[k]):
             while end < len(lines) and lines[end].strip():
                 end += 1
+            end = max(i for i in range(k, end) if lines[i].startswith("=")) + 1  # text may follow it at once
             out += ["", _table(lines[k:end]), ""]
         else:
             out.append(lines[k])
