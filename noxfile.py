@@ -116,6 +116,13 @@ _SANITIZED = (
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation's site, into ./site, without a warning."""
+    session.install(f"{_wheel(session)}[cpu,docs]")
+    session.run("mkdocs", "build", "--strict", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Style and types of Python, style of C++."""
     dependencies = nox.project.load_toml(ROOT / "pyproject.toml")["project"]["dependencies"]
