@@ -645,7 +645,7 @@ BAD_BUILDS: list[tuple[str, type[Exception], str, Callable[[], Any]]] = [
             (
                 "no dtype",
                 TypeError,
-                "weight_dtype = 'float31' is no dtype",
+                "weight_dtype = 'float31' is not a dtype",
                 {"weight": None, "weight_dtype": "float31"} if make is _build else {"weight_dtype": "float31"},
             ),
         )

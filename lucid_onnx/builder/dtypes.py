@@ -27,7 +27,7 @@ def as_dtype(name: str, dtype: npt.DTypeLike) -> np.dtype:
     try:
         return spec.BFLOAT16 if dtype == "bfloat16" else np.dtype(dtype)
     except TypeError as error:
-        raise TypeError(f"{name} = {dtype!r} is no dtype") from error
+        raise TypeError(f"{name} = {dtype!r} is not a dtype") from error
 
 
 def onnx_type(name: str, dtype: np.dtype, types: Mapping[Any, int]) -> int:
