@@ -23,8 +23,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper
 
-from lucid_onnx.builder import FORMS, TABLE_TYPES, Form, convert, make_grad_node, make_node
-from lucid_onnx.ops.attributes import takes
+from lucid_onnx.builder import FORMS, INDEX_TYPES, TABLE_TYPES, Form, convert, make_grad_node, make_node
+from lucid_onnx.ops.attributes import check_choice, takes
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.ops.embedding_bag.lowering import refusal
 from lucid_onnx.ops.embedding_bag_grad import spec as gradient_spec
@@ -40,7 +40,6 @@ _LOSSES: tuple[str, ...] = ("mse", "logistic")
 _OPTIMIZERS: tuple[str, ...] = ("sgd", "rowwise_adagrad")
 _REDUCTIONS: tuple[str, ...] = ("mean", "sum")
 _DTYPES = ("float32", "float64")
-_INDEX_TYPES = {"int32": TensorProto.INT32, "int64": TensorProto.INT64}
 
 #: The tables that a model may have, and the symbols of their numbers of rows.
 _ROWS = {"weight": "num_rows", "target_weight": "num_target_rows"}
@@ -105,8 +104,9 @@ def build_training_model(
     """
     _check_choices(loss=loss, optimizer=optimizer, reduction=reduction, form=form)
     dtype = _dtype("weight_dtype", weight_dtype, _DTYPES)
-    index = _dtype("index_dtype", index_dtype, tuple(_INDEX_TYPES))
-    _check_numbers(eps, opset)
+    index = _dtype("index_dtype", index_dtype, tuple(d.name for d in INDEX_TYPES))
+    _check_eps(eps)
+    spec.check_opset(opset)
     e = Emitter(opset, "step_", {})
     tables = _Tables(e, dtype, optimizer, float(eps))
     offsets = None if two_d else "offsets"
@@ -120,7 +120,7 @@ def build_training_model(
     e.nodes.append(make_node(tables.read("weight"), "indices", offsets, pooled, **bag))
     gradient = _mse(e, pooled, reduction, dtype) if loss == "mse" else _logistic(e, tables, pooled, reduction, dtype)
     _update_bags(e, tables, gradient, offsets, bag, given, dtype)
-    batch = _batch(loss, bag, two_d, TABLE_TYPES[dtype], _INDEX_TYPES[index.name])
+    batch = _batch(loss, bag, two_d, TABLE_TYPES[dtype], INDEX_TYPES[index])
     model = _model(e, tables, batch, TABLE_TYPES[dtype], opset)
     convert(model, form)
     return model
@@ -129,19 +129,14 @@ def build_training_model(
 def _check_choices(**given: str) -> None:
     choices = {"loss": _LOSSES, "optimizer": _OPTIMIZERS, "reduction": _REDUCTIONS, "form": FORMS}
     for name, value in given.items():
-        if value not in choices[name]:
-            raise ValueError(f"{name} = {value!r} is not one of {', '.join(map(repr, choices[name]))}")
+        check_choice(name, value, choices[name])
 
 
-def _check_numbers(eps: float, opset: int) -> None:
+def _check_eps(eps: float) -> None:
     if isinstance(eps, bool) or not isinstance(eps, (int, float, np.floating)):
         raise TypeError(f"eps = {eps!r} must be a number")
     if not 0 < eps < np.inf:
         raise ValueError(f"eps = {eps!r} must be > 0 and finite")
-    if isinstance(opset, bool) or not isinstance(opset, int):
-        raise TypeError(f"opset = {opset!r} must be an integer")
-    if not spec.MIN_OPSET <= opset <= spec.MAX_OPSET:
-        raise ValueError(f"opset = {opset} is outside [{spec.MIN_OPSET}, {spec.MAX_OPSET}]")
 
 
 def _update_bags(

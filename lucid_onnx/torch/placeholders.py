@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import onnx_ir as ir
 
 from lucid_onnx.builder import TABLE_TYPES
+from lucid_onnx.ops.attributes import either
 from lucid_onnx.ops.embedding_bag import spec
 
 RENORM, LOOKUP = "EmbeddingRenorm", "Embedding"
@@ -75,11 +76,11 @@ def bag_attributes(
     """The parameters of a bag, checked together with its inputs' types."""
     if not is_table(weight):
         raise TypeError(
-            f"a bag's weight is {weight.dtype} {weight.shape}; expected [V, D] of float32, float16, bfloat16 or float64"
+            f"a bag's weight is {weight.dtype} {weight.shape}; expected [V, D] of {either(spec.TABLE_DTYPES)}"
         )
-    if indices.dtype not in (ir.DataType.INT32, ir.DataType.INT64):
-        raise TypeError(f"a bag's indices are {indices.dtype}; expected int32 or int64")
-    if mode not in range(len(spec.MODES)):
+    if indices.dtype not in map(ir.DataType.from_numpy, spec.INDEX_DTYPES):
+        raise TypeError(f"a bag's indices are {indices.dtype}; expected {either(spec.INDEX_DTYPES)}")
+    if mode not in (SUM, MEAN, MAX):
         raise ValueError(f"mode = {mode} of torch.embedding_bag is not 0 (sum), 1 (mean) or 2 (max)")
     attributes = spec.Attributes(
         spec.MODES[mode], padding_idx, norm.max_norm, norm.norm_type, include_last_offset=include_last_offset

@@ -9,20 +9,16 @@ from typing import Any
 import onnx_ir as ir
 
 from lucid_onnx.ops import quantized_embedding_bag
+from lucid_onnx.ops.attributes import either
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.rewrite.expressions import Dim, Expression
 
 #: The types of a table's elements, and NumPy's (or ml_dtypes') names of them.
-FLOATS = {
-    ir.DataType.FLOAT: "float32",
-    ir.DataType.FLOAT16: "float16",
-    ir.DataType.BFLOAT16: "bfloat16",
-    ir.DataType.DOUBLE: "float64",
-}
+FLOATS = {ir.DataType.from_numpy(dtype): dtype.name for dtype in spec.TABLE_DTYPES}
 #: The types of indices and offsets.
-INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
+INTEGERS = tuple(map(ir.DataType.from_numpy, spec.INDEX_DTYPES))
 #: The types of a quantized table's scale, and of its bias or zero_point.
-SCALES = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+SCALES = tuple(map(ir.DataType.from_numpy, quantized_embedding_bag.spec.SCALE_DTYPES))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -79,7 +75,7 @@ class Bag:
         """Why the operator does not take these inputs, or None."""
         table = self.weight
         if table.type not in FLOATS:
-            return f"the table has type {_type_name(table)}, expected float32, float16, bfloat16 or float64"
+            return f"the table has type {_type_name(table)}, expected {either(FLOATS.values())}"
         if table.rank != 2:
             return f"the table has {_rank_name(table)}, expected two"
         for name, value in (("indices", self.indices), ("offsets", self.offsets)):
