@@ -18,7 +18,7 @@ from onnx import helper, version_converter
 from onnx_ir.external_data import set_base_dir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from lucid_onnx.builder import FORMS, Form, convert
+from lucid_onnx.builder import Form, check_form, convert
 from lucid_onnx.ops.embedding_bag import spec
 
 from . import files, nodes
@@ -93,8 +93,7 @@ def fuse(
         OSError: a file cannot be read or written.
         ValueError: an unknown form, not an ONNX model, or one that onnx.checker rejects.
     """
-    if form not in FORMS:
-        raise ValueError(f"form = {form!r} is not one of 'portable', 'standard', 'native'")
+    check_form(form)
     proto, folder = files.read(model)
     report = _fuse(proto, folder, form, assume_nonempty, merge_tables)
     if output is not None:

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from lucid_onnx.builder import FORMS, TABLE_TYPES, Form, Replacing, convert, without_initializers
+from lucid_onnx.builder import TABLE_TYPES, Form, Replacing, check_form, convert, without_initializers
 from lucid_onnx.graph import node_lists_of, subgraphs, where
 from lucid_onnx.ops import OPERATOR_OF, quantized_embedding_bag, variant
 from lucid_onnx.ops.embedding_bag import spec
@@ -123,8 +123,8 @@ def quantize(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype = {dtype!r} is not one of {', '.join(DTYPES)}")
-    if form is not None and form not in FORMS:
-        raise ValueError(f"form = {form!r} is not one of 'portable', 'standard', 'native'")
+    if form is not None:
+        check_form(form)
     if isinstance(min_bytes, bool) or not isinstance(min_bytes, int):
         raise TypeError(f"min_bytes = {min_bytes!r} must be an integer")
     if min_bytes < 0:

@@ -138,10 +138,7 @@ def _check_numbers(eps: float, opset: int) -> None:
         raise TypeError(f"eps = {eps!r} must be a number")
     if not 0 < eps < np.inf:
         raise ValueError(f"eps = {eps!r} must be > 0 and finite")
-    if isinstance(opset, bool) or not isinstance(opset, int):
-        raise TypeError(f"opset = {opset!r} must be an integer")
-    if not spec.MIN_OPSET <= opset <= spec.MAX_OPSET:
-        raise ValueError(f"opset = {opset} is outside [{spec.MIN_OPSET}, {spec.MAX_OPSET}]")
+    spec.check_opset(opset)
 
 
 def _update_bags(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import onnx_ir as ir
 
 from lucid_onnx.builder import TABLE_TYPES
+from lucid_onnx.ops.attributes import either
 from lucid_onnx.ops.embedding_bag import spec
 
 RENORM, LOOKUP = "EmbeddingRenorm", "Embedding"
@@ -75,7 +76,7 @@ def bag_attributes(
     """The parameters of a bag, checked together with its inputs' types."""
     if not is_table(weight):
         raise TypeError(
-            f"a bag's weight is {weight.dtype} {weight.shape}; expected [V, D] of float32, float16, bfloat16 or float64"
+            f"a bag's weight is {weight.dtype} {weight.shape}; expected [V, D] of {either(spec.TABLE_DTYPES)}"
         )
     if indices.dtype not in (ir.DataType.INT32, ir.DataType.INT64):
         raise TypeError(f"a bag's indices are {indices.dtype}; expected int32 or int64")

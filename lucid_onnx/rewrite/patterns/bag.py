@@ -9,6 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from lucid_onnx.ops import quantized_embedding_bag
+from lucid_onnx.ops.attributes import either
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.rewrite.expressions import Dim, Expression
 
@@ -79,7 +80,7 @@ class Bag:
         """Why the operator does not take these inputs, or None."""
         table = self.weight
         if table.type not in FLOATS:
-            return f"the table has type {_type_name(table)}, expected float32, float16, bfloat16 or float64"
+            return f"the table has type {_type_name(table)}, expected {either(spec.TABLE_DTYPES)}"
         if table.rank != 2:
             return f"the table has {_rank_name(table)}, expected two"
         for name, value in (("indices", self.indices), ("offsets", self.offsets)):
