@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import torch
 
-from lucid_onnx.builder import FORMS, Form, fill_tables, save, to_form
+from lucid_onnx.builder import Form, check_form, fill_tables, save, to_form
 from lucid_onnx.ops.embedding_bag import spec
 
 from .capture import capture, clips_a_shared_table, has_no_data, memory_key
@@ -128,8 +128,7 @@ def export(
 
 
 def _check_arguments(form: str, opset: int) -> None:
-    if form not in FORMS:
-        raise ValueError(f"form = {form!r} is not one of 'portable', 'standard', 'native'")
+    check_form(form)
     if isinstance(opset, bool) or not isinstance(opset, int):
         raise TypeError(f"opset = {opset!r} must be an integer")
     if not MIN_OPSET <= opset <= spec.MAX_OPSET:
