@@ -997,6 +997,18 @@ def test_without_torch_the_import_says_what_to_install(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("package", ["onnx_ir", "onnxscript", "torch"])
+def test_a_package_that_does_not_load_is_not_called_missing(tmp_path: Path, package: str) -> None:
+    for source, message in (
+        ("raise ImportError('GLIBCXX_3.4.29 not found')", "ImportError: GLIBCXX_3.4.29 not found"),
+        (f"import {package}.gone", f"No module named '{package}.gone'"),
+    ):
+        (tmp_path / f"{package}.py").write_text(source)
+        done = run_script("import sys; sys.path.insert(0, ''); import lucid_onnx.torch", tmp_path)
+        assert done.returncode == 1
+        assert message in done.stderr.splitlines()[-1]
+
+
 @needs_library
 def test_the_library_refuses_a_bad_index_of_an_exported_model() -> None:
     case = cases.make("torch_bad_index", mode="sum", layout="rows")

@@ -17,6 +17,7 @@ from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.ops.embedding_bag_collection import spec as collection
 from lucid_onnx.ops.quantized_embedding_bag.table import QuantizedTable
 
+from .installation import install_gpu
 from .library import why_no_cuda
 from .session import InferenceSession
 
@@ -351,9 +352,7 @@ def _session(
         import onnxruntime
 
         if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-            raise RuntimeError(
-                "provider = 'cuda', but this onnxruntime has no CUDAExecutionProvider: pip install 'lucid-onnx[gpu]'"
-            )
+            raise RuntimeError(f"provider = 'cuda', but this onnxruntime has no CUDAExecutionProvider: {install_gpu()}")
         why = why_no_cuda() if native else None
         if why is not None:
             raise RuntimeError(f"provider = 'cuda', but {why}")

@@ -20,15 +20,15 @@ from lucid_onnx.builder import save
 from lucid_onnx.graph import node_lists, subgraphs
 from lucid_onnx.ops.embedding_bag.spec import BFLOAT16
 
+from .installation import distributions_problem, load_onnxruntime
 from .library import find_cuda_library, get_library_path, why_no_cuda
 
-try:
-    import onnxruntime as ort
-except ImportError as error:  # pragma: no cover  # the extras bring it
-    raise ImportError(
-        "lucid_onnx runs models on onnxruntime, which is not installed: "
-        "pip install 'lucid-onnx[cpu]' (or 'lucid-onnx[gpu]')"
-    ) from error
+load_onnxruntime()  # an error says what is wrong with it
+import onnxruntime as ort  # noqa: E402
+
+_problem = distributions_problem()
+if _problem is not None:
+    warnings.warn(_problem, RuntimeWarning, stacklevel=2)
 
 _CUDA = "CUDAExecutionProvider"
 #: Where constant tables of 8 MiB and more lie.
