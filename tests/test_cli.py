@@ -598,8 +598,21 @@ def test_cuda_that_there_is_not(bag, refused):
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("this onnxruntime has CUDA")
     assert refused("run", "model.onnx", *BAG, "--provider", "cuda") == (
-        "--provider cuda: this onnxruntime has no CUDAExecutionProvider: pip install 'lucid-onnx[gpu]'"
+        f"--provider cuda: this onnxruntime has no CUDAExecutionProvider: {installation.install_gpu()}"
     )
+
+
+@pytest.mark.parametrize(
+    ("installed", "commands"),
+    [
+        ({}, "pip install 'lucid-onnx[gpu]'"),
+        ({"onnxruntime-gpu": "1.30.0"}, "pip install 'lucid-onnx[gpu]'"),
+        ({"onnxruntime": "1.32.0"}, "pip uninstall -y onnxruntime, then pip install 'lucid-onnx[gpu]'"),
+    ],
+)
+def test_the_gpu_distribution_never_goes_beside_another(monkeypatch, installed, commands):
+    monkeypatch.setattr(installation, "_distributions", lambda: installed)
+    assert installation.install_gpu() == commands
 
 
 def test_float32_that_is_no_bfloat16(run, refused):
@@ -707,9 +720,7 @@ def test_the_extras_are_asked_for(missing):
     code = f"import sys; sys.modules[{missing!r}] = None; from lucid_onnx.cli import main; sys.exit(main(['info']))"
     done = process(["-c", code])
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
-        f"lucid-onnx: error: {missing} is not installed: pip install 'lucid-onnx[cpu]' (or 'lucid-onnx[gpu]')\n"
-    )
+    assert done.stderr == (f"lucid-onnx: error: {missing} is not installed: pip install 'lucid-onnx[cli]'\n")
 
 
 def test_without_onnxruntime_models_are_built_and_not_run(bag):
@@ -724,3 +735,100 @@ def test_without_onnxruntime_models_are_built_and_not_run(bag):
         assert done.stderr == (
             "lucid-onnx: error: onnxruntime is not installed: pip install 'lucid-onnx[cpu]' (or 'lucid-onnx[gpu]')\n"
         )
+
+
+def with_module(name, source):
+    """How to start the command line where a module is what ``source`` does."""
+    Path("planted").mkdir(exist_ok=True)
+    Path("planted", f"{name}.py").write_text(source)
+    return [
+        "-c",
+        "import sys; sys.path.insert(0, 'planted'); from lucid_onnx.cli import main; sys.exit(main(sys.argv[1:]))",
+    ]
+
+
+GLIBCXX = "/lib/libstdc++.so.6: version `GLIBCXX_3.4.29' not found"
+
+
+def test_an_onnxruntime_that_does_not_load(bag):
+    start = with_module("onnxruntime", f"raise ImportError({GLIBCXX!r})")
+    for command in (["run", "model.onnx", *BAG], ["demo"]):
+        done = process(start, *command)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == f"lucid-onnx: error: onnxruntime is installed but does not load: {GLIBCXX}\n"
+    done = process(start, "info")
+    assert done.returncode == 0
+    assert f"onnxruntime  installed but does not load: {GLIBCXX}" in done.stdout
+    found = json.loads(process(start, "info", "--json").stdout)
+    assert found["onnxruntime"] is None
+    assert found["onnxruntime_problem"] == f"onnxruntime is installed but does not load: {GLIBCXX}"
+    session = process([start[0], start[1].partition("from")[0] + "import lucid_onnx; lucid_onnx.InferenceSession"])
+    assert session.stderr.endswith(f"\nImportError: onnxruntime is installed but does not load: {GLIBCXX}\n")
+
+
+def test_a_part_of_onnxruntime_that_is_missing(bag):
+    start = with_module("onnxruntime", "import onnxruntime_pybind11_state_of_another_build")
+    assert process(start, "run", "model.onnx", *BAG).stderr == (
+        "lucid-onnx: error: onnxruntime is installed but does not load: "
+        "No module named 'onnxruntime_pybind11_state_of_another_build'\n"
+    )
+    start = with_module("onnxruntime", "")  # what uninstalling one of two distributions leaves
+    assert re.fullmatch(
+        r"lucid-onnx: error: onnxruntime is installed but some of its files are missing: pip uninstall -y "
+        r"onnxruntime\S*, then pip install 'lucid-onnx\[cpu\]' \(or 'lucid-onnx\[gpu\]'\)\n",
+        process(start, "run", "model.onnx", *BAG).stderr,
+    )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "raise KeyboardInterrupt",
+        # As an extension module does it.
+        "try:\n    raise KeyboardInterrupt\nexcept BaseException as error:\n    raise ImportError('failed') from error",
+    ],
+)
+def test_ctrl_c_while_onnxruntime_is_imported(bag, source):
+    start = with_module("onnxruntime", source)
+    for command in (["run", "model.onnx", *BAG], ["demo"], ["info"]):
+        done = process(start, *command)
+        assert (done.returncode, done.stdout, done.stderr) == (130, "", ""), command
+
+
+def test_two_distributions_of_onnxruntime(bag):
+    for name, version in (("onnxruntime", "1.32.0"), ("onnxruntime-gpu", "1.30.0")):
+        folder = Path("planted", f"{name.replace('-', '_')}-{version}.dist-info")
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    start = with_module("unused", "")
+    warning = (
+        "onnxruntime 1.32.0 and onnxruntime-gpu 1.30.0 are installed together and overwrite each other's files: "
+        "pip uninstall -y onnxruntime onnxruntime-gpu, then pip install 'lucid-onnx[cpu]' (or 'lucid-onnx[gpu]')"
+    )
+    assert f"warning      {warning}\n" in process(start, "info").stdout
+    assert json.loads(process(start, "info", "--json").stdout)["onnxruntime_problem"] == warning
+    done = process(start, "run", "model.onnx", *BAG)
+    assert done.returncode == 0
+    assert f"RuntimeWarning: {warning}" in done.stderr
+    assert "--provider cuda" in process(start, "run", "model.onnx", *BAG, "--provider", "cuda").stderr
+    start = with_module("onnxruntime", f"raise ImportError({GLIBCXX!r})")
+    assert process(start, "demo").stderr == (
+        f"lucid-onnx: error: onnxruntime is installed but does not load: {GLIBCXX}; {warning}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (f"raise ImportError({GLIBCXX!r})", GLIBCXX),
+        ("import a_part_of_it", "No module named 'a_part_of_it'"),
+    ],
+)
+def test_other_packages_that_do_not_load(bag, source, message):
+    done = process(with_module("typer", source), "info")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"lucid-onnx: error: a package of the command line does not load: {message}\n"
+    Path("planted", "typer.py").unlink()
+    done = process(with_module("onnx_ir", source), "inspect", "model.onnx")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"lucid-onnx: error: lucid_onnx.rewrite does not load: {message}\n"

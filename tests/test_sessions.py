@@ -132,7 +132,7 @@ def test_every_optimisation_level(form: str, native: bool, level: str) -> None:
 
 
 def _copy(options: Any) -> Any:
-    """Options with the same level: the library is registered once on each."""
+    """New options with the same level."""
     copy = ort.SessionOptions()
     copy.graph_optimization_level = options.graph_optimization_level
     return copy
@@ -376,23 +376,147 @@ def test_one_session_options_for_several_sessions() -> None:
 
 
 @needs_library
-def test_registering_twice_is_an_error_and_no_crash() -> None:
+def test_registering_twice_with_the_same_settings_does_nothing() -> None:
     case = case_of("mean ragged float32")
     data = model_of(case, "native").SerializeToString()
     options = ort.SessionOptions()
+    for table_memory in (None, "auto", None):
+        lucid_onnx.register(options, table_memory=table_memory)
+    case.check(ort.InferenceSession(data, options, providers=["CPUExecutionProvider"]).run(None, case.inputs)[0])
+    for _ in range(3):
+        session = lucid_onnx.InferenceSession(data, options)
+        case.check(run(session, case))
+    # These options are new ones, which nothing is registered on.
+    case.check(run(lucid_onnx.InferenceSession(data, session.get_session_options()), case))
+
+
+@needs_library
+def test_registering_twice_with_other_settings_says_which() -> None:
+    data = model_of(case_of("mean ragged float32"), "native").SerializeToString()
+    options = ort.SessionOptions()
     lucid_onnx.register(options)
-
-    def again() -> None:  # the second call may be the one that fails, or the session that it makes
+    message = r"registered on these session options with other settings \(%s\): use a new onnxruntime.SessionOptions"
+    for call in (lucid_onnx.register, lambda o, **kw: lucid_onnx.InferenceSession(data, o, **kw)):
+        with pytest.raises(ValueError, match=message % "lucid.table_memory = 'auto' then, 'mmap' now"):
+            call(options, table_memory="mmap")
+    options.add_session_config_entry("lucid.bounds_check", "deferred")
+    with pytest.raises(ValueError, match=message % "lucid.bounds_check = 'report' then, 'deferred' now"):
         lucid_onnx.register(options)
-        ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    lucid_onnx.InferenceSession(data, ort.SessionOptions(), table_memory="mmap")
 
-    with pytest.raises(Exception) as caught:
-        again()
-    assert "Domain already set in registry" in str(caught.value)
-    with pytest.raises(Exception) as caught:
-        lucid_onnx.InferenceSession(data, session_options=options)
-    assert "Domain already set in registry" in str(caught.value)
-    case.check(run(lucid_onnx.InferenceSession(data), case))
+
+@needs_library
+def test_a_failed_registration_leaves_no_mark() -> None:
+    case = case_of("mean ragged float32")
+    options = ort.SessionOptions()
+    options.add_session_config_entry("lucid.bounds_check", "never")
+    with pytest.raises(RuntimeError, match="never"):
+        lucid_onnx.register(options)
+    options.add_session_config_entry("lucid.bounds_check", "report")
+    case.check(run(lucid_onnx.InferenceSession(model_of(case, "native"), options), case))
+
+
+@needs_library
+def test_options_of_cuda_serve_the_cpu_but_not_the_reverse(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lucid_onnx.runtime import session
+
+    monkeypatch.setattr(session, "why_no_cuda", lambda: None)
+    monkeypatch.setattr(session, "find_cuda_library", session.get_library_path)  # any library will do
+    options = ort.SessionOptions()
+    lucid_onnx.register(options, provider="cuda")
+    lucid_onnx.register(options, provider="cpu")
+    options = ort.SessionOptions()
+    lucid_onnx.register(options, provider="cpu")
+    with pytest.raises(ValueError, match="provider = 'cpu' then, 'cuda' now"):
+        lucid_onnx.register(options, provider="cuda")
+
+
+@needs_library
+def test_options_with_the_library_that_register_knows_nothing_of() -> None:
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(str(library_path()))
+    with pytest.raises(ValueError, match=r"were registered on these session options by register_custom_ops_library"):
+        lucid_onnx.InferenceSession(model_of(case_of("mean ragged float32"), "native"), options)
+
+
+@needs_library
+def test_threads_that_share_session_options() -> None:
+    case = case_of("sum ragged float32")
+    data = model_of(case, "native").SerializeToString()
+    options = ort.SessionOptions()
+    wrong: list[BaseException] = []
+
+    def work(_: int) -> None:
+        try:
+            for _ in range(10):
+                case.check(run(lucid_onnx.InferenceSession(data, options), case))
+        except BaseException as error:
+            wrong.append(error)
+
+    in_threads(8, work)
+    assert wrong == []
+
+
+@each_way
+def test_the_arguments_are_onnxruntimes_and_our_own(form: str, native: bool) -> None:
+    case = case_of("mean ragged float32")
+    data = model_of(case, form).SerializeToString()
+    cpu = ["CPUExecutionProvider"]
+
+    def options() -> Any:
+        made = ort.SessionOptions()
+        made.logid = "bags"
+        return made
+
+    for arguments, keywords in (
+        ((data, options()), {}),
+        ((data, options(), cpu), {}),
+        ((data, options(), cpu, [{}]), {}),
+        ((data,), {"sess_options": options(), "providers": cpu, "provider_options": [{}]}),
+        ((), {"path_or_bytes": data, "sess_options": options()}),
+        ((data,), {"session_options": options(), "providers": cpu}),
+        ((), {"model": data, "session_options": options()}),
+    ):
+        session = lucid_onnx.InferenceSession(*arguments, native=native, **keywords)
+        assert session.get_session_options().logid == "bags"
+        case.check(run(session, case))
+    with pytest.raises(TypeError, match="got sess_options and session_options, which are the same argument"):
+        lucid_onnx.InferenceSession(data, options(), session_options=options(), native=native)
+    with pytest.raises(TypeError, match="got path_or_bytes and model, which are the same argument"):
+        lucid_onnx.InferenceSession(data, model=data, native=native)
+    with pytest.raises(TypeError, match="needs a model: path_or_bytes"):
+        lucid_onnx.InferenceSession(native=native)
+
+
+def test_a_model_whose_external_data_was_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no folder; one of the same name in the current folder may be another model's."""
+    case = cases.make("elsewhere", rows=500, mode="sum")
+    path = tmp_path / "model.onnx"
+    lucid_onnx.save(model_of(case, "portable", constant=True), path, external_data=True)
+    light = onnx.load(path, load_external_data=False)
+    message = "initializer 'weight' is external data that was not loaded: give the session the path of the model"
+    for folder in (tmp_path.parent, tmp_path):
+        monkeypatch.chdir(folder)
+        with pytest.raises(ValueError, match=message):
+            lucid_onnx.InferenceSession(light, native=False)
+    case.check(run(lucid_onnx.InferenceSession(path, native=False), case))
+    case.check(run(lucid_onnx.InferenceSession(onnx.load(path), native=False), case))
+    inner = helper.make_model(
+        helper.make_graph([helper.make_node("Constant", [], ["y"], value=light.graph.initializer[0])], "g", [], [])
+    )
+    with pytest.raises(ValueError, match=message):
+        lucid_onnx.InferenceSession(inner, native=False)
+
+
+def test_options_that_say_where_external_data_is(tmp_path: Path) -> None:
+    if tuple(int(x) for x in ort.__version__.split(".")[:2]) < (1, 24):
+        pytest.skip("session.model_external_initializers_file_folder_path is of newer releases")
+    case = cases.make("elsewhere", rows=500, mode="sum")
+    lucid_onnx.save(model_of(case, "portable", constant=True), tmp_path / "model.onnx", external_data=True)
+    light = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    options = ort.SessionOptions()
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(tmp_path))
+    case.check(run(lucid_onnx.InferenceSession(light, options, native=False), case))
 
 
 @each_way

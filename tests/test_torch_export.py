@@ -859,6 +859,125 @@ def test_what_torch_cannot_export_stays_its_own_error() -> None:
         from_torch.export(Unknown().eval(), (torch.eye(3),))
 
 
+# ---- Constants, and the passes over the exported graph.
+
+#: Constants near 0, and what is added to 1 for one near 1.
+NEAR = [1e-8, -1e-8, 1e-9, 1e-16, 1e-45, 1e-5, -1e-5, 9e-6, 2.0**-7, 2.0**-10, 2.0**-23, 2.0**-52]
+FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+
+class Arithmetic(nn.Module):
+    """Each of NEAR in every operation, rounded to the dtype, as torch's exporter does it before it adds."""
+
+    def __init__(self, dtype: Any) -> None:
+        super().__init__()
+        # Not -0.0, which torch's exporter takes for the 0.0 before it.
+        self.small = [float(torch.tensor(c, dtype=torch.float64).to(dtype)) + 0.0 for c in NEAR]
+        self.ones = [float(torch.tensor(1 + c, dtype=torch.float64).to(dtype)) for c in NEAR]
+
+    def forward(self, x: Any) -> Any:
+        exact = [y for c in self.small for y in (x + c, c + x, x - c, c - x, x * c)]
+        exact += [y for c in self.ones for y in (x * c, c * x, x / c, x - c)]
+        return tuple(exact), tuple(x**c for c in self.ones)
+
+
+def numbers(dtype: Any) -> Any:
+    return torch.tensor([0.0, -0.0, 1.0, 3.0, 1e-7, 1e-8, -2.0, 60000.0, 1e-45, torch.inf, torch.nan], dtype=dtype)
+
+
+def bits(value: Any) -> list[Any]:
+    """The bits of a tensor, with one NaN for all."""
+    value = value.detach().double()
+    return torch.where(value.isnan(), torch.full_like(value, torch.nan), value).view(torch.int64).tolist()
+
+
+def evaluated(model: onnx.ModelProto, x: Any) -> list[Any]:
+    """The outputs of a model of torch's arithmetic; by torch, node for node, where onnxruntime has no bfloat16."""
+    if x.dtype != torch.bfloat16:
+        session = lucid_onnx.InferenceSession(model, native=False)
+        return [torch.from_numpy(a) for a in session.run(None, {"x": x.numpy()})]
+    functions = {"Add": torch.add, "Sub": torch.sub, "Mul": torch.mul, "Div": torch.div, "Pow": torch.pow}
+    values = {t.name: tensor(numpy_helper.to_array(t)) for t in model.graph.initializer} | {"x": x}
+    for node in model.graph.node:
+        a, *b = (values[name] for name in node.input)
+        values[node.output[0]] = a if node.op_type == "Identity" else functions[node.op_type](a, *b)
+    return [values[o.name] for o in model.graph.output]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_constants_near_0_and_1(dtype: Any) -> None:
+    """onnxscript's optimizer takes 1e-8 for 0 and 1.000009 for 1, and torch's exporter has float64 ones in float32."""
+    module, x = Arithmetic(dtype).eval(), numbers(dtype)
+    model = from_torch.export(module, (x,), dynamic_shapes=({0: DYNAMIC},), input_names=["x"])
+    found = evaluated(model, x)
+    exact, powers = module(x)
+    for k, (got, want) in enumerate(zip(found, exact, strict=False)):
+        assert bits(got) == bits(want), (k, got, want)
+    for got, want in zip(found[len(exact) :], powers, strict=True):  # nobody's power is exact
+        torch.testing.assert_close(got, want, rtol=8 * torch.finfo(dtype).eps, atol=0, equal_nan=True)
+    assert len([n for n in model.graph.node if n.op_type == "Pow"]) >= len(set(module.ones)) - 1  # x ** 1 may go
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_constants_with_the_translation_table_alone(dtype: Any) -> None:
+    """As the docstring says: optimize=False, since torch's own optimizer is the tolerant one."""
+    module, x = Arithmetic(dtype).eval(), numbers(dtype)
+    program = torch.onnx.export(
+        module,
+        (x,),
+        dynamo=True,
+        dynamic_shapes=({0: DYNAMIC},),
+        input_names=["x"],
+        custom_translation_table=from_torch.translation_table(),
+        optimize=False,
+        verbose=False,
+    )
+    assert "optimize=False" in from_torch.translation_table.__doc__
+    for got, want in zip(evaluated(lucid_onnx.to_form(program.model_proto, "portable"), x), module(x)[0], strict=False):
+        assert bits(got) == bits(want)
+
+
+def test_a_mean_over_a_bag_of_padding_alone() -> None:
+    class History(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.items = nn.Embedding(50, 8)
+
+        def forward(self, ids: Any) -> Any:
+            kept = (ids != 0).float()
+            return (self.items(ids) * kept.unsqueeze(-1)).sum(1) / (kept.sum(1, keepdim=True) + 1e-8)
+
+    module, ids = History().eval(), torch.tensor([[3, 4, 0], [0, 0, 0]])
+    model = from_torch.export(module, (ids,), input_names=["ids"], dynamic_shapes=({0: DYNAMIC, 1: DYNAMIC},))
+    got = lucid_onnx.InferenceSession(model, native=False).run(None, {"ids": ids.numpy()})[0]
+    np.testing.assert_allclose(got, array(module(ids)), rtol=0, atol=1e-6)
+    assert not got[1].any()
+
+
+def test_passes_that_would_change_values() -> None:
+    """Each line is one of onnxscript's rules that is not exact, and was applied."""
+
+    class Lines(nn.Module):
+        def forward(self, x: Any, wide: Any) -> Any:
+            return (
+                x[:, :2],  # two slices of an odd size as a Split in two, which are 3 and 2
+                x[:, 2:5],
+                wide.float().half(),  # one Cast for two, which rounds once
+                torch.maximum(torch.minimum(x, torch.tensor(1.0)), torch.tensor(0.5)),
+                torch.relu(torch.clamp(x, -1.0, 1.0)),
+                x + 0.0,  # which makes -0.0 0.0
+                x * torch.tensor(1.000009),
+            )
+
+    x = torch.tensor([[0.0, -0.0, torch.nan, torch.inf, -3.0], [1e-9, 0.7, 1.0, 2.0, -torch.inf]])
+    wide = torch.tensor([1 + 2.0**-11 + 2.0**-30, 1 + 3 * 2.0**-11 - 2.0**-30], dtype=torch.float64)
+    module = Lines().eval()
+    model = from_torch.export(module, (x, wide), input_names=["x", "wide"], dynamic_shapes=({0: DYNAMIC}, {0: DYNAMIC}))
+    got = lucid_onnx.InferenceSession(model, native=False).run(None, {"x": x.numpy(), "wide": wide.numpy()})
+    for k, (a, b) in enumerate(zip(got, module(x, wide), strict=True)):
+        assert bits(torch.from_numpy(a)) == bits(b), (k, a, b)
+
+
 def test_without_torch_the_import_says_what_to_install(tmp_path: Path) -> None:
     """Each package that it needs is missing in turn, in the order in which they are imported."""
     script = (
@@ -876,6 +995,18 @@ def test_without_torch_the_import_says_what_to_install(tmp_path: Path) -> None:
         f"lucid_onnx.torch needs {missing}, which is not installed: pip install 'lucid-onnx[torch]'"
         for missing in ("onnx_ir", "onnxscript", "torch")
     ]
+
+
+@pytest.mark.parametrize("package", ["onnx_ir", "onnxscript", "torch"])
+def test_a_package_that_does_not_load_is_not_called_missing(tmp_path: Path, package: str) -> None:
+    for source, message in (
+        ("raise ImportError('GLIBCXX_3.4.29 not found')", "ImportError: GLIBCXX_3.4.29 not found"),
+        (f"import {package}.gone", f"No module named '{package}.gone'"),
+    ):
+        (tmp_path / f"{package}.py").write_text(source)
+        done = run_script("import sys; sys.path.insert(0, ''); import lucid_onnx.torch", tmp_path)
+        assert done.returncode == 1
+        assert message in done.stderr.splitlines()[-1]
 
 
 @needs_library

@@ -13,10 +13,10 @@ from typing import Annotated, cast
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.runtime import info
 
-from .files import EXIT_DIFFERS, EXIT_ERROR, EXIT_INTERRUPTED, EXTRAS, UserError
+from .files import EXIT_DIFFERS, EXIT_ERROR, EXIT_INTERRUPTED, UserError
 
 _MISSING: ImportError | None = None
-try:  # typer and rich come with the extras
+try:  # typer and rich come with the extras cpu, gpu and cli
     import typer
 
     from . import commands_info, commands_parity, commands_rewrite, commands_run
@@ -37,7 +37,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         130 if interrupted.
     """
     if _MISSING is not None:
-        return _fail(f"{str(_MISSING.name).partition('.')[0]} is not installed: {EXTRAS}")
+        package = str(_MISSING.name).partition(".")[0]
+        absent = _MISSING.name == package or sys.modules.get(package, "") is None  # and not a part of it
+        if isinstance(_MISSING, ModuleNotFoundError) and package in ("typer", "rich") and absent:
+            return _fail(f"{package} is not installed: pip install 'lucid-onnx[cli]'")
+        return _fail(f"a package of the command line does not load: {_MISSING}")
     for stream in (sys.stdout, sys.stderr):  # a terminal may lack a character of the text
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")

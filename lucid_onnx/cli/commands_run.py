@@ -13,6 +13,7 @@ from rich.text import Text
 from lucid_onnx.builder import build_model, save
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.runtime import info
+from lucid_onnx.runtime.installation import install_gpu
 from lucid_onnx.runtime.library import PROVIDERS
 
 from . import demo as cli_demo
@@ -178,7 +179,7 @@ def _session(ort: Any, model: str, native: bool, provider: str) -> onnxruntime.I
         raise UserError(f"--provider {provider}: is not one of {', '.join(PROVIDERS)}")
     wanted = PROVIDERS[provider]
     if wanted[0] not in ort.get_available_providers():
-        raise UserError(f"--provider {provider}: this onnxruntime has no {wanted[0]}: pip install 'lucid-onnx[gpu]'")
+        raise UserError(f"--provider {provider}: this onnxruntime has no {wanted[0]}: {install_gpu()}")
     cli_files.check_file(model)
     options = ort.SessionOptions()
     options.log_severity_level = 4

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .files import EXTRAS, UserError
+from lucid_onnx.runtime.installation import load_onnxruntime
+
+from .files import UserError
 
 
 def rewriting(name: str) -> Any:
@@ -12,15 +14,18 @@ def rewriting(name: str) -> Any:
     try:
         from lucid_onnx import rewrite
     except ImportError as error:
-        raise UserError(str(error)) from error
+        if str(error.name).partition(".")[0] == "lucid_onnx":  # a defect
+            raise
+        ours = isinstance(error.__cause__, ModuleNotFoundError)  # it says what to install
+        raise UserError(str(error) if ours else f"lucid_onnx.rewrite does not load: {error}") from error
     return getattr(rewrite, name)
 
 
 def need_onnxruntime() -> Any:
     """The module onnxruntime, with its log turned off."""
     try:
-        import onnxruntime
+        onnxruntime = load_onnxruntime()
     except ImportError as error:
-        raise UserError(f"onnxruntime is not installed: {EXTRAS}") from error
+        raise UserError(str(error)) from error
     onnxruntime.set_default_logger_severity(4)
     return onnxruntime

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 #: Exit codes.
 EXIT_DIFFERS, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
-EXTRAS = "pip install 'lucid-onnx[cpu]' (or 'lucid-onnx[gpu]')"
 #: onnxruntime's names of the element types that a .npy file can hold, and bfloat16.
 _DTYPES = {
     f"tensor({name})": np.dtype(dtype)

@@ -16,7 +16,7 @@ from rich.text import Text
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.runtime import info
 
-from .files import EXTRAS, shape_text
+from .files import shape_text
 
 if TYPE_CHECKING:
     from lucid_onnx.rewrite import FuseReport, QuantizeReport
@@ -70,9 +70,13 @@ def show_built(output: Path, rows: np.ndarray, model: onnx.ModelProto, form: str
 
 
 def show_installation(console: Console, found: info.Installation) -> None:
-    for name in ("lucid_onnx", "python", "numpy", "onnx", "onnxruntime"):
-        say(console, f"{name.replace('_', '-'):<12} {getattr(found, name) or f'not installed: {EXTRAS}'}")
+    for name in ("lucid_onnx", "python", "numpy", "onnx"):
+        say(console, f"{name.replace('_', '-'):<12} {getattr(found, name)}")
+    problem = (found.onnxruntime_problem or "").removeprefix("onnxruntime is ")
+    say(console, f"{'onnxruntime':<12} {found.onnxruntime or problem}")
     if found.onnxruntime is not None:
+        if problem:
+            say(console, f"{'warning':<12} {problem}")
         say(console, f"{'providers':<12} {', '.join(found.providers)}")
     library = found.library
     if library is None:

@@ -180,11 +180,11 @@ def _complete(proto: onnx.ModelProto, given: Mapping[str, np.ndarray]) -> bool:
 
 
 def _fused(proto: onnx.ModelProto) -> tuple[onnx.ModelProto | None, str]:
-    """The model with its bags as nodes, and a note on them; None if there are none, or `fuse` is not installed."""
+    """The model with its bags as nodes, and a note on them; None if there are none, or `fuse` cannot be imported."""
     try:
         from lucid_onnx.rewrite import fuse
-    except ImportError:
-        return None, "; no search for bags: onnx-ir is not installed"
+    except ImportError as error:
+        return None, f"; no search for bags: {error}"
     report = fuse(proto, form="native")
     return (report.model, f"; {len(report.fused)} bags found by fuse") if report.fused else (None, "")
 

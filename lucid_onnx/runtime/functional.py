@@ -18,6 +18,7 @@ from lucid_onnx.ops.quantized_embedding_bag import spec as quantized
 from lucid_onnx.ops.quantized_embedding_bag.table import QuantizedTable
 from lucid_onnx.ops.variants import BaseVariant
 
+from .installation import install_gpu
 from .library import CUDA, PROVIDERS, check_provider, why_no_cuda
 from .session import InferenceSession
 
@@ -299,7 +300,7 @@ def _session(
         import onnxruntime
 
         if CUDA not in onnxruntime.get_available_providers():
-            raise RuntimeError(f"provider = 'cuda', but this onnxruntime has no {CUDA}: pip install 'lucid-onnx[gpu]'")
+            raise RuntimeError(f"provider = 'cuda', but this onnxruntime has no {CUDA}: {install_gpu()}")
         why = why_no_cuda() if native else None
         if why is not None:
             raise RuntimeError(f"provider = 'cuda', but {why}")

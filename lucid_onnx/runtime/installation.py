@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import importlib.metadata
 import os
 import platform
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,6 +15,17 @@ import onnx
 from .library import get_library_path
 
 FORCE_ISA = "LUCID_FORCE_ISA"
+#: The distributions that bring the module onnxruntime. They overwrite each other's files.
+_DISTRIBUTIONS = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-directml",
+    "onnxruntime-openvino",
+    "onnxruntime-qnn",
+    "onnxruntime-rocm",
+    "onnxruntime-training",
+)
+_INSTALL_ONNXRUNTIME = "pip install 'lucid-onnx[cpu]' (or 'lucid-onnx[gpu]')"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +49,18 @@ class Library:
 
 @dataclasses.dataclass(frozen=True)
 class Installation:
-    """Versions, the native library (None: not installed), and onnxruntime's providers with the preferred one first."""
+    """Versions, the native library (None: not installed), and onnxruntime's providers with the preferred one first.
+
+    ``onnxruntime`` is None if it cannot be imported. ``onnxruntime_problem`` says why, or what is wrong with it all the
+    same: that two of its distributions are installed.
+    """
 
     lucid_onnx: str
     python: str
     numpy: str
     onnx: str
     onnxruntime: str | None
+    onnxruntime_problem: str | None
     providers: tuple[str, ...]
     library: Library | None
 
@@ -53,19 +71,88 @@ def installation() -> Installation:
     Raises:
         OSError, ValueError: see `library`.
     """
+    onnxruntime = None
     try:
-        import onnxruntime
-    except ImportError:
-        onnxruntime = None
+        onnxruntime = load_onnxruntime()
+        problem = distributions_problem()
+    except ImportError as error:
+        problem = str(error)
     return Installation(
         lucid_onnx=version(),
         python=platform.python_version(),
         numpy=np.__version__,
         onnx=onnx.__version__,
         onnxruntime=None if onnxruntime is None else onnxruntime.__version__,
+        onnxruntime_problem=problem,
         providers=() if onnxruntime is None else tuple(onnxruntime.get_available_providers()),
         library=library(),
     )
+
+
+def load_onnxruntime() -> Any:
+    """The module onnxruntime.
+
+    Raises:
+        ImportError: it is not installed, or does not load. The message says which, and why.
+        KeyboardInterrupt: during the import, which extension modules report as an ImportError.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        if _is_interrupt(error):
+            raise KeyboardInterrupt from error
+        if isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime":
+            raise ImportError(f"onnxruntime is not installed: {_INSTALL_ONNXRUNTIME}", name="onnxruntime") from error
+        reasons = (str(error) or type(error).__name__, distributions_problem())
+        message = "; ".join(reason for reason in reasons if reason)
+        raise ImportError(f"onnxruntime is installed but does not load: {message}", name="onnxruntime") from error
+    if not hasattr(onnxruntime, "InferenceSession"):  # what is left where one of two distributions was uninstalled
+        names = " ".join(_distributions()) or "onnxruntime"
+        raise ImportError(
+            f"onnxruntime is installed but some of its files are missing: pip uninstall -y {names}, then "
+            f"{_INSTALL_ONNXRUNTIME}",
+            name="onnxruntime",
+        )
+    return onnxruntime
+
+
+def distributions_problem() -> str | None:
+    """That several distributions of onnxruntime are installed, and how to mend it; None if there is at most one."""
+    found = _distributions()
+    if len(found) < 2:
+        return None
+    names = " and ".join(f"{name} {number}" for name, number in found.items())
+    return (
+        f"{names} are installed together and overwrite each other's files: "
+        f"pip uninstall -y {' '.join(found)}, then {_INSTALL_ONNXRUNTIME}"
+    )
+
+
+def install_gpu() -> str:
+    """The commands that put onnxruntime-gpu in the place of what is installed."""
+    others = [name for name in _distributions() if name != "onnxruntime-gpu"]
+    first = f"pip uninstall -y {' '.join(others)}, then " if others else ""
+    return f"{first}pip install 'lucid-onnx[gpu]'"
+
+
+def _distributions() -> dict[str, str]:
+    """The versions of the distributions of onnxruntime that are installed, by name."""
+    found = {}
+    for name in _DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether an error comes from Ctrl-C."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def version() -> str:

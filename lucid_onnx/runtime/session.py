@@ -6,8 +6,10 @@ import contextlib
 import ctypes
 import os
 import tempfile
+import threading
 import warnings
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,32 +17,50 @@ import onnx
 from onnx import TensorProto, helper
 
 from lucid_onnx.builder import save
+from lucid_onnx.graph import node_lists, subgraphs
 from lucid_onnx.ops.attributes import check_choice
 from lucid_onnx.ops.embedding_bag.spec import BFLOAT16
 
+from .installation import distributions_problem, load_onnxruntime
 from .library import CPU, CUDA, check_provider, find_cuda_library, get_library_path, why_no_cuda
 
-try:
-    import onnxruntime as ort
-except ImportError as error:  # pragma: no cover  # the extras bring it
-    raise ImportError(
-        "lucid_onnx runs models on onnxruntime, which is not installed: "
-        "pip install 'lucid-onnx[cpu]' (or 'lucid-onnx[gpu]')"
-    ) from error
+load_onnxruntime()  # an error says what is wrong with it
+import onnxruntime as ort  # noqa: E402
 
-#: Where constant tables of 8 MiB and more lie, and the session config entry that the library reads.
+_problem = distributions_problem()
+if _problem is not None:
+    warnings.warn(_problem, RuntimeWarning, stacklevel=2)
+
+#: Where constant tables of 8 MiB and more lie.
 TABLE_MEMORY = ("auto", "inplace", "hugepage_copy", "mmap")
+#: The session config entries that the library reads, with what they are if nobody sets them.
 _TABLE_MEMORY_ENTRY = "lucid.table_memory"
+_ENTRIES = {_TABLE_MEMORY_ENTRY: "auto", "lucid.bounds_check": "report"}
+#: onnxruntime's own entry: the folder of the external data of a model that is not a file.
+_FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"
 
 _BFLOAT16_TYPE = "tensor(bfloat16)"
 _FLOAT32_SUFFIX = "__float32"
 
 
+class _Registration(NamedTuple):
+    """What `register` did to a SessionOptions."""
+
+    provider: str
+    entries: dict[str, str]
+
+
+#: By SessionOptions object: onnxruntime fails on a second registration, and does not tell of the first.
+_registered: weakref.WeakKeyDictionary[ort.SessionOptions, _Registration] = weakref.WeakKeyDictionary()
+_registering = threading.Lock()
+
+
 def register(session_options: ort.SessionOptions, *, provider: str = "cpu", table_memory: str | None = None) -> None:
-    """Register the native kernels on ``session_options``, once per object.
+    """Register the native kernels on ``session_options``. A second call with the same settings does nothing.
 
     Args:
-        session_options: with the session configuration ``lucid.bounds_check``, if any, set before this.
+        session_options: for any number of sessions, with the session configuration ``lucid.bounds_check``, if any, set
+            before this.
         provider: "cpu", or "cuda" for the kernels of CUDAExecutionProvider and those of the CPU.
         table_memory: where constant tables of 8 MiB and more lie. It sets the session config entry
             ``lucid.table_memory``. If it is None, the entry decides, and without an entry "auto" does. onnxruntime
@@ -57,7 +77,8 @@ def register(session_options: ort.SessionOptions, *, provider: str = "cpu", tabl
         FileNotFoundError: there is no native library.
         RuntimeError: the library reports an error, for instance that LUCID_FORCE_ISA names an instruction set that
             this machine lacks; or the CUDA kernels cannot run on this machine.
-        ValueError: an unknown provider or table_memory.
+        ValueError: an unknown provider or table_memory; the options were registered with other settings before, which
+            onnxruntime cannot change, or by ``register_custom_ops_library``.
     """
     check_provider(provider)
     if table_memory is not None:
@@ -68,12 +89,53 @@ def register(session_options: ort.SessionOptions, *, provider: str = "cpu", tabl
         if why is not None:
             raise RuntimeError(f"provider = 'cuda', but {why}")
         path = find_cuda_library() or path
-    if table_memory is not None:
-        session_options.add_session_config_entry(_TABLE_MEMORY_ENTRY, table_memory)
+    with _registering:
+        entries = {name: _entry(session_options, name, default) for name, default in _ENTRIES.items()}
+        if table_memory is not None:
+            entries[_TABLE_MEMORY_ENTRY] = table_memory
+        before = _registered.get(session_options)
+        if before is not None:
+            _check_same(before, _Registration(provider, entries))
+            return
+        if table_memory is not None:
+            session_options.add_session_config_entry(_TABLE_MEMORY_ENTRY, table_memory)
+        try:
+            session_options.register_custom_ops_library(path)
+        except Exception as error:  # onnxruntime has an exception class per status code
+            if _ALREADY in str(error):
+                raise ValueError(_REGISTERED_ELSEWHERE) from error
+            raise RuntimeError(f"{path}: {error}") from error
+        _registered[session_options] = _Registration(provider, entries)
+
+
+#: What onnxruntime says on a second registration: at once, or when the session is created.
+_ALREADY = "Domain already set in registry"
+_REGISTERED_ELSEWHERE = (
+    "the native kernels of lucid_onnx were registered on these session options by register_custom_ops_library: call "
+    "lucid_onnx.register in its place, or give the options to onnxruntime.InferenceSession"
+)
+
+
+def _entry(session_options: ort.SessionOptions, name: str, default: str) -> str:
     try:
-        session_options.register_custom_ops_library(path)
-    except Exception as error:  # onnxruntime has an exception class per status code
-        raise RuntimeError(f"{path}: {error}") from error
+        return str(session_options.get_session_config_entry(name))
+    except Exception:  # it has no other way to ask whether there is one
+        return default
+
+
+def _check_same(before: _Registration, now: _Registration) -> None:
+    differences = [
+        f"{name} = {before.entries[name]!r} then, {value!r} now"
+        for name, value in now.entries.items()
+        if value != before.entries[name]
+    ]
+    if now.provider == "cuda" and before.provider == "cpu":  # the library of CUDA has the kernels of the CPU too
+        differences.insert(0, "provider = 'cpu' then, 'cuda' now")
+    if differences:
+        raise ValueError(
+            "the native kernels of lucid_onnx were registered on these session options with other settings "
+            f"({'; '.join(differences)}): use a new onnxruntime.SessionOptions"
+        )
 
 
 def _provider(providers: Sequence[Any]) -> str:
@@ -91,29 +153,49 @@ def _provider(providers: Sequence[Any]) -> str:
 class InferenceSession(ort.InferenceSession):
     """An onnxruntime.InferenceSession that runs ``ai.lucid`` nodes on the native kernels and takes bfloat16.
 
+    It takes onnxruntime's own arguments, by position or by name, and these beside them.
+
     Args:
-        model: a path, the bytes of a model, or an onnx.ModelProto (also one over 2 GiB).
-        native: use the native kernels; False runs the function bodies of the model.
+        path_or_bytes: a path, the bytes of a model, or an onnx.ModelProto (also one over 2 GiB).
+        sess_options: used as given, and registered (see `register`); they serve any number of sessions.
         providers: execution providers, by default ``["CPUExecutionProvider"]``. With CUDAExecutionProvider among them
             the CUDA kernels are registered too. If they cannot run, a RuntimeWarning says why.
-        session_options: used as given, and registered; the library must not be registered on them already.
+        provider_options: as onnxruntime's, a dict per provider.
+        model: another name of ``path_or_bytes``.
+        native: use the native kernels; False runs the function bodies of the model.
+        session_options: another name of ``sess_options``.
         table_memory: where large constant tables lie; see `register`. It needs the native kernels.
         **kwargs: passed to onnxruntime.InferenceSession.
 
     bfloat16 arrays have the dtype ml_dtypes.bfloat16, in feeds and in what `run` returns.
+
+    Raises:
+        FileNotFoundError: no such model file, or no native library.
+        TypeError: no model, or one argument by both of its names.
+        ValueError: an onnx.ModelProto with external data that was not loaded, which does not say which folder it is
+            in; a bad ``table_memory``; options that were registered with other settings.
+        RuntimeError: see `register`. A model that onnxruntime rejects raises onnxruntime's own exceptions.
     """
 
     def __init__(
         self,
-        model: str | os.PathLike[str] | bytes | onnx.ModelProto,
-        *,
-        native: bool = True,
+        path_or_bytes: str | os.PathLike[str] | bytes | onnx.ModelProto | None = None,
+        sess_options: ort.SessionOptions | None = None,
         providers: Sequence[Any] | None = None,
+        provider_options: Sequence[dict[Any, Any]] | None = None,
+        *,
+        model: str | os.PathLike[str] | bytes | onnx.ModelProto | None = None,
+        native: bool = True,
         session_options: ort.SessionOptions | None = None,
         table_memory: str | None = None,
         **kwargs: Any,
     ) -> None:
-        options = ort.SessionOptions() if session_options is None else session_options
+        model = _one_of(path_or_bytes=path_or_bytes, model=model)
+        if model is None:
+            raise TypeError("InferenceSession needs a model: path_or_bytes")
+        options = _one_of(sess_options=sess_options, session_options=session_options)
+        if options is None:
+            options = ort.SessionOptions()
         providers = list(providers or [CPU])
         if native:
             register(options, provider=_provider(providers), table_memory=table_memory)
@@ -122,8 +204,13 @@ class InferenceSession(ort.InferenceSession):
                 f"table_memory = {table_memory!r}, but native = False: table_memory needs the native kernels"
             )
         with contextlib.ExitStack() as stack:
-            source = _source(model, stack)
-            super().__init__(source, options, providers=providers, **kwargs)
+            source = _source(model, options, stack)
+            try:
+                super().__init__(source, options, providers, provider_options, **kwargs)
+            except Exception as error:
+                if _ALREADY in str(error):
+                    raise ValueError(_REGISTERED_ELSEWHERE) from error
+                raise
         self._bfloat16 = any(v.type == _BFLOAT16_TYPE for v in (*self.get_inputs(), *self.get_outputs()))
 
     def get_inputs(self) -> list[Any]:
@@ -211,11 +298,28 @@ class _Input(NamedTuple):
 _NEEDS_FLOAT32_INPUTS = not hasattr(ort.OrtValue, "ortvalue_from_numpy_with_onnx_type")
 
 
-def _source(model: str | os.PathLike[str] | bytes | onnx.ModelProto, stack: contextlib.ExitStack) -> str | bytes:
+def _one_of(**given: Any) -> Any:
+    """The argument that was given, of two names for the same."""
+    values = {name: value for name, value in given.items() if value is not None}
+    if len(values) > 1:
+        raise TypeError(f"InferenceSession got {' and '.join(values)}, which are the same argument")
+    return next(iter(values.values()), None)
+
+
+def _source(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto, options: ort.SessionOptions, stack: contextlib.ExitStack
+) -> str | bytes:
     if isinstance(model, (str, os.PathLike)):
         model = os.fspath(model)
         if not os.path.isfile(model):
             raise FileNotFoundError(f"{model}: no such model file")
+    if isinstance(model, onnx.ModelProto) and not _entry(options, _FOLDER_ENTRY, ""):
+        for tensor in _tensors(model):
+            if tensor.data_location == TensorProto.EXTERNAL:
+                raise ValueError(
+                    f"initializer {tensor.name!r} is external data that was not loaded: give the session the path of "
+                    "the model (fuse, lower and quantize write one: output), or use onnx.load first"
+                )
     if _NEEDS_FLOAT32_INPUTS:
         model = _with_float32_inputs(model)
     if not isinstance(model, onnx.ModelProto):
@@ -226,6 +330,17 @@ def _source(model: str | os.PathLike[str] | bytes | onnx.ModelProto, stack: cont
     path = os.path.join(folder, "model.onnx")
     save(model, path)
     return path
+
+
+def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
+    """Every tensor of a model, of subgraphs and of attributes too."""
+    yield from model.graph.initializer
+    for nodes in node_lists(model):
+        for node in nodes:
+            for graph in subgraphs(node):
+                yield from graph.initializer
+            for attribute in node.attribute:
+                yield from (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors)
 
 
 def _with_float32_inputs(model: str | bytes | onnx.ModelProto) -> str | bytes | onnx.ModelProto:

@@ -15,6 +15,7 @@ from lucid_onnx.ops.embedding_bag import spec
 
 from .capture import capture, clips_a_shared_table, has_no_data, memory_key
 from .resolve import resolve_placeholders
+from .simplify import restore_doubles, simplify
 from .translations import RejectedError, rejecting, translate_lookup, translation_table
 
 #: The oldest opset that torch's exporter writes.
@@ -165,8 +166,9 @@ def _translated(
     if written != opset:
         raise ValueError(f"opset = {opset}, but torch {torch.__version__} could write this module as {written} only")
     _check_data(program.model)
+    restore_doubles(program.model)
     resolve_placeholders(program.model)
-    program.optimize()
+    simplify(program.model)
     _share_tables(program.model)
     return program.model
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
-import onnxscript.optimizer
 from onnx_ir.passes.common import IdentityEliminationPass, RemoveUnusedNodesPass
 
 from lucid_onnx.ops.embedding_bag import spec
@@ -28,6 +27,7 @@ from .placeholders import (
     source,
     unclipped,
 )
+from .simplify import fold_constants
 
 #: Reductions that pool, by ONNX operator: the mode.
 _POOLINGS = {"ReduceSum": SUM, "ReduceMean": MEAN, "ReduceMax": MAX}
@@ -41,7 +41,7 @@ def resolve_placeholders(model: ir.Model) -> None:
     """
     IdentityEliminationPass()(model)  # constant folding would copy a small table behind one
     RemoveUnusedNodesPass()(model)  # the clippings whose norm a bag took over, and the half of a max that nobody reads
-    onnxscript.optimizer.fold_constants(model)  # axes that are computed
+    fold_constants(model)  # axes that are computed
     graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
     for graph in graphs:
         for node in list(ir.traversal.RecursiveGraphIterator(graph)):

@@ -32,11 +32,17 @@ def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     The exported model then wants `lucid_onnx.to_form`, which gives the nodes their functions::
 
-        program = torch.onnx.export(module, args, dynamo=True, custom_translation_table=translation_table())
+        program = torch.onnx.export(
+            module, args, dynamo=True, optimize=False, custom_translation_table=translation_table()
+        )
         model = lucid_onnx.to_form(program.model_proto, "portable")
 
-    `export` is this and more: it also makes bags of pooled torch.nn.Embedding, says what it cannot export and
-    why, and writes tables of any size.
+    ``optimize=False`` matters: by default torch runs onnxscript's optimizer, which takes a constant within 1e-8 of 0
+    for 0 and one within 1e-5 of 1 for 1, so that ``x + 1e-8`` is lost. Nothing here can undo that. torch also rounds
+    the constants of a float64 module to float32.
+
+    `export` is this and more: it keeps all constants, makes bags of pooled torch.nn.Embedding too, says what it cannot
+    export and why, simplifies the graph, and writes tables of any size.
     """
     return {
         _ATEN.embedding_bag.default: rejecting(translate_bag),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,10 +19,12 @@ class _Ort:
     provider: str = "CPUExecutionProvider"
 
     def missing(self) -> str | None:
-        if importlib.util.find_spec("onnxruntime") is None:
-            return "onnxruntime is not installed: pip install 'lucid-onnx[cpu]'"
-        import onnxruntime
+        from lucid_onnx.runtime.installation import load_onnxruntime
 
+        try:
+            onnxruntime = load_onnxruntime()
+        except ImportError as error:
+            return str(error)
         if self.provider not in onnxruntime.get_available_providers():
             return f"onnxruntime {onnxruntime.__version__} has no {self.provider}"
         if self.native:
