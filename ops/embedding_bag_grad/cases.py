@@ -197,6 +197,12 @@ def _not_finite() -> Iterator[Case]:
         # A bag with a NaN among others, one of padding with a NaN, two NaNs in a bag, only -inf; finite beside them.
         indices = np.array([4, 1, 5, 7, 0, 2, 1, 4, 1, 3, 3, 7, 7, 6], np.int64)
         yield dataclasses.replace(base, grad_output=gradient, weight=weight, indices=indices)
+    # Unclipped for the NaN in another column, the first row of each bag has the largest numbers.
+    name = "grad_max_norm_pinf_nan"
+    base = make(name, mode="max", rows=4, dim=4, lengths=(2, 3), max_norm=0.4, norm_type=np.inf, sparse=True)
+    weight = np.abs(base.weight) + np.float32(0.5)
+    weight[1, 0] = weight[2, 3] = np.nan
+    yield dataclasses.replace(base, weight=weight, indices=np.array([1, 0, 2, 3, 0], np.int64))
     base = make("grad_weights_nan_at_padding", mode="sum", lengths=(4, 3, 2), weighted=True, padding_idx=1)
     weights = base.per_sample_weights
     assert weights is not None
