@@ -40,6 +40,7 @@ from . import spec
 
 _INT, _FLOAT = onnx.AttributeProto.INT, onnx.AttributeProto.FLOAT
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 64
+_LANES = 16  # float32 numbers in the widest vector register
 _MEAN, _MAX = spec.MODES.index("mean"), spec.MODES.index("max")
 
 
@@ -571,9 +572,11 @@ def _maximum(e: Emitter, blocks: str, axis: int = 1, keepdims: int = 0) -> str:
     return e.Where(e.Greater(nans, e.constant(np.float32(0))), stash(e, math.nan), largest)
 
 
-def clipped(e: Emitter, rows: str) -> str:
+def clipped(e: Emitter, rows: str, *, ties: bool = False) -> str:
     """Scale rows [C, M, D] whose norm is above max_norm down to it. The table itself is never copied.
 
+    With ``ties`` equal rows stay equal, to the bit. ONNX Runtime adds up a row in an order that depends on where its
+    first number lies in a vector register, so rows are extended by zeros until all of them lie alike.
     A row with a NaN has the norm NaN, which is above nothing, so its other numbers stay as they are.
     Two selections in a row, and not one in the other: ONNX Runtime fails to inline an If inside an If.
     """
@@ -590,7 +593,13 @@ def clipped(e: Emitter, rows: str) -> str:
 
     def power(b: Emitter) -> str:
         p = _double_attribute(b, "norm_type")
-        sums = b.reduce("ReduceSum", b.Pow(b.Abs(rows), p), 2, keepdims=1)
+        powers = b.Pow(b.Abs(rows), p)
+        if ties:
+            width = b.Shape(rows, start=2)
+            missing = b.Sub(b.Mul(ceil_div(b, width, b.int64([_LANES])), _LANES), width)
+            zeros = b.Expand(stash(b, 0), b.Concat(b.Shape(rows, end=2), missing, axis=0))
+            powers = b.Concat(powers, zeros, axis=2)
+        sums = b.reduce("ReduceSum", powers, 2, keepdims=1)
         return scaled(b, b.Pow(sums, b.Div(stash(b, 1), p)))
 
     def largest(b: Emitter) -> str:

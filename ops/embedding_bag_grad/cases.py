@@ -214,6 +214,13 @@ def _ties() -> Iterator[Case]:
     for name, sparse in (("grad_max_ties", False), ("grad_max_sparse_ties", True)):
         base = make(name, mode="max", rows=6, dim=9, lengths=(7, 0, 12, 1, 40), sparse=sparse)
         yield dataclasses.replace(base, weight=np.round(base.weight))
+    # Of odd lengths, where a sum over a row may depend on where the row begins. All rows are above max_norm.
+    for p, dim, sparse in itertools.product((1.0, 2.0, 3.0, 0.5), (5, 9, 17), (False, True)):
+        kind = "equal_rows" if not sparse else "sparse_repeated_rows"
+        name = f"grad_max_norm_p{str(p).replace('.', '_')}_{kind}_{dim}"
+        lengths = (6, 0, 9, 3, 11, 40)
+        base = make(name, mode="max", rows=4, dim=dim, lengths=lengths, max_norm=0.3, norm_type=p, sparse=sparse)
+        yield base if sparse else dataclasses.replace(base, weight=np.tile(base.weight[:1], (4, 1)))
 
 
 def make(name: str, *, sparse: bool = False, freq: bool = False, dtype: str = "float32", **arguments: Any) -> Case:
