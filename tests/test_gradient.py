@@ -33,7 +33,8 @@ FEW = [
     *(f"grad_weights_{kind}_{dtype}" for kind in ("dense", "sparse") for dtype in ("bfloat16", "float64")),
     *(f"grad_{mode}_dense_{kind}" for mode in ("mean", "max") for kind in ("no_bags_ends", "no_rows", "no_columns")),
     *("grad_max_norm_pinf_dense_max", "grad_max_norm_p3_0_sparse_weights", "grad_max_nan_inf", "grad_max_ties"),
-    *("grad_sum_sparse_no_indices", "grad_max_sparse_rows_0x3"),
+    *("grad_sum_sparse_no_indices", "grad_max_sparse_rows_0x3", "grad_max_norm_p2_0_sparse_repeated_rows_9"),
+    "grad_max_norm_p1_0_equal_rows_9",
 ]
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 few_cases = pytest.mark.parametrize("case", [CASES[name] for name in FEW], ids=FEW)

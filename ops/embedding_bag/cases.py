@@ -231,6 +231,15 @@ def _not_finite() -> Iterator[Case]:
             indices=np.array([3, 4, 3, 3, 3, 5, 3, 3, 6, 4, 3, 3, 3, 7], np.int64),
             attributes=dataclasses.replace(base.attributes, padding_idx=3),
         )
+    for p in (2.0, np.inf):
+        # A NaN in the first column, in the middle and in the last, in rows that are above max_norm without it.
+        base = make(
+            f"max_norm_p{p:.0f}_nan_inf", mode="sum", rows=8, dim=6, lengths=(2, 1, 3, 1, 0), max_norm=0.4, norm_type=p
+        )
+        weight = base.weight.copy()
+        weight[1, 0] = weight[2, 3] = weight[3, 5] = np.nan
+        weight[4, 1], weight[5, 2:4] = np.inf, (-np.inf, np.nan)
+        yield dataclasses.replace(base, weight=weight, indices=np.array([1, 6, 2, 3, 7, 5, 4], np.int64))
     weighted = make(
         "weights_nan_at_padding", mode="sum", lengths=(4, 3, 2), weighted=True, padding_idx=1, dtype="float64"
     )

@@ -40,6 +40,7 @@ from . import spec
 
 _INT, _FLOAT = onnx.AttributeProto.INT, onnx.AttributeProto.FLOAT
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 64
+_LANES = 16  # float32 numbers in the widest vector register
 _MEAN, _MAX = spec.MODES.index("mean"), spec.MODES.index("max")
 
 
@@ -564,16 +565,19 @@ def _reduced(e: Emitter, blocks: str) -> str:
     )
 
 
-def _maximum(e: Emitter, blocks: str, axis: int = 1) -> str:
+def _maximum(e: Emitter, blocks: str, axis: int = 1, keepdims: int = 0) -> str:
     """The maximum, where a NaN wins. ONNX Runtime's ReduceMax drops every NaN but one in the first place."""
-    nans = e.reduce("ReduceSum", e.Cast(e.IsNaN(blocks), to=onnx.TensorProto.FLOAT), axis)
-    largest = e.reduce("ReduceMax", blocks, axis)
+    nans = e.reduce("ReduceSum", e.Cast(e.IsNaN(blocks), to=onnx.TensorProto.FLOAT), axis, keepdims)
+    largest = e.reduce("ReduceMax", blocks, axis, keepdims)
     return e.Where(e.Greater(nans, e.constant(np.float32(0))), stash(e, math.nan), largest)
 
 
-def clipped(e: Emitter, rows: str) -> str:
+def clipped(e: Emitter, rows: str, *, ties: bool = False) -> str:
     """Scale rows [C, M, D] whose norm is above max_norm down to it. The table itself is never copied.
 
+    With ``ties`` equal rows stay equal, to the bit. ONNX Runtime adds up a row in an order that depends on where its
+    first number lies in a vector register, so rows are extended by zeros until all of them lie alike.
+    A row with a NaN has the norm NaN, which is above nothing, so its other numbers stay as they are.
     Two selections in a row, and not one in the other: ONNX Runtime fails to inline an If inside an If.
     """
 
@@ -589,18 +593,24 @@ def clipped(e: Emitter, rows: str) -> str:
 
     def power(b: Emitter) -> str:
         p = _double_attribute(b, "norm_type")
-        sums = b.reduce("ReduceSum", b.Pow(b.Abs(rows), p), 2, keepdims=1)
+        powers = b.Pow(b.Abs(rows), p)
+        if ties:
+            width = b.Shape(rows, start=2)
+            missing = b.Sub(b.Mul(ceil_div(b, width, b.int64([_LANES])), _LANES), width)
+            zeros = b.Expand(stash(b, 0), b.Concat(b.Shape(rows, end=2), missing, axis=0))
+            powers = b.Concat(powers, zeros, axis=2)
+        sums = b.reduce("ReduceSum", powers, 2, keepdims=1)
         return scaled(b, b.Pow(sums, b.Div(stash(b, 1), p)))
 
     def largest(b: Emitter) -> str:
         # A column of zeros: a maximum over no columns (D = 0) is an error to some runtimes.
         zeros = b.Expand(stash(b, 0), b.Concat(b.Shape(rows, end=2), [1], axis=0))
-        return scaled(b, b.reduce("ReduceMax", b.Concat(b.Abs(rows), zeros, axis=2), 2, keepdims=1))
+        return scaled(b, _maximum(b, b.Concat(b.Abs(rows), zeros, axis=2), 2, keepdims=1))
 
     if not e.is_static:  # what is written out here is not written in every branch again
         _double_attribute(e, "max_norm")
         _double_attribute(e, "norm_type")
-        for number in (spec.EPSILON, 1, 0):
+        for number in (spec.EPSILON, 1, 0, math.nan):
             stash(e, number)
     by_power = e.select(
         lambda a: not math.isinf(a["max_norm"]) and not math.isinf(a["norm_type"]),

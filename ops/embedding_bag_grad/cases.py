@@ -197,6 +197,12 @@ def _not_finite() -> Iterator[Case]:
         # A bag with a NaN among others, one of padding with a NaN, two NaNs in a bag, only -inf; finite beside them.
         indices = np.array([4, 1, 5, 7, 0, 2, 1, 4, 1, 3, 3, 7, 7, 6], np.int64)
         yield dataclasses.replace(base, grad_output=gradient, weight=weight, indices=indices)
+    # Unclipped for the NaN in another column, the first row of each bag has the largest numbers.
+    name = "grad_max_norm_pinf_nan"
+    base = make(name, mode="max", rows=4, dim=4, lengths=(2, 3), max_norm=0.4, norm_type=np.inf, sparse=True)
+    weight = np.abs(base.weight) + np.float32(0.5)
+    weight[1, 0] = weight[2, 3] = np.nan
+    yield dataclasses.replace(base, weight=weight, indices=np.array([1, 0, 2, 3, 0], np.int64))
     base = make("grad_weights_nan_at_padding", mode="sum", lengths=(4, 3, 2), weighted=True, padding_idx=1)
     weights = base.per_sample_weights
     assert weights is not None
@@ -208,6 +214,13 @@ def _ties() -> Iterator[Case]:
     for name, sparse in (("grad_max_ties", False), ("grad_max_sparse_ties", True)):
         base = make(name, mode="max", rows=6, dim=9, lengths=(7, 0, 12, 1, 40), sparse=sparse)
         yield dataclasses.replace(base, weight=np.round(base.weight))
+    # Of odd lengths, where a sum over a row may depend on where the row begins. All rows are above max_norm.
+    for p, dim, sparse in itertools.product((1.0, 2.0, 3.0, 0.5), (5, 9, 17), (False, True)):
+        kind = "equal_rows" if not sparse else "sparse_repeated_rows"
+        name = f"grad_max_norm_p{str(p).replace('.', '_')}_{kind}_{dim}"
+        lengths = (6, 0, 9, 3, 11, 40)
+        base = make(name, mode="max", rows=4, dim=dim, lengths=lengths, max_norm=0.3, norm_type=p, sparse=sparse)
+        yield base if sparse else dataclasses.replace(base, weight=np.tile(base.weight[:1], (4, 1)))
 
 
 def make(name: str, *, sparse: bool = False, freq: bool = False, dtype: str = "float32", **arguments: Any) -> Case:

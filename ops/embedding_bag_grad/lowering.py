@@ -102,10 +102,10 @@ def _not_padded(e: Emitter, indices: str, num_rows: str) -> str:
     return str(e.Not(e.Equal(indices, e.Where(e.Less(value, 0), e.Add(value, num_rows), value))))
 
 
-def _rows(e: Emitter, weight: str, index: str) -> str:
-    """The rows [K, D] of the table as a bag reads them, for index [K]."""
+def _rows(e: Emitter, weight: str, index: str, *, ties: bool = False) -> str:
+    """The rows [K, D] of the table as a bag reads them, for index [K]; with ``ties`` equal ones are equal bits."""
     rows = e.cast_to_attribute(e.Gather(weight, e.Unsqueeze(index, [0])), "stash_type")
-    return str(e.Squeeze(clipped(e, rows), [0]))
+    return str(e.Squeeze(clipped(e, rows, ties=ties), [0]))
 
 
 class _Source(NamedTuple):
@@ -130,7 +130,7 @@ def _values(e: Emitter, weight: str, gradient: str, at: _Positions) -> _Source:
     if not e.is_static:
         read = e.Slice(at.row, [0], e.Mul(at.total, e.Cast(is_max, to=onnx.TensorProto.INT64)))
         stash(e, 0)
-    rows = _rows(e, weight, read)
+    rows = _rows(e, weight, read, ties=True)
     table = e.select(
         lambda a: a["mode"] == _MAX,
         lambda: is_max,
