@@ -45,6 +45,7 @@ def on_cpu(case: Any) -> tuple[int, str, np.ndarray]:
     args = host_arguments(case, output)
     if codes is not None:
         args.weight = codes.ctypes.data
+from lucid_testing.quantized import check_class, not_finite
     return *call(args), output
 
 
@@ -126,6 +127,18 @@ def test_padded_positions_in_long_bags(device: Any) -> None:
 
 
 @needs_library
+@needs_library
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int4", "uint4"])
+@pytest.mark.parametrize("second", [None, "zero_point", "bias"])
+def test_quantised_numbers_that_are_not_finite(device: Any, second: str | None, kind: str) -> None:
+    for dtype in ("float32", "float16"):
+        case = not_finite(kind, second, dtype, dim=9)
+        code, message, got = run(device, case)
+        assert (code, message) == (0, "")
+        check_class(case, got)
+        assert got.tobytes() == on_cpu(case)[2].tobytes(), case.name
+
+
 def test_large_cases(device: Any) -> None:
     for case in large_cases():
         if device.name == "emulated" and (case.weight.shape[1] > 1 or case.weight.dtype != np.float32):

@@ -737,6 +737,87 @@ void TestNotFinite() {
   }
 }
 
+// A quantized row is dequantized before it is multiplied: what is infinite stays infinite where the
+// loops, which multiply the scale and the shift, would have 0 * inf and inf - inf.
+void TestInfiniteWeights() {
+  const double wild[] = {kInfinity, -kInfinity, kNan, -0.0, 0, 1, -2, 0.5};
+  const double usual[] = {kInfinity, -kInfinity, 1, -2, 0.5, 0, kNan, 1};
+  constexpr int64_t kWild = 8, kRows = 64;
+  int turn = 0;
+  for (const int32_t dtype : {kInt8, kUint8, kInt4, kUint4}) {
+    for (const int64_t columns : {1, 7, 16, 33, 129, 300, 600}) {
+      for (const auto second : {Case::kNothing, Case::kZeroPoint, Case::kBias}) {
+        for (const bool finite : {true, false}) {
+          Case c;
+          ++turn;
+          c.dtype = dtype;
+          c.mode = kSum;
+          c.weighted = true;
+          c.second = second;
+          c.scale_type = turn % 3 ? kFloat32 : kFloat16;
+          c.output_type = turn % 5 < 3 ? kFloat32 : kFloat16;
+          if (turn % 7 == 0) c.max_norm = 4;
+          FillTable(&c, kRows, columns);
+          FillBags(&c, std::vector<int64_t>(kRows, 1), false);
+          for (int64_t r = 0; r < kRows; ++r) c.indices[static_cast<size_t>(r)] = r;
+          for (const int64_t length : {2, 3, 70, 9, 2 * static_cast<int>(kPiece) + 3}) {
+            c.offsets.push_back(static_cast<int64_t>(c.indices.size()));
+            for (int64_t k = 0; k < length; ++k) c.indices.push_back(Below(kRows));
+          }
+          // Every weight with every scale, alone; in longer bags few that are not finite.
+          c.weights.assign(c.indices.size(), 1);
+          for (int64_t r = 0; r < kRows; ++r) c.weights[static_cast<size_t>(r)] = usual[r % kWild];
+          for (const int64_t k : {0, 2, 30, 75, 79, 400}) {
+            c.weights[static_cast<size_t>(kRows + k)] = usual[Below(2)];
+          }
+          c.Build();
+          const int64_t number = c.scale_type == kFloat16 ? 2 : 4;
+          char* const scales = c.scale_bytes.data();
+          char* const seconds = scales + number * kRows;
+          for (int64_t r = 0; r < kRows && !finite; ++r) {
+            Put(c.scale_type, wild[r / kWild], scales, r);
+            if (second == Case::kBias) Put(c.scale_type, wild[(r + r / kWild) % kWild], seconds, r);
+          }
+          c.magnitude.clear();
+          for (int64_t r = 0; r < kRows; ++r) {
+            const double scale = Get(c.scale_type, scales, r);
+            const double other = Get(c.scale_type, seconds, r);
+            for (int64_t i = 0; i < columns; ++i) {
+              const char* const row = c.table.data() + r * RowBytes(dtype, columns);
+              double code = 0;
+              LUCID_FOR_DTYPE(dtype, code = static_cast<double>(ElementAt<T>(row, i)));
+              c.weight[static_cast<size_t>(r * columns + i)] =
+                  (code - (second == Case::kZeroPoint ? other : 0)) * scale +
+                  (second == Case::kBias ? other : 0);
+            }
+          }
+          std::vector<double> expected, slack;
+          c.Expect(&expected, &slack);
+          Bytes first, other;
+          CHECK(c.Run(Isa::baseline, 1, &first).ok(), "a plain call");
+          for (size_t i = 0; i < expected.size(); ++i) {
+            const double got = Get(c.OutputType(), first.data(), static_cast<int64_t>(i));
+            const double x = expected[i];
+            const bool right = x != x              ? got != got
+                               : std::abs(x) > 6e4 ? got == x || c.OutputType() == kFloat16
+                                                   : std::abs(got - x) <= 2e-3 * slack[i] + 1e-3;
+            CHECK(right, "%s second %d: [%zu] %g, expected %g", c.Describe().c_str(), second, i,
+                  got, x);
+          }
+          for (const Isa isa : Isas()) {
+            for (const int num_threads : {1, 2}) {
+              CHECK(c.Run(isa, num_threads, &other).ok(), "a plain call");
+              CHECK(std::memcmp(first.data(), other.data(), first.size()) == 0,
+                    "%s: %s with %d threads has other bits", c.Describe().c_str(), IsaName(isa),
+                    num_threads);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 void ExpectInvalid(const Status& status, const char* message) {
   CHECK(status.code == Code::kInvalidArgument && std::strcmp(status.message, message) == 0,
         "got \"%s\", expected \"%s\"", status.message, message);
@@ -996,3 +1077,4 @@ int main() {
   std::printf("%lld checks, %d failures\n", static_cast<long long>(g_checks), g_failures);
   return g_failures != 0;
 }
+  TestInfiniteWeights();
