@@ -21,6 +21,7 @@ from lucid_onnx.ops.embedding_bag import cases, spec
 from lucid_onnx.ops.quantized_embedding_bag import cases as quantized
 from lucid_testing.cuda import (
     CASES,
+    Changing,
     Emulated,
     Plan,
     emulated_library,
@@ -32,9 +33,19 @@ from lucid_testing.cuda import (
     session_with,
     why_no_gpu,
 )
-from lucid_testing.hostile import BAD_STRUCTS, MAX64, MIN64, SLACK, bad_indices, bad_offsets, garbage_cases
+from lucid_testing.hostile import (
+    BAD_STRUCTS,
+    MAX64,
+    MIN64,
+    SLACK,
+    bad_indices,
+    bad_offsets,
+    contents_in_turn,
+    garbage_cases,
+)
 from lucid_testing.kernels import call, large_cases, needs_library, num_bags
 from lucid_testing.processes import run_script
+from lucid_testing.quantized import check_class, not_finite
 
 
 def on_cpu(case: Any) -> tuple[int, str, np.ndarray]:
@@ -45,7 +56,6 @@ def on_cpu(case: Any) -> tuple[int, str, np.ndarray]:
     args = host_arguments(case, output)
     if codes is not None:
         args.weight = codes.ctypes.data
-from lucid_testing.quantized import check_class, not_finite
     return *call(args), output
 
 
@@ -117,16 +127,6 @@ def test_quantised_bags_around_the_ends_of_chunks(device: Any, kind: str, dim: i
         assert got.tobytes() == on_cpu(case)[2].tobytes(), case.name
 
 
-def test_padded_positions_in_long_bags(device: Any) -> None:
-    """Here the order of additions is not the CPU's, so only the value is held."""
-    for mode in spec.MODES:
-        case = ragged(f"padded {mode}", LENGTHS, mode=mode, dim=8, rows=7, padding_idx=3)
-        code, message, got = run(device, case)
-        assert (code, message) == (0, "")
-        case.check(got, slack=SLACK)
-
-
-@needs_library
 @needs_library
 @pytest.mark.parametrize("kind", ["int8", "uint8", "int4", "uint4"])
 @pytest.mark.parametrize("second", [None, "zero_point", "bias"])
@@ -139,6 +139,16 @@ def test_quantised_numbers_that_are_not_finite(device: Any, second: str | None, 
         assert got.tobytes() == on_cpu(case)[2].tobytes(), case.name
 
 
+def test_padded_positions_in_long_bags(device: Any) -> None:
+    """Here the order of additions is not the CPU's, so only the value is held."""
+    for mode in spec.MODES:
+        case = ragged(f"padded {mode}", LENGTHS, mode=mode, dim=8, rows=7, padding_idx=3)
+        code, message, got = run(device, case)
+        assert (code, message) == (0, "")
+        case.check(got, slack=SLACK)
+
+
+@needs_library
 def test_large_cases(device: Any) -> None:
     for case in large_cases():
         if device.name == "emulated" and (case.weight.shape[1] > 1 or case.weight.dtype != np.float32):
@@ -274,6 +284,22 @@ def test_the_lowest_of_many_is_named_every_time(device: Any, monkeypatch: pytest
     for turn in range(10):
         monkeypatch.setenv("LUCID_EMULATE_ORDER", str(turn))
         assert run(device, case)[:2] == (1, "indices[777] = -5 is outside [0, 10)")
+
+
+@pytest.mark.parametrize("mode", ["sum", "max"])
+def test_inputs_that_change_during_a_run_touch_nothing(emulated: Emulated, mode: str) -> None:
+    """Whatever another thread makes of them: fences and AddressSanitizer see what else is touched."""
+    case = ragged(f"changing {mode}", LENGTHS, mode=mode, dim=8, rows=40, weighted=mode == "sum", max_norm=1.0)
+    assert case.offsets is not None
+    count = len(case.indices)
+    for contents in (
+        contents_in_turn(case.indices, 40, ascending=False),
+        contents_in_turn(case.offsets, count + 1, ascending=True),
+    ):
+        for _ in range(20):
+            with Changing(str(emulated_library()), [contents]) as device:
+                code, message, _ = run(device, case)
+            assert code in (0, 1), message
 
 
 def test_two_dimensional_indices_are_named_by_row_and_column(device: Any) -> None:

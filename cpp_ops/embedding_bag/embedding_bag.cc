@@ -105,9 +105,12 @@ struct Run {
   std::atomic<int64_t> bad_position{kNoBadPosition};
   std::atomic<bool> failed{false};
 
+  // The offsets were checked, but the host may have written to them since: whatever they are now,
+  // this is a position or the end.
   int64_t BagBegin(int64_t i) const {
     if (!job.offsets) return i * job.bag_length;
-    return i < job.num_offsets ? IndexAt(job.offsets, job.offset_type, i) : job.num_positions;
+    if (i >= job.num_offsets) return job.num_positions;
+    return WithinPositions(IndexAt(job.offsets, job.offset_type, i), job.num_positions);
   }
   size_t AccumulatorSize() const { return job.dtype == kFloat64 ? sizeof(double) : sizeof(float); }
   size_t PartialRowBytes() const { return static_cast<size_t>(job.columns) * AccumulatorSize(); }
@@ -132,21 +135,22 @@ struct Done {
 };
 thread_local Done t_done;
 
-// False if there is no memory for them.
+// False if there is no memory for them. There is room for as many as there were when they were
+// counted, however many the offsets make by now, and they do not overlap.
 bool Run::FindLongBags() {
+  int64_t room = 0;
   for (int64_t i = 0, end = first_position; i < num_bags; ++i) {
     const int64_t begin = end;
-    end = BagBegin(i + 1);
-    num_long_bags += end - begin > kPiece;
+    end = std::max(begin, BagBegin(i + 1));
+    room += end - begin > kPiece;
   }
-  long_bags.reset(new (std::nothrow) LongBag[static_cast<size_t>(num_long_bags)]);
+  long_bags.reset(new (std::nothrow) LongBag[static_cast<size_t>(room)]);
   if (!long_bags) return false;
-  LongBag* next = long_bags.get();
-  for (int64_t i = 0, end = first_position; i < num_bags; ++i) {
+  for (int64_t i = 0, end = first_position; i < num_bags && num_long_bags < room; ++i) {
     const int64_t begin = end;
-    end = BagBegin(i + 1);
+    end = std::max(begin, BagBegin(i + 1));
     if (end - begin <= kPiece) continue;
-    *next++ = {i, begin, end, num_pieces};
+    long_bags[static_cast<size_t>(num_long_bags++)] = {i, begin, end, num_pieces};
     num_pieces += Pieces(end - begin);
   }
   const size_t row = PartialRowBytes();

@@ -86,6 +86,28 @@ def _garbage(seed: int) -> cases.Case:
     """A request with random values and sizes: half the seeds stay near what is legal."""
     random = np.random.RandomState(seed)
     rows, dim = random.choice([0, 1, 2, 7, 40]), random.choice([0, 1, 3, 16, 35])
+def contents_in_turn(array: np.ndarray, limit: int, *, ascending: bool) -> list[np.ndarray]:
+    """An array of integers, others that are as legal, and one with values that nothing has.
+
+    Args:
+        limit: legal values are below it.
+        ascending: as offsets are, from 0 on.
+    """
+    random, ends = np.random.RandomState(3), np.iinfo(array.dtype)
+    found = [array]
+    for kind in ("random", "equal", "wild"):
+        values = random.randint(0, limit, array.shape) if kind != "equal" else np.full(array.shape, limit - 1)
+        if ascending:
+            values.sort()
+        if kind == "wild":
+            places = random.randint(0, array.size, array.size // 4)
+            values.reshape(-1)[places] = random.choice([-1, limit, ends.min, ends.max, 2**31 - 1], len(places))
+        if ascending:
+            values[:1] = 0
+        found.append(values.astype(array.dtype))
+    return found
+
+
     two_d, wild = random.rand() < 0.25, random.rand() < 0.5
     count = random.choice([0, 1, 5, 60, 3000])
     index_dtype, offset_dtype = random.choice([np.int32, np.int64]), random.choice([np.int32, np.int64])
