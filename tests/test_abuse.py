@@ -19,7 +19,7 @@ import lucid_onnx
 from lucid_onnx.builder.conformance import case_model
 from lucid_onnx.ops import OPERATOR_OF
 from lucid_onnx.ops.embedding_bag import cases, spec
-from lucid_testing.hostile import BAD_STRUCTS, MAX64, MIN64, SLACK, garbage_cases
+from lucid_testing.hostile import BAD_STRUCTS, MAX64, MIN64, SLACK, check_attribute_types, garbage_cases
 from lucid_testing.kernels import arguments, call, isas, library, needs_library, num_bags, pool
 
 ort = pytest.importorskip("onnxruntime")
@@ -681,6 +681,24 @@ BAD_BUILDS: list[tuple[str, type[Exception], str, Callable[[], Any]]] = [
     ("opset True", TypeError, "opset = True must be an integer", _build(opset=True)),
     ("opset 18.0", TypeError, "opset = 18.0 must be an integer", _build(opset=18.0)),
     ("opset None", TypeError, "opset = None must be an integer", _build(opset=None)),
+@needs_library
+@pytest.mark.parametrize("op", spec.VARIANTS.values(), ids=spec.VARIANTS)
+def test_an_attribute_of_another_type_is_not_absent(op: spec.Variant) -> None:
+    model = _node_model(
+        op, mode=0, padding_idx=1, max_norm=1.0, max_norm_lo=0.0, norm_type=2.0, norm_type_lo=0.0, stash_type=1
+    )
+    if not op.two_d:
+        model.graph.node[0].attribute.append(helper.make_attribute("include_last_offset", 0))
+    lucid_onnx.InferenceSession(model)
+    check_attribute_types(model, op.name)
+
+
+@needs_library
+def test_an_attribute_of_another_name_is_not_seen() -> None:
+    """A custom op can only ask by name, so the model decides, and `to_form` checks the names."""
+    lucid_onnx.InferenceSession(_node_model(PLAIN, modus=2))
+
+
     ("form", ValueError, f"form = 'onnx' {_FORMS}", _build(form="onnx")),
     ("form None", ValueError, f"form = None {_FORMS}", _build(form=None)),
     ("padding", ValueError, "padding_idx = 10 is outside [-10, 10), the rows of weight", _build(padding_idx=10)),

@@ -30,7 +30,10 @@ constexpr ElementType kElementOf[] = {kElementFloat,  kElementFloat16, kElementB
 constexpr size_t kSizeOf[] = {4, 2, 2, 8, 1, 1};
 constexpr ElementType kElementOfIndex[] = {kElementInt32, kElementInt64};
 
-// ---- Attributes. The graph always writes all of them; a missing one has PyTorch's default.
+// ---- Attributes. The graph always writes all of them; a missing one has PyTorch's default. One of
+// another type is an error. One of another name is not seen: a kernel can only ask for attributes
+// by name, in every version of the runtime, and the runtime accepts any name on a node of a custom
+// op.
 
 class Attributes {
  public:
@@ -46,7 +49,8 @@ class Attributes {
   const lucid::Status& status() const { return status_; }
 
  private:
-  void NoteType(const char* name, const char* expected, bool other_number);
+  template <class Get, class V>
+  V Read(const char* name, const char* expected, V value);
 
   const Api* api_;
   const KernelInfo* info_;

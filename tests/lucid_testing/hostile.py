@@ -7,7 +7,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import onnx
+import pytest
+from onnx import AttributeProto, TensorProto, helper
 
+import lucid_onnx
 from lucid_onnx.ops.embedding_bag import cases, spec
 
 MIN64, MAX64 = -(2**63), 2**63 - 1
@@ -82,10 +86,6 @@ def bad_indices(
             yield wrong, f"indices[{place}] = {value} is outside [0, {rows})"
 
 
-def _garbage(seed: int) -> cases.Case:
-    """A request with random values and sizes: half the seeds stay near what is legal."""
-    random = np.random.RandomState(seed)
-    rows, dim = random.choice([0, 1, 2, 7, 40]), random.choice([0, 1, 3, 16, 35])
 def contents_in_turn(array: np.ndarray, limit: int, *, ascending: bool) -> list[np.ndarray]:
     """An array of integers, others that are as legal, and one with values that nothing has.
 
@@ -108,6 +108,10 @@ def contents_in_turn(array: np.ndarray, limit: int, *, ascending: bool) -> list[
     return found
 
 
+def _garbage(seed: int) -> cases.Case:
+    """A request with random values and sizes: half the seeds stay near what is legal."""
+    random = np.random.RandomState(seed)
+    rows, dim = random.choice([0, 1, 2, 7, 40]), random.choice([0, 1, 3, 16, 35])
     two_d, wild = random.rand() < 0.25, random.rand() < 0.5
     count = random.choice([0, 1, 5, 60, 3000])
     index_dtype, offset_dtype = random.choice([np.int32, np.int64]), random.choice([np.int32, np.int64])
@@ -166,3 +170,38 @@ def garbage_cases(seeds: range) -> Iterator[tuple[cases.Case, str | None]]:
         yield case, message
     # Neither all refused nor all legal, or the test says less than it seems.
     assert len(seeds) // 5 < refused < 4 * len(seeds) // 5
+
+
+def _other_types() -> dict[str, Any]:
+    """A value for an attribute of every type, each of which would be a legal value as a number."""
+    tensor = helper.make_tensor("t", TensorProto.INT64, [], [1])
+    return {
+        "INT": 1,
+        "FLOAT": 1.0,
+        "STRING": "1",
+        "TENSOR": tensor,
+        "GRAPH": helper.make_graph([], "g", [], []),
+        "INTS": [1],
+        "FLOATS": [1.0],
+        "STRINGS": ["1"],
+        "TENSORS": [tensor],
+    }
+
+
+def check_attribute_types(model: onnx.ModelProto, op_name: str) -> None:
+    """Give each attribute of the model's first node every other type; no session may be created from any of them."""
+    count = len(model.graph.node[0].attribute)
+    assert count > 0
+    for i in range(count):
+        attribute = model.graph.node[0].attribute[i]
+        name, kind = attribute.name, AttributeProto.AttributeType.Name(attribute.type)
+        expected = f"{op_name}: {name} must be {'an' if kind == 'INT' else 'a'} {kind} attribute"
+        for other, value in _other_types().items():
+            if other == kind:
+                continue
+            changed = onnx.ModelProto()
+            changed.CopyFrom(model)
+            changed.graph.node[0].attribute[i].CopyFrom(helper.make_attribute(name, value))
+            with pytest.raises(Exception) as caught:
+                lucid_onnx.InferenceSession(changed)
+            assert expected in str(caught.value), f"{name} as {other}"
