@@ -393,28 +393,39 @@ Status CheckOffsets(const EmbeddingBagArgs& a, int64_t* longest) {
   return Status();
 }
 
-Status RunCheckedEmbeddingBag(const EmbeddingBagArgs& a, int64_t num_bags, Isa isa,
+Status RunCheckedEmbeddingBag(const EmbeddingBagArgs& a, int64_t num_bags, int64_t longest, Isa isa,
                               const ParallelFor& parallel_for) {
-  int64_t longest;
-  Status status = CheckOffsets(a, &longest);
-  if (!status.ok() || NothingToDo(a, num_bags, longest)) return status;
+  if (NothingToDo(a, num_bags, longest)) return Status();
   Run run;
   const int64_t stride = RowBytes(a.output_type, a.weight_shape[1]);
   run.SetJob(a, num_bags, isa, static_cast<char*>(a.output), stride);
-  status = run.Plan(longest);
+  Status status = run.Plan(longest);
   if (status.ok()) status = RunTasks({&run, 1}, isa, parallel_for);
   return status.ok() ? Finish(a, &run) : status;
 }
 
 Status RunEmbeddingBag(const EmbeddingBagArgs& a, Isa isa, const ParallelFor& parallel_for) {
-  int64_t num_bags;
-  const Status status = CheckEmbeddingBag(a, &num_bags);
-  return status.ok() ? RunCheckedEmbeddingBag(a, num_bags, isa, parallel_for) : status;
+  int64_t num_bags, longest;
+  Status status = CheckEmbeddingBag(a, &num_bags);
+  if (status.ok()) status = CheckOffsets(a, &longest);
+  return status.ok() ? RunCheckedEmbeddingBag(a, num_bags, longest, isa, parallel_for) : status;
+}
+
+Status CheckCollectionOffsets(const EmbeddingBagCollectionArgs& c, int64_t* longest) {
+  for (int64_t t = 0; t < c.num_tables; ++t) {
+    if (c.packed && t > 0) {
+      longest[t] = longest[0];
+      continue;
+    }
+    const Status status = CheckOffsets(c.tables[t], &longest[t]);
+    if (!status.ok()) return c.packed ? status : InTable(t, status);
+  }
+  return Status();
 }
 
 Status RunCheckedEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c,
-                                        const CollectionSizes& sizes, Isa isa,
-                                        const ParallelFor& parallel_for) {
+                                        const CollectionSizes& sizes, const int64_t* longest,
+                                        Isa isa, const ParallelFor& parallel_for) {
   const int64_t count = c.num_tables, num_bags = sizes.num_bags;
   const std::unique_ptr<Run[]> runs(new (std::nothrow) Run[static_cast<size_t>(count)]);
   if (!runs) return Error(Code::kOutOfMemory, "no memory for %lld tables", Wide(count));
@@ -422,15 +433,11 @@ Status RunCheckedEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c,
   const int32_t output_type = c.tables[0].output_type;
   const int64_t stride = RowBytes(output_type, sizes.columns);
   Status status;
-  int64_t longest = 0, column = 0;
+  int64_t column = 0;
   for (int64_t t = 0; t < count; ++t) {
     EmbeddingBagArgs a = ArgsOfTable(c, t);
     Run& run = runs[static_cast<size_t>(t)];
-    if (!c.packed || t == 0) {
-      status = CheckOffsets(a, &longest);
-      if (!status.ok()) return c.packed ? status : InTable(t, status);
-    }
-    if (!NothingToDo(a, num_bags, longest)) {
+    if (!NothingToDo(a, num_bags, longest[t])) {
       if (c.packed) {
         a.offsets =
             static_cast<const char*>(a.offsets) + t * num_bags * (a.offset_type == kInt64 ? 8 : 4);
@@ -438,7 +445,7 @@ Status RunCheckedEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c,
       }
       char* const output = static_cast<char*>(c.output) + RowBytes(output_type, column);
       run.SetJob(a, num_bags, isa, output, stride);
-      status = run.Plan(longest);
+      status = run.Plan(longest[t]);
       if (!status.ok()) return InTable(t, status);
     }
     column += a.weight_shape[1];
@@ -456,8 +463,14 @@ Status RunCheckedEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c,
 Status RunEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c, Isa isa,
                                  const ParallelFor& parallel_for) {
   CollectionSizes sizes;
-  const Status status = CheckEmbeddingBagCollection(c, &sizes);
-  return status.ok() ? RunCheckedEmbeddingBagCollection(c, sizes, isa, parallel_for) : status;
+  Status status = CheckEmbeddingBagCollection(c, &sizes);
+  if (!status.ok()) return status;
+  const std::unique_ptr<int64_t[]> longest(new (std::nothrow)
+                                               int64_t[static_cast<size_t>(c.num_tables)]);
+  if (!longest) return Error(Code::kOutOfMemory, "no memory for %lld tables", Wide(c.num_tables));
+  status = CheckCollectionOffsets(c, longest.get());
+  if (!status.ok()) return status;
+  return RunCheckedEmbeddingBagCollection(c, sizes, longest.get(), isa, parallel_for);
 }
 
 int64_t EmbeddingBagRuns(Isa isa) {

@@ -1,10 +1,11 @@
 #include "ort/adapter.h"
 
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <limits>
-
 #include <string>
+
 namespace lucid {
 namespace ort {
 
@@ -53,11 +54,11 @@ V Attributes::Read(const char* name, const char* expected, V value) {
   return value;
 }
 
-float Attributes::Float(const char* name, float value) {
 int64_t Attributes::Int(const char* name, int64_t value) {
   return Read<KernelInfoGetAttribute_int64>(name, "an INT", value);
 }
 
+float Attributes::Float(const char* name, float value) {
   return Read<KernelInfoGetAttribute_float>(name, "a FLOAT", value);
 }
 
@@ -100,6 +101,43 @@ Status* GetInput(const Runtime& runtime, const KernelContext* context, size_t in
   LUCID_RETURN_IF_ERROR(Call<KernelContext_GetInput>(runtime.api, context, index, &value));
   LUCID_RETURN_IF_ERROR(GetShape(runtime, value, shape, type));
   return GetData(runtime.api, value, data);
+}
+
+namespace {
+
+// At most INT64_MAX. A dimension that is 0 makes it 0, whatever the others are.
+int64_t BytesOf(TensorShape shape, size_t element_bytes) {
+  uint64_t bytes = element_bytes;
+  bool too_many = false;
+  for (size_t i = 0; i < shape.rank; ++i) {
+    const uint64_t dim = static_cast<uint64_t>(shape.dims[i]);
+    if (dim == 0) return 0;
+    too_many = too_many || bytes > static_cast<uint64_t>(INT64_MAX) / dim;
+    if (!too_many) bytes *= dim;
+  }
+  return too_many ? INT64_MAX : static_cast<int64_t>(bytes);
+}
+
+}  // namespace
+
+Status* AddOutput(const Api* api, KernelContext* context, const char* op_name, int64_t max_bytes,
+                  size_t index, TensorShape shape, size_t element_bytes, Value** value,
+                  void** data) {
+  const int64_t bytes = BytesOf(shape, element_bytes);
+  if (bytes > max_bytes) {
+    std::string dims;
+    for (size_t i = 0; i < shape.rank; ++i) {
+      dims += (i ? ", " : "") + std::to_string(shape.dims[i]);
+    }
+    return ToOrt(api, op_name,
+                 InvalidArgument("output %zu of shape [%s] takes %lld bytes, more than "
+                                 "lucid.max_output_bytes = %lld",
+                                 index, dims.c_str(), static_cast<long long>(bytes),
+                                 static_cast<long long>(max_bytes)));
+  }
+  LUCID_RETURN_IF_ERROR(
+      Call<KernelContext_GetOutput>(api, context, index, shape.dims, shape.rank, value));
+  return Call<GetTensorMutableData>(api, *value, data);
 }
 
 Status* ConstantInput(const Api* api, const KernelInfo* info, size_t index, const Value** value) {

@@ -78,6 +78,12 @@ Status* GetData(const Api* api, const Value* value, const void** data);
 Status* GetInput(const Runtime& runtime, const KernelContext* context, size_t index, Shape* shape,
                  const void** data, ElementType* type = nullptr);
 
+// Creates an output of a run, of elements of so many bytes. More than max_bytes, the session's
+// lucid.max_output_bytes, is an invalid argument.
+Status* AddOutput(const Api* api, KernelContext* context, const char* op_name, int64_t max_bytes,
+                  size_t index, TensorShape shape, size_t element_bytes, Value** value,
+                  void** data);
+
 // The constant value of an input, or null.
 Status* ConstantInput(const Api* api, const KernelInfo* info, size_t index, const Value** value);
 

@@ -8,7 +8,7 @@
 #include <string>
 
 #include "base/isa.h"
-#include "ort/constant_table.h"
+#include "ort/session_entries.h"
 
 namespace lucid {
 namespace ort {
@@ -55,7 +55,8 @@ struct Choices {
   TableMemory table_memory = TableMemory::kAuto;
 
   bool operator==(const Choices& other) const {
-    return deferred_bounds == other.deferred_bounds && table_memory == other.table_memory;
+    return deferred_bounds == other.deferred_bounds && table_memory == other.table_memory &&
+           max_output_bytes == other.max_output_bytes;
   }
 };
 
@@ -63,9 +64,10 @@ struct Choices {
 Status* FindDomain(const ApiBase* base, const Api* api, const Choices& choices,
                    CustomOpDomain** domain) {
   const std::lock_guard<std::mutex> lock(g_mutex);
+  int64_t max_output_bytes = INT64_MAX;
   for (const Registration* r = g_registrations; r; r = r->next) {
-    if (r->runtime.api == api &&
-        Choices{r->runtime.deferred_bounds, r->runtime.table_memory} == choices) {
+    if (r->runtime.api == api && Choices{r->runtime.deferred_bounds, r->runtime.table_memory,
+                                         r->runtime.max_output_bytes} == choices) {
       *domain = r->domain;
       return nullptr;
     }
@@ -85,6 +87,7 @@ Status* FindDomain(const ApiBase* base, const Api* api, const Choices& choices,
   if (status) {
     Call<ReleaseCustomOpDomain>(api, r->domain);
     delete r;
+  r->runtime.max_output_bytes = choices.max_output_bytes;
     return status;
   }
   g_registrations = r;
@@ -108,10 +111,10 @@ Status* ReadEntry(const Api* api, const SessionOptions* options, const char* key
   return status;
 }
 
-// The session's choices. Kernels can ask for them from 1.24 on, and do for table memory: see
-// constant_table.cc. Before, nobody but the registration sees the session options, and only what
-// was set before it. So the choices are part of the domain, on every version, and a wrong one is
-// reported here, with its code.
+// The session's choices. Kernels can ask for them from 1.24 on, and do for table memory and the
+// size of outputs: see session_entries.h. Before, nobody but the registration sees the session
+// options, and only what was set before it. So the choices are part of the domain, on every
+// version, and a wrong one is reported here, with its code.
 Status* ReadChoices(const Api* api, const SessionOptions* options, Choices* choices) {
   bool is_set;
   std::string value;
@@ -131,6 +134,12 @@ Status* ReadChoices(const Api* api, const SessionOptions* options, Choices* choi
       (kBoundsCheckEntry + (" = " + value) + " is not report or deferred").c_str());
 }
 
+  status = ReadEntry(api, options, kMaxOutputBytesEntry, &is_set, &value);
+  if (status) return status;
+  if (is_set) {
+    const lucid::Status parsed = ParseMaxOutputBytes(value.c_str(), &choices->max_output_bytes);
+    if (!parsed.ok()) return Call<CreateStatus>(api, kInvalidArgument, parsed.message);
+  }
 Status* Register(SessionOptions* options, const ApiBase* base, const Api* api) {
   Isa isa;
   const lucid::Status found = ActiveIsa(&isa);

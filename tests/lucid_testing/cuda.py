@@ -55,6 +55,7 @@ _EMULATED_SOURCES = (
     "embedding_bag/test/no_cpu_kernels.cc",
     "ort/adapter.cc",
     "ort/constant_table.cc",
+    "ort/session_entries.cc",
     "ort/register.cc",
     "embedding_bag/cuda.cu",
     "embedding_bag_collection/cuda.cu",
@@ -182,7 +183,6 @@ class Emulated:
     stream = None
 
 
-class Gpu:
 class Changing(Emulated):
     """The kernels on the host, whose input arrays another thread writes to while they run."""
 
@@ -216,6 +216,7 @@ class Changing(Emulated):
         assert self._threads, "no array was one of those to be changed"
 
 
+class Gpu:
     """The kernels on a GPU, in torch's memory and on its stream."""
 
     name = "gpu"
