@@ -171,11 +171,12 @@ Origin FindOrigin(const void* data, size_t bytes) {
 struct File {
   bool known = false;  // it still has its name
   uint64_t device = 0, size = 0;
-  int64_t seconds = 0, nanoseconds = 0;
+  struct timespec modified = {}, changed = {};  // the second one is not for anybody to set
 
   bool operator==(const File& other) const {
     return known == other.known && device == other.device && size == other.size &&
-           seconds == other.seconds && nanoseconds == other.nanoseconds;
+           modified.tv_sec == other.modified.tv_sec && modified.tv_nsec == other.modified.tv_nsec &&
+           changed.tv_sec == other.changed.tv_sec && changed.tv_nsec == other.changed.tv_nsec;
   }
 };
 
@@ -187,8 +188,8 @@ File Describe(const Origin& origin, const struct stat& s) {
   file.known = true;
   file.device = s.st_dev;
   file.size = static_cast<uint64_t>(s.st_size);
-  file.seconds = s.st_mtim.tv_sec;
-  file.nanoseconds = s.st_mtim.tv_nsec;
+  file.modified = s.st_mtim;
+  file.changed = s.st_ctim;
   return file;
 }
 
@@ -203,10 +204,10 @@ File FindFile(const Origin& origin) {
 bool ChangedJustNow(const File& file) {
   struct timespec now;
   clock_gettime(CLOCK_REALTIME, &now);
-  return file.seconds + 3 > now.tv_sec;
+  return std::max(file.modified.tv_sec, file.changed.tv_sec) + 3 > now.tv_sec;
 }
 
-using Key = std::array<uint64_t, 10>;
+using Key = std::array<uint64_t, 12>;
 
 Key MakeKey(const Origin& origin, const File& file, const void* data, size_t bytes) {
   return {origin.device,
@@ -216,8 +217,10 @@ Key MakeKey(const Origin& origin, const File& file, const void* data, size_t byt
           uint64_t{file.known},
           file.device,
           file.size,
-          static_cast<uint64_t>(file.seconds),
-          static_cast<uint64_t>(file.nanoseconds),
+          static_cast<uint64_t>(file.modified.tv_sec),
+          static_cast<uint64_t>(file.modified.tv_nsec),
+          static_cast<uint64_t>(file.changed.tv_sec),
+          static_cast<uint64_t>(file.changed.tv_nsec),
           file.known ? 0 : uint64_t{reinterpret_cast<uintptr_t>(data)}};
 }
 

@@ -242,6 +242,22 @@ void TestCopies() {
     expect(after, true, mapped.data());
   }
   {  // What the process wrote to its own mapping is the table, not what the file has.
+  {  // Changed in place, with its old time of change put back: another time tells.
+    MakeOld(path);
+    const Mapped mapped(path, kBytes, kOffset);
+    const Placed before = Place(kCopying, mapped.data(), kBytes);
+    expect(before, true, mapped.data());
+    content[kOffset + 99] ^= 1;
+    {
+      std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+      file.seekp(kOffset + 99);
+      file.put(content[kOffset + 99]);
+    }
+    MakeOld(path);
+    const Placed after = Place(kCopying, mapped.data(), kBytes);
+    CHECK(after.table != before.table);
+    expect(after, true, mapped.data());
+  }
     MakeOld(path);
     const Mapped mapped(path, kBytes, kOffset);
     mapped.data()[5] ^= 1;
