@@ -8,6 +8,7 @@
 #if defined(__linux__)
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -277,15 +278,29 @@ class Copy {
 };
 
 struct Registry {
-  std::mutex making;  // held for as long as a copy takes: one at a time counts the free memory
+  Registry();
+
+  // Held for as long as a copy takes: one at a time counts the free memory. A child that is forked
+  // meanwhile has nobody who would give it back, and gets another one.
+  std::mutex* making = new std::mutex;
   std::mutex copies_mutex;
   std::map<Key, std::weak_ptr<Copy>> copies;
 };
 
-// Never destroyed: sessions may outlive the statics of a process.
-Registry& TheRegistry() {
-  static Registry* const registry = new Registry;
-  return *registry;
+// Made when the library is loaded, and never destroyed: sessions may outlive the statics of a
+// process.
+Registry& g_registry = *new Registry;
+Registry& TheRegistry() { return g_registry; }
+
+Registry::Registry() {
+  // Of what is held for a moment only, a fork waits for the end of the moment. That it cannot be
+  // arranged, for want of memory, is no reason not to work.
+  static_cast<void>(pthread_atfork([] { TheRegistry().copies_mutex.lock(); },
+                                   [] { TheRegistry().copies_mutex.unlock(); },
+                                   [] {
+                                     TheRegistry().copies_mutex.unlock();
+                                     TheRegistry().making = new std::mutex;
+                                   }));
 }
 
 std::shared_ptr<Copy> FindCopy(const Key& key) {
@@ -450,7 +465,7 @@ Status PlaceTable(TableMemory memory, size_t bytes, const CopyProgress& progress
   const char* const data = static_cast<const char*>(*table);
   const File file = FindFile(origin);
   const Key key = MakeKey(origin, file, data, bytes);
-  const std::lock_guard<std::mutex> lock(TheRegistry().making);
+  const std::lock_guard<std::mutex> lock(*TheRegistry().making);
   std::shared_ptr<Copy> copy = FindCopy(key);
   const bool certain = copy && copy->certain() && origin.as_file;
   if (copy && !certain && !Same(origin, data, copy->data(), bytes)) copy = nullptr;

@@ -1,6 +1,10 @@
 // The entry point that ONNX Runtime looks for in a custom-op library.
 #include "ort/register.h"
 
+#if defined(__linux__)
+#include <pthread.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -23,6 +27,12 @@ struct Registration {
 // Never freed: sessions keep pointers to the domain's ops without saying for how long.
 Registration* g_registrations = nullptr;
 std::mutex g_mutex;
+
+#if defined(__linux__)
+// A child that is forked while another thread registers would find the mutex taken for ever.
+const int g_at_fork =
+    pthread_atfork([] { g_mutex.lock(); }, [] { g_mutex.unlock(); }, [] { g_mutex.unlock(); });
+#endif
 
 // "1.24.1" -> 24. Asking GetApi for a version that is not there would print to stderr.
 int MinorVersion(const char* version) {
@@ -53,6 +63,7 @@ Status* AddOps(const Runtime& runtime, CustomOpDomain* domain) {
 struct Choices {
   bool deferred_bounds = false;
   TableMemory table_memory = TableMemory::kAuto;
+  int64_t max_output_bytes = INT64_MAX;
 
   bool operator==(const Choices& other) const {
     return deferred_bounds == other.deferred_bounds && table_memory == other.table_memory &&
@@ -64,7 +75,6 @@ struct Choices {
 Status* FindDomain(const ApiBase* base, const Api* api, const Choices& choices,
                    CustomOpDomain** domain) {
   const std::lock_guard<std::mutex> lock(g_mutex);
-  int64_t max_output_bytes = INT64_MAX;
   for (const Registration* r = g_registrations; r; r = r->next) {
     if (r->runtime.api == api && Choices{r->runtime.deferred_bounds, r->runtime.table_memory,
                                          r->runtime.max_output_bytes} == choices) {
@@ -77,6 +87,7 @@ Status* FindDomain(const ApiBase* base, const Api* api, const Choices& choices,
   r->runtime.has_data_reference = MinorVersion(base->GetVersionString()) >= kDataReferenceMinor;
   r->runtime.deferred_bounds = choices.deferred_bounds;
   r->runtime.table_memory = choices.table_memory;
+  r->runtime.max_output_bytes = choices.max_output_bytes;
   r->next = g_registrations;
   Status* status = Call<CreateCustomOpDomain>(api, "ai.lucid", &r->domain);
   if (status) {
@@ -87,7 +98,6 @@ Status* FindDomain(const ApiBase* base, const Api* api, const Choices& choices,
   if (status) {
     Call<ReleaseCustomOpDomain>(api, r->domain);
     delete r;
-  r->runtime.max_output_bytes = choices.max_output_bytes;
     return status;
   }
   g_registrations = r;
@@ -124,6 +134,12 @@ Status* ReadChoices(const Api* api, const SessionOptions* options, Choices* choi
     const lucid::Status parsed = ParseTableMemory(value.c_str(), &choices->table_memory);
     if (!parsed.ok()) return Call<CreateStatus>(api, kInvalidArgument, parsed.message);
   }
+  status = ReadEntry(api, options, kMaxOutputBytesEntry, &is_set, &value);
+  if (status) return status;
+  if (is_set) {
+    const lucid::Status parsed = ParseMaxOutputBytes(value.c_str(), &choices->max_output_bytes);
+    if (!parsed.ok()) return Call<CreateStatus>(api, kInvalidArgument, parsed.message);
+  }
   constexpr char kBoundsCheckEntry[] = "lucid.bounds_check";
   status = ReadEntry(api, options, kBoundsCheckEntry, &is_set, &value);
   if (status || !is_set) return status;
@@ -134,12 +150,6 @@ Status* ReadChoices(const Api* api, const SessionOptions* options, Choices* choi
       (kBoundsCheckEntry + (" = " + value) + " is not report or deferred").c_str());
 }
 
-  status = ReadEntry(api, options, kMaxOutputBytesEntry, &is_set, &value);
-  if (status) return status;
-  if (is_set) {
-    const lucid::Status parsed = ParseMaxOutputBytes(value.c_str(), &choices->max_output_bytes);
-    if (!parsed.ok()) return Call<CreateStatus>(api, kInvalidArgument, parsed.message);
-  }
 Status* Register(SessionOptions* options, const ApiBase* base, const Api* api) {
   Isa isa;
   const lucid::Status found = ActiveIsa(&isa);
