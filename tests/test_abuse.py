@@ -7,6 +7,7 @@ import ctypes
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ import lucid_onnx
 from lucid_onnx.builder.conformance import case_model
 from lucid_onnx.ops import OPERATOR_OF
 from lucid_onnx.ops.embedding_bag import cases, spec
-from lucid_testing.hostile import BAD_STRUCTS, MAX64, MIN64, SLACK, garbage_cases
+from lucid_testing.hostile import BAD_STRUCTS, MAX64, MIN64, SLACK, check_attribute_types, garbage_cases
 from lucid_testing.kernels import arguments, call, isas, library, needs_library, num_bags, pool
 
 ort = pytest.importorskip("onnxruntime")
@@ -512,6 +513,117 @@ def test_the_lowest_position_through_the_c_interface() -> None:
             assert call(arguments(case, output), isa, threads) == (1, str(caught.value))
 
 
+# ---- Small requests with large answers.
+
+MAX_OUTPUT_BYTES = "lucid.max_output_bytes"
+
+
+def _quiet() -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    return options
+
+
+def _limited(model: onnx.ModelProto, most: int | str) -> Any:
+    options = _quiet()
+    options.add_session_config_entry(MAX_OUTPUT_BYTES, str(most))
+    return lucid_onnx.InferenceSession(model, session_options=options)
+
+
+@needs_library
+@pytest.mark.parametrize("form", ["portable", "native"])
+def test_offsets_are_checked_before_there_is_an_output(form: str) -> None:
+    """No machine has room for this output, and nobody asks for it."""
+    model = lucid_onnx.build_model(np.zeros((1, 2**20), np.float32), mode="sum", form=form)
+    session = lucid_onnx.InferenceSession(model, session_options=_quiet())
+    offsets = np.zeros(2**22, np.int64)  # 16 TiB of zeros
+    offsets[-1] = 2
+    message = refusal(session, {"indices": ints(0), "offsets": offsets})
+    assert message == f"offsets[{2**22 - 1}] = 2 is past the number of indices, 1"
+    collection = lucid_onnx.build_collection_model([np.zeros((1, 2**20), np.float32)] * 2, mode="sum", form=form)
+    session = lucid_onnx.InferenceSession(collection, session_options=_quiet())
+    feed = {"indices_0": ints(0), "offsets_0": offsets * 0, "indices_1": ints(0), "offsets_1": offsets}
+    with pytest.raises(Exception, match=re.escape(f"table 1: offsets[{2**22 - 1}] = 2 is past")):
+        session.run(None, feed)
+
+
+@needs_library
+@pytest.mark.parametrize("form", ["portable", "native"])
+def test_an_output_of_more_than_the_session_allows(form: str) -> None:
+    model = lucid_onnx.build_model(np.ones((3, 64), np.float32), mode="sum", two_d=True, form=form)
+    session = _limited(model, 2560)
+    assert session.run(None, {"indices": np.zeros((10, 0), np.int64)})[0].shape == (10, 64)
+    for rows, size in ((11, 2816), (5_000_000, 1_280_000_000), (2**59, 2**63 - 1)):
+        with pytest.raises(Exception) as caught:
+            session.run(None, {"indices": np.empty((rows, 0), np.int64)})
+        assert (
+            f"EmbeddingBag2D: output 0 of shape [{rows}, 64] takes {size} bytes, more than {MAX_OUTPUT_BYTES} = 2560"
+        ) in str(caught.value)
+        assert "INVALID_ARGUMENT" in str(caught.value)
+    assert session.run(None, {"indices": np.ones((10, 1), np.int64)})[0].tolist() == [[1.0] * 64] * 10
+
+
+@needs_library
+def test_the_outputs_of_every_operator_are_limited() -> None:
+    weight, offsets = np.ones((30, 8), np.float32), np.zeros(100, np.int64)
+    x, ones = ints(1, 2), ints(*[1] * 30)
+    quantized = lucid_onnx.QuantizedTable.quantize(weight)
+    for model, feed, expected in (
+        (
+            lucid_onnx.build_quantized_model(quantized, mode="sum"),
+            {"indices": x, "offsets": offsets},
+            "output 0 of shape [100, 8] takes 3200 bytes",
+        ),
+        (
+            lucid_onnx.build_collection_model([weight, weight], mode="sum"),
+            {"indices_0": x, "indices_1": x, "offsets_0": offsets, "offsets_1": offsets},
+            "output 0 of shape [100, 16] takes 6400 bytes",
+        ),
+        (
+            lucid_onnx.build_grad_model(mode="sum"),
+            {"grad_output": np.ones((2, 8), np.float32), "weight": weight, "indices": x, "offsets": ints(0, 1)},
+            "output 0 of shape [30, 8] takes 960 bytes",
+        ),
+        (
+            lucid_onnx.build_grad_model(mode="sum", sparse=True),
+            {
+                "grad_output": np.ones((1, 8), np.float32),
+                "weight": weight,
+                "indices": ones,
+                "offsets": ints(0),
+            },
+            "output 1 of shape [30, 8] takes 960 bytes",
+        ),
+    ):
+        with pytest.raises(Exception, match=re.escape(f"{expected}, more than {MAX_OUTPUT_BYTES} = 900")):
+            _limited(model, 900).run(None, feed)
+        _limited(model, 6400).run(None, feed)
+
+
+@needs_library
+@pytest.mark.parametrize("value", ["", "0", "-1", "1.5", "1 MB", "0x10", "9223372036854775808"])
+def test_a_limit_that_is_not_a_number(value: str) -> None:
+    text = f"{MAX_OUTPUT_BYTES} = '{value}' is not a positive whole number"
+    with pytest.raises(Exception, match=re.escape(text)):
+        _limited(lucid_onnx.build_model(np.ones((3, 4), np.float32)), value)
+
+
+@needs_library
+@pytest.mark.skipif(
+    tuple(map(int, ort.__version__.split(".")[:2])) < (1, 24),
+    reason="a kernel sees its session's entries from onnxruntime 1.24 on",
+)
+def test_a_limit_set_after_the_registration() -> None:
+    model = lucid_onnx.build_model(np.ones((3, 4), np.float32), mode="sum")
+    options = _quiet()
+    lucid_onnx.register(options)
+    options.add_session_config_entry(MAX_OUTPUT_BYTES, "16")
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    assert session.run(None, {"indices": ints(1), "offsets": ints(0)})[0].tolist() == [[1.0] * 4]
+    with pytest.raises(Exception, match=f"more than {MAX_OUTPUT_BYTES} = 16"):
+        session.run(None, {"indices": ints(1), "offsets": ints(0, 1)})
+
+
 # ---- Attributes in a model that did not come from here.
 
 
@@ -567,6 +679,24 @@ def test_a_session_refuses_bad_attributes(op: spec.Variant, attributes: dict[str
     session = lucid_onnx.InferenceSession(_node_model(PLAIN, mode=0))
     got = session.run(None, {"weight": TABLE, "indices": ints(1, 2), "offsets": ints(0)})[0]
     assert got.tolist() == [[6, 8]]
+
+
+@needs_library
+@pytest.mark.parametrize("op", spec.VARIANTS.values(), ids=spec.VARIANTS)
+def test_an_attribute_of_another_type_is_not_absent(op: spec.Variant) -> None:
+    model = _node_model(
+        op, mode=0, padding_idx=1, max_norm=1.0, max_norm_lo=0.0, norm_type=2.0, norm_type_lo=0.0, stash_type=1
+    )
+    if not op.two_d:
+        model.graph.node[0].attribute.append(helper.make_attribute("include_last_offset", 0))
+    lucid_onnx.InferenceSession(model)
+    check_attribute_types(model, op.name)
+
+
+@needs_library
+def test_an_attribute_of_another_name_is_not_seen() -> None:
+    """A custom op can only ask by name, so the model decides, and `to_form` checks the names."""
+    lucid_onnx.InferenceSession(_node_model(PLAIN, modus=2))
 
 
 @needs_library

@@ -21,6 +21,7 @@ from lucid_onnx.ops.embedding_bag_collection import reference, spec
 from lucid_onnx.ops.embedding_bag_collection.cases import Case, all_cases
 from lucid_onnx.parity import inputs, oracle
 from lucid_onnx.runtime import info
+from lucid_testing.hostile import check_attribute_types
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -340,6 +341,14 @@ def test_a_session_says_at_its_start_which_attribute_is_wrong(native: None) -> N
         node.attribute.extend([*kept, *(helper.make_attribute(n, v) for n, v in attributes.items())])
         with pytest.raises(Exception, match=f"EmbeddingBagCollection: {message}"):
             lucid_onnx.InferenceSession(model)
+
+
+@pytest.mark.parametrize("layout", ["ragged", "packed", "rows"])
+def test_an_attribute_of_another_type_is_not_absent(layout: str, native: None) -> None:
+    model = lucid_onnx.build_collection_model(
+        WEIGHTS, layout=layout, include_last_offset=layout == "packed", form="native"
+    )
+    check_attribute_types(model, "EmbeddingBagCollection")
 
 
 # ---- Merging.

@@ -21,6 +21,7 @@ from lucid_onnx.ops.embedding_bag import cases, spec
 from lucid_onnx.ops.quantized_embedding_bag import cases as quantized
 from lucid_testing.cuda import (
     CASES,
+    Changing,
     Emulated,
     Plan,
     emulated_library,
@@ -32,9 +33,19 @@ from lucid_testing.cuda import (
     session_with,
     why_no_gpu,
 )
-from lucid_testing.hostile import BAD_STRUCTS, MAX64, MIN64, SLACK, bad_indices, bad_offsets, garbage_cases
+from lucid_testing.hostile import (
+    BAD_STRUCTS,
+    MAX64,
+    MIN64,
+    SLACK,
+    bad_indices,
+    bad_offsets,
+    contents_in_turn,
+    garbage_cases,
+)
 from lucid_testing.kernels import call, large_cases, needs_library, num_bags
 from lucid_testing.processes import run_script
+from lucid_testing.quantized import check_class, not_finite
 
 
 def on_cpu(case: Any) -> tuple[int, str, np.ndarray]:
@@ -113,6 +124,18 @@ def test_quantised_bags_around_the_ends_of_chunks(device: Any, kind: str, dim: i
         code, message, got = run(device, case)
         assert (code, message) == (0, "")
         case.check(got, slack=SLACK)
+        assert got.tobytes() == on_cpu(case)[2].tobytes(), case.name
+
+
+@needs_library
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int4", "uint4"])
+@pytest.mark.parametrize("second", [None, "zero_point", "bias"])
+def test_quantised_numbers_that_are_not_finite(device: Any, second: str | None, kind: str) -> None:
+    for dtype in ("float32", "float16"):
+        case = not_finite(kind, second, dtype, dim=9)
+        code, message, got = run(device, case)
+        assert (code, message) == (0, "")
+        check_class(case, got)
         assert got.tobytes() == on_cpu(case)[2].tobytes(), case.name
 
 
@@ -261,6 +284,22 @@ def test_the_lowest_of_many_is_named_every_time(device: Any, monkeypatch: pytest
     for turn in range(10):
         monkeypatch.setenv("LUCID_EMULATE_ORDER", str(turn))
         assert run(device, case)[:2] == (1, "indices[777] = -5 is outside [0, 10)")
+
+
+@pytest.mark.parametrize("mode", ["sum", "max"])
+def test_inputs_that_change_during_a_run_touch_nothing(emulated: Emulated, mode: str) -> None:
+    """Whatever another thread makes of them: fences and AddressSanitizer see what else is touched."""
+    case = ragged(f"changing {mode}", LENGTHS, mode=mode, dim=8, rows=40, weighted=mode == "sum", max_norm=1.0)
+    assert case.offsets is not None
+    count = len(case.indices)
+    for contents in (
+        contents_in_turn(case.indices, 40, ascending=False),
+        contents_in_turn(case.offsets, count + 1, ascending=True),
+    ):
+        for _ in range(20):
+            with Changing(str(emulated_library()), [contents]) as device:
+                code, message, _ = run(device, case)
+            assert code in (0, 1), message
 
 
 def test_two_dimensional_indices_are_named_by_row_and_column(device: Any) -> None:

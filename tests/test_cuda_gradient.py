@@ -17,8 +17,8 @@ import pytest
 from lucid_onnx.ops.embedding_bag import cases as bags
 from lucid_onnx.ops.embedding_bag_grad import cases, spec
 from lucid_onnx.ops.embedding_bag_grad.cases import Case
-from lucid_testing.cuda import Emulated, GradPlan, emulated_library, grad_args, run_gradient, session_with
-from lucid_testing.hostile import MAX64, MIN64, bad_indices, bad_offsets
+from lucid_testing.cuda import Changing, Emulated, GradPlan, emulated_library, grad_args, run_gradient, session_with
+from lucid_testing.hostile import MAX64, MIN64, bad_indices, bad_offsets, contents_in_turn
 from lucid_testing.kernels import as_a_model_says_it, bits, gradient, needs_library
 
 pytestmark = needs_library  # the CPU's kernel is what these are held against
@@ -212,6 +212,24 @@ def test_the_lowest_of_many_is_named_every_time(device: Any, monkeypatch: pytest
     for turn in range(5):
         monkeypatch.setenv("LUCID_EMULATE_ORDER", str(turn))
         assert run_gradient(device, case)[:2] == (1, "indices[777] = -5 is outside [0, 10)")
+
+
+@pytest.mark.parametrize("mode", ["sum", "max"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_inputs_that_change_during_a_run_touch_nothing(emulated: Emulated, sparse: bool, mode: str) -> None:
+    """Whatever another thread makes of them: fences and AddressSanitizer see what else is touched."""
+    lengths = [1, 0, 63, 64, 700, 3, 1100, 0, 5]
+    case = make("changing", sparse=sparse, mode=mode, rows=40, dim=8, lengths=lengths, weighted=mode == "sum")
+    assert case.offsets is not None
+    count = len(case.indices)
+    for contents in (
+        contents_in_turn(case.indices, 40, ascending=False),
+        contents_in_turn(case.offsets, count + 1, ascending=True),
+    ):
+        for _ in range(20):
+            with Changing(str(emulated_library()), [contents]) as device:
+                code, message, _ = run_gradient(device, case)
+            assert code in (0, 1), message
 
 
 def test_another_number_of_entries_is_refused(device: Any) -> None:

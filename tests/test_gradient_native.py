@@ -16,6 +16,7 @@ import lucid_onnx
 from lucid_onnx.builder.conformance import case_model
 from lucid_onnx.ops.embedding_bag import spec as bags
 from lucid_onnx.ops.embedding_bag_grad import cases
+from lucid_testing.hostile import check_attribute_types
 from lucid_testing.kernels import (
     GradArgs,
     arguments,
@@ -196,6 +197,12 @@ def test_attributes_are_refused_when_the_session_starts(name: str, value: float,
     with pytest.raises(Exception) as caught:
         session(model)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_an_attribute_of_another_type_is_not_absent(sparse: bool) -> None:
+    model = lucid_onnx.build_grad_model(sparse=sparse, form="native")
+    check_attribute_types(model, model.graph.node[0].op_type)
 
 
 def test_shapes_are_inferred(infers_shapes: None) -> None:

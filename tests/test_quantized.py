@@ -22,6 +22,8 @@ from lucid_onnx.ops.embedding_bag import reference as pooling
 from lucid_onnx.ops.quantized_embedding_bag import reference, spec
 from lucid_onnx.ops.quantized_embedding_bag.cases import Case, all_cases
 from lucid_onnx.runtime import info
+from lucid_testing.hostile import check_attribute_types
+from lucid_testing.quantized import check_class, not_finite
 
 CASES = all_cases()
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
@@ -64,6 +66,25 @@ def test_call(case: Case, native: None) -> None:
         case.indices, table, case.offsets, per_sample_weights=case.per_sample_weights, **case.keywords
     )
     case.check(got)
+
+
+@every_kind
+@pytest.mark.parametrize("second", [None, *spec.SECOND_NUMBERS])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(("form", "native"), [("portable", True), ("portable", False), ("standard", False)])
+def test_numbers_that_are_not_finite(
+    form: str, native: bool, dtype: str, second: str | None, kind: str, request: pytest.FixtureRequest
+) -> None:
+    """A row is dequantized before it is weighted: 0 * inf and inf - inf come from nowhere else."""
+    if native:
+        request.getfixturevalue("native")
+    case = not_finite(kind, second, dtype)
+    check_class(case, run(case, form, native=native))
+
+
+@pytest.mark.parametrize("name", ["int8_zero_point_mean_rows_float16", "int4_bias_max_ragged_float32"])
+def test_an_attribute_of_another_type_is_not_absent(name: str, native: None) -> None:
+    check_attribute_types(case_model(CASES[name], "native"), CASES[name].op.name)
 
 
 def test_every_name_has_a_case() -> None:

@@ -180,6 +180,20 @@ def test_a_file_that_was_replaced_is_another(path: Path, table: np.ndarray, expe
     assert answer(new) == want.tobytes()
 
 
+def test_a_file_that_was_changed_in_place_is_another(path: Path, table: np.ndarray, expected: bytes) -> None:
+    """Also where its time of change was set back to what it was: there is another one that nobody can set."""
+    old = lucid_onnx.InferenceSession(path, table_memory="hugepage_copy")
+    assert answer(old) == expected
+    with open(path.with_name("m.data"), "r+b") as file:
+        file.seek(4096 + 49)
+        file.write((table + 1).tobytes())
+    os.utime(path.with_name("m.data"), (OLD, OLD))
+    new = lucid_onnx.InferenceSession(path, table_memory="hugepage_copy")
+    want = lucid_onnx.embedding_bag(FEED["indices"], table + 1, FEED["offsets"], mode="sum")
+    assert answer(new) == want.tobytes()
+    assert answer(old) == expected
+
+
 @pytest.mark.parametrize("choice", ["hugepage_copy", "mmap"])
 def test_a_deleted_file(choice: str, path: Path, expected: bytes) -> None:
     session = lucid_onnx.InferenceSession(path, table_memory=choice)

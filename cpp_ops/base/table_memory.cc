@@ -8,6 +8,7 @@
 #if defined(__linux__)
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -171,11 +172,12 @@ Origin FindOrigin(const void* data, size_t bytes) {
 struct File {
   bool known = false;  // it still has its name
   uint64_t device = 0, size = 0;
-  int64_t seconds = 0, nanoseconds = 0;
+  struct timespec modified = {}, changed = {};  // the second one is not for anybody to set
 
   bool operator==(const File& other) const {
     return known == other.known && device == other.device && size == other.size &&
-           seconds == other.seconds && nanoseconds == other.nanoseconds;
+           modified.tv_sec == other.modified.tv_sec && modified.tv_nsec == other.modified.tv_nsec &&
+           changed.tv_sec == other.changed.tv_sec && changed.tv_nsec == other.changed.tv_nsec;
   }
 };
 
@@ -187,8 +189,8 @@ File Describe(const Origin& origin, const struct stat& s) {
   file.known = true;
   file.device = s.st_dev;
   file.size = static_cast<uint64_t>(s.st_size);
-  file.seconds = s.st_mtim.tv_sec;
-  file.nanoseconds = s.st_mtim.tv_nsec;
+  file.modified = s.st_mtim;
+  file.changed = s.st_ctim;
   return file;
 }
 
@@ -203,10 +205,10 @@ File FindFile(const Origin& origin) {
 bool ChangedJustNow(const File& file) {
   struct timespec now;
   clock_gettime(CLOCK_REALTIME, &now);
-  return file.seconds + 3 > now.tv_sec;
+  return std::max(file.modified.tv_sec, file.changed.tv_sec) + 3 > now.tv_sec;
 }
 
-using Key = std::array<uint64_t, 10>;
+using Key = std::array<uint64_t, 12>;
 
 Key MakeKey(const Origin& origin, const File& file, const void* data, size_t bytes) {
   return {origin.device,
@@ -216,8 +218,10 @@ Key MakeKey(const Origin& origin, const File& file, const void* data, size_t byt
           uint64_t{file.known},
           file.device,
           file.size,
-          static_cast<uint64_t>(file.seconds),
-          static_cast<uint64_t>(file.nanoseconds),
+          static_cast<uint64_t>(file.modified.tv_sec),
+          static_cast<uint64_t>(file.modified.tv_nsec),
+          static_cast<uint64_t>(file.changed.tv_sec),
+          static_cast<uint64_t>(file.changed.tv_nsec),
           file.known ? 0 : uint64_t{reinterpret_cast<uintptr_t>(data)}};
 }
 
@@ -274,15 +278,29 @@ class Copy {
 };
 
 struct Registry {
-  std::mutex making;  // held for as long as a copy takes: one at a time counts the free memory
+  Registry();
+
+  // Held for as long as a copy takes: one at a time counts the free memory. A child that is forked
+  // meanwhile has nobody who would give it back, and gets another one.
+  std::mutex* making = new std::mutex;
   std::mutex copies_mutex;
   std::map<Key, std::weak_ptr<Copy>> copies;
 };
 
-// Never destroyed: sessions may outlive the statics of a process.
-Registry& TheRegistry() {
-  static Registry* const registry = new Registry;
-  return *registry;
+// Made when the library is loaded, and never destroyed: sessions may outlive the statics of a
+// process.
+Registry& g_registry = *new Registry;
+Registry& TheRegistry() { return g_registry; }
+
+Registry::Registry() {
+  // Of what is held for a moment only, a fork waits for the end of the moment. That it cannot be
+  // arranged, for want of memory, is no reason not to work.
+  static_cast<void>(pthread_atfork([] { TheRegistry().copies_mutex.lock(); },
+                                   [] { TheRegistry().copies_mutex.unlock(); },
+                                   [] {
+                                     TheRegistry().copies_mutex.unlock();
+                                     TheRegistry().making = new std::mutex;
+                                   }));
 }
 
 std::shared_ptr<Copy> FindCopy(const Key& key) {
@@ -447,7 +465,7 @@ Status PlaceTable(TableMemory memory, size_t bytes, const CopyProgress& progress
   const char* const data = static_cast<const char*>(*table);
   const File file = FindFile(origin);
   const Key key = MakeKey(origin, file, data, bytes);
-  const std::lock_guard<std::mutex> lock(TheRegistry().making);
+  const std::lock_guard<std::mutex> lock(*TheRegistry().making);
   std::shared_ptr<Copy> copy = FindCopy(key);
   const bool certain = copy && copy->certain() && origin.as_file;
   if (copy && !certain && !Same(origin, data, copy->data(), bytes)) copy = nullptr;

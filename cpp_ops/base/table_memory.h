@@ -48,8 +48,9 @@ struct CopyProgress {
 
 // Moves *table, of so many bytes, where `memory` says. If that is elsewhere, *table is the copy,
 // which lives until *keep and those of everybody else with the same source are gone. The same
-// source: the same bytes of one file, by its device, inode, size and time of change; if the file
-// has lost its name or was changed just before, also the same content. Does nothing to a table
+// source: the same bytes of one file, by its device, inode, size and times of change, also the one
+// that nobody can set; if the file has lost its name or was changed just before, also the same
+// content. Does nothing to a table
 // smaller than kLargeTable. Gives kOutOfMemory or kInternal (the file cannot be read or was changed
 // meanwhile) for kHugepageCopy alone, and kInvalidArgument for it on other systems than Linux.
 Status PlaceTable(TableMemory memory, size_t bytes, const CopyProgress& progress,

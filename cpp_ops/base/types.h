@@ -108,6 +108,11 @@ static inline T LoadUnaligned(const void* base, int64_t i) {
   return value;
 }
 
+// An offset if it is a position or the end, else the end.
+LUCID_HOST_DEVICE static inline int64_t WithinPositions(int64_t offset, int64_t positions) {
+  return static_cast<uint64_t>(offset) < static_cast<uint64_t>(positions) ? offset : positions;
+}
+
 LUCID_HOST_DEVICE static inline float ToAccumulator(float x) { return x; }
 LUCID_HOST_DEVICE static inline double ToAccumulator(double x) { return x; }
 LUCID_HOST_DEVICE static inline float ToAccumulator(Int8 x) { return x.value; }

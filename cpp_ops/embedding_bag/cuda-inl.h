@@ -466,17 +466,25 @@ __device__ __forceinline__ int Pool(const CudaJob& job, int64_t begin, int size,
       ++count;
       if constexpr (kIsCode<T>) {
         const float zero = job.second_is_bias ? 0 : second[u];
-        float shift = job.second_is_bias ? second[u] : 0;
+        float shift = job.second_is_bias ? second[u] : 0, last = 1;
+        bool at_once = maximum;  // the shift is added here
         if (job.scaled) {
           const float factor = FactorAt<T>(job, begin + done + u);
-          scale[u] *= factor;
-          shift *= factor;
+          const float factored = scale[u] * factor, factored_shift = shift * factor;
+          if (maximum || (factored - factored == 0 && factored_shift - factored_shift == 0)) {
+            scale[u] = factored;
+            shift = factored_shift;
+          } else {
+            // 0 * inf and inf - inf are not what (x * scale + shift) * inf is.
+            at_once = true;
+            last = factor;
+          }
         }
-        if (!maximum) shift_sum += shift;
+        if (!at_once) shift_sum += shift;
 #pragma unroll
         for (int i = 0; i < n; ++i) {
           x[i] = (x[i] - zero) * scale[u];
-          if (maximum) x[i] += shift;
+          if (at_once) x[i] = (x[i] + shift) * last;
         }
       } else if (job.scaled) {
         const A factor = FactorAt<T>(job, begin + done + u);

@@ -105,9 +105,12 @@ struct Run {
   std::atomic<int64_t> bad_position{kNoBadPosition};
   std::atomic<bool> failed{false};
 
+  // The offsets were checked, but the host may have written to them since: whatever they are now,
+  // this is a position or the end.
   int64_t BagBegin(int64_t i) const {
     if (!job.offsets) return i * job.bag_length;
-    return i < job.num_offsets ? IndexAt(job.offsets, job.offset_type, i) : job.num_positions;
+    if (i >= job.num_offsets) return job.num_positions;
+    return WithinPositions(IndexAt(job.offsets, job.offset_type, i), job.num_positions);
   }
   size_t AccumulatorSize() const { return job.dtype == kFloat64 ? sizeof(double) : sizeof(float); }
   size_t PartialRowBytes() const { return static_cast<size_t>(job.columns) * AccumulatorSize(); }
@@ -132,21 +135,22 @@ struct Done {
 };
 thread_local Done t_done;
 
-// False if there is no memory for them.
+// False if there is no memory for them. There is room for as many as there were when they were
+// counted, however many the offsets make by now, and they do not overlap.
 bool Run::FindLongBags() {
+  int64_t room = 0;
   for (int64_t i = 0, end = first_position; i < num_bags; ++i) {
     const int64_t begin = end;
-    end = BagBegin(i + 1);
-    num_long_bags += end - begin > kPiece;
+    end = std::max(begin, BagBegin(i + 1));
+    room += end - begin > kPiece;
   }
-  long_bags.reset(new (std::nothrow) LongBag[static_cast<size_t>(num_long_bags)]);
+  long_bags.reset(new (std::nothrow) LongBag[static_cast<size_t>(room)]);
   if (!long_bags) return false;
-  LongBag* next = long_bags.get();
-  for (int64_t i = 0, end = first_position; i < num_bags; ++i) {
+  for (int64_t i = 0, end = first_position; i < num_bags && num_long_bags < room; ++i) {
     const int64_t begin = end;
-    end = BagBegin(i + 1);
+    end = std::max(begin, BagBegin(i + 1));
     if (end - begin <= kPiece) continue;
-    *next++ = {i, begin, end, num_pieces};
+    long_bags[static_cast<size_t>(num_long_bags++)] = {i, begin, end, num_pieces};
     num_pieces += Pieces(end - begin);
   }
   const size_t row = PartialRowBytes();
@@ -389,28 +393,39 @@ Status CheckOffsets(const EmbeddingBagArgs& a, int64_t* longest) {
   return Status();
 }
 
-Status RunCheckedEmbeddingBag(const EmbeddingBagArgs& a, int64_t num_bags, Isa isa,
+Status RunCheckedEmbeddingBag(const EmbeddingBagArgs& a, int64_t num_bags, int64_t longest, Isa isa,
                               const ParallelFor& parallel_for) {
-  int64_t longest;
-  Status status = CheckOffsets(a, &longest);
-  if (!status.ok() || NothingToDo(a, num_bags, longest)) return status;
+  if (NothingToDo(a, num_bags, longest)) return Status();
   Run run;
   const int64_t stride = RowBytes(a.output_type, a.weight_shape[1]);
   run.SetJob(a, num_bags, isa, static_cast<char*>(a.output), stride);
-  status = run.Plan(longest);
+  Status status = run.Plan(longest);
   if (status.ok()) status = RunTasks({&run, 1}, isa, parallel_for);
   return status.ok() ? Finish(a, &run) : status;
 }
 
 Status RunEmbeddingBag(const EmbeddingBagArgs& a, Isa isa, const ParallelFor& parallel_for) {
-  int64_t num_bags;
-  const Status status = CheckEmbeddingBag(a, &num_bags);
-  return status.ok() ? RunCheckedEmbeddingBag(a, num_bags, isa, parallel_for) : status;
+  int64_t num_bags, longest;
+  Status status = CheckEmbeddingBag(a, &num_bags);
+  if (status.ok()) status = CheckOffsets(a, &longest);
+  return status.ok() ? RunCheckedEmbeddingBag(a, num_bags, longest, isa, parallel_for) : status;
+}
+
+Status CheckCollectionOffsets(const EmbeddingBagCollectionArgs& c, int64_t* longest) {
+  for (int64_t t = 0; t < c.num_tables; ++t) {
+    if (c.packed && t > 0) {
+      longest[t] = longest[0];
+      continue;
+    }
+    const Status status = CheckOffsets(c.tables[t], &longest[t]);
+    if (!status.ok()) return c.packed ? status : InTable(t, status);
+  }
+  return Status();
 }
 
 Status RunCheckedEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c,
-                                        const CollectionSizes& sizes, Isa isa,
-                                        const ParallelFor& parallel_for) {
+                                        const CollectionSizes& sizes, const int64_t* longest,
+                                        Isa isa, const ParallelFor& parallel_for) {
   const int64_t count = c.num_tables, num_bags = sizes.num_bags;
   const std::unique_ptr<Run[]> runs(new (std::nothrow) Run[static_cast<size_t>(count)]);
   if (!runs) return Error(Code::kOutOfMemory, "no memory for %lld tables", Wide(count));
@@ -418,15 +433,11 @@ Status RunCheckedEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c,
   const int32_t output_type = c.tables[0].output_type;
   const int64_t stride = RowBytes(output_type, sizes.columns);
   Status status;
-  int64_t longest = 0, column = 0;
+  int64_t column = 0;
   for (int64_t t = 0; t < count; ++t) {
     EmbeddingBagArgs a = ArgsOfTable(c, t);
     Run& run = runs[static_cast<size_t>(t)];
-    if (!c.packed || t == 0) {
-      status = CheckOffsets(a, &longest);
-      if (!status.ok()) return c.packed ? status : InTable(t, status);
-    }
-    if (!NothingToDo(a, num_bags, longest)) {
+    if (!NothingToDo(a, num_bags, longest[t])) {
       if (c.packed) {
         a.offsets =
             static_cast<const char*>(a.offsets) + t * num_bags * (a.offset_type == kInt64 ? 8 : 4);
@@ -434,7 +445,7 @@ Status RunCheckedEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c,
       }
       char* const output = static_cast<char*>(c.output) + RowBytes(output_type, column);
       run.SetJob(a, num_bags, isa, output, stride);
-      status = run.Plan(longest);
+      status = run.Plan(longest[t]);
       if (!status.ok()) return InTable(t, status);
     }
     column += a.weight_shape[1];
@@ -452,8 +463,14 @@ Status RunCheckedEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c,
 Status RunEmbeddingBagCollection(const EmbeddingBagCollectionArgs& c, Isa isa,
                                  const ParallelFor& parallel_for) {
   CollectionSizes sizes;
-  const Status status = CheckEmbeddingBagCollection(c, &sizes);
-  return status.ok() ? RunCheckedEmbeddingBagCollection(c, sizes, isa, parallel_for) : status;
+  Status status = CheckEmbeddingBagCollection(c, &sizes);
+  if (!status.ok()) return status;
+  const std::unique_ptr<int64_t[]> longest(new (std::nothrow)
+                                               int64_t[static_cast<size_t>(c.num_tables)]);
+  if (!longest) return Error(Code::kOutOfMemory, "no memory for %lld tables", Wide(c.num_tables));
+  status = CheckCollectionOffsets(c, longest.get());
+  if (!status.ok()) return status;
+  return RunCheckedEmbeddingBagCollection(c, sizes, longest.get(), isa, parallel_for);
 }
 
 int64_t EmbeddingBagRuns(Isa isa) {

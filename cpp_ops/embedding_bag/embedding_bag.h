@@ -102,7 +102,8 @@ int64_t RowBytes(int32_t dtype, int64_t columns);
 //
 // A host whose nodes outlive their runs decides once what a node decides, when it creates the
 // kernel: CheckEmbeddingBagAttributes, and every type. What is left for each run is
-// SetEmbeddingBagShapes, CheckEmbeddingBagInputs and RunCheckedEmbeddingBag.
+// SetEmbeddingBagShapes, CheckEmbeddingBagInputs, CheckOffsets and RunCheckedEmbeddingBag. All but
+// the last do without the output, so that a call that they reject need not allocate it.
 
 // Checks a mode, before it is narrowed to EmbeddingBagArgs::mode.
 Status CheckMode(int64_t mode);
@@ -140,10 +141,10 @@ Status InvalidIndex(const EmbeddingBagArgs& args, int64_t position, int64_t inde
 // Checks everything and computes.
 Status RunEmbeddingBag(const EmbeddingBagArgs& args, Isa isa, const ParallelFor& parallel_for);
 
-// Checks the values of offsets and indices, and computes. The rest of args was checked; num_bags is
-// what the check said.
-Status RunCheckedEmbeddingBag(const EmbeddingBagArgs& args, int64_t num_bags, Isa isa,
-                              const ParallelFor& parallel_for);
+// Checks the values of indices, and computes. The rest of args was checked; num_bags and longest
+// are what the checks said.
+Status RunCheckedEmbeddingBag(const EmbeddingBagArgs& args, int64_t num_bags, int64_t longest,
+                              Isa isa, const ParallelFor& parallel_for);
 
 // ---- Several tables: the same functions for a collection.
 
@@ -164,6 +165,9 @@ EmbeddingBagArgs ArgsOfTable(const EmbeddingBagCollectionArgs& args, int64_t t);
 Status CheckEmbeddingBagCollectionInputs(const EmbeddingBagCollectionArgs& args,
                                          CollectionSizes* sizes);
 
+// CheckOffsets of every table, longest[num_tables]; of a packed collection, of all tables at once.
+Status CheckCollectionOffsets(const EmbeddingBagCollectionArgs& args, int64_t* longest);
+
 // Checks everything but the values of offsets and indices.
 Status CheckEmbeddingBagCollection(const EmbeddingBagCollectionArgs& args, CollectionSizes* sizes);
 
@@ -171,11 +175,11 @@ Status CheckEmbeddingBagCollection(const EmbeddingBagCollectionArgs& args, Colle
 Status RunEmbeddingBagCollection(const EmbeddingBagCollectionArgs& args, Isa isa,
                                  const ParallelFor& parallel_for);
 
-// Checks the values of offsets and indices, and computes. The rest of args was checked; sizes are
-// what the check said.
+// Checks the values of indices, and computes. The rest of args was checked; sizes and longest are
+// what the checks said.
 Status RunCheckedEmbeddingBagCollection(const EmbeddingBagCollectionArgs& args,
-                                        const CollectionSizes& sizes, Isa isa,
-                                        const ParallelFor& parallel_for);
+                                        const CollectionSizes& sizes, const int64_t* longest,
+                                        Isa isa, const ParallelFor& parallel_for);
 
 // How many calls have entered the kernel of this instruction set in this process.
 int64_t EmbeddingBagRuns(Isa isa);

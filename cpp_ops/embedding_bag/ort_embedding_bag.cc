@@ -25,6 +25,7 @@
 #include "embedding_bag/embedding_bag.h"
 #include "ort/constant_table.h"
 #include "ort/register.h"
+#include "ort/session_entries.h"
 
 namespace lucid {
 namespace ort {
@@ -158,7 +159,7 @@ lucid::Status BagKernel::SetTableShape(TensorShape given, int64_t dims[2],
   return lucid::Status();
 }
 
-Status* BagKernel::Bind(KernelContext* context, Bound* bound) const {
+Status* BagKernel::Bind(const KernelContext* context, Bound* bound) const {
   const Runtime& runtime = *op->runtime;
   const Api* api = runtime.api;
   const Form& form = *op->form;
@@ -202,11 +203,14 @@ Status* BagKernel::Bind(KernelContext* context, Bound* bound) const {
     }
   }
   if (status.ok()) status = CheckEmbeddingBagInputs(a, &bound->num_bags);
-  if (!status.ok()) return ToOrt(api, op->form->name, status);
+  return ToOrt(api, op->form->name, status);
+}
 
+Status* BagKernel::AddOutput(KernelContext* context, Bound* bound) const {
+  EmbeddingBagArgs& a = bound->args;
   const int64_t dims[2] = {bound->num_bags, a.weight_shape[1]};
-  LUCID_RETURN_IF_ERROR(Call<KernelContext_GetOutput>(api, context, 0, dims, 2, &bound->output));
-  return Call<GetTensorMutableData>(api, bound->output, &a.output);
+  return ort::AddOutput(api(), context, op->form->name, max_output_bytes, 0, {dims, 2},
+                        kSizeOf[a.output_type], &bound->output, &a.output);
 }
 
 Status* BagKernel::Init(const Op& node_op, const Api* api, const KernelInfo* info) {
@@ -219,6 +223,7 @@ Status* BagKernel::Init(const Op& node_op, const Api* api, const KernelInfo* inf
   args.output_type = op->output_type;
   args.scale_type = op->output_type;
   args.scale_stride = op->output_type == kFloat16 ? 2 : 4;
+  LUCID_RETURN_IF_ERROR(SessionMaxOutputBytes(*op->runtime, info, &max_output_bytes));
   return ToOrt(api, op->form->name, ReadAttributes(*op, api, info, &args, &embedding_dim));
 }
 
@@ -227,10 +232,13 @@ namespace {
 Status* Kernel::Compute(KernelContext* context) const {
   const Api* api = op->runtime->api;
   Bound bound;
+  int64_t longest;
   LUCID_RETURN_IF_ERROR(Bind(context, &bound));
+  LUCID_RETURN_IF_ERROR(ToOrt(api, op->form->name, CheckOffsets(bound.args, &longest)));
+  LUCID_RETURN_IF_ERROR(AddOutput(context, &bound));
   Host host = {api, context};
   return ToOrt(api, op->form->name,
-               RunCheckedEmbeddingBag(bound.args, bound.num_bags, isa, host.Threads()));
+               RunCheckedEmbeddingBag(bound.args, bound.num_bags, longest, isa, host.Threads()));
 }
 
 // Constant scales, and zero_points or biases, move to where they cost the fewest cache lines:

@@ -43,6 +43,7 @@ struct BagKernel {
   int64_t embedding_dim = -1;  // of a quantized table
   // Of a quantized table: args has scale, and zero_point or bias, for so many rows; else -1.
   int64_t bound_numbers = -1;
+  int64_t max_output_bytes = INT64_MAX;
 
   const Api* api() const { return op->runtime->api; }
 
@@ -56,8 +57,11 @@ struct BagKernel {
   // Reads and checks the attributes.
   Status* Init(const Op& node_op, const Api* api, const KernelInfo* info);
 
-  // Adds the tensors of a run to the attributes, and the output.
-  Status* Bind(KernelContext* context, Bound* bound) const;
+  // Adds the inputs of a run to the attributes.
+  Status* Bind(const KernelContext* context, Bound* bound) const;
+
+  // Adds the output of a run.
+  Status* AddOutput(KernelContext* context, Bound* bound) const;
 
  private:
   lucid::Status SetTableShape(TensorShape given, int64_t dims[2], TensorShape* shape) const;

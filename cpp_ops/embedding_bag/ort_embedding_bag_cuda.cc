@@ -20,6 +20,7 @@ struct Kernel : BagKernel {
 Status* Kernel::Compute(KernelContext* context) const {
   Bound bound;
   LUCID_RETURN_IF_ERROR(Bind(context, &bound));
+  LUCID_RETURN_IF_ERROR(AddOutput(context, &bound));
   const EmbeddingBagArgs& a = bound.args;
   const int64_t stride = RowBytes(a.output_type, a.weight_shape[1]);
   LucidCudaPlan plan;

@@ -187,6 +187,7 @@ struct Bag {
 
   Positions from;  // of all bags; here, so that it is made once
   int64_t count;   // of rows
+  bool is_whole;   // all blocks of columns are done, not only the first
   Result<T> result;
   const char* row[kPiece];
   union {  // so that they are not initialised, which took as long as some rows
@@ -457,6 +458,29 @@ LUCID_INLINE float HalfOrFloat(const char* base, int64_t stride, bool half, int6
   return half ? Load<Float16, 1>(p) : Load<float, 1>(p);
 }
 
+// What a quantized row is made of, whatever its table has.
+template <class T>
+LUCID_INLINE Factor<T> AffineOf(const Positions& from, int64_t index) {
+  Factor<T> f;
+  f.scale = HalfOrFloat(from.scale, from.scale_stride, from.half, index);
+  const float second = HalfOrFloat(from.second, from.second_stride, from.half, index);
+  (from.has_zero ? f.zero : f.shift) = second;
+  return f;
+}
+
+// What a quantized row is multiplied with, by its clip and its weight.
+template <class T>
+LUCID_INLINE float WeightOf(const PoolJob& job, const Positions& from, int64_t k, const char* row,
+                            const Factor<T>& affine) {
+  float weight = 1;
+  if (from.clips) weight = Clip<T>(job, row, affine);
+  if (job.per_sample_weights) {
+    const bool half = job.output_type == kFloat16;
+    weight *= HalfOrFloat(job.per_sample_weights, half ? 2 : 4, half, k);
+  }
+  return weight;
+}
+
 // kAdjusted: with the row's clip and its weight; of a quantized table, also with a zero_point, and
 // scales in float16. (Deciding on each of them at every row took 1.3 times as long.)
 template <class T, bool kAdjusted>
@@ -468,17 +492,10 @@ LUCID_INLINE Factor<T> FactorOf(const PoolJob& job, const Positions& from, int64
       f.scale = Load<float, 1>(from.scale + index * from.scale_stride);
       f.shift = Load<float, 1>(from.second + index * from.second_stride);
     } else {
-      f.scale = HalfOrFloat(from.scale, from.scale_stride, from.half, index);
-      const float second = HalfOrFloat(from.second, from.second_stride, from.half, index);
-      (from.has_zero ? f.zero : f.shift) = second;
-      float factor = 1;
-      if (from.clips) factor = Clip<T>(job, row, f);
-      if (job.per_sample_weights) {
-        const bool half_weights = job.output_type == kFloat16;
-        factor *= HalfOrFloat(job.per_sample_weights, half_weights ? 2 : 4, half_weights, k);
-      }
-      f.scale *= factor;
-      f.shift *= factor;
+      f = AffineOf<T>(from, index);
+      const float weight = WeightOf<T>(job, from, k, row, f);
+      f.scale *= weight;
+      f.shift *= weight;
     }
   } else {
     static_cast<void>(index);
@@ -488,6 +505,9 @@ LUCID_INLINE Factor<T> FactorOf(const PoolJob& job, const Positions& from, int64
   return f;
 }
 
+// The callers read an index or an offset once, check it and use what they have checked: the host
+// may write to the tensor meanwhile. (Forbidding the compiler to read it twice, which none does, by
+// an asm statement as InOneRegister has took 1.05 to 1.11 times as long for rows of uint8.)
 LUCID_INLINE int64_t IndexAt(const char* indices, bool wide, int64_t k) {
   return wide ? LoadUnaligned<int64_t>(indices, k) : LoadUnaligned<int32_t>(indices, k);
 }
@@ -590,7 +610,8 @@ struct Range {
   int64_t begin, end;
 };
 
-// Where a bag begins.
+// Where a bag begins. The offsets were checked, but the host may have written to them since: they
+// are kept among the positions here.
 struct Borders {
   const char* offsets;
   bool wide;
@@ -605,7 +626,8 @@ struct Borders {
 
   LUCID_INLINE int64_t At(int64_t bag) const {
     if (!offsets) return bag * bag_length;
-    return bag < count ? IndexAt(offsets, wide, bag) : num_positions;
+    return bag < count ? WithinPositions(IndexAt(offsets, wide, bag), num_positions)
+                       : num_positions;
   }
 };
 
@@ -618,6 +640,81 @@ LUCID_INLINE bool IsSpoilt(const Vector<Accumulator<T>, N>& sum) {
   }
   static_cast<void>(sum);
   return false;
+}
+
+// Whether a weighted sum of quantized rows must be computed again by SumByDefinition. A scale or a
+// shift that is not finite spoils every column, so one lane tells of all here too.
+template <class T, int N, bool kMaximum, bool kScaled>
+LUCID_INLINE bool IsUndefined(const PoolJob& job, const Vector<Accumulator<T>, N>& sum) {
+  if constexpr (kIsQuantized<T> && kScaled && !kMaximum) {
+    float first;
+    memcpy(&first, &sum, sizeof(first));
+    return !(first - first == 0) && job.per_sample_weights;
+  }
+  static_cast<void>(job);
+  static_cast<void>(sum);
+  return false;
+}
+
+// The weighted sum over the positions [begin, end), at most kPiece, in all columns: the same as
+// that of the loops, except for rows whose scale or shift is not finite once it is multiplied with
+// the weight. Those are (value * scale + shift) * weight here, where value * (scale * weight) +
+// shift * weight has 0 * inf and inf - inf. Returns as PoolFirstBlock does.
+template <class T>
+LUCID_NOINLINE int64_t SumByDefinition(const PoolJob& job, const Positions& from,
+                                       const Result<T>& result, int64_t begin, int64_t end,
+                                       char* out) {
+  constexpr int64_t kSome = 512;  // columns at a time
+  float acc[kSome], sum[kSome];
+  for (int64_t column = 0; column < job.columns; column += kSome) {
+    const int64_t some = Smaller(kSome, job.columns - column);
+    for (int64_t c = 0; c < some; ++c) acc[c] = sum[c] = 0;
+    float shift = 0;
+    int64_t rows = 0;  // in this group
+    bool in_sum = false;
+    const auto end_group = [&] {
+      for (int64_t c = 0; c < some; ++c) {
+        acc[c] += shift;
+        sum[c] = in_sum ? sum[c] + acc[c] : acc[c];
+        acc[c] = 0;
+      }
+      shift = 0;
+      rows = 0;
+      in_sum = true;
+    };
+    for (int64_t k = begin; k < end; ++k) {
+      const int64_t index = IndexAt(from.indices, from.wide, k);
+      if (static_cast<uint64_t>(index) >= from.rows) return k;
+      if (index == from.padding) continue;
+      const char* const row = from.weight + index * from.row_bytes;
+      const Factor<T> affine = AffineOf<T>(from, index);
+      const float weight = WeightOf<T>(job, from, k, row, affine);
+      const float scale = affine.scale * weight, row_shift = affine.shift * weight;
+      if (scale - scale == 0 && row_shift - row_shift == 0) {
+        for (int64_t c = 0; c < some; ++c) {
+          acc[c] += (ElementAt<T>(row, column + c) - affine.zero) * scale;
+        }
+        shift += row_shift;
+      } else {
+        for (int64_t c = 0; c < some; ++c) {
+          acc[c] += Scaled<T>(ElementAt<T>(row, column + c), affine) * weight;
+        }
+      }
+      if (++rows == kGroup) end_group();
+    }
+    if (rows > 0) end_group();
+    for (int64_t c = 0; c < some; ++c) {
+      const int64_t at = column + c;
+      if (result.partial) {
+        Store<float, 1>(sum[c], out + at * static_cast<int64_t>(sizeof(float)));
+      } else if (result.half) {
+        Store<Float16, 1>(CanonicalNan(sum[c]), out + at * 2);
+      } else {
+        Store<float, 1>(CanonicalNan(sum[c]), out + at * 4);
+      }
+    }
+  }
+  return kNoBadPosition;
 }
 
 // Pools the first block of columns of each bag in the range that is no longer than a piece, and
@@ -641,6 +738,7 @@ int64_t PoolFirstBlock(const PoolJob& job, const Range& range, int64_t last, Bag
   const int64_t fetch_end = from.fetch == Fetch::kNothing ? 0 : from.fetch_end;
   const Span<T> span(0, last);
 
+  bag->is_whole = false;
   int64_t begin = range.begin, end = range.end;
   for (int64_t i = range.bag;;) {
     if (end - begin <= kPiece) {
@@ -692,7 +790,15 @@ int64_t PoolFirstBlock(const PoolJob& job, const Range& range, int64_t last, Bag
         if (mean) result.divisor = static_cast<A>(n);
         if (IsSpoilt<T, N, kMaximum, kScaled>(acc[0])) {
           const Range again = {i, i + 1, begin, end};
-          PoolFirstBlock<T, N, kVectors, kMaximum, true, kListed>(job, again, last, bag, out);
+          const int64_t bad =
+              PoolFirstBlock<T, N, kVectors, kMaximum, true, kListed>(job, again, last, bag, out);
+          if (bad != kNoBadPosition) return bad;
+        } else if (IsUndefined<T, N, kMaximum, kScaled>(job, acc[0])) {
+          if constexpr (kIsQuantized<T>) {
+            const int64_t bad = SumByDefinition<T>(job, bag->from, result, begin, end, out);
+            if (bad != kNoBadPosition) return bad;
+          }
+          bag->is_whole = true;
         } else {
           Finish<T, N, kVectors>(result, acc, 0, last, out);
         }
@@ -772,7 +878,9 @@ int64_t PoolShortBags(const PoolJob& job, const Range& range, int64_t last, Bag<
       }
       EndGroup<T, N, kVectors>(acc, &shift);
       if (IsSpoilt<T, N, false, false>(acc[0])) {
-        PoolFirstBlock<T, N, kVectors, false, true, false>(job, alone, last, bag, out);
+        const int64_t bad =
+            PoolFirstBlock<T, N, kVectors, false, true, false>(job, alone, last, bag, out);
+        if (bad != kNoBadPosition) return bad;
       } else if (plain) {
         if constexpr (!kIsQuantized<T>) StoreResult<T, T, N, kVectors>(acc, 0, last, out);
       } else {
@@ -919,7 +1027,7 @@ struct Pooler {
   LUCID_INLINE int64_t Pool(const Range& range, char* out) {
     if (!blocks.first) return Check(range.begin, range.end);
     const int64_t bad = blocks.first(job, range, blocks.first_last, &bag, out);
-    if (bad != kNoBadPosition || bag.count == 0) return bad;
+    if (bad != kNoBadPosition || bag.count == 0 || bag.is_whole) return bad;
     for (int64_t c = blocks.full_columns; c < blocks.rest_begin; c += blocks.full_columns) {
       blocks.full(bag, c, c + blocks.full_last, out);
     }

@@ -15,6 +15,7 @@
 #include <memory>
 
 #include "ort/constant_table.h"
+#include "ort/session_entries.h"
 
 namespace lucid {
 namespace ort {
@@ -51,6 +52,7 @@ const char* NameOf(ElementType type) {
 
 Status* CollectionKernel::Init(const CollectionOp& node_op, const KernelInfo* info) {
   op = &node_op;
+  LUCID_RETURN_IF_ERROR(SessionMaxOutputBytes(*op->runtime, info, &max_output_bytes));
   Attributes attributes(api(), info);
   inputs.num_tables = attributes.Int("num_tables", -1);
   inputs.layout = attributes.Int("layout", kRagged);
@@ -94,7 +96,8 @@ lucid::Status CheckFloatType(const char* name, ElementType type, DType expected)
 
 }  // namespace
 
-Status* CollectionKernel::BindTable(KernelContext* context, size_t t, EmbeddingBagArgs* a) const {
+Status* CollectionKernel::BindTable(const KernelContext* context, size_t t,
+                                    EmbeddingBagArgs* a) const {
   const Runtime& runtime = *op->runtime;
   const ConstantTable& constant = constants[t];
   Shape weight, indices, offsets, weights;
@@ -126,7 +129,7 @@ Status* CollectionKernel::BindTable(KernelContext* context, size_t t, EmbeddingB
   return ToOrt(InTable(static_cast<int64_t>(t), status));
 }
 
-Status* CollectionKernel::Bind(KernelContext* context, Bound* bound) const {
+Status* CollectionKernel::Bind(const KernelContext* context, Bound* bound) const {
   bound->tables.assign(inputs.Tables(), args);
   for (size_t t = 0; t < bound->tables.size(); ++t) {
     LUCID_RETURN_IF_ERROR(BindTable(context, t, &bound->tables[t]));
@@ -136,10 +139,13 @@ Status* CollectionKernel::Bind(KernelContext* context, Bound* bound) const {
   all.tables = bound->tables.data();
   all.num_tables = inputs.num_tables;
   all.packed = inputs.layout == kPacked;
-  LUCID_RETURN_IF_ERROR(ToOrt(CheckEmbeddingBagCollectionInputs(all, &bound->sizes)));
+  return ToOrt(CheckEmbeddingBagCollectionInputs(all, &bound->sizes));
+}
+
+Status* CollectionKernel::AddOutput(KernelContext* context, Bound* bound) const {
   const int64_t dims[2] = {bound->sizes.num_bags, bound->sizes.columns};
-  LUCID_RETURN_IF_ERROR(Call<KernelContext_GetOutput>(api(), context, 0, dims, 2, &bound->output));
-  return Call<GetTensorMutableData>(api(), bound->output, &all.output);
+  return ort::AddOutput(api(), context, op->name, max_output_bytes, 0, {dims, 2},
+                        kSizeOf[op->dtype], &bound->output, &bound->args.output);
 }
 
 namespace {
@@ -181,8 +187,12 @@ Status* Kernel::Create(const CustomOp& custom_op, const Api* api, const KernelIn
 Status* Kernel::Compute(KernelContext* context) const {
   Bound bound;
   LUCID_RETURN_IF_ERROR(Bind(context, &bound));
+  std::vector<int64_t> longest(bound.tables.size());
+  LUCID_RETURN_IF_ERROR(ToOrt(CheckCollectionOffsets(bound.args, longest.data())));
+  LUCID_RETURN_IF_ERROR(AddOutput(context, &bound));
   Host host = {api(), context};
-  return ToOrt(RunCheckedEmbeddingBagCollection(bound.args, bound.sizes, isa, host.Threads()));
+  return ToOrt(RunCheckedEmbeddingBagCollection(bound.args, bound.sizes, longest.data(), isa,
+                                                host.Threads()));
 }
 
 // ---- Shape inference: [B, sum of D] where the sizes are known.

@@ -58,19 +58,23 @@ struct CollectionKernel {
   Inputs inputs = {};
   EmbeddingBagArgs args = {};  // the attributes of every table, checked
   std::unique_ptr<ConstantTable[]> constants;
+  int64_t max_output_bytes = INT64_MAX;
 
   const Api* api() const { return op->runtime->api; }
 
   // Reads and checks the attributes.
   Status* Init(const CollectionOp& node_op, const KernelInfo* info);
 
-  // Adds the tensors of a run to the attributes, and the output.
-  Status* Bind(KernelContext* context, Bound* bound) const;
+  // Adds the inputs of a run to the attributes.
+  Status* Bind(const KernelContext* context, Bound* bound) const;
+
+  // Adds the output of a run.
+  Status* AddOutput(KernelContext* context, Bound* bound) const;
 
   Status* ToOrt(const lucid::Status& status) const { return ort::ToOrt(api(), op->name, status); }
 
  private:
-  Status* BindTable(KernelContext* context, size_t t, EmbeddingBagArgs* a) const;
+  Status* BindTable(const KernelContext* context, size_t t, EmbeddingBagArgs* a) const;
 };
 
 // Adds every name and type to the domain, as ops that are like `kernel`: see AddBagOps.

@@ -31,6 +31,7 @@ Status* Kernel::Create(const CustomOp& custom_op, const Api*, const KernelInfo* 
 Status* Kernel::Compute(KernelContext* context) const {
   Bound bound;
   LUCID_RETURN_IF_ERROR(Bind(context, &bound));
+  LUCID_RETURN_IF_ERROR(AddOutput(context, &bound));
   CudaCollection collection;
   LUCID_RETURN_IF_ERROR(ToOrt(collection.PlanChecked(bound.args, bound.sizes)));
   if (collection.plan().launches == 0) return nullptr;

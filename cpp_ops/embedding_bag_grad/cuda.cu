@@ -56,6 +56,13 @@ __device__ __forceinline__ int64_t BagOf(const CudaJob& job, int64_t position) {
   return BagBegin(job, low) <= position && position < BagBegin(job, low + 1) ? low : -1;
 }
 
+// The row that a position looks up, which gave something when it was checked. -1 if the index has
+// been changed since to one outside the table.
+__device__ __forceinline__ int64_t RowAt(const CudaJob& bags, int64_t position) {
+  const int64_t index = IndexAt(bags.indices, bags.wide_indices, position);
+  return static_cast<uint64_t>(index) < static_cast<uint64_t>(bags.rows) ? index : -1;
+}
+
 // How many of n sorted keys are less.
 __device__ __forceinline__ int64_t LowerBound(const uint32_t* keys, int64_t n, int64_t key) {
   int64_t low = 0, high = n;
@@ -173,7 +180,8 @@ __global__ void __launch_bounds__(256) FindWinners(const __grid_constant__ GradJ
     A best = 0;
     for (int64_t k = BagBegin(bags, bag); k < end; ++k) {
       if (job.bag_of[k] != static_cast<uint32_t>(bag)) continue;  // padded, or a bad index
-      const int64_t index = IndexAt(bags.indices, bags.wide_indices, k);
+      const int64_t index = RowAt(bags, k);
+      if (index < 0) continue;
       A x = LoadElement<T>(bags, bags.weight + index * bags.row_bytes, column);
       if (bags.clips) x *= Load<A>(bags.clips + k * static_cast<int64_t>(sizeof(A)));
       if (winner < 0 || (best == best && !(x <= best))) {
@@ -287,9 +295,9 @@ __global__ void __launch_bounds__(256) DotRows(const __grid_constant__ GradJob j
   const int64_t k = PositionOf<T>(blockIdx.x);
   const bool inside = k < bags.num_positions;
   const uint32_t bag = inside ? job.bag_of[k] : kNoBag;
+  const int64_t index = bag != kNoBag ? RowAt(bags, k) : -1;
   A sum = 0;
-  if (bag != kNoBag) {
-    const int64_t index = IndexAt(bags.indices, bags.wide_indices, k);
+  if (index >= 0) {
     const char* const row = bags.weight + index * bags.row_bytes;
     const char* const grad =
         job.grads + static_cast<int64_t>(bag) * bags.columns * static_cast<int64_t>(sizeof(T));

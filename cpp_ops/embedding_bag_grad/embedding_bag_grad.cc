@@ -5,6 +5,9 @@
 // look the row up. So the positions are sorted by row, the sums are cut into tasks without regard
 // to rows, and no two tasks write the same row: nothing races, and the order of additions is that
 // of the positions. All memory but the outputs is proportional to positions and grad_output.
+//
+// The indices and the offsets are read once, into memory of the run, and checked on the way: the
+// host may write to its tensors meanwhile, and what is counted must be what is sorted.
 #include "embedding_bag_grad/embedding_bag_grad.h"
 
 #include <algorithm>
@@ -68,6 +71,9 @@ struct GradRun {
   int64_t positions = 0;  // that belong to a bag
   int64_t chunks = 1;
   int64_t tasks = 1;
+  // What the kernels read in the place of the tensors.
+  std::unique_ptr<char[]> indices;
+  std::unique_ptr<int64_t[]> offsets;
   std::unique_ptr<int64_t[]> bag_of, chunk_entries, counts, frequencies;
   std::unique_ptr<GradEntry[]> entries, other_entries;
   std::unique_ptr<char[]> scaled, winners;
@@ -125,7 +131,8 @@ struct GradRun {
 
   void SetJob(const EmbeddingBagGradArgs& args, const GradSizes& sizes, Isa isa);
   void SetTasks();
-  Status CheckIndices(const EmbeddingBagArgs& a);
+  Status CopyOffsets();
+  Status CheckIndices(const EmbeddingBagGradArgs& args);
   Status Compute();
   Status ClearOutputs() const;
   Status Values();
@@ -165,13 +172,64 @@ Status GradRun::ForEach(int64_t count, const F& task) const {
   return call.failed.load() ? Error(Code::kInternal, "a task failed") : Status();
 }
 
-// Fills in job.bag_of and job.num_entries. The first index outside the table is an error; the
-// others are counted in every chunk, without the padded ones: chunk_entries[c] is how many come
-// before chunk c.
-Status GradRun::CheckIndices(const EmbeddingBagArgs& a) {
+// Copies the offsets, which were checked. If they have changed since, these are others that rise
+// from 0 to `positions`.
+Status GradRun::CopyOffsets() {
+  PoolJob& f = job.forward;
+  if (!f.offsets) return Status();
+  offsets = Room<int64_t>(num_bags + 1);
+  if (!offsets) return NoMemory("the bags", positions);
+  const char* const from = f.offsets;
+  const int32_t type = f.offset_type;
+  const int64_t bags = num_bags, end = positions;
+  int64_t* const to = offsets.get();
+  int64_t offset = 0;
+  for (int64_t i = 0; i < bags; ++i) {
+    to[i] = offset;
+    if (i + 1 < bags) offset = std::max(offset, std::min(IndexAt(from, type, i + 1), end));
+  }
+  to[bags] = end;
+  f.offsets = reinterpret_cast<const char*>(to);
+  f.offset_type = kInt64;
+  f.num_offsets = num_bags + 1;
+  return Status();
+}
+
+// Copies the indices of the positions [begin, end), and counts those that are not padded. Returns
+// end, or the first position whose index is outside the table.
+template <class From, class To>
+int64_t CopyIndices(const PoolJob& f, int64_t begin, int64_t end, To* to, int64_t* count) {
+  const char* const indices = f.indices;
+  const uint64_t rows = static_cast<uint64_t>(f.rows);
+  const int64_t padding = f.padding;
+  int64_t found = 0, k = begin;
+  for (; k < end; ++k) {
+    const int64_t index = LoadUnaligned<From>(indices, k);
+    if (static_cast<uint64_t>(index) >= rows) break;
+    to[k] = static_cast<To>(index);
+    found += index != padding;
+  }
+  *count = found;
+  return k;
+}
+
+// Copies the indices, as the narrowest type that holds them, and fills in job.bag_of and
+// job.num_entries. The first index outside the table is an error; the others are counted in every
+// chunk, without the padded ones: chunk_entries[c] is how many come before chunk c.
+//
+// Of a sparse gradient without padded rows the copy is the output `rows`, unless more than its
+// values comes from the indices: that is not the run's own memory. Another copy took 1.1 times as
+// long.
+Status GradRun::CheckIndices(const EmbeddingBagGradArgs& args) {
+  const EmbeddingBagArgs& a = args.forward;
+  const bool in_rows = sparse && !job.by_frequency && !job.grad_weights && a.mode != kMax &&
+                       job.forward.padding < 0 && args.num_entries == positions;
+  const bool wide = in_rows || job.forward.rows > INT32_MAX;
   chunk_entries = Room<int64_t>(chunks + 1);
   bag_of = Room<int64_t>(positions);
-  if (!chunk_entries || !bag_of) return NoMemory("the bags", positions);
+  if (!in_rows) indices = Room<char>(positions, wide ? sizeof(int64_t) : sizeof(int32_t));
+  if (!chunk_entries || !bag_of || (!in_rows && !indices)) return NoMemory("the bags", positions);
+  char* const copied = in_rows ? reinterpret_cast<char*>(job.rows) : indices.get();
   job.bag_of = bag_of.get();
   std::atomic<int64_t> bad{kNoBadPosition};
   const Status status = ForEach(chunks, [&](int64_t chunk) {
@@ -182,23 +240,25 @@ Status GradRun::CheckIndices(const EmbeddingBagArgs& a) {
       const int64_t stop = std::min(end, BagBegin(bag + 1));
       for (; k < stop; ++k) bag_of[static_cast<size_t>(k)] = bag;
     }
-    int64_t count = 0;
-    for (int64_t k = begin; k < end; ++k) {
-      const int64_t index = IndexAt(f.indices, f.index_type, k);
-      if (static_cast<uint64_t>(index) >= static_cast<uint64_t>(f.rows)) {
-        int64_t lowest = bad.load();
-        while (k < lowest && !bad.compare_exchange_weak(lowest, k)) {
-        }
-        break;
-      }
-      count += index != f.padding;
+    int64_t* const count = &chunk_entries[static_cast<size_t>(chunk)];
+    const auto copy = [&](auto from, auto to) {
+      using To = decltype(to);
+      return CopyIndices<decltype(from)>(f, begin, end, reinterpret_cast<To*>(copied), count);
+    };
+    const bool from_wide = f.index_type == kInt64;
+    const int64_t k = from_wide ? wide ? copy(int64_t{}, int64_t{}) : copy(int64_t{}, int32_t{})
+                      : wide    ? copy(int32_t{}, int64_t{})
+                                : copy(int32_t{}, int32_t{});
+    int64_t lowest = bad.load();
+    while (k < end && k < lowest && !bad.compare_exchange_weak(lowest, k)) {
     }
-    chunk_entries[static_cast<size_t>(chunk)] = count;
   });
   if (!status.ok()) return status;
   if (bad.load() != kNoBadPosition) {
     return InvalidIndex(a, bad.load(), IndexAt(a.indices, a.index_type, bad.load()));
   }
+  job.forward.indices = copied;
+  job.forward.index_type = wide ? kInt64 : kInt32;
   int64_t sum = 0;
   for (int64_t chunk = 0; chunk <= chunks; ++chunk) {
     const int64_t count = chunk < chunks ? chunk_entries[static_cast<size_t>(chunk)] : 0;
@@ -524,7 +584,9 @@ Status CheckGradOffsets(const EmbeddingBagGradArgs& args, int64_t num_bags, Grad
   if (a.indices_rank == 2) {
     sizes->positions = a.indices_shape[0] * a.indices_shape[1];
   } else if (a.include_last_offset) {
-    sizes->positions = IndexAt(a.offsets, a.offset_type, num_bags);
+    // Read again, so it may be another by now.
+    sizes->positions =
+        WithinPositions(IndexAt(a.offsets, a.offset_type, num_bags), a.indices_shape[0]);
   } else {
     sizes->positions = a.indices_shape[0];
   }
@@ -555,7 +617,8 @@ Status RunCheckedEmbeddingBagGrad(const EmbeddingBagGradArgs& args, const GradSi
   run.SetJob(args, sizes, isa);
   run.SetTasks();
   g_runs[static_cast<int>(isa)].fetch_add(1, std::memory_order_relaxed);
-  const Status status = run.CheckIndices(args.forward);
+  Status status = run.CopyOffsets();
+  if (status.ok()) status = run.CheckIndices(args);
   if (!status.ok()) return status;
   if (args.sparse && args.num_entries != run.job.num_entries) {
     return InvalidArgument("num_entries = %lld is not %lld", Wide(args.num_entries),

@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "ort/register.h"
+#include "ort/session_entries.h"
 
 namespace lucid {
 namespace ort {
@@ -52,6 +53,7 @@ Status* GradNode::Init(const GradOp& node_op, const KernelInfo* info) {
   args.forward.index_type = op->index_type;
   args.forward.offset_type = op->offset_type;
   args.forward.indices_rank = op->form->flat ? 1 : 2;
+  LUCID_RETURN_IF_ERROR(SessionMaxOutputBytes(*op->runtime, info, &max_output_bytes));
   return ToOrt(ReadAttributes(info));
 }
 
@@ -79,28 +81,28 @@ Status* GradNode::Bind(const KernelContext* context, Bound* bound) const {
   return ToOrt(status);
 }
 
-Status* GradNode::AddOutput(KernelContext* context, size_t index, const int64_t* dims, size_t rank,
-                            void** data) const {
+Status* GradNode::AddOutput(KernelContext* context, size_t index, TensorShape shape,
+                            size_t element_bytes, void** data) const {
   Value* value = nullptr;
-  LUCID_RETURN_IF_ERROR(Call<KernelContext_GetOutput>(api(), context, index, dims, rank, &value));
-  return Call<GetTensorMutableData>(api(), value, data);
+  return ort::AddOutput(api(), context, op->form->name, max_output_bytes, index, shape,
+                        element_bytes, &value, data);
 }
 
 Status* GradNode::AddOutputs(KernelContext* context, Bound* bound) const {
   const GradForm& form = *op->form;
-  const TensorShape& indices = bound->indices.shape;
+  const size_t size = kSizeOf[op->dtype];
   EmbeddingBagGradArgs& a = bound->args;
   if (form.sparse) {
     const int64_t dims[2] = {a.num_entries, a.forward.weight_shape[1]};
     void* rows = nullptr;
-    LUCID_RETURN_IF_ERROR(AddOutput(context, 0, dims, 1, &rows));
+    LUCID_RETURN_IF_ERROR(AddOutput(context, 0, {dims, 1}, sizeof(int64_t), &rows));
     a.rows = static_cast<int64_t*>(rows);
-    LUCID_RETURN_IF_ERROR(AddOutput(context, 1, dims, 2, &a.values));
+    LUCID_RETURN_IF_ERROR(AddOutput(context, 1, {dims, 2}, size, &a.values));
   } else {
-    LUCID_RETURN_IF_ERROR(AddOutput(context, 0, a.forward.weight_shape, 2, &a.grad_weight));
+    LUCID_RETURN_IF_ERROR(AddOutput(context, 0, {a.forward.weight_shape, 2}, size, &a.grad_weight));
   }
   if (!form.weighted) return nullptr;
-  return AddOutput(context, form.WeightsOutput(), indices.dims, indices.rank,
+  return AddOutput(context, form.WeightsOutput(), bound->indices.shape, size,
                    &a.grad_per_sample_weights);
 }
 

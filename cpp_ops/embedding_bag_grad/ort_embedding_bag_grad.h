@@ -35,6 +35,7 @@ struct GradOp : CustomOp {
 struct GradNode {
   const GradOp* op = nullptr;
   EmbeddingBagGradArgs args = {};  // the attributes and types, checked; a run adds its tensors
+  int64_t max_output_bytes = INT64_MAX;
 
   // A call, checked but for the values of offsets and indices, and num_entries.
   struct Bound {
@@ -60,7 +61,7 @@ struct GradNode {
 
  private:
   lucid::Status ReadAttributes(const KernelInfo* info);
-  Status* AddOutput(KernelContext* context, size_t index, const int64_t* dims, size_t rank,
+  Status* AddOutput(KernelContext* context, size_t index, TensorShape shape, size_t element_bytes,
                     void** data) const;
 };
 

@@ -1,8 +1,10 @@
 #include "ort/adapter.h"
 
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <limits>
+#include <string>
 
 namespace lucid {
 namespace ort {
@@ -20,38 +22,49 @@ Status* ToOrt(const Api* api, const char* op_name, const lucid::Status& status) 
                             text);
 }
 
-int64_t Attributes::Int(const char* name, int64_t value) {
-  int64_t found;
-  if (!Failed(api_, Call<KernelInfoGetAttribute_int64>(api_, info_, name, &found))) return found;
-  float other;
-  NoteType(name, "an INT",
-           !Failed(api_, Call<KernelInfoGetAttribute_float>(api_, info_, name, &other)));
+namespace {
+
+// The text of an error, which is freed.
+std::string TakeMessage(const Api* api, Status* status) {
+  const std::string text = Call<GetErrorMessage>(api, status);
+  Call<ReleaseStatus>(api, status);
+  return text;
+}
+
+}  // namespace
+
+// Asking for an attribute fails with one code whether it is absent or of another type, and a
+// default in the place of mode = [2] would be a wrong result. The texts differ. They are the
+// runtime's own, so the text for an absent one is asked for: with a name that no node has, in the
+// place of which goes the attribute's.
+template <class Get, class V>
+V Attributes::Read(const char* name, const char* expected, V value) {
+  V found;
+  Status* const error = Call<Get>(api_, info_, name, &found);
+  if (!error) return found;
+  const std::string text = TakeMessage(api_, error);
+  const std::string nobody = "lucid.no_such_attribute";
+  Status* const absent_error = Call<Get>(api_, info_, nobody.c_str(), &found);
+  std::string absent = absent_error ? TakeMessage(api_, absent_error) : "";
+  const size_t at = absent.find(nobody);
+  if (at != std::string::npos) absent.replace(at, nobody.size(), name);
+  if (text != absent && status_.ok()) {
+    status_ = InvalidArgument("%s must be %s attribute", name, expected);
+  }
   return value;
 }
 
+int64_t Attributes::Int(const char* name, int64_t value) {
+  return Read<KernelInfoGetAttribute_int64>(name, "an INT", value);
+}
+
 float Attributes::Float(const char* name, float value) {
-  float found;
-  if (!Failed(api_, Call<KernelInfoGetAttribute_float>(api_, info_, name, &found))) return found;
-  int64_t other;
-  NoteType(name, "a FLOAT",
-           !Failed(api_, Call<KernelInfoGetAttribute_int64>(api_, info_, name, &other)));
-  return value;
+  return Read<KernelInfoGetAttribute_float>(name, "a FLOAT", value);
 }
 
 double Attributes::Double(const char* name, const char* low_name, float value) {
   const float high = Float(name, value), low = Float(low_name, 0);
   return std::isinf(high) ? high : static_cast<double>(high) + static_cast<double>(low);
-}
-
-// The runtime does not tell "absent" from "of another type", and a default in the place of
-// mode = "max" would be a wrong result.
-void Attributes::NoteType(const char* name, const char* expected, bool other_number) {
-  if (!status_.ok()) return;
-  size_t size = 0;
-  if (other_number ||
-      !Failed(api_, Call<KernelInfoGetAttribute_string>(api_, info_, name, nullptr, &size))) {
-    status_ = InvalidArgument("%s must be %s attribute", name, expected);
-  }
 }
 
 Status* GetShape(const Runtime& runtime, const Value* value, Shape* out, ElementType* type) {
@@ -88,6 +101,43 @@ Status* GetInput(const Runtime& runtime, const KernelContext* context, size_t in
   LUCID_RETURN_IF_ERROR(Call<KernelContext_GetInput>(runtime.api, context, index, &value));
   LUCID_RETURN_IF_ERROR(GetShape(runtime, value, shape, type));
   return GetData(runtime.api, value, data);
+}
+
+namespace {
+
+// At most INT64_MAX. A dimension that is 0 makes it 0, whatever the others are.
+int64_t BytesOf(TensorShape shape, size_t element_bytes) {
+  uint64_t bytes = element_bytes;
+  bool too_many = false;
+  for (size_t i = 0; i < shape.rank; ++i) {
+    const uint64_t dim = static_cast<uint64_t>(shape.dims[i]);
+    if (dim == 0) return 0;
+    too_many = too_many || bytes > static_cast<uint64_t>(INT64_MAX) / dim;
+    if (!too_many) bytes *= dim;
+  }
+  return too_many ? INT64_MAX : static_cast<int64_t>(bytes);
+}
+
+}  // namespace
+
+Status* AddOutput(const Api* api, KernelContext* context, const char* op_name, int64_t max_bytes,
+                  size_t index, TensorShape shape, size_t element_bytes, Value** value,
+                  void** data) {
+  const int64_t bytes = BytesOf(shape, element_bytes);
+  if (bytes > max_bytes) {
+    std::string dims;
+    for (size_t i = 0; i < shape.rank; ++i) {
+      dims += (i ? ", " : "") + std::to_string(shape.dims[i]);
+    }
+    return ToOrt(api, op_name,
+                 InvalidArgument("output %zu of shape [%s] takes %lld bytes, more than "
+                                 "lucid.max_output_bytes = %lld",
+                                 index, dims.c_str(), static_cast<long long>(bytes),
+                                 static_cast<long long>(max_bytes)));
+  }
+  LUCID_RETURN_IF_ERROR(
+      Call<KernelContext_GetOutput>(api, context, index, shape.dims, shape.rank, value));
+  return Call<GetTensorMutableData>(api, *value, data);
 }
 
 Status* ConstantInput(const Api* api, const KernelInfo* info, size_t index, const Value** value) {

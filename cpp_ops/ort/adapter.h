@@ -30,7 +30,10 @@ constexpr ElementType kElementOf[] = {kElementFloat,  kElementFloat16, kElementB
 constexpr size_t kSizeOf[] = {4, 2, 2, 8, 1, 1};
 constexpr ElementType kElementOfIndex[] = {kElementInt32, kElementInt64};
 
-// ---- Attributes. The graph always writes all of them; a missing one has PyTorch's default.
+// ---- Attributes. The graph always writes all of them; a missing one has PyTorch's default. One of
+// another type is an error. One of another name is not seen: a kernel can only ask for attributes
+// by name, in every version of the runtime, and the runtime accepts any name on a node of a custom
+// op.
 
 class Attributes {
  public:
@@ -46,7 +49,8 @@ class Attributes {
   const lucid::Status& status() const { return status_; }
 
  private:
-  void NoteType(const char* name, const char* expected, bool other_number);
+  template <class Get, class V>
+  V Read(const char* name, const char* expected, V value);
 
   const Api* api_;
   const KernelInfo* info_;
@@ -73,6 +77,12 @@ Status* GetData(const Api* api, const Value* value, const void** data);
 // An input of a run.
 Status* GetInput(const Runtime& runtime, const KernelContext* context, size_t index, Shape* shape,
                  const void** data, ElementType* type = nullptr);
+
+// Creates an output of a run, of elements of so many bytes. More than max_bytes, the session's
+// lucid.max_output_bytes, is an invalid argument.
+Status* AddOutput(const Api* api, KernelContext* context, const char* op_name, int64_t max_bytes,
+                  size_t index, TensorShape shape, size_t element_bytes, Value** value,
+                  void** data);
 
 // The constant value of an input, or null.
 Status* ConstantInput(const Api* api, const KernelInfo* info, size_t index, const Value** value);

@@ -2,24 +2,11 @@
 
 #include <cstdio>
 
+#include "ort/session_entries.h"
+
 namespace lucid {
 namespace ort {
 namespace {
-
-// From 1.24 on a kernel sees its session's entries, also those that were set after the
-// registration.
-Status* SessionTableMemory(const Runtime& runtime, const KernelInfo* info, TableMemory* memory) {
-  const Api* api = runtime.api;
-  *memory = runtime.table_memory;
-  if (!runtime.has_data_reference) return nullptr;
-  KeyValuePairs* entries = nullptr;
-  Status* status = Call<KernelInfo_GetConfigEntries>(api, info, &entries);
-  if (status) return status;
-  const char* const text = Call<GetKeyValue>(api, entries, kTableMemoryEntry);
-  const lucid::Status parsed = text ? ParseTableMemory(text, memory) : lucid::Status();
-  Call<ReleaseKeyValuePairs>(api, entries);
-  return parsed.ok() ? nullptr : Call<CreateStatus>(api, kInvalidArgument, parsed.message);
-}
 
 struct Log {
   const Api* api;

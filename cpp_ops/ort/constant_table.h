@@ -8,9 +8,6 @@
 namespace lucid {
 namespace ort {
 
-// The session config entry; its values are those of ParseTableMemory.
-constexpr char kTableMemoryEntry[] = "lucid.table_memory";
-
 // PlaceTable, with the choice of this kernel's session. *table may change, and is valid as long as
 // *keep and the session are. A copy that takes long is logged to the session as a warning, since
 // the session waits for it.

@@ -75,6 +75,7 @@ struct Slot {
 // LUCID_ORT_SLOT(name, slot, result, parameters...)
 #define LUCID_ORT_SLOTS                                                                            \
   LUCID_ORT_SLOT(CreateStatus, 0, Status*, ErrorCode, const char*)                                 \
+  LUCID_ORT_SLOT(GetErrorMessage, 2, const char*, const Status*)                                   \
   LUCID_ORT_SLOT(CreateCustomOpDomain, 26, Status*, const char*, CustomOpDomain**)                 \
   LUCID_ORT_SLOT(CustomOpDomain_Add, 27, Status*, CustomOpDomain*, const CustomOp*)                \
   LUCID_ORT_SLOT(AddCustomOpDomain, 28, Status*, SessionOptions*, CustomOpDomain*)                 \
@@ -91,8 +92,6 @@ struct Slot {
                  float*)                                                                           \
   LUCID_ORT_SLOT(KernelInfoGetAttribute_int64, 86, Status*, const KernelInfo*, const char*,        \
                  int64_t*)                                                                         \
-  LUCID_ORT_SLOT(KernelInfoGetAttribute_string, 87, Status*, const KernelInfo*, const char*,       \
-                 char*, size_t*)                                                                   \
   LUCID_ORT_SLOT(KernelContext_GetInput, 90, Status*, const KernelContext*, size_t, const Value**) \
   LUCID_ORT_SLOT(KernelContext_GetOutput, 91, Status*, KernelContext*, size_t, const int64_t*,     \
                  size_t, Value**)                                                                  \

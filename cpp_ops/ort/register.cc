@@ -1,6 +1,10 @@
 // The entry point that ONNX Runtime looks for in a custom-op library.
 #include "ort/register.h"
 
+#if defined(__linux__)
+#include <pthread.h>
+#endif
+
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
@@ -8,7 +12,7 @@
 #include <string>
 
 #include "base/isa.h"
-#include "ort/constant_table.h"
+#include "ort/session_entries.h"
 
 namespace lucid {
 namespace ort {
@@ -23,6 +27,12 @@ struct Registration {
 // Never freed: sessions keep pointers to the domain's ops without saying for how long.
 Registration* g_registrations = nullptr;
 std::mutex g_mutex;
+
+#if defined(__linux__)
+// A child that is forked while another thread registers would find the mutex taken for ever.
+const int g_at_fork =
+    pthread_atfork([] { g_mutex.lock(); }, [] { g_mutex.unlock(); }, [] { g_mutex.unlock(); });
+#endif
 
 // "1.24.1" -> 24. Asking GetApi for a version that is not there would print to stderr.
 int MinorVersion(const char* version) {
@@ -53,9 +63,11 @@ Status* AddOps(const Runtime& runtime, CustomOpDomain* domain) {
 struct Choices {
   bool deferred_bounds = false;
   TableMemory table_memory = TableMemory::kAuto;
+  int64_t max_output_bytes = INT64_MAX;
 
   bool operator==(const Choices& other) const {
-    return deferred_bounds == other.deferred_bounds && table_memory == other.table_memory;
+    return deferred_bounds == other.deferred_bounds && table_memory == other.table_memory &&
+           max_output_bytes == other.max_output_bytes;
   }
 };
 
@@ -64,8 +76,8 @@ Status* FindDomain(const ApiBase* base, const Api* api, const Choices& choices,
                    CustomOpDomain** domain) {
   const std::lock_guard<std::mutex> lock(g_mutex);
   for (const Registration* r = g_registrations; r; r = r->next) {
-    if (r->runtime.api == api &&
-        Choices{r->runtime.deferred_bounds, r->runtime.table_memory} == choices) {
+    if (r->runtime.api == api && Choices{r->runtime.deferred_bounds, r->runtime.table_memory,
+                                         r->runtime.max_output_bytes} == choices) {
       *domain = r->domain;
       return nullptr;
     }
@@ -75,6 +87,7 @@ Status* FindDomain(const ApiBase* base, const Api* api, const Choices& choices,
   r->runtime.has_data_reference = MinorVersion(base->GetVersionString()) >= kDataReferenceMinor;
   r->runtime.deferred_bounds = choices.deferred_bounds;
   r->runtime.table_memory = choices.table_memory;
+  r->runtime.max_output_bytes = choices.max_output_bytes;
   r->next = g_registrations;
   Status* status = Call<CreateCustomOpDomain>(api, "ai.lucid", &r->domain);
   if (status) {
@@ -108,10 +121,10 @@ Status* ReadEntry(const Api* api, const SessionOptions* options, const char* key
   return status;
 }
 
-// The session's choices. Kernels can ask for them from 1.24 on, and do for table memory: see
-// constant_table.cc. Before, nobody but the registration sees the session options, and only what
-// was set before it. So the choices are part of the domain, on every version, and a wrong one is
-// reported here, with its code.
+// The session's choices. Kernels can ask for them from 1.24 on, and do for table memory and the
+// size of outputs: see session_entries.h. Before, nobody but the registration sees the session
+// options, and only what was set before it. So the choices are part of the domain, on every
+// version, and a wrong one is reported here, with its code.
 Status* ReadChoices(const Api* api, const SessionOptions* options, Choices* choices) {
   bool is_set;
   std::string value;
@@ -119,6 +132,12 @@ Status* ReadChoices(const Api* api, const SessionOptions* options, Choices* choi
   if (status) return status;
   if (is_set) {
     const lucid::Status parsed = ParseTableMemory(value.c_str(), &choices->table_memory);
+    if (!parsed.ok()) return Call<CreateStatus>(api, kInvalidArgument, parsed.message);
+  }
+  status = ReadEntry(api, options, kMaxOutputBytesEntry, &is_set, &value);
+  if (status) return status;
+  if (is_set) {
+    const lucid::Status parsed = ParseMaxOutputBytes(value.c_str(), &choices->max_output_bytes);
     if (!parsed.ok()) return Call<CreateStatus>(api, kInvalidArgument, parsed.message);
   }
   constexpr char kBoundsCheckEntry[] = "lucid.bounds_check";

@@ -14,6 +14,7 @@ struct Runtime {
   bool has_data_reference;   // the slots of 1.24 may be called, and shape inference is safe
   bool deferred_bounds;      // a bad index is reported by the node's next run (CUDA only)
   TableMemory table_memory;  // what the session options said when the library was registered
+  int64_t max_output_bytes;  // likewise; INT64_MAX: any number
 };
 
 using AddOp = Status* (*)(const Runtime& runtime, CustomOpDomain* domain, const CustomOp* op);

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import os
 import shutil
 import subprocess
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,6 +55,7 @@ _EMULATED_SOURCES = (
     "embedding_bag/test/no_cpu_kernels.cc",
     "ort/adapter.cc",
     "ort/constant_table.cc",
+    "ort/session_entries.cc",
     "ort/register.cc",
     "embedding_bag/cuda.cu",
     "embedding_bag_collection/cuda.cu",
@@ -178,6 +181,39 @@ class Emulated:
         return np.array(memory)
 
     stream = None
+
+
+class Changing(Emulated):
+    """The kernels on the host, whose input arrays another thread writes to while they run."""
+
+    def __init__(self, path: str, contents: Sequence[Sequence[np.ndarray]]) -> None:
+        """Of each array the contents that it has in turn, the first of which tells it from other arrays."""
+        super().__init__(path)
+        self._contents = [[np.frombuffer(c.tobytes(), np.uint8) for c in one] for one in contents]
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def write(self, memory: Any, data: np.ndarray | int) -> None:
+        super().write(memory, data)
+        for one in self._contents:
+            if isinstance(data, np.ndarray) and np.array_equal(data, one[0]):
+                self._threads.append(threading.Thread(target=self._change, args=(memory, one)))
+                self._threads[-1].start()
+
+    def _change(self, memory: np.ndarray, contents: list[np.ndarray]) -> None:
+        for content in itertools.cycle(contents):
+            if self._stop.is_set():
+                return
+            memory[:] = content
+
+    def __enter__(self) -> Changing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        assert self._threads, "no array was one of those to be changed"
 
 
 class Gpu:

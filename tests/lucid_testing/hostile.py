@@ -7,7 +7,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
+import onnx
+import pytest
+from onnx import AttributeProto, TensorProto, helper
 
+import lucid_onnx
 from lucid_onnx.ops.embedding_bag import cases, spec
 
 MIN64, MAX64 = -(2**63), 2**63 - 1
@@ -82,6 +86,28 @@ def bad_indices(
             yield wrong, f"indices[{place}] = {value} is outside [0, {rows})"
 
 
+def contents_in_turn(array: np.ndarray, limit: int, *, ascending: bool) -> list[np.ndarray]:
+    """An array of integers, others that are as legal, and one with values that nothing has.
+
+    Args:
+        limit: legal values are below it.
+        ascending: as offsets are, from 0 on.
+    """
+    random, ends = np.random.RandomState(3), np.iinfo(array.dtype)
+    found = [array]
+    for kind in ("random", "equal", "wild"):
+        values = random.randint(0, limit, array.shape) if kind != "equal" else np.full(array.shape, limit - 1)
+        if ascending:
+            values.sort()
+        if kind == "wild":
+            places = random.randint(0, array.size, array.size // 4)
+            values.reshape(-1)[places] = random.choice([-1, limit, ends.min, ends.max, 2**31 - 1], len(places))
+        if ascending:
+            values[:1] = 0
+        found.append(values.astype(array.dtype))
+    return found
+
+
 def _garbage(seed: int) -> cases.Case:
     """A request with random values and sizes: half the seeds stay near what is legal."""
     random = np.random.RandomState(seed)
@@ -144,3 +170,38 @@ def garbage_cases(seeds: range) -> Iterator[tuple[cases.Case, str | None]]:
         yield case, message
     # Neither all refused nor all legal, or the test says less than it seems.
     assert len(seeds) // 5 < refused < 4 * len(seeds) // 5
+
+
+def _other_types() -> dict[str, Any]:
+    """A value for an attribute of every type, each of which would be a legal value as a number."""
+    tensor = helper.make_tensor("t", TensorProto.INT64, [], [1])
+    return {
+        "INT": 1,
+        "FLOAT": 1.0,
+        "STRING": "1",
+        "TENSOR": tensor,
+        "GRAPH": helper.make_graph([], "g", [], []),
+        "INTS": [1],
+        "FLOATS": [1.0],
+        "STRINGS": ["1"],
+        "TENSORS": [tensor],
+    }
+
+
+def check_attribute_types(model: onnx.ModelProto, op_name: str) -> None:
+    """Give each attribute of the model's first node every other type; no session may be created from any of them."""
+    count = len(model.graph.node[0].attribute)
+    assert count > 0
+    for i in range(count):
+        attribute = model.graph.node[0].attribute[i]
+        name, kind = attribute.name, AttributeProto.AttributeType.Name(attribute.type)
+        expected = f"{op_name}: {name} must be {'an' if kind == 'INT' else 'a'} {kind} attribute"
+        for other, value in _other_types().items():
+            if other == kind:
+                continue
+            changed = onnx.ModelProto()
+            changed.CopyFrom(model)
+            changed.graph.node[0].attribute[i].CopyFrom(helper.make_attribute(name, value))
+            with pytest.raises(Exception) as caught:
+                lucid_onnx.InferenceSession(changed)
+            assert expected in str(caught.value), f"{name} as {other}"

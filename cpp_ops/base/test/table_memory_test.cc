@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -241,6 +242,22 @@ void TestCopies() {
     CHECK(after.table != before.table);
     expect(after, true, mapped.data());
   }
+  {  // Changed in place, with its old time of change put back: another time tells.
+    MakeOld(path);
+    const Mapped mapped(path, kBytes, kOffset);
+    const Placed before = Place(kCopying, mapped.data(), kBytes);
+    expect(before, true, mapped.data());
+    content[kOffset + 99] ^= 1;
+    {
+      std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+      file.seekp(kOffset + 99);
+      file.put(content[kOffset + 99]);
+    }
+    MakeOld(path);
+    const Placed after = Place(kCopying, mapped.data(), kBytes);
+    CHECK(after.table != before.table);
+    expect(after, true, mapped.data());
+  }
   {  // What the process wrote to its own mapping is the table, not what the file has.
     MakeOld(path);
     const Mapped mapped(path, kBytes, kOffset);
@@ -309,6 +326,35 @@ void TestJoinedRows() {
   }
 }
 
+// While one thread makes one copy after another, children are forked, and make copies too.
+void TestFork() {
+  constexpr size_t kBytes = 64 * kMiB;
+  const std::string path = g_folder + "/forked", small = g_folder + "/forked too";
+  Write(path, "");
+  Write(small, "");
+  CHECK(truncate(path.c_str(), kBytes) == 0 && truncate(small.c_str(), kLargeTable) == 0);
+  const Mapped mapped(path, kBytes, 0), other(small, kLargeTable, 0);
+  std::atomic<bool> stop{false};
+  std::thread copying([&] {
+    while (!stop) CHECK(Place(kCopying, mapped.data(), kBytes).status.ok());
+  });
+  for (int i = 0; i < 5; ++i) {
+    usleep(50000);
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(20);
+      const Placed placed = Place(kCopying, other.data(), kLargeTable);
+      _exit(placed.status.ok() && placed.keep ? 0 : 1);
+    }
+    int status = -1;
+    CHECK(child > 0 && waitpid(child, &status, 0) == child);
+    CHECK(status == 0, "child %d ended with %d", i, status);
+  }
+  stop = true;
+  copying.join();
+  CHECK(Place(kCopying, other.data(), kLargeTable).keep != nullptr);
+}
+
 void TestNoMemory() {
   const std::string path = g_folder + "/large";
   constexpr size_t kBytes = 256 * kMiB;
@@ -343,6 +389,9 @@ int main() {
   lucid::TestFreeMemory();
   lucid::TestCopies();
   lucid::TestJoinedRows();
+#if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)  // whose locks a child inherits
+  lucid::TestFork();
+#endif
 #if !defined(__SANITIZE_ADDRESS__)  // whose shadow is larger than any limit
   lucid::TestNoMemory();
 #endif

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdarg>
 #include <cstdint>
 #include <cstdio>
@@ -70,6 +71,25 @@ inline bool RunThreads(void* host, void (*task)(void*, size_t), size_t count, vo
 inline bool RunBackwards(void*, void (*task)(void*, size_t), size_t count, void* argument) {
   while (count > 0) task(argument, --count);
   return true;
+}
+
+// Calls run() for a while, and another thread writes one of the contents after another to the
+// memory meanwhile, all of one size.
+template <class F>
+void WhileWritten(char* memory, const std::vector<std::vector<char>>& contents, const F& run) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(150);
+  std::atomic<bool> stop{false};
+  std::thread writer([&] {
+    // Through a volatile pointer, so that all of it is written every time.
+    volatile char* const to = memory;
+    for (size_t i = 0; !stop; ++i) {
+      const std::vector<char>& content = contents[i % contents.size()];
+      for (size_t k = 0; k < content.size(); ++k) to[k] = content[k];
+    }
+  });
+  while (std::chrono::steady_clock::now() < end) run();
+  stop = true;
+  writer.join();
 }
 
 inline bool RunNothing(void*, void (*)(void*, size_t), size_t, void*) { return false; }

@@ -737,6 +737,87 @@ void TestNotFinite() {
   }
 }
 
+// A quantized row is dequantized before it is multiplied: what is infinite stays infinite where the
+// loops, which multiply the scale and the shift, would have 0 * inf and inf - inf.
+void TestInfiniteWeights() {
+  const double wild[] = {kInfinity, -kInfinity, kNan, -0.0, 0, 1, -2, 0.5};
+  const double usual[] = {kInfinity, -kInfinity, 1, -2, 0.5, 0, kNan, 1};
+  constexpr int64_t kWild = 8, kRows = 64;
+  int turn = 0;
+  for (const int32_t dtype : {kInt8, kUint8, kInt4, kUint4}) {
+    for (const int64_t columns : {1, 7, 16, 33, 129, 300, 600}) {
+      for (const auto second : {Case::kNothing, Case::kZeroPoint, Case::kBias}) {
+        for (const bool finite : {true, false}) {
+          Case c;
+          ++turn;
+          c.dtype = dtype;
+          c.mode = kSum;
+          c.weighted = true;
+          c.second = second;
+          c.scale_type = turn % 3 ? kFloat32 : kFloat16;
+          c.output_type = turn % 5 < 3 ? kFloat32 : kFloat16;
+          if (turn % 7 == 0) c.max_norm = 4;
+          FillTable(&c, kRows, columns);
+          FillBags(&c, std::vector<int64_t>(kRows, 1), false);
+          for (int64_t r = 0; r < kRows; ++r) c.indices[static_cast<size_t>(r)] = r;
+          for (const int64_t length : {2, 3, 70, 9, 2 * static_cast<int>(kPiece) + 3}) {
+            c.offsets.push_back(static_cast<int64_t>(c.indices.size()));
+            for (int64_t k = 0; k < length; ++k) c.indices.push_back(Below(kRows));
+          }
+          // Every weight with every scale, alone; in longer bags few that are not finite.
+          c.weights.assign(c.indices.size(), 1);
+          for (int64_t r = 0; r < kRows; ++r) c.weights[static_cast<size_t>(r)] = usual[r % kWild];
+          for (const int64_t k : {0, 2, 30, 75, 79, 400}) {
+            c.weights[static_cast<size_t>(kRows + k)] = usual[Below(2)];
+          }
+          c.Build();
+          const int64_t number = c.scale_type == kFloat16 ? 2 : 4;
+          char* const scales = c.scale_bytes.data();
+          char* const seconds = scales + number * kRows;
+          for (int64_t r = 0; r < kRows && !finite; ++r) {
+            Put(c.scale_type, wild[r / kWild], scales, r);
+            if (second == Case::kBias) Put(c.scale_type, wild[(r + r / kWild) % kWild], seconds, r);
+          }
+          c.magnitude.clear();
+          for (int64_t r = 0; r < kRows; ++r) {
+            const double scale = Get(c.scale_type, scales, r);
+            const double other = Get(c.scale_type, seconds, r);
+            for (int64_t i = 0; i < columns; ++i) {
+              const char* const row = c.table.data() + r * RowBytes(dtype, columns);
+              double code = 0;
+              LUCID_FOR_DTYPE(dtype, code = static_cast<double>(ElementAt<T>(row, i)));
+              c.weight[static_cast<size_t>(r * columns + i)] =
+                  (code - (second == Case::kZeroPoint ? other : 0)) * scale +
+                  (second == Case::kBias ? other : 0);
+            }
+          }
+          std::vector<double> expected, slack;
+          c.Expect(&expected, &slack);
+          Bytes first, other;
+          CHECK(c.Run(Isa::baseline, 1, &first).ok(), "a plain call");
+          for (size_t i = 0; i < expected.size(); ++i) {
+            const double got = Get(c.OutputType(), first.data(), static_cast<int64_t>(i));
+            const double x = expected[i];
+            const bool right = x != x              ? got != got
+                               : std::abs(x) > 6e4 ? got == x || c.OutputType() == kFloat16
+                                                   : std::abs(got - x) <= 2e-3 * slack[i] + 1e-3;
+            CHECK(right, "%s second %d: [%zu] %g, expected %g", c.Describe().c_str(), second, i,
+                  got, x);
+          }
+          for (const Isa isa : Isas()) {
+            for (const int num_threads : {1, 2}) {
+              CHECK(c.Run(isa, num_threads, &other).ok(), "a plain call");
+              CHECK(std::memcmp(first.data(), other.data(), first.size()) == 0,
+                    "%s: %s with %d threads has other bits", c.Describe().c_str(), IsaName(isa),
+                    num_threads);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 void ExpectInvalid(const Status& status, const char* message) {
   CHECK(status.code == Code::kInvalidArgument && std::strcmp(status.message, message) == 0,
         "got \"%s\", expected \"%s\"", status.message, message);
@@ -971,6 +1052,57 @@ void TestHostile() {
   }
 }
 
+// Another thread writes to the indices or the offsets while a call runs. Whatever it makes of them,
+// nothing but the call's own memory is touched.
+void TestChangingInputs() {
+  const auto run = [](Case* c) {
+    Bytes out;
+    for (const Isa isa : Isas()) {
+      const Status status = c->Run(isa, 2, &out);
+      CHECK(status.ok() || status.code == Code::kInvalidArgument ||
+                std::strstr(status.message, "changed while"),
+            "%s", status.message);
+    }
+  };
+  for (const bool flat : {true, false}) {
+    for (const int64_t columns : {0, 5, 64, 700}) {
+      Case c;
+      c.dtype = columns == 5 ? kUint8 : kFloat32;
+      c.second = Case::kBias;
+      FillTable(&c, 50, columns);
+      if (flat) {
+        FillBags(&c, {3, 1, 2000, 0, 70, 8, 1, 1, 1500, 3000}, columns == 64);
+        c.indices.resize(static_cast<size_t>(6584));  // without what stands behind the last bag
+        c.weights.resize(c.indices.size());
+      } else {
+        FillGrid(&c, 40, 30);
+      }
+      c.Build();
+      for (const bool wild : {false, true}) {
+        WhileWritten(c.index_bytes.data(), ContentsInTurn(c.indices, c.rows, false, wild),
+                     [&] { run(&c); });
+        if (!flat) continue;
+        const int64_t n = static_cast<int64_t>(c.indices.size());
+        WhileWritten(c.offset_bytes.data(), ContentsInTurn(c.offsets, n + 1, true, wild),
+                     [&] { run(&c); });
+      }
+    }
+  }
+  // One long bag and many: both are legal, and so is the one with the end of the other.
+  Case c;
+  FillTable(&c, 50, 1);
+  FillBags(&c, std::vector<int64_t>(300, kPiece + 1), false);
+  c.Build();
+  std::vector<int64_t> one(c.offsets.size(), static_cast<int64_t>(c.indices.size()));
+  one[0] = 0;
+  std::vector<std::vector<char>> contents;
+  for (const std::vector<int64_t>& offsets : {c.offsets, one}) {
+    const char* const begin = reinterpret_cast<const char*>(offsets.data());
+    contents.emplace_back(begin, begin + c.offset_bytes.size());
+  }
+  for (int i = 0; i < 5; ++i) WhileWritten(c.offset_bytes.data(), contents, [&] { run(&c); });
+}
+
 }  // namespace
 }  // namespace lucid
 
@@ -985,9 +1117,13 @@ int main() {
   TestAccuracy();
   TestConversions();
   TestNotFinite();
+  TestInfiniteWeights();
   TestInvalidArguments();
   TestLowestInvalidPosition();
   TestHostile();
+#if !defined(__SANITIZE_THREAD__)  // for which the writing is an error
+  TestChangingInputs();
+#endif
   for (int i = 0; i < kIsaCount; ++i) {
     const Isa isa = static_cast<Isa>(i);
     std::printf("%s: %lld runs\n", IsaName(isa), static_cast<long long>(EmbeddingBagRuns(isa)));

@@ -7,11 +7,13 @@ namespace lucid {
 
 static Status NoKernels() { return Error(Code::kInternal, "this library has no CPU kernels"); }
 
-Status RunCheckedEmbeddingBag(const EmbeddingBagArgs&, int64_t, Isa, const ParallelFor&) {
+Status CheckOffsets(const EmbeddingBagArgs&, int64_t*) { return NoKernels(); }
+Status RunCheckedEmbeddingBag(const EmbeddingBagArgs&, int64_t, int64_t, Isa, const ParallelFor&) {
   return NoKernels();
 }
+Status CheckCollectionOffsets(const EmbeddingBagCollectionArgs&, int64_t*) { return NoKernels(); }
 Status RunCheckedEmbeddingBagCollection(const EmbeddingBagCollectionArgs&, const CollectionSizes&,
-                                        Isa, const ParallelFor&) {
+                                        const int64_t*, Isa, const ParallelFor&) {
   return NoKernels();
 }
 Status CheckGradOffsets(const EmbeddingBagGradArgs&, int64_t, GradSizes*) { return NoKernels(); }
