@@ -116,15 +116,21 @@ class Choice(Kind):
         return {name: self.numbers[value]}
 
     def decode(self, name: str, given: Mapping[str, Any], default: Any) -> str:
-        value = given.get(name, self.numbers[default])
+        if name not in given:
+            return str(default)
+        value = given[name]
         if isinstance(value, (bytes, str)) and self.or_text:
             text = value.decode(errors="replace") if isinstance(value, bytes) else value
             return self.check(name, text)
         for text, number in self.numbers.items():
             if number == value:
                 return text
-        known = either(f"{number} ({text})" for text, number in self.numbers.items())
-        raise ValueError(f"{name} = {value} is not {known}")
+        raise ValueError(f"{name} = {value} is not {self.known}")
+
+    @property
+    def known(self) -> str:
+        """The numbers with their texts, as a message has them."""
+        return either(f"{number} ({text})" for text, number in self.numbers.items())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -385,8 +391,8 @@ class BaseAttributes:
         kind = next(a.kind for a in cls.table() if attribute.name in a.onnx_names)
         value = helper.get_attribute_value(attribute)
         if attribute.type not in kind.accepted:
-            if STRING in kind.accepted:
-                return kind.decode(attribute.name, {attribute.name: value}, None)
+            if isinstance(kind, Choice) and kind.or_text:
+                raise ValueError(f"{attribute.name} = {value} is not {kind.known}")
             words = " or ".join(_TYPE_WORDS[t] for t in kind.accepted)
             raise ValueError(f"{attribute.name} = {value!r} must be {words} attribute")
         return value
