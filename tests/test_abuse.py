@@ -860,6 +860,7 @@ BAD_BUILDS: list[tuple[str, type[Exception], str, Callable[[], Any]]] = [
     ("to_form mode", ValueError, f"node 'y': mode = 'median' {_MODES}", _convert(_ours(mode="median"))),
     ("to_form mode 3", ValueError, f"node 'y': mode = 3 {_NUMBERS}", _convert(_ours(mode=3))),
     ("to_form mode 1.5", ValueError, f"node 'y': mode = 1.5 {_NUMBERS}", _convert(_ours(mode=1.5))),
+    ("to_form mode 1.0", ValueError, f"node 'y': mode = 1.0 {_NUMBERS}", _convert(_ours(mode=1.0))),
     ("to_form mode bytes", ValueError, None, _convert(_ours(mode=b"\xff\xfe"))),
     ("to_form max_norm", ValueError, "node 'y': max_norm = nan must be >= 0", _convert(_ours(max_norm=math.nan))),
     ("to_form max_norm text", ValueError, None, _convert(_ours(max_norm="big"))),
