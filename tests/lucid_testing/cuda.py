@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -205,6 +206,7 @@ class Changing(Emulated):
             if self._stop.is_set():
                 return
             memory[:] = content
+            time.sleep(0)  # lets the thread of the test go on
 
     def __enter__(self) -> Changing:
         return self
