@@ -35,7 +35,7 @@ if _problem is not None:
 TABLE_MEMORY = ("auto", "inplace", "hugepage_copy", "mmap")
 #: The session config entries that the library reads, with what they are if nobody sets them.
 _TABLE_MEMORY_ENTRY = "lucid.table_memory"
-_ENTRIES = {_TABLE_MEMORY_ENTRY: "auto", "lucid.bounds_check": "report"}
+_ENTRIES = {_TABLE_MEMORY_ENTRY: "auto", "lucid.bounds_check": "report", "lucid.max_output_bytes": ""}
 #: onnxruntime's own entry: the folder of the external data of a model that is not a file.
 _FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"
 
