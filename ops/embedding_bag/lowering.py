@@ -155,9 +155,11 @@ def read_bags(e: Emitter, op: Layout, named: Mapping[str, str], num_rows: str) -
         bounds = e.Concat(offsets, e.Shape(indices), axis=0)
         starts = e.Slice(bounds, [0], num_bags)
         ends = e.Slice(bounds, [1], e.Add(num_bags, 1))
-        first, past = e.Abs(e.Slice(starts, [0], [1])), e.Shape(indices)
-        wrong = e.Concat(first, e.Sub(starts, ends), e.Sub(ends, past), [0], axis=0)
-        starts = e.Add(starts, refusal(e, e.Greater(wrong, 0)))
+        # Without any offset the first bound is the number of indices, which must be 0 too.
+        first = e.Not(e.Equal(e.Slice(bounds, [0], [1]), 0))
+        none = e.Less(num_bags, 0)  # include_last_offset, and no offset
+        wrong = e.Greater(e.Concat(e.Sub(starts, ends), e.Sub(ends, e.Shape(indices)), axis=0), 0)
+        starts = e.Add(starts, refusal(e, e.Concat(first, none, wrong, axis=0)))
     lengths = e.Sub(ends, starts)
     num_indices = e.Shape(indices)
     indices = e.Cast(indices, to=onnx.TensorProto.INT64)
