@@ -156,10 +156,11 @@ def read_bags(e: Emitter, op: Layout, named: Mapping[str, str], num_rows: str) -
         starts = e.Slice(bounds, [0], num_bags)
         ends = e.Slice(bounds, [1], e.Add(num_bags, 1))
         # Without any offset the first bound is the number of indices, which must be 0 too.
-        first = e.Not(e.Equal(e.Slice(bounds, [0], [1]), 0))
-        none = e.Less(num_bags, 0)  # include_last_offset, and no offset
-        wrong = e.Greater(e.Concat(e.Sub(starts, ends), e.Sub(ends, e.Shape(indices)), axis=0), 0)
-        starts = e.Add(starts, refusal(e, e.Concat(first, none, wrong, axis=0)))
+        # There are -1 bags with include_last_offset and no offset.
+        first = e.Slice(bounds, [0], [1])
+        below = e.Less(e.Concat(first, num_bags, axis=0), 0)
+        above = e.Greater(e.Concat(first, e.Sub(starts, ends), e.Sub(ends, e.Shape(indices)), axis=0), 0)
+        starts = e.Add(starts, refusal(e, e.Concat(below, above, axis=0)))
     lengths = e.Sub(ends, starts)
     num_indices = e.Shape(indices)
     indices = e.Cast(indices, to=onnx.TensorProto.INT64)
