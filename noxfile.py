@@ -115,6 +115,12 @@ _SANITIZED = (
 )
 
 
+@nox.session(python=False)
+def fuzz(session: nox.Session) -> None:
+    """Every fuzzer for a minute, in the environment as it is."""
+    session.run("python", "fuzz/sessions.py", "--seconds", "60", *session.posargs)
+
+
 @nox.session
 def docs(session: nox.Session) -> None:
     """The documentation's site, into ./site, without a warning."""

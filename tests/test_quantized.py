@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -383,3 +384,16 @@ def test_files_are_lowered_and_told_about(kind: str, tmp_path: Path) -> None:
     feed = {"indices": np.array([0, 49, 3]), "offsets": np.array([0, 2])}
     bits = [lucid_onnx.InferenceSession(str(p), native=False).run(None, feed)[0].tobytes() for p in (path, lowered)]
     assert bits[0] == bits[1]
+
+
+def test_norms_are_taken_in_float32(native: None) -> None:
+    """One that overflows leaves nothing of its row, in each form and in the reference."""
+    codes, scale = np.array([[3, 4], [1, 2]], np.int8), np.array([1e25, 1], np.float32)
+    given = np.array([0, 1]), codes, scale, np.array([0, 1])
+    keywords: dict[str, Any] = {"mode": "sum", "max_norm": 1e30}
+    expected = np.array([[0, 0], [1, 2]], np.float32)
+    np.testing.assert_array_equal(reference.quantized_embedding_bag(*given, **keywords), expected)
+    table = QuantizedTable(codes, "int8", 2, scale)
+    for form in ("native", "standard"):
+        got = quantized_embedding_bag(given[0], table, given[3], form=form, native=form == "native", **keywords)
+        np.testing.assert_array_equal(got, expected)

@@ -120,6 +120,18 @@ def refusing(way: str) -> Any:
 
 
 @pytest.mark.parametrize("way", ["blocks", *WAYS])
+@pytest.mark.parametrize("offsets", [[], [1], [-1], [-(2**63)], [-(2**63), 0]])
+def test_bad_offsets_of_no_positions_are_refused(way: str, offsets: list[int]) -> None:
+    """With include_last_offset, which needs one offset at least, and 0 as the first."""
+    model = lucid_onnx.build_model(np.eye(4, 3, dtype=np.float32), include_last_offset=True)
+    at = session(lucid_onnx.lower(model, ragged=way, longest_bag=3 if way == "padded" else None))  # type: ignore[arg-type]
+    nothing = np.zeros(0, np.int64)
+    with pytest.raises(Exception, match=r"out of data bounds|out of bounds"):
+        at.run(None, {"indices": nothing, "offsets": np.array(offsets, np.int64)})
+    assert at.run(None, {"indices": nothing, "offsets": np.array([0])})[0].shape == (0, 3)
+
+
+@pytest.mark.parametrize("way", ["blocks", *WAYS])
 @pytest.mark.parametrize(
     ("indices", "offsets"),
     [

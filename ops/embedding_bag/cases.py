@@ -53,31 +53,19 @@ class Case:
             self.indices, self.weight, self.offsets, per_sample_weights=self.per_sample_weights, **self.keywords
         )
 
+    def _pooled(self, weight: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+        return reference.pooled(self.indices, weight, self.offsets, weights, self.attributes)
+
     @functools.cached_property
     def exact(self) -> np.ndarray:
         """The result before it is rounded to the table's dtype, [B, D] float64."""
-        weights = self.per_sample_weights
-        with np.errstate(invalid="ignore"):
-            return reference.embedding_bag(
-                self.indices,
-                self.weight.astype(np.float64),
-                self.offsets,
-                per_sample_weights=None if weights is None else weights.astype(np.float64),
-                **self.keywords,
-            )
+        return self._pooled(self.weight, self.per_sample_weights)
 
     @functools.cached_property
     def tolerance(self) -> np.ndarray:
         """The largest error that each element may have, [B, D] float64; infinite where the result is not finite."""
         weights = self.per_sample_weights
-        with np.errstate(invalid="ignore"):
-            magnitude = reference.embedding_bag(
-                self.indices,
-                np.abs(self.weight.astype(np.float64)),
-                self.offsets,
-                per_sample_weights=None if weights is None else np.abs(weights.astype(np.float64)),
-                **self.keywords,
-            )
+        magnitude = self._pooled(np.abs(self.weight), None if weights is None else np.abs(weights))
         dtype = self.weight.dtype
         allowed = _RELATIVE[dtype.name] * magnitude
         if dtype.itemsize == 2:  # the one rounding at the end
@@ -240,6 +228,11 @@ def _not_finite() -> Iterator[Case]:
         weight[1, 0] = weight[2, 3] = weight[3, 5] = np.nan
         weight[4, 1], weight[5, 2:4] = np.inf, (-np.inf, np.nan)
         yield dataclasses.replace(base, weight=weight, indices=np.array([1, 6, 2, 3, 7, 5, 4], np.int64))
+    # A norm that overflows float32 leaves nothing of its row.
+    base = make("max_norm_overflows", mode="sum", rows=4, dim=3, lengths=(2, 1), max_norm=0.4)
+    weight = base.weight.copy()
+    weight[1, 2] = 1e25
+    yield dataclasses.replace(base, weight=weight, indices=np.array([0, 1, 1], np.int64))
     weighted = make(
         "weights_nan_at_padding", mode="sum", lengths=(4, 3, 2), weighted=True, padding_idx=1, dtype="float64"
     )

@@ -155,9 +155,12 @@ def read_bags(e: Emitter, op: Layout, named: Mapping[str, str], num_rows: str) -
         bounds = e.Concat(offsets, e.Shape(indices), axis=0)
         starts = e.Slice(bounds, [0], num_bags)
         ends = e.Slice(bounds, [1], e.Add(num_bags, 1))
-        first, past = e.Abs(e.Slice(starts, [0], [1])), e.Shape(indices)
-        wrong = e.Concat(first, e.Sub(starts, ends), e.Sub(ends, past), [0], axis=0)
-        starts = e.Add(starts, refusal(e, e.Greater(wrong, 0)))
+        # Without any offset the first bound is the number of indices, which must be 0 too.
+        # There are -1 bags with include_last_offset and no offset.
+        first = e.Slice(bounds, [0], [1])
+        below = e.Less(e.Concat(first, num_bags, axis=0), 0)
+        above = e.Greater(e.Concat(first, e.Sub(starts, ends), e.Sub(ends, e.Shape(indices)), axis=0), 0)
+        starts = e.Add(starts, refusal(e, e.Concat(below, above, axis=0)))
     lengths = e.Sub(ends, starts)
     num_indices = e.Shape(indices)
     indices = e.Cast(indices, to=onnx.TensorProto.INT64)

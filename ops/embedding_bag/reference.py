@@ -56,11 +56,29 @@ def embedding_bag(
     attributes = spec.Attributes(mode, padding_idx, max_norm, norm_type, include_last_offset, **further)
     spec.check_inputs(weight, x, offsets, per_sample_weights, attributes)
 
+    with np.errstate(all="ignore"):
+        return pooled(x, weight, offsets, per_sample_weights, attributes).astype(weight.dtype)
+
+
+def pooled(
+    x: np.ndarray,
+    weight: np.ndarray,
+    offsets: np.ndarray | None,
+    per_sample_weights: np.ndarray | None,
+    attributes: spec.Attributes,
+    norms: npt.DTypeLike | None = None,
+) -> np.ndarray:
+    """The result before it is rounded, [B, D] float64, of inputs that were checked.
+
+    Args:
+        norms: the type that the norms of rows are taken in, by default the accumulation type of ``weight``.
+    """
     num_rows, dim = weight.shape
-    bags = _bags(x, offsets, include_last_offset)
+    mode, skipped = attributes.mode, attributes.padding_idx
+    bags = _bags(x, offsets, attributes.include_last_offset)
     indices = x.reshape(-1)
     weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
-    skipped = None if padding_idx is None else padding_idx % num_rows
+    skipped = None if skipped is None else skipped % num_rows
 
     output = np.zeros((len(bags), dim), np.float64)
     with np.errstate(all="ignore"):
@@ -70,7 +88,8 @@ def embedding_bag(
                 continue
             rows = weight[indices[positions]].astype(np.float64)
             if attributes.max_norm is not None:
-                rows *= clip(weight[indices[positions]], attributes.max_norm, attributes.norm_type)[:, None]
+                measured = weight[indices[positions]].astype(norms or weight.dtype)
+                rows *= clip(measured, attributes.max_norm, attributes.norm_type)[:, None]
             if weights is not None:
                 rows *= weights[positions].astype(np.float64)[:, None]
             if mode == "max":
@@ -79,7 +98,7 @@ def embedding_bag(
                 output[i] = rows.sum(axis=0)
                 if mode == "mean":
                     output[i] /= len(positions)
-        return output.astype(weight.dtype)
+    return output
 
 
 def clip(rows: np.ndarray, max_norm: float, norm_type: float) -> np.ndarray:

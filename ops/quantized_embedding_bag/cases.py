@@ -68,7 +68,7 @@ class Case:
         )
 
     def _pooled(self, table: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-        return pooling.embedding_bag(self.indices, table, self.offsets, per_sample_weights=weights, **self.keywords)
+        return pooling.pooled(self.indices, table, self.offsets, weights, self.attributes, np.float32)
 
     @functools.cached_property
     def _rows(self) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""The NumPy reference: the table as it is meant, in float64, and `embedding_bag`'s reference over that."""
+"""The NumPy reference: the table as it is meant, in float64, and `embedding_bag`'s reference over that.
+
+Norms are taken in float32, as the contract says.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +33,14 @@ def dequantize(
     if zero_point is not None and bias is not None:
         raise ValueError("zero_point and bias are given, and one excludes the other")
     rows = codes.astype(np.float64)
-    if zero_point is not None:
-        spec.check_row_numbers("zero_point", zero_point, len(codes), scale.dtype)
-        rows -= zero_point.astype(np.float64)[:, None]
-    rows *= scale.astype(np.float64)[:, None]
-    if bias is not None:
-        spec.check_row_numbers("bias", bias, len(codes), scale.dtype)
-        rows += bias.astype(np.float64)[:, None]
+    with np.errstate(invalid="ignore"):  # an infinite scale of a zero
+        if zero_point is not None:
+            spec.check_row_numbers("zero_point", zero_point, len(codes), scale.dtype)
+            rows -= zero_point.astype(np.float64)[:, None]
+        rows *= scale.astype(np.float64)[:, None]
+        if bias is not None:
+            spec.check_row_numbers("bias", bias, len(codes), scale.dtype)
+            rows += bias.astype(np.float64)[:, None]
     return rows
 
 
@@ -69,12 +73,9 @@ def quantized_embedding_bag(
     weights = None if per_sample_weights is None else np.asarray(per_sample_weights)
     if weights is not None and weights.dtype != scale.dtype:
         raise TypeError(f"per_sample_weights has dtype {weights.dtype}, scale has {scale.dtype}: they must be equal")
-    pooled = embedding_bag.embedding_bag(
-        x,
-        table,
-        offsets,
-        per_sample_weights=None if weights is None else weights.astype(np.float64),
-        **attributes,
-    )
-    with np.errstate(over="ignore"):
-        return pooled.astype(scale.dtype)
+    x, offsets = np.asarray(x), None if offsets is None else np.asarray(offsets)
+    weights = None if weights is None else weights.astype(np.float64)
+    meaning = bags.Attributes(**attributes)
+    bags.check_inputs(table, x, offsets, weights, meaning)
+    with np.errstate(all="ignore"):
+        return embedding_bag.pooled(x, table, offsets, weights, meaning, np.float32).astype(scale.dtype)

@@ -172,7 +172,14 @@ def _mode(root: Expression, parts: list[Expression]) -> str:
     if any(e.op == "Div" for e in (root, first_input(root)) if e is not None):
         return "mean"
     # A maximum looks for NaN, which ReduceMax would lose.
-    return "max" if any(e.op == "IsNaN" for e in parts) else "sum"
+    return "max" if any(e.op == "IsNaN" and not _is_of_norm(e) for e in parts) else "sum"
+
+
+def _is_of_norm(e: Expression) -> bool:
+    """Whether ``e`` is the ``IsNaN(Concat(Abs(rows), zeros))`` of an infinity norm."""
+    inside = first_input(e)
+    magnitudes = None if inside is None or inside.op != "Concat" else first_input(inside)
+    return magnitudes is not None and magnitudes.op == "Abs"
 
 
 def _attributes(parts: list[Expression], mode: str, *, two_d: bool) -> Iterator[spec.Attributes]:
@@ -204,6 +211,8 @@ def _clip(greater: Expression) -> tuple[float, float] | None:
     max_norm = _sum_of_parts(limit)
     if max_norm is None:
         return None
+    if norm.op == "Where" and norm.inputs[-1] is not None:  # of a row with a NaN
+        norm = norm.inputs[-1]
     if norm.op == "ReduceMax":
         return max_norm, math.inf
     power = first_input(input_of(norm, "Pow"))
