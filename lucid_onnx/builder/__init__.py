@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from .dtypes import CODES_TYPES, INDEX_TYPES, TABLE_TYPES, as_dtype, onnx_type
-from .files import Replacing, fill_tables, save, without_initializers
+from .files import Replacing, fill_tables, save, save_temporarily, without_initializers
 from .forms import FORMS, Form, check_form, convert, to_form
 from .models import (
     build_collection_model,
@@ -38,6 +38,7 @@ __all__ = [
     "onnx_type",
     "op_model",
     "save",
+    "save_temporarily",
     "to_form",
     "without_initializers",
 ]

@@ -7,6 +7,8 @@ import json
 import math
 import os
 import re
+import secrets
+import shutil
 import tokenize
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -293,17 +295,18 @@ def write_arrays(output: Path, arrays: Mapping[Path, tuple[str, Any]]) -> None:
                 f"--output {output}: output {name!r} is not an array of numbers, so that no .npy file can hold it"
             )
     folder = next(iter(arrays)).parent
-    made = not folder.exists()
-    with writing(output):
-        folder.mkdir(exist_ok=True)
-        try:
-            with Replacing(next(iter(arrays))) as files:
-                for path, (_, array) in arrays.items():
-                    _write_npy(files.open(path.name), array)
-        except BaseException:
-            if made:
-                folder.rmdir()
-            raise
+    with writing(output), contextlib.ExitStack() as stack:
+        made = None
+        if not folder.exists():  # it appears with all of the files in it
+            made = folder.with_name(f".{folder.name[:50]}.{secrets.token_hex(4)}")
+            made.mkdir()
+            stack.callback(shutil.rmtree, made, ignore_errors=True)
+        first = next(iter(arrays))
+        with Replacing(first if made is None else made / first.name) as files:
+            for path, (_, array) in arrays.items():
+                _write_npy(files.open(path.name), array)
+        if made is not None:
+            made.rename(folder)
 
 
 def _write_npy(file: BinaryIO, array: np.ndarray) -> None:

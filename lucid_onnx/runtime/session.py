@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from lucid_onnx.builder import save
+from lucid_onnx.builder import save_temporarily
 from lucid_onnx.ops.attributes import check_choice
 from lucid_onnx.ops.embedding_bag.spec import BFLOAT16
 
@@ -224,7 +224,7 @@ def _source(model: str | os.PathLike[str] | bytes | onnx.ModelProto, stack: cont
         return model.SerializeToString()
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lucid_onnx"))
     path = os.path.join(folder, "model.onnx")
-    save(model, path)
+    save_temporarily(model, path)
     return path
 
 
