@@ -122,6 +122,18 @@ CASES = {
         lambda: lucid_onnx.save(model(1), root / "m.onnx"),
         lambda: lucid_onnx.save(model(2), root / "m.onnx", external_data=True),
     ),
+    "fuse in place": (lambda: pair(1), lambda: lucid_onnx.fuse(root / "m.onnx", root / "m.onnx", form="native")),
+    "fuse in place of links": (linked, lambda: lucid_onnx.fuse(root / "m.onnx", root / "m.onnx")),
+    "lower over another pair": (
+        lambda: (pair(1), pair(2, "n.onnx")), lambda: lucid_onnx.lower(root / "m.onnx", root / "n.onnx")
+    ),
+    "lower over a pair in another folder": (
+        lambda: ((root / "a").mkdir(), pair(1, "a/m.onnx"), pair(2, "n.onnx")),
+        lambda: lucid_onnx.lower(root / "a" / "m.onnx", root / "n.onnx"),
+    ),
+    "quantize over another pair": (
+        lambda: (pair(1), pair(2, "n.onnx")), lambda: lucid_onnx.quantize(root / "m.onnx", root / "n.onnx")
+    ),
     "a report": (text, lambda: cli_files.write_report(root / "r.json", Report())),
     "outputs to a new folder": (none, arrays),
     "outputs to a folder": (old_arrays, arrays),

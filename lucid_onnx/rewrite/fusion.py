@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 from onnx import helper, version_converter
-from onnx_ir.external_data import set_base_dir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from lucid_onnx.builder import FORMS, Form, convert
+from lucid_onnx.builder import FORMS, ExternalData, Form, convert
 from lucid_onnx.ops.embedding_bag import spec
 
 from . import files, nodes
@@ -95,17 +93,17 @@ def fuse(
     """
     if form not in FORMS:
         raise ValueError(f"form = {form!r} is not one of 'portable', 'standard', 'native'")
-    proto, folder = files.read(model)
-    report = _fuse(proto, folder, form, assume_nonempty, merge_tables)
+    proto, data = files.read(model)
+    report = _fuse(proto, data, form, assume_nonempty, merge_tables)
     if output is not None:
-        files.write(report.model, output, folder)
+        files.write(report.model, output, data)
     return report
 
 
 def _fuse(
-    proto: onnx.ModelProto, folder: Path | None, form: Form, assume_nonempty: bool, merge_tables: bool
+    proto: onnx.ModelProto, data: ExternalData | None, form: Form, assume_nonempty: bool, merge_tables: bool
 ) -> FuseReport:
-    model = _from_proto(proto, folder)
+    model = _from_proto(proto)
     RemoveUnusedNodesPass()(model)  # exporters leave nodes that nothing uses, and that would keep a Loop alive
     search = Search(model, _inferred(proto), assume_nonempty=assume_nonempty)
     search.run()
@@ -113,13 +111,13 @@ def _fuse(
     merged: tuple[Merged, ...] = ()
     unmerged: tuple[Unmerged, ...] = ()
     if merge_tables:
-        model = model if raised is None else _from_proto(raised, folder)
+        model = model if raised is None else _from_proto(raised)
         merged, unmerged = merge(model)
     if raised is not None and not merged:
         result = raised
     elif search.fused or merged:
         result = ir.to_proto(model)
-    elif folder is not None:
+    elif data is not None:
         result = proto  # read for this call
     else:
         result = onnx.ModelProto()
@@ -136,12 +134,19 @@ def _fuse(
     return FuseReport(result, tuple(reversed(search.fused)), tuple(reversed(search.unfused)), merged, unmerged)
 
 
-def _from_proto(proto: onnx.ModelProto, folder: Path | None) -> ir.Model:
-    """The model, whose external data lies in ``folder``."""
-    model = ir.from_proto(proto)
-    if folder is not None:
-        set_base_dir(model.graph, folder)
-    return model
+def _from_proto(proto: onnx.ModelProto) -> ir.Model:
+    """The model in onnx_ir, which is not told where external data lies: nothing here reads it."""
+    try:
+        return ir.from_proto(proto)
+    except ir.serde.SerdeError as error:
+        raise ValueError(f"the model is not one that onnx_ir can hold: {_causes(error)}") from error
+
+
+def _causes(error: BaseException | None) -> str:
+    """What an error of onnx_ir says, without the messages of what it was found in."""
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())
 
 
 def _inferred(proto: onnx.ModelProto) -> dict[str, ir.Value]:
