@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto
 
 import lucid_onnx
-from lucid_testing.models import run_lowered
+from lucid_onnx.builder import loading
+from lucid_testing.models import Small, run_lowered
+from lucid_testing.torch_exports import Export
 
 pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -181,3 +184,67 @@ def test_bad_places(key: str, value: str, text: str, folder: Path) -> None:
     with pytest.raises(ValueError, match=text):
         lucid_onnx.quantize(path, folder / "new.onnx")
     assert sorted(p.name for p in folder.iterdir()) == ["model.onnx", "model.onnx.data"]
+
+
+# ---- Small constants.
+
+
+@pytest.mark.parametrize("name", ["sum-17", "mean-17", "max-17"])
+@pytest.mark.parametrize("attributes", [False, True])
+def test_small_constants_in_external_data(
+    name: str, attributes: bool, legacy: Callable[[str], Export], tmp_path: Path
+) -> None:
+    """As many export scripts write models: what `fuse` finds does not depend on where a number is stored."""
+    export = legacy(name)
+    expected = lucid_onnx.fuse(export.path)
+    for part in ("sum", "mean", "max"):
+        if part in name:
+            assert [f.mode for f in expected.fused] == [part]
+    onnx.save_model(
+        onnx.load(export.path),
+        tmp_path / "m.onnx",
+        save_as_external_data=True,
+        size_threshold=0,
+        location="m.data",
+        convert_attribute=attributes,
+    )
+    stored = onnx.load(tmp_path / "m.onnx", load_external_data=False)
+    assert all(t.data_location == TensorProto.EXTERNAL for t in stored.graph.initializer)
+    report = lucid_onnx.fuse(tmp_path / "m.onnx", tmp_path / "fused.onnx")
+    assert (report.fused, report.unfused) == (expected.fused, expected.unfused)
+    lucid_onnx.lower(tmp_path / "fused.onnx", tmp_path / "m.onnx")
+    again = lucid_onnx.fuse(tmp_path / "m.onnx")
+    assert [f.mode for f in again.fused] == [f.mode for f in expected.fused]
+
+
+def test_tables_in_external_data_are_merged(tmp_path: Path) -> None:
+    """Constants decide in `merging` too: here the axes of an Unsqueeze."""
+    g = Small()
+    parts = []
+    for _ in range(2):
+        bag = g("ReduceSum", g("Gather", "table", "i"), np.array([1], np.int64), keepdims=0)
+        parts.append(g("Unsqueeze", bag, np.array([1], np.int64)))
+    model = g.model(g("ReduceSum", g("Concat", *parts, axis=1), np.array([1], np.int64), keepdims=0))
+    expected = lucid_onnx.fuse(model, merge_tables=True)
+    assert len(expected.merged) == 1
+    onnx.save_model(model, tmp_path / "m.onnx", save_as_external_data=True, size_threshold=0, location="m.data")
+    assert lucid_onnx.fuse(tmp_path / "m.onnx", merge_tables=True).merged == expected.merged
+
+
+def test_no_table_is_needed_to_look_at_a_model(folder: Path) -> None:
+    (folder / "model.onnx.data").unlink()
+    assert lucid_onnx.fuse(folder / "model.onnx").unfused == ()
+
+
+def test_constants_that_share_a_few_bytes_do_not_fill_the_memory(tmp_path: Path) -> None:
+    """30,000 tensors of 60,000 bytes that are one place of a file: of 1.8 GB a hundredth may be read."""
+    (tmp_path / "m.data").write_bytes(bytes(60_000))
+    model = lucid_onnx.build_model(np.eye(3, dtype=np.float32), form="standard")
+    for k in range(30_000):
+        tensor = model.graph.initializer.add(name=f"c{k}", data_type=TensorProto.INT64, dims=[7500])
+        tensor.data_location = TensorProto.EXTERNAL
+        tensor.external_data.add(key="location", value="m.data")
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    proto = loading.load(tmp_path / "m.onnx")
+    loading.ExternalData(tmp_path / "m.onnx").read_small(proto)
+    assert 2**20 < proto.ByteSize() < 2**26

@@ -21,6 +21,10 @@ from lucid_onnx.graph import node_lists, subgraphs, where
 
 #: No tensor has more dimensions: NumPy's own limit.
 _MOST_DIMS = 64
+#: External data up to this many bytes is read with the model: of floats, and of all else, which shapes and indices are.
+_SMALL_FLOATS, _SMALL = 2**12, 2**16
+#: Tensors may share data; together, small ones take no more memory than this beyond the size of their files.
+_SHARED = 2**24
 #: Bits of an element, of the types that are packed.
 _PACKED: dict[int, int] = {
     TensorProto.DataType.Value(name): bits
@@ -29,6 +33,7 @@ _PACKED: dict[int, int] = {
 }
 #: The types of ONNX 1.19, and what is packed as they are: how newer types are laid out is not known here.
 _KNOWN = {number for name, number in TensorProto.DataType.items() if not name.startswith("FLOAT6")}
+_FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 _MESSAGES: dict[int, str] = {
     AttributeProto.TENSOR: "t",
     AttributeProto.GRAPH: "g",
@@ -257,6 +262,37 @@ class ExternalData:
                 f"initializer {tensor.name!r} has {length} bytes in {path}, and its shape takes {byte_count(tensor)}"
             )
         return path, offset, length
+
+    def read_small(self, model: onnx.ModelProto) -> None:
+        """Put small tensors into the model, in place: numbers of which a shape, an axis or an index may depend.
+
+        They stay outside where their file is missing, so that a model can be looked at without its tables.
+
+        Raises:
+            OSError: a file cannot be read.
+            ValueError: as `region`.
+        """
+        external = [t for t in tensors(model) if is_external(t)]
+        sizes: dict[Path, int] = {}
+        used = 0
+        for tensor in external:
+            nbytes = byte_count(tensor)
+            if nbytes > (_SMALL_FLOATS if tensor.data_type in _FLOATS else _SMALL):
+                continue
+            try:
+                path, offset, length = self.region(tensor)
+            except FileNotFoundError:
+                continue
+            sizes.setdefault(path, path.stat().st_size)
+            used += length
+            if used > _SHARED + sum(sizes.values()):
+                return
+            with path.open("rb") as file:
+                file.seek(offset)
+                data = file.read(length)
+            del tensor.external_data[:]
+            tensor.ClearField("data_location")
+            tensor.raw_data = data
 
     def is_beside(self, tensor: onnx.TensorProto, output: Path) -> bool:
         """Whether a model at ``output``, which is a file of its own, finds the data at the same location."""

@@ -27,7 +27,10 @@ _CHUNK = 2**24
 
 
 def read(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[onnx.ModelProto, ExternalData | None]:
-    """A model, and where its external data lies (None: not known). No external data is loaded.
+    """A model, and where its external data lies (None: not known).
+
+    Small constants in external data become part of the model, since what they are may decide something. No table is
+    loaded.
 
     Raises:
         OSError: the file cannot be read.
@@ -39,6 +42,7 @@ def read(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[onnx.ModelPro
     else:
         name, data = os.fspath(model), ExternalData(model)
         proto = load(model)
+        data.read_small(proto)
     for what, held in (
         ("training_info", proto.training_info),
         ("a sparse initializer", proto.graph.sparse_initializer),
