@@ -118,20 +118,16 @@ def _bags(proto: onnx.ModelProto) -> Iterator[Node]:
         if node.op_type not in OPERATOR_OF:
             raise ValueError(f"{at}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(OPERATOR_OF)}")
         meaning = OPERATOR_OF[node.op_type].spec
-        op = meaning.VARIANTS[node.op_type]
-        if len(node.input) <= op.inputs.index(op.table):
-            raise ValueError(f"{at}: {node.op_type} has no input {op.table}")
         try:
             given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
             attributes = meaning.Attributes.from_onnx(given)
-            op = op.of(given)
+            op = meaning.VARIANTS[node.op_type].of(given)
+            op.check_node_inputs(node.input)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{at}: {error}") from error
         name = node.name or (node.output[0] if node.output else "")
-        named = dict(zip(op.inputs, node.input, strict=False))
+        named = dict(zip(op.inputs, node.input, strict=True))
         for bag in op.bags:
-            if bag.table not in named:
-                continue
             place = named[bag.table]
             table, size, external = known.get(place, (Value(place, "?", None), None, False))
             dtype, shape = attributes.as_table(table.dtype, table.shape)
