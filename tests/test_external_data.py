@@ -248,3 +248,28 @@ def test_constants_that_share_a_few_bytes_do_not_fill_the_memory(tmp_path: Path)
     proto = loading.load(tmp_path / "m.onnx")
     loading.ExternalData(tmp_path / "m.onnx").read_small(proto)
     assert 2**20 < proto.ByteSize() < 2**26
+
+
+def test_no_file_of_the_current_folder_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model without a path has its data nowhere, though a file of that name lies in the current folder."""
+    g = Small()
+    g.table = np.ones((5000, 4), np.float32)
+    model = g.model(g.reduced(g("Mul", g("Gather", "table", "i"), g.kept(3))))
+    lucid_onnx.save(model, tmp_path / "m.onnx", external_data=True)
+    monkeypatch.chdir(tmp_path)
+    assert lucid_onnx.fuse("m.onnx").fused[0].padding_idx == 3
+    light = onnx.load("m.onnx", load_external_data=False)
+    assert lucid_onnx.fuse(light).fused[0].padding_idx is None
+
+
+def test_no_row_is_read_through_a_link_out_of_the_folder(tmp_path: Path) -> None:
+    g = Small()
+    g.table = np.ones((5000, 4), np.float32)
+    model = g.model(g.reduced(g("Mul", g("Gather", "table", "i"), g.kept(3))))
+    (tmp_path / "model").mkdir()
+    path = tmp_path / "model" / "m.onnx"
+    lucid_onnx.save(model, path, external_data=True)
+    path.with_name("m.onnx.data").rename(tmp_path / "secret")
+    path.with_name("m.onnx.data").symlink_to("../secret")
+    with pytest.raises(ValueError, match="outside of the model's folder"):
+        lucid_onnx.fuse(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import onnx
@@ -20,6 +20,7 @@ from lucid_onnx.builder import (
     tensors,
     without_initializers,
 )
+from lucid_onnx.graph import subgraphs, where
 
 #: Initializers larger than this take no part in checks and conversions, which copy a model several times.
 _LARGEST_CARRIED = 2**16
@@ -77,6 +78,41 @@ def check(model: onnx.ModelProto) -> str | None:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         return " ".join(str(error).split())
     return None
+
+
+def unknown_name(model: onnx.ModelProto) -> str | None:
+    """What reads a value that nothing gives, in whatever order; None if nothing does."""
+    found = _unknown_in_graph(model.graph, ())
+    for function in model.functions:
+        given = {*function.input, *_given(function.node)}
+        found = found or _unknown_in_nodes(function.node, (given,)) or _unknown_outputs(function.output, given)
+    return found
+
+
+def _unknown_in_graph(graph: onnx.GraphProto, outer: tuple[set[str], ...]) -> str | None:
+    given = {value.name for value in (*graph.input, *graph.initializer)} | _given(graph.node)
+    given.update(sparse.values.name for sparse in graph.sparse_initializer)
+    outputs = [value.name for value in graph.output if not any(value.name in names for names in outer)]
+    return _unknown_in_nodes(graph.node, (*outer, given)) or _unknown_outputs(outputs, given)
+
+
+def _unknown_in_nodes(nodes: Iterable[onnx.NodeProto], scopes: tuple[set[str], ...]) -> str | None:
+    for node in nodes:
+        for name in node.input:
+            if name and not any(name in names for names in scopes):
+                return f"{where(node)} reads {name!r}, which nothing gives"
+        for graph in subgraphs(node):
+            if (found := _unknown_in_graph(graph, scopes)) is not None:
+                return found
+    return None
+
+
+def _unknown_outputs(outputs: Iterable[str], given: set[str]) -> str | None:
+    return next((f"nothing gives the output {name!r}" for name in outputs if name not in given), None)
+
+
+def _given(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    return {name for node in nodes for name in node.output if name}
 
 
 def need_data(model: onnx.ModelProto, data: ExternalData | None) -> None:

@@ -7,6 +7,7 @@ inference and `convert` take nothing else. External tables are only referred to,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 from typing import Any
@@ -16,7 +17,7 @@ import onnx_ir as ir
 from onnx import helper, version_converter
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from lucid_onnx.builder import FORMS, ExternalData, Form, convert
+from lucid_onnx.builder import FORMS, ExternalData, Form, convert, is_external
 from lucid_onnx.ops.embedding_bag import spec
 
 from . import files, nodes
@@ -103,7 +104,10 @@ def fuse(
 def _fuse(
     proto: onnx.ModelProto, data: ExternalData | None, form: Form, assume_nonempty: bool, merge_tables: bool
 ) -> FuseReport:
-    model = _from_proto(proto)
+    unknown = files.unknown_name(proto)
+    if unknown is not None:
+        raise ValueError(f"the model, before any change, does not pass onnx.checker: {files.check(proto) or unknown}")
+    model = _from_proto(proto, data)
     RemoveUnusedNodesPass()(model)  # exporters leave nodes that nothing uses, and that would keep a Loop alive
     search = Search(model, _inferred(proto), assume_nonempty=assume_nonempty)
     search.run()
@@ -111,7 +115,7 @@ def _fuse(
     merged: tuple[Merged, ...] = ()
     unmerged: tuple[Unmerged, ...] = ()
     if merge_tables:
-        model = model if raised is None else _from_proto(raised)
+        model = model if raised is None else _from_proto(raised, data)
         merged, unmerged = merge(model)
     if raised is not None and not merged:
         result = raised
@@ -134,12 +138,17 @@ def _fuse(
     return FuseReport(result, tuple(reversed(search.fused)), tuple(reversed(search.unfused)), merged, unmerged)
 
 
-def _from_proto(proto: onnx.ModelProto) -> ir.Model:
-    """The model in onnx_ir, which is not told where external data lies: nothing here reads it."""
+def _from_proto(proto: onnx.ModelProto, data: ExternalData | None) -> ir.Model:
+    """The model in onnx_ir. Its initializers are told where their external data is, if that is there."""
     try:
-        return ir.from_proto(proto)
+        model = ir.from_proto(proto)
     except ir.serde.SerdeError as error:
         raise ValueError(f"the model is not one that onnx_ir can hold: {_causes(error)}") from error
+    for tensor in proto.graph.initializer:
+        if data is not None and is_external(tensor) and tensor.name in model.graph.initializers:
+            with contextlib.suppress(FileNotFoundError):  # a model can be looked at without its tables
+                model.graph.initializers[tensor.name].meta[nodes.REGION] = data.region(tensor)
+    return model
 
 
 def _causes(error: BaseException | None) -> str:
@@ -154,7 +163,7 @@ def _inferred(proto: onnx.ModelProto) -> dict[str, ir.Value]:
     light = files.without_tables(proto)
     try:
         inferred = onnx.shape_inference.infer_shapes(light)
-    except (onnx.shape_inference.InferenceError, RuntimeError):
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError):
         inferred = light  # the checker will say what is wrong, if there is something to fuse
     values = (*inferred.graph.value_info, *inferred.graph.output)
     return {v.name: ir.serde.deserialize_value_info_proto(v, None) for v in values if v.name}
@@ -174,7 +183,7 @@ def _raised(model: ir.Model) -> onnx.ModelProto | None:
     light = files.without_tables(proto)
     try:
         converted = version_converter.convert_version(light, _RAISED_OPSET)
-    except RuntimeError as error:
+    except (onnx.shape_inference.InferenceError, RuntimeError) as error:
         raise ValueError(
             f"the model imports opset {opset}, and onnx.version_converter cannot raise it to {_RAISED_OPSET}: "
             f"{' '.join(str(error).split())}"
