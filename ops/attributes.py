@@ -116,7 +116,7 @@ class Choice(Kind):
         return {name: self.numbers[value]}
 
     def decode(self, name: str, given: Mapping[str, Any], default: Any) -> str:
-        value = given.get(name, self.numbers[default])
+        value = given[name] if name in given else self.numbers[default]
         if isinstance(value, (bytes, str)) and self.or_text:
             text = value.decode(errors="replace") if isinstance(value, bytes) else value
             return self.check(name, text)

@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import google.protobuf.message
 import onnx
@@ -61,8 +62,8 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
 def check_structure(model: onnx.ModelProto, name: str) -> None:
     """Raise ValueError for what no reader of a model can make sense of, whatever the operators mean.
 
-    That is: no graph or opset; a tensor or attribute of an unknown type; a negative dimension, or too many; data that
-    is not as long as the dimensions say; an attribute without its value.
+    That is: no graph or opset; text that is not UTF-8; a tensor or attribute of an unknown type; a negative
+    dimension, or too many; data that is not as long as the dimensions say; an attribute without its value.
 
     Args:
         name: of the model, as the message begins.
@@ -70,12 +71,25 @@ def check_structure(model: onnx.ModelProto, name: str) -> None:
     if not model.HasField("graph") or not model.opset_import:
         raise ValueError(f"{name}: not an ONNX model: it has no graph or no opset")
     try:
+        _check_text(model)
         _check_graph(model.graph)
         for nodes in node_lists(model):
             for node in nodes:
                 _check_node(node)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
+
+
+def _check_text(message: Any) -> None:
+    """Names and other text must be UTF-8: protobuf gives bytes where it is not."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            for text in [value] if isinstance(value, (str, bytes)) else value:
+                if isinstance(text, bytes):
+                    raise ValueError(f"{field.full_name} is {text[:40]!r}, which is not UTF-8")
+        elif field.type == field.TYPE_MESSAGE:
+            for inner in [value] if hasattr(value, "ListFields") else value:
+                _check_text(inner)
 
 
 def _check_graph(graph: onnx.GraphProto) -> None:
@@ -88,8 +102,8 @@ def _check_graph(graph: onnx.GraphProto) -> None:
 def _check_node(node: onnx.NodeProto) -> None:
     for attribute in node.attribute:
         at = f"{where(node)}: attribute {attribute.name!r}"
-        if attribute.type not in AttributeProto.AttributeType.values() or attribute.type == AttributeProto.UNDEFINED:
-            raise ValueError(f"{at} has type {attribute.type}, which is unknown")
+        if attribute.type == AttributeProto.UNDEFINED:
+            raise ValueError(f"{at} has no type")
         field = _MESSAGES.get(attribute.type)
         if field is not None and not attribute.HasField(field) and not attribute.ref_attr_name:
             raise ValueError(f"{at} has no value")
@@ -280,19 +294,28 @@ class ExternalData:
             if nbytes > (_SMALL_FLOATS if tensor.data_type in _FLOATS else _SMALL):
                 continue
             try:
-                path, offset, length = self.region(tensor)
+                path, _, length = self.region(tensor)
             except FileNotFoundError:
                 continue
             sizes.setdefault(path, path.stat().st_size)
             used += length
             if used > _SHARED + sum(sizes.values()):
                 return
-            with path.open("rb") as file:
-                file.seek(offset)
-                data = file.read(length)
-            del tensor.external_data[:]
-            tensor.ClearField("data_location")
-            tensor.raw_data = data
+            self.read(tensor)
+
+    def read(self, tensor: onnx.TensorProto) -> None:
+        """Put a tensor's data into it.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: as `region`.
+        """
+        path, offset, length = self.region(tensor)
+        with path.open("rb") as file:
+            file.seek(offset)
+            tensor.raw_data = file.read(length)
+        del tensor.external_data[:]
+        tensor.ClearField("data_location")
 
     def is_beside(self, tensor: onnx.TensorProto, output: Path) -> bool:
         """Whether a model at ``output``, which is a file of its own, finds the data at the same location."""

@@ -41,6 +41,10 @@ _DTYPES = {
         **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
     }.items()
 }
+#: What NumPy raises over a broken .npy file. It reads the header with ast.literal_eval, to which 8 KB of signs or
+#: brackets are too deep (RecursionError, MemoryError); the array itself is mapped.
+_BROKEN_NPY: tuple[type[Exception], ...] = (ValueError, TypeError, OverflowError, EOFError, SyntaxError)
+_BROKEN_NPY += (tokenize.TokenError, RecursionError, MemoryError)
 #: numpy.save writes ml_dtypes.bfloat16 as raw items of two bytes.
 _RAW_BFLOAT16 = np.dtype("V2")
 
@@ -171,7 +175,7 @@ def read_npy(path: str) -> np.ndarray:
                 "ignore"
             )  # about old headers, and about sizes that overflow, which are an error anyway
             array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (ValueError, TypeError, OverflowError, EOFError, SyntaxError, tokenize.TokenError) as error:
+    except _BROKEN_NPY as error:
         raise UserError(f"{path}: cannot be read as an array of numbers: {error}") from error
     if array.dtype == _RAW_BFLOAT16:
         array = array.view(spec.BFLOAT16)
@@ -203,9 +207,7 @@ def _read_safetensors(path: str, key: str | None) -> np.ndarray:
         if key is None:
             names = checkpoint.names(path)
             if len(names) != 1:
-                raise UserError(
-                    f"{path}: which tensor? add :KEY to the file's name; it has: {', '.join(names) or 'none'}"
-                )
+                raise UserError(f"{path}: which tensor? add :KEY to the file's name; it has: {checkpoint.named(names)}")
             (key,) = names
         return checkpoint.read(path, key)
 
