@@ -122,6 +122,12 @@ def docs(session: nox.Session) -> None:
     session.run("mkdocs", "build", "--strict", *session.posargs, env={"NO_MKDOCS_2_WARNING": "1"})
 
 
+@nox.session(python=False)
+def fuzz(session: nox.Session) -> None:
+    """Broken files through every command, in the environment as it is; arguments after -- go to fuzz/models.py."""
+    session.run("python", str(ROOT / "fuzz" / "models.py"), *(session.posargs or ["--seconds", "60"]))
+
+
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style and types of Python, style of C++."""
