@@ -118,7 +118,8 @@ _SANITIZED = (
 @nox.session(python=False)
 def fuzz(session: nox.Session) -> None:
     """Every fuzzer for a minute, in the environment as it is."""
-    session.run("python", "fuzz/sessions.py", "--seconds", "60", *session.posargs)
+    for program in ("sessions.py", "models.py"):
+        session.run("python", f"fuzz/{program}", "--seconds", "60", *session.posargs)
 
 
 @nox.session

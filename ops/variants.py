@@ -15,6 +15,8 @@ Role = Literal["table", "quantized", "row_number", "indices", "offsets", "weight
 #: The roles of a table's parts, which a model may hold as initializers.
 TABLE_ROLES = ("table", "quantized", "row_number")
 Dims = tuple["int | str", ...]
+#: A message names no more inputs than this.
+_MOST_NAMED = 64
 
 
 class Value(NamedTuple):
@@ -61,6 +63,19 @@ class BaseVariant:
     def inputs(self) -> tuple[str, ...]:
         """The inputs, in order."""
         raise NotImplementedError
+
+    @property
+    def num_inputs(self) -> int:
+        """The number of inputs, without making their names: attributes of a node may ask for 2**62 of them."""
+        return len(self.inputs)
+
+    def check_node_inputs(self, given: Sequence[str]) -> None:
+        """Raise ValueError if a node has not the inputs of this operator, one name for each."""
+        if len(given) == self.num_inputs and all(given):
+            return
+        takes = ", ".join(self.inputs) if self.num_inputs <= _MOST_NAMED else f"{self.num_inputs} inputs"
+        names = list(given) if len(given) <= _MOST_NAMED else f"{len(given)}"
+        raise ValueError(f"{self.name} takes {takes}; it was given {names}")
 
     @property
     def bags(self) -> tuple[Bag, ...]:

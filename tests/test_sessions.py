@@ -901,8 +901,9 @@ def test_a_save_that_fails_leaves_what_was_there(existing: bool, tmp_path: Path)
         assert session.run(None, {"indices": ints(1), "offsets": ints(0)})[0].tolist() == [[1, 1]]
 
 
-@pytest.mark.parametrize("failing", ["m.onnx.data", "m.onnx"])
-@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize(
+    ("failing", "existing"), [("m.onnx.data", False), ("m.onnx.1.data", True), ("m.onnx", False), ("m.onnx", True)]
+)
 def test_a_save_that_fails_at_its_last_step(
     failing: str, existing: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

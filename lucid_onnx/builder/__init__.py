@@ -1,13 +1,15 @@
 """Put bags into ONNX models: one bag as a model, or nodes for a graph that somebody else is building.
 
-`models` builds whole models, `nodes` single nodes, `forms` turns a model into another form, `files` writes one.
+`models` builds whole models, `nodes` single nodes, `forms` turns a model into another form, `files` writes one, and
+`loading` reads one.
 """
 
 from __future__ import annotations
 
 from .dtypes import CODES_TYPES, INDEX_TYPES, TABLE_TYPES, as_dtype, onnx_type
-from .files import Replacing, fill_tables, save, without_initializers
+from .files import Replacing, fill_tables, save, save_temporarily, without_initializers
 from .forms import FORMS, Form, check_form, convert, to_form
+from .loading import ExternalData, byte_count, check_structure, is_external, load, location, tensors
 from .models import (
     build_collection_model,
     build_grad_model,
@@ -22,6 +24,7 @@ __all__ = [
     "FORMS",
     "INDEX_TYPES",
     "TABLE_TYPES",
+    "ExternalData",
     "Form",
     "Replacing",
     "as_dtype",
@@ -29,15 +32,22 @@ __all__ = [
     "build_grad_model",
     "build_model",
     "build_quantized_model",
+    "byte_count",
     "check_form",
+    "check_structure",
     "convert",
     "fill_tables",
+    "is_external",
+    "load",
+    "location",
     "make_collection_node",
     "make_grad_node",
     "make_node",
     "onnx_type",
     "op_model",
     "save",
+    "save_temporarily",
+    "tensors",
     "to_form",
     "without_initializers",
 ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import os
-import tempfile
+import re
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,9 @@ def save(
 ) -> None:
     """Write a model, with its tables in ``<path>.data`` beside it where one file cannot hold them.
 
-    Both files appear whole or not at all.
+    Whoever reads ``path`` finds the old model with its data or the new one, whole, even if this process dies. So data
+    never takes the place of old data: where ``<path>.data`` is there, it goes to ``<path>.1.data``, and so on. Data
+    that only the old model referred to is removed last.
 
     Args:
         model: the model; its initializers hold their data, but for those in ``tables``.
@@ -44,10 +49,25 @@ def save(
         ValueError: external_data=False for a model that is too large, or an initializer without its data.
         OSError: the files cannot be written.
     """
-    path = Path(path)
+    _save(model, Path(path), external_data=external_data, progress=progress, tables=tables or {}, durable=True)
+
+
+def save_temporarily(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
+    """`save` for a model that this process reads and removes: nothing waits for the disk."""
+    _save(model, Path(path), external_data=None, progress=None, tables={}, durable=False)
+
+
+def _save(
+    model: onnx.ModelProto,
+    path: Path,
+    *,
+    external_data: bool | None,
+    progress: Callable[[int, int], None] | None,
+    tables: Mapping[str, memoryview],
+    durable: bool,
+) -> None:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder")
-    tables = tables or {}
     for tensor in model.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL and tensor.name not in tables:
             raise ValueError(f"initializer {tensor.name!r} is external data that was not loaded: use onnx.load first")
@@ -57,14 +77,14 @@ def save(
         external_data = too_large
     elif too_large and not external_data:
         raise ValueError(f"external_data = False, but {sum(sizes)} bytes of tables do not fit one protobuf file")
-    with Replacing(path) as files:
+    with Replacing(path, durable=durable) as files:
         if external_data and max(sizes, default=0) >= _ALIGNMENT:
-            model = _externalise(model, sizes, path.name + ".data", files.open(path.name + ".data"), progress, tables)
+            model = _externalise(model, sizes, *files.open_data(), progress, tables)
         elif tables:
             light, model = model, onnx.ModelProto()
             model.CopyFrom(light)
             fill_tables(model, tables)
-        files.open(path.name).write(model.SerializeToString())
+        files.open_model().write(model.SerializeToString())
 
 
 def fill_tables(model: onnx.ModelProto, tables: Mapping[str, memoryview]) -> None:
@@ -77,61 +97,131 @@ def fill_tables(model: onnx.ModelProto, tables: Mapping[str, memoryview]) -> Non
 
 
 class Replacing:
-    """Temporary files beside ``path`` that take their places together when the block ends well."""
+    """Files beside ``path`` that appear when the block ends well, and not at all if it ends in an error.
 
-    def __init__(self, path: Path) -> None:
-        self._folder = path.parent
+    Each name holds its old content, whole, until one rename puts the new one there; all bytes are on disk by then.
+    External data of a model never takes the place of a file: it gets a name of its own (`open_data`) and is in place
+    before the model (`open_model`) is. So a process that dies at any moment leaves a model with the data that
+    belongs to it. What remains then is a hidden temporary file, or data that no model refers to.
+
+    Args:
+        path: the main file.
+        durable: wait until the disk has the bytes; False for files that need not outlive a crash.
+    """
+
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
+        self._folder, self._name, self._durable = path.parent, path.name, durable
+        self._data: dict[str, Any] = {}
         self._open: dict[str, Any] = {}
+        self._is_model = False
 
     def open(self, name: str) -> Any:
-        self._open[name] = tempfile.NamedTemporaryFile(  # noqa: SIM115  # closed in __exit__
-            dir=self._folder, prefix=f".{name}.", delete=False
-        )
+        """A binary file that takes the place of the one of that name."""
+        self._open[name] = self._temporary(name)
         return self._open[name]
+
+    def open_model(self) -> Any:
+        """The model at ``path``. Data that only the old model there referred to is removed when the block ends."""
+        self._is_model = True
+        return self.open(self._name)
+
+    def open_data(self) -> tuple[str, Any]:
+        """A new file for external data, and the location that the model's tensors give for it.
+
+        It is ``<name>.data``, or ``<name>.1.data`` and so on: behind all that there are, so that a model that was read
+        before never finds new data under the old name.
+        """
+        numbers = [number for number, _ in self._data_files()]
+        number = max(numbers, default=-1) + 1 + len(self._data)
+        location = f"{self._name}.{number}.data" if number else f"{self._name}.data"
+        self._data[location] = self._temporary(location)
+        return location, self._data[location]
 
     def __enter__(self) -> Replacing:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        files = [*self._data.values(), *self._open.values()]
         try:
-            for file in self._open.values():
-                file.close()
             if error is None:
+                for file in files:
+                    file.flush()
+                    if self._durable:
+                        os.fsync(file.fileno())
+                    file.close()
                 self._take_places()
         finally:
-            for file in self._open.values():
+            for file in files:
                 file.close()
                 Path(file.name).unlink(missing_ok=True)
 
+    def _temporary(self, name: str) -> Any:
+        """A new hidden file with the permissions that the process gives to new files."""
+        while True:
+            path = self._folder / f".{name[:50]}.{secrets.token_hex(4)}"
+            try:
+                return open(path, "x+b")  # closed in __exit__
+            except FileExistsError:
+                continue
+
     def _take_places(self) -> None:
-        """Put the files where they belong. One is replaced atomically; of several, all are or none."""
-        mask = _umask()
-        moved: list[tuple[Path, Path | None]] = []
+        for name in self._open:
+            if (self._folder / name).is_dir():
+                raise IsADirectoryError(21, "it is a folder", str(self._folder / name))
+        old = self._old_data() if self._is_model else []
+        placed: list[Path] = []
         try:
-            for name, file in self._open.items():
-                os.chmod(file.name, 0o666 & ~mask)
-                target, aside = self._folder / name, None
-                if len(self._open) > 1 and target.is_file():
-                    aside = self._folder / f".old{Path(file.name).name}"
-                    os.replace(target, aside)
-                moved.append((target, aside))
+            for location, file in self._data.items():
+                target = self._folder / location
+                os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # nobody else takes the name now
+                placed.append(target)
                 os.replace(file.name, target)
+            if self._data:
+                self._sync_folder()
+            for name, file in self._open.items():
+                os.replace(file.name, self._folder / name)
+                placed.clear()
         except BaseException:
-            for target, aside in reversed(moved):
-                if aside is not None:
-                    os.replace(aside, target)
-                elif len(moved) > 1 and target.is_file():
-                    target.unlink()
+            for target in placed:
+                target.unlink(missing_ok=True)
             raise
-        for _, aside in moved:
-            if aside is not None:
-                aside.unlink()
+        self._sync_folder()
+        with contextlib.suppress(OSError):  # what cannot be removed, or is not known to be of no use, stays
+            for path in old:
+                models = (self._folder / self._name, *self._folder.glob("*.onnx"))
+                if not any(_refers(model, path.name) for model in models):
+                    path.unlink()
+
+    def _old_data(self) -> list[Path]:
+        """The data that the model at ``path`` refers to now, as far as it has names that `open_data` gives."""
+        try:
+            return [path for _, path in self._data_files() if _refers(self._folder / self._name, path.name)]
+        except PermissionError:
+            return []
+
+    def _data_files(self) -> list[tuple[int, Path]]:
+        """The files with names that `open_data` gives, with their numbers."""
+        pattern = re.compile(re.escape(self._name) + r"(?:\.([1-9]\d{0,8}))?\.data")
+        found = ((pattern.fullmatch(path.name), path) for path in self._folder.iterdir())
+        return [(int(match[1] or 0), path) for match, path in found if match]
+
+    def _sync_folder(self) -> None:
+        if not self._durable or os.name == "nt":  # Windows opens no folders
+            return
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _refers(model: Path, location: str) -> bool:
+    """Whether a model file has a tensor with its data at ``location``. It is searched for, and not parsed."""
+    if not model.is_file() or not model.stat().st_size:
+        return False
+    entry = onnx.StringStringEntryProto(key="location", value=location).SerializeToString()
+    with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return content.find(entry) >= 0
 
 
 def _externalise(

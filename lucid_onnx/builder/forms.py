@@ -138,12 +138,9 @@ def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) 
         raise ValueError(f"{at}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(OPERATOR_OF)}")
     meaning = OPERATOR_OF[node.op_type].spec
     integers = {a.name: a.i for a in node.attribute if a.type == onnx.AttributeProto.INT and not a.ref_attr_name}
-    try:
+    with _named(at):
         op = variant(node.op_type, integers)
-    except ValueError as error:
-        raise ValueError(f"{at}: {error}") from error
-    if len(node.input) != len(op.inputs) or not all(node.input):
-        raise ValueError(f"{at}: {op.name} takes {', '.join(op.inputs)}; it was given {list(node.input)}")
+        op.check_node_inputs(node.input)
     if len(op.outputs) == 1 and len(node.output) != 1:
         raise ValueError(f"{at}: {op.name} has one output, not {len(node.output)}")
     if len(node.output) != len(op.outputs) or not all(node.output):

@@ -7,6 +7,8 @@ import json
 import math
 import os
 import re
+import secrets
+import shutil
 import tokenize
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,6 +40,10 @@ _DTYPES = {
         **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
     }.items()
 }
+#: What NumPy raises over a broken .npy file. It reads the header with ast.literal_eval, to which 8 KB of signs or
+#: brackets are too deep (RecursionError, MemoryError); the array itself is mapped.
+_BROKEN_NPY: tuple[type[Exception], ...] = (ValueError, TypeError, OverflowError, EOFError, SyntaxError)
+_BROKEN_NPY += (tokenize.TokenError, RecursionError, MemoryError)
 #: numpy.save writes ml_dtypes.bfloat16 as raw items of two bytes.
 _RAW_BFLOAT16 = np.dtype("V2")
 
@@ -168,7 +174,7 @@ def read_npy(path: str) -> np.ndarray:
                 "ignore"
             )  # about old headers, and about sizes that overflow, which are an error anyway
             array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except (ValueError, TypeError, OverflowError, EOFError, SyntaxError, tokenize.TokenError) as error:
+    except _BROKEN_NPY as error:
         raise UserError(f"{path}: cannot be read as an array of numbers: {error}") from error
     if array.dtype == _RAW_BFLOAT16:
         array = array.view(spec.BFLOAT16)
@@ -200,9 +206,7 @@ def _read_safetensors(path: str, key: str | None) -> np.ndarray:
         if key is None:
             names = checkpoint.names(path)
             if len(names) != 1:
-                raise UserError(
-                    f"{path}: which tensor? add :KEY to the file's name; it has: {', '.join(names) or 'none'}"
-                )
+                raise UserError(f"{path}: which tensor? add :KEY to the file's name; it has: {checkpoint.named(names)}")
             (key,) = names
         return checkpoint.read(path, key)
 
@@ -292,17 +296,18 @@ def write_arrays(output: Path, arrays: Mapping[Path, tuple[str, Any]]) -> None:
                 f"--output {output}: output {name!r} is not an array of numbers, so that no .npy file can hold it"
             )
     folder = next(iter(arrays)).parent
-    made = not folder.exists()
-    with writing(output):
-        folder.mkdir(exist_ok=True)
-        try:
-            with Replacing(next(iter(arrays))) as files:
-                for path, (_, array) in arrays.items():
-                    _write_npy(files.open(path.name), array)
-        except BaseException:
-            if made:
-                folder.rmdir()
-            raise
+    with writing(output), contextlib.ExitStack() as stack:
+        made = None
+        if not folder.exists():  # it appears with all of the files in it
+            made = folder.with_name(f".{folder.name[:50]}.{secrets.token_hex(4)}")
+            made.mkdir()
+            stack.callback(shutil.rmtree, made, ignore_errors=True)
+        first = next(iter(arrays))
+        with Replacing(first if made is None else made / first.name) as files:
+            for path, (_, array) in arrays.items():
+                _write_npy(files.open(path.name), array)
+        if made is not None:
+            made.rename(folder)
 
 
 def _write_npy(file: BinaryIO, array: np.ndarray) -> None:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from lucid_onnx.builder import is_external, load, location, tensors
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.runtime import info
 
@@ -60,8 +61,7 @@ def _values(values: Iterable[info.Value]) -> str:
 def show_built(output: Path, rows: np.ndarray, model: onnx.ModelProto, form: str) -> None:
     console = new_console()
     say(console, f"wrote {output} ({bytes_text(output.stat().st_size)})")
-    if output.stat().st_size < rows.nbytes:
-        data = output.with_name(output.name + ".data")
+    for data in dict.fromkeys(output.with_name(location(t)) for t in tensors(load(output)) if is_external(t)):
         say(console, f"wrote {data} ({bytes_text(data.stat().st_size)})")
     opset = info.opset(model)
     say(console, f"table {rows.dtype} {shape_text(rows.shape)}, {bytes_text(rows.nbytes)}; {form} form, opset {opset}")

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from lucid_onnx.builder import to_form
+from lucid_onnx.builder import ExternalData, is_external, load, tensors, to_form
 from lucid_onnx.builder.conformance import AnyCase, case_model
 from lucid_onnx.ops import (
     OPERATOR_OF,
@@ -139,13 +139,15 @@ def model(
         CannotRunError: the comparison cannot run it.
     """
     try:
-        proto = onnx.load(path)
-    except OSError:
-        raise
-    except Exception as error:  # protobuf's errors have no base that protobuf's versions share
-        raise CannotRunError(f"{path}: not an ONNX model: {error}") from error
-    if proto.ByteSize() > _LARGEST_MODEL:
-        raise CannotRunError(f"{path}: with its tables it is over 2 GiB, which is too large to send to a worker")
+        proto = load(path)
+        data = ExternalData(path)
+        external = [t for t in tensors(proto) if is_external(t)]
+        if proto.ByteSize() + sum(data.region(t)[2] for t in external) > _LARGEST_MODEL:
+            raise CannotRunError(f"{path}: with its tables it is over 2 GiB, which is too large to send to a worker")
+        for tensor in external:
+            data.read(tensor)
+    except ValueError as error:
+        raise CannotRunError(str(error) if str(error).startswith(f"{path}: ") else f"{path}: {error}") from error
     bags: onnx.ModelProto | None = proto
     reasons = ""
     try:

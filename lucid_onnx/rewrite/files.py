@@ -4,46 +4,53 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
-import google.protobuf.message
 import onnx
-from onnx import TensorProto
 
-from lucid_onnx.builder import Replacing, save, without_initializers
-from lucid_onnx.graph import node_lists, subgraphs
+from lucid_onnx.builder import (
+    ExternalData,
+    Replacing,
+    check_structure,
+    is_external,
+    load,
+    location,
+    save,
+    tensors,
+    without_initializers,
+)
+from lucid_onnx.graph import subgraphs, where
 
 #: Initializers larger than this take no part in checks and conversions, which copy a model several times.
 _LARGEST_CARRIED = 2**16
 _CHUNK = 2**24
 
 
-def read(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[onnx.ModelProto, Path | None]:
-    """A model, and the folder that its external data lies in (None: not known). No external data is loaded.
+def read(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[onnx.ModelProto, ExternalData | None]:
+    """A model, and where its external data lies (None: not known).
+
+    Small constants in external data become part of the model, since what they are may decide something. No table is
+    loaded.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not an ONNX model, or has what a rewrite would lose.
+        ValueError: it is not an ONNX model, has what a rewrite would lose, or has its data outside of its folder.
     """
     if isinstance(model, onnx.ModelProto):
-        proto, name, folder = model, "the model", None
+        proto, name, data = model, "the model", None
+        check_structure(proto, name)
     else:
-        path = Path(model)
-        name, folder = str(path), path.parent
-        try:
-            proto = onnx.load_model(path, format="protobuf", load_external_data=False)
-        except google.protobuf.message.DecodeError as error:
-            raise ValueError(f"{name}: not an ONNX model: {error}") from error
-    if not proto.HasField("graph") or not proto.opset_import:
-        raise ValueError(f"{name}: not an ONNX model: it has no graph or no opset")
+        name, data = os.fspath(model), ExternalData(model)
+        proto = load(model)
+        data.read_small(proto)
     for what, held in (
         ("training_info", proto.training_info),
         ("a sparse initializer", proto.graph.sparse_initializer),
     ):
         if len(held):
             raise ValueError(f"{name}: has {what}, which a rewrite would lose")
-    return proto, folder
+    return proto, data
 
 
 def without_tables(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -61,7 +68,7 @@ def without_tables(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def is_table(tensor: onnx.TensorProto) -> bool:
     """Whether `without_tables` leaves an initializer out."""
-    return tensor.data_location == TensorProto.EXTERNAL or tensor.ByteSize() > _LARGEST_CARRIED
+    return is_external(tensor) or tensor.ByteSize() > _LARGEST_CARRIED
 
 
 def check(model: onnx.ModelProto) -> str | None:
@@ -73,87 +80,105 @@ def check(model: onnx.ModelProto) -> str | None:
     return None
 
 
-def write(model: onnx.ModelProto, output: str | os.PathLike[str], folder: Path | None) -> None:
-    """Write a model beside its external data; into another folder with a copy of the data, named after the model.
+def unknown_name(model: onnx.ModelProto) -> str | None:
+    """What reads a value that nothing gives, in whatever order; None if nothing does."""
+    found = _unknown_in_graph(model.graph, ())
+    for function in model.functions:
+        given = {*function.input, *_given(function.node)}
+        found = found or _unknown_in_nodes(function.node, (given,)) or _unknown_outputs(function.output, given)
+    return found
 
-    All files appear or none.
+
+def _unknown_in_graph(graph: onnx.GraphProto, outer: tuple[set[str], ...]) -> str | None:
+    given = {value.name for value in (*graph.input, *graph.initializer)} | _given(graph.node)
+    given.update(sparse.values.name for sparse in graph.sparse_initializer)
+    outputs = [value.name for value in graph.output if not any(value.name in names for names in outer)]
+    return _unknown_in_nodes(graph.node, (*outer, given)) or _unknown_outputs(outputs, given)
+
+
+def _unknown_in_nodes(nodes: Iterable[onnx.NodeProto], scopes: tuple[set[str], ...]) -> str | None:
+    for node in nodes:
+        for name in node.input:
+            if name and not any(name in names for names in scopes):
+                return f"{where(node)} reads {name!r}, which nothing gives"
+        for graph in subgraphs(node):
+            if (found := _unknown_in_graph(graph, scopes)) is not None:
+                return found
+    return None
+
+
+def _unknown_outputs(outputs: Iterable[str], given: set[str]) -> str | None:
+    return next((f"nothing gives the output {name!r}" for name in outputs if name not in given), None)
+
+
+def _given(nodes: Iterable[onnx.NodeProto]) -> set[str]:
+    return {name for node in nodes for name in node.output if name}
+
+
+def need_data(model: onnx.ModelProto, data: ExternalData | None) -> None:
+    """Raise ValueError if a model has external data and nobody said where it is."""
+    external = next((t for t in tensors(model) if is_external(t)), None)
+    if external is not None and data is None:
+        raise ValueError(
+            f"initializer {external.name!r} is external data that was not loaded: give the path of the model"
+        )
+
+
+def check_not_data(output: Path, model: onnx.ModelProto, data: ExternalData) -> None:
+    """Raise ValueError if ``output`` is in the place of the model's external data; find all of that."""
+    for tensor in by_location(model).values():
+        source = data.source(tensor)
+        if output.exists() and output.samefile(source):
+            raise ValueError(f"{output} is the external data of the model, and would be replaced")
+
+
+def by_location(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
+    """The locations of a model's external data, each with the first tensor that is there."""
+    found: dict[str, onnx.TensorProto] = {}
+    for tensor in tensors(model):
+        if is_external(tensor):
+            found.setdefault(location(tensor), tensor)
+    return found
+
+
+def write(model: onnx.ModelProto, output: str | os.PathLike[str], data: ExternalData | None) -> None:
+    """Write a model that refers to its external data where it is; if it is not found from there, to a copy of it.
+
+    Whoever reads ``output`` finds the old model with its data or the new one, as after `save`.
 
     Args:
-        folder: where the external data lies.
+        data: where the model's external data is.
 
     Raises:
         OSError: a file cannot be read or written.
-        ValueError: the external data cannot be found, or would be overwritten.
+        ValueError: the external data is not known or not in the model's folder, or would be overwritten.
     """
     output = Path(output)
     if output.is_dir():
         raise IsADirectoryError(f"{output} is a folder")
-    external = [t for t in tensors(model) if t.data_location == TensorProto.EXTERNAL]
-    if not external:
+    need_data(model, data)
+    if data is None or not (external := by_location(model)):
         save(model, output)
         return
-    if folder is None:
-        raise ValueError(
-            f"initializer {external[0].name!r} is external data that was not loaded: give the path of the model"
-        )
-    sources = {name: source(folder, name, external) for name in dict.fromkeys(location(t) for t in external)}
-    for name, path in sources.items():
-        if output.exists() and output.samefile(path):
-            raise ValueError(f"{output} is the external data {name!r} of the model")
+    check_not_data(output, model, data)
     with Replacing(output) as files:
-        if not output.parent.samefile(folder):
-            model = _moved(model, sources, output, files)
-        files.open(output.name).write(model.SerializeToString())
+        copies: dict[str, str] = {}
+        for name, tensor in external.items():
+            if not data.is_beside(tensor, output):
+                copies[name], target = files.open_data()
+                with data.source(tensor).open("rb") as stream:
+                    shutil.copyfileobj(stream, target, _CHUNK)
+        files.open_model().write(_moved(model, copies).SerializeToString())
 
 
-def _moved(model: onnx.ModelProto, sources: dict[str, Path], output: Path, files: Replacing) -> onnx.ModelProto:
-    """Copy the external data beside ``output``; gives the model that refers to the copies."""
+def _moved(model: onnx.ModelProto, copies: Mapping[str, str]) -> onnx.ModelProto:
+    """The model with other locations of its external data."""
+    if not copies:
+        return model
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    for k, (name, source) in enumerate(sources.items()):
-        target = f"{output.name}.data" if k == 0 else f"{output.name}.{k}.data"
-        if (output.parent / target).exists() and (output.parent / target).samefile(source):
-            raise ValueError(f"{output.parent / target} is the external data of the model, and would be replaced")
-        with source.open("rb") as stream:
-            shutil.copyfileobj(stream, files.open(target), _CHUNK)
-        for tensor in tensors(copy):
-            if tensor.data_location == TensorProto.EXTERNAL and location(tensor) == name:
-                for entry in tensor.external_data:
-                    if entry.key == "location":
-                        entry.value = f"\0{target}"  # no other file's name, should one be called like a copy
     for tensor in tensors(copy):
         for entry in tensor.external_data:
-            if entry.key == "location":
-                entry.value = entry.value.removeprefix("\0")
+            if entry.key == "location" and is_external(tensor):
+                entry.value = copies.get(entry.value, entry.value)
     return copy
-
-
-def location(tensor: onnx.TensorProto) -> str:
-    """The name of the file that external data is in, which must be in the model's folder."""
-    found = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
-    path = PurePosixPath(found.replace("\\", "/"))
-    if not found or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
-        raise ValueError(f"initializer {tensor.name!r} has its data at {found!r}, outside of the model's folder")
-    return found
-
-
-def source(folder: Path, name: str, external: Sequence[onnx.TensorProto]) -> Path:
-    """The file of that `location`, which one of the tensors has its data in."""
-    path = folder / name
-    if not path.is_file():
-        owner = next(t.name for t in external if location(t) == name)
-        raise FileNotFoundError(2, f"initializer {owner!r} has its data there, and there is no such file", str(path))
-    return path
-
-
-def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor of a model: of its graphs and of its nodes' attributes."""
-    yield from model.graph.initializer
-    for nodes in node_lists(model):
-        for node in nodes:
-            for graph in subgraphs(node):
-                yield from graph.initializer
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors

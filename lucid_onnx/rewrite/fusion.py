@@ -7,18 +7,17 @@ inference and `convert` take nothing else. External tables are only referred to,
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from pathlib import Path
 from typing import Any
 
 import onnx
 import onnx_ir as ir
 from onnx import helper, version_converter
-from onnx_ir.external_data import set_base_dir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from lucid_onnx.builder import Form, check_form, convert
+from lucid_onnx.builder import ExternalData, Form, check_form, convert, is_external
 from lucid_onnx.ops.embedding_bag import spec
 
 from . import files, nodes
@@ -97,17 +96,20 @@ def fuse(
         ValueError: an unknown form, not an ONNX model, or one that onnx.checker rejects.
     """
     check_form(form)
-    proto, folder = files.read(model)
-    report = _fuse(proto, folder, form, assume_nonempty, merge_tables)
+    proto, data = files.read(model)
+    report = _fuse(proto, data, form, assume_nonempty, merge_tables)
     if output is not None:
-        files.write(report.model, output, folder)
+        files.write(report.model, output, data)
     return report
 
 
 def _fuse(
-    proto: onnx.ModelProto, folder: Path | None, form: Form, assume_nonempty: bool, merge_tables: bool
+    proto: onnx.ModelProto, data: ExternalData | None, form: Form, assume_nonempty: bool, merge_tables: bool
 ) -> FuseReport:
-    model = _from_proto(proto, folder)
+    unknown = files.unknown_name(proto)
+    if unknown is not None:
+        raise ValueError(f"the model, before any change, does not pass onnx.checker: {files.check(proto) or unknown}")
+    model = _from_proto(proto, data)
     RemoveUnusedNodesPass()(model)  # exporters leave nodes that nothing uses, and that would keep a Loop alive
     search = Search(model, _inferred(proto), assume_nonempty=assume_nonempty)
     search.run()
@@ -115,13 +117,13 @@ def _fuse(
     merged: tuple[Merged, ...] = ()
     unmerged: tuple[Unmerged, ...] = ()
     if merge_tables:
-        model = model if raised is None else _from_proto(raised, folder)
+        model = model if raised is None else _from_proto(raised, data)
         merged, unmerged = merge(model)
     if raised is not None and not merged:
         result = raised
     elif search.fused or merged:
         result = ir.to_proto(model)
-    elif folder is not None:
+    elif data is not None:
         result = proto  # read for this call
     else:
         result = onnx.ModelProto()
@@ -138,12 +140,24 @@ def _fuse(
     return FuseReport(result, tuple(reversed(search.fused)), tuple(reversed(search.unfused)), merged, unmerged)
 
 
-def _from_proto(proto: onnx.ModelProto, folder: Path | None) -> ir.Model:
-    """The model, whose external data lies in ``folder``."""
-    model = ir.from_proto(proto)
-    if folder is not None:
-        set_base_dir(model.graph, folder)
+def _from_proto(proto: onnx.ModelProto, data: ExternalData | None) -> ir.Model:
+    """The model in onnx_ir. Its initializers are told where their external data is, if that is there."""
+    try:
+        model = ir.from_proto(proto)
+    except ir.serde.SerdeError as error:
+        raise ValueError(f"the model is not one that onnx_ir can hold: {_causes(error)}") from error
+    for tensor in proto.graph.initializer:
+        if data is not None and is_external(tensor) and tensor.name in model.graph.initializers:
+            with contextlib.suppress(FileNotFoundError):  # a model can be looked at without its tables
+                model.graph.initializers[tensor.name].meta[nodes.REGION] = data.region(tensor)
     return model
+
+
+def _causes(error: BaseException | None) -> str:
+    """What an error of onnx_ir says, without the messages of what it was found in."""
+    while error is not None and error.__cause__ is not None:
+        error = error.__cause__
+    return " ".join(str(error).split())
 
 
 def _inferred(proto: onnx.ModelProto) -> dict[str, ir.Value]:
@@ -151,7 +165,7 @@ def _inferred(proto: onnx.ModelProto) -> dict[str, ir.Value]:
     light = files.without_tables(proto)
     try:
         inferred = onnx.shape_inference.infer_shapes(light)
-    except (onnx.shape_inference.InferenceError, RuntimeError):
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, RuntimeError):
         inferred = light  # the checker will say what is wrong, if there is something to fuse
     values = (*inferred.graph.value_info, *inferred.graph.output)
     return {v.name: ir.serde.deserialize_value_info_proto(v, None) for v in values if v.name}
@@ -171,7 +185,7 @@ def _raised(model: ir.Model) -> onnx.ModelProto | None:
     light = files.without_tables(proto)
     try:
         converted = version_converter.convert_version(light, _RAISED_OPSET)
-    except RuntimeError as error:
+    except (onnx.shape_inference.InferenceError, RuntimeError) as error:
         raise ValueError(
             f"the model imports opset {opset}, and onnx.version_converter cannot raise it to {_RAISED_OPSET}: "
             f"{' '.join(str(error).split())}"

@@ -52,7 +52,7 @@ def lower(
     way = Ragged(ragged, longest_bag)
     if form == "native" and way != BLOCKS:
         raise ValueError(f"ragged = {ragged!r}, but form = 'native': it has no standard operators")
-    proto, folder = files.read(model)
+    proto, data = files.read(model)
     result = onnx.ModelProto()
     result.CopyFrom(proto)
     convert(result, form, way)
@@ -60,5 +60,5 @@ def lower(
     if complaint is not None:
         raise ValueError(f"the model in {form} form does not pass onnx.checker: {complaint}")
     if output is not None:
-        files.write(result, output, folder)
+        files.write(result, output, data)
     return result

@@ -14,7 +14,7 @@ from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.ops.embedding_bag_collection import spec as collection
 
 from . import nodes
-from .reader import constant_array
+from .reader import constant_array, small_array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,7 +280,7 @@ def _axes(unsqueeze: ir.Node) -> list[int] | None:
     if axes is None:
         return None
     producer = axes.producer()
-    array = None if axes.const_value is None else axes.const_value.numpy()
+    array = None if axes.const_value is None else small_array(axes.const_value)
     if array is None and producer is not None and producer.op_type == "Constant":
         array = constant_array(producer)
     return None if array is None else [int(a) for a in array.ravel()]

@@ -5,7 +5,27 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
+
+#: The key in the meta of an initializer for where its external data is: path, offset and length. Without it nothing
+#: is read: onnx_ir would look in the current folder, and follow any link.
+REGION = "lucid_onnx.region"
+_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+
+
+def table(value: ir.Value) -> np.ndarray | None:
+    """The rows of an initializer of floats, mapped if they are external data; None where they are not to be had."""
+    tensor = value.const_value
+    if tensor is None or tensor.dtype not in _FLOATS:
+        return None
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor.numpy()
+    path, offset, length = value.meta.get(REGION, ("", 0, 0))
+    if not length:
+        return None
+    data = np.memmap(path, np.uint8, "r", offset, (length,))
+    return np.asarray(data).view(tensor.dtype.numpy()).reshape([int(d) for d in tensor.shape])
 
 
 def where(node: ir.Node) -> str:

@@ -476,9 +476,26 @@ def _elementwise(function: Callable[..., Any]) -> _Compute:
     def compute(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray | None:
         if any(a.dtype != x[0].dtype for a in x):
             return None  # such a graph runs nowhere
+        if not _is_small(np.broadcast_shapes(*(a.shape for a in x))):
+            return None
         return np.asarray(function(*x))
 
     return compute
+
+
+def _is_small(shape: Iterable[int]) -> bool:
+    """Whether a constant of that shape is looked into. Asked before it is made: a few bytes may ask for terabytes."""
+    return math.prod(shape) <= LARGEST_CONSTANT
+
+
+def _concat(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray | None:
+    return np.concatenate(x, attributes["axis"]) if _is_small([sum(a.size for a in x)]) else None
+
+
+def _gather(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray | None:
+    axis = attributes["axis"]
+    rest = [d for k, d in enumerate(x[0].shape) if k != axis % x[0].ndim]
+    return np.take(x[0], x[1], axis) if _is_small([*rest, x[1].size]) else None
 
 
 def _cast(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray | None:
@@ -488,7 +505,7 @@ def _cast(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray | None:
 
 def _expand(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray | None:
     shape = np.broadcast_shapes(x[0].shape, tuple(int(d) for d in x[1]))
-    return np.broadcast_to(x[0], shape) if np.prod(shape, dtype=float) <= LARGEST_CONSTANT else None
+    return np.broadcast_to(x[0], shape) if _is_small(shape) else None
 
 
 def _reshape(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray | None:
@@ -529,9 +546,9 @@ _COMPUTE: dict[str, _Compute] = {
     "And": _elementwise(np.logical_and),
     "Or": _elementwise(np.logical_or),
     "Cast": _cast,
-    "Concat": lambda x, attributes: np.concatenate(x, attributes["axis"]),
+    "Concat": _concat,
     "Expand": _expand,
-    "Gather": lambda x, attributes: np.take(x[0], x[1], attributes["axis"]),
+    "Gather": _gather,
     "Reshape": _reshape,
     "Squeeze": _squeeze,
     "Unsqueeze": lambda x, attributes: np.expand_dims(x[0], tuple(int(a) for a in x[1])),

@@ -17,7 +17,17 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from lucid_onnx.builder import TABLE_TYPES, Form, Replacing, check_form, convert, without_initializers
+from lucid_onnx.builder import (
+    TABLE_TYPES,
+    ExternalData,
+    Form,
+    Replacing,
+    check_form,
+    convert,
+    is_external,
+    tensors,
+    without_initializers,
+)
 from lucid_onnx.graph import node_lists_of, subgraphs, where
 from lucid_onnx.ops import OPERATOR_OF, quantized_embedding_bag, variant
 from lucid_onnx.ops.embedding_bag import spec
@@ -105,7 +115,7 @@ def quantize(
     new type cannot, or if it would not become smaller. Inputs, outputs, metadata and all other nodes stay.
 
     External tables are read and written in parts, so that they may be larger than memory; ``output`` then has all of
-    its external data in ``<output>.data``. Both files appear whole or not at all.
+    its external data in ``<output>.data``. The two are written as `save` writes them.
 
     Args:
         model: a path, or a model; it is not changed. Bags in standard form are not nodes: `fuse` them first.
@@ -129,36 +139,33 @@ def quantize(
         raise TypeError(f"min_bytes = {min_bytes!r} must be an integer")
     if min_bytes < 0:
         raise ValueError(f"min_bytes = {min_bytes} must be >= 0")
-    proto, folder = files.read(model)
-    external = [t for t in files.tensors(proto) if t.data_location == TensorProto.EXTERNAL]
-    if external and folder is None:
-        raise ValueError(
-            f"initializer {external[0].name!r} is external data that was not loaded: give the path of the model"
-        )
-    work = _Quantization(proto, folder, dtype, min_bytes, form, progress)
-    if output is None or not external:
+    proto, data = files.read(model)
+    files.need_data(proto, data)
+    external = files.by_location(proto)
+    work = _Quantization(proto, data, dtype, min_bytes, form, progress)
+    if output is None or data is None or not external:
         report = work.run(None)
         if output is not None:
-            files.write(report.model, output, folder)
+            files.write(report.model, output, data)
         return report
-    assert folder is not None
-    return _write(work, Path(output), {files.source(folder, files.location(t), external) for t in external})
+    return _write(work, Path(output), proto, data)
 
 
-def _write(work: _Quantization, output: Path, sources: set[Path]) -> QuantizeReport:
-    """Write the model and its external data, which is in ``sources`` now, as it is made."""
+def _write(work: _Quantization, output: Path, proto: onnx.ModelProto, data: ExternalData) -> QuantizeReport:
+    """Write the model and its external data as it is made."""
     if output.is_dir():
         raise IsADirectoryError(f"{output} is a folder")
-    data = output.with_name(output.name + ".data")
-    for source in sources:
-        for target in (output, data):
-            if target.exists() and target.samefile(source):
-                raise ValueError(f"{target} is the external data of the model, and would be replaced")
+    files.check_not_data(output, proto, data)
+    beside = output.with_name(output.name + ".data")
+    for tensor in files.by_location(proto).values():
+        if beside.exists() and beside.samefile(data.source(tensor)):
+            raise ValueError(f"{beside} is the external data of the model, and would be removed")
     with Replacing(output) as replacing:
-        store = tables.Store(replacing.open(data.name), data.name)
+        location, file = replacing.open_data()
+        store = tables.Store(file, location)
         report = work.run(store)
         store.finish()
-        replacing.open(output.name).write(report.model.SerializeToString())
+        replacing.open_model().write(report.model.SerializeToString())
     return report
 
 
@@ -238,13 +245,13 @@ class _Quantization:
     def __init__(
         self,
         proto: onnx.ModelProto,
-        folder: Path | None,
+        data: ExternalData | None,
         dtype: str,
         min_bytes: int,
         form: Form | None,
         progress: Callable[[int, int], None] | None,
     ) -> None:
-        self._folder, self._dtype, self._min_bytes, self._progress = folder, dtype, min_bytes, progress
+        self._data, self._dtype, self._min_bytes, self._progress = data, dtype, min_bytes, progress
         self._proto = proto
         self._initializers = {t.name: t for t in proto.graph.initializer}
         self._form = form or ("portable" if any(f.domain == spec.DOMAIN for f in proto.functions) else "native")
@@ -322,8 +329,8 @@ class _Quantization:
             tables.Unfit: it holds what the new type cannot.
         """
         tensor = self._initializers[name]
-        target = store if tensor.data_location == TensorProto.EXTERNAL else None
-        with tables.opened(tensor, self._folder) as rows:
+        target = store if is_external(tensor) else None
+        with tables.opened(tensor, self._data) as rows:
             columns = self._columns(name, rows.shape, target)
             if self._dtype in _HALVES:
                 errors = tables.write_rounded(rows, _HALVES[self._dtype], columns["weight"], tick)
@@ -438,10 +445,10 @@ class _Quantization:
             raise ValueError(f"{whose}, does not pass onnx.checker: {before or complaint}")
         if store is not None:
             new = {t.name for table in made.values() for t in table.values()}
-            for tensor in files.tensors(model):
-                if tensor.data_location == TensorProto.EXTERNAL and tensor.name not in new:
-                    assert self._folder is not None
-                    tables.copy_external(tensor, self._folder, store)
+            for tensor in tensors(model):
+                if is_external(tensor) and tensor.name not in new:
+                    assert self._data is not None
+                    tables.copy_external(tensor, self._data, store)
         return model
 
     def _replace_stubs(self, model: onnx.ModelProto, made: Mapping[str, _NewTable]) -> None:

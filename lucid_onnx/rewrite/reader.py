@@ -46,7 +46,7 @@ class Reader:
         """What no node computes."""
         # An initializer that is also an input can be overridden by the caller.
         if value.is_initializer() and not value.is_graph_input() and value.const_value is not None:
-            array = _small_array(value.const_value)
+            array = small_array(value.const_value)
             if array is not None:
                 return from_array(array, value)
         return self._opaque(value)
@@ -123,8 +123,8 @@ def _is_standard(node: ir.Node) -> bool:
     )
 
 
-def _small_array(tensor: ir.TensorProtocol) -> np.ndarray | None:
-    """The numbers of a small tensor that the model holds itself."""
+def small_array(tensor: ir.TensorProtocol) -> np.ndarray | None:
+    """The numbers of a small tensor that the model holds itself; `files.read` has put those in that were outside."""
     if isinstance(tensor, ir.ExternalTensor) or tensor.dtype == ir.DataType.STRING or tensor.size > LARGEST_CONSTANT:
         return None
     return tensor.numpy()
@@ -137,7 +137,7 @@ def constant_array(node: ir.Node) -> np.ndarray | None:
         return None
     match attribute.name:
         case "value":
-            return _small_array(attribute.as_tensor())
+            return small_array(attribute.as_tensor())
         case "value_int" | "value_ints":
             return np.asarray(attribute.value, np.int64)
         case "value_float" | "value_floats":
@@ -149,5 +149,7 @@ def _plain(attribute: ir.Attr) -> Any:
     """The value of an attribute, to be compared with ``==``."""
     if attribute.type == ir.AttributeType.TENSOR:
         tensor = attribute.as_tensor()
+        if isinstance(tensor, ir.ExternalTensor):
+            return (tensor.dtype, tuple(tensor.shape), tensor.location, tensor.offset, tensor.length)
         return (tensor.dtype, tuple(tensor.shape), tensor.tobytes())
     return tuple(attribute.value) if isinstance(attribute.value, list) else attribute.value

@@ -5,18 +5,15 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from lucid_onnx.builder import CODES_TYPES, TABLE_TYPES
+from lucid_onnx.builder import CODES_TYPES, TABLE_TYPES, ExternalData, is_external
 from lucid_onnx.ops import quantized_embedding_bag
 from lucid_onnx.ops.quantized_embedding_bag.table import extremes, quantize_rows
-
-from . import files
 
 #: Elements that are worked on at a time: a handful of float64 arrays of this size stays in the caches of a core, which
 #: is worth a factor of four.
@@ -101,52 +98,32 @@ class Column:
 
 
 @contextlib.contextmanager
-def opened(tensor: onnx.TensorProto, folder: Path | None) -> Iterator[Rows]:
+def opened(tensor: onnx.TensorProto, data: ExternalData | None) -> Iterator[Rows]:
     """The rows of an initializer [V, D] of floats."""
     rows, columns = tensor.dims
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    if tensor.data_location != TensorProto.EXTERNAL:
+    if not is_external(tensor):
         array = numpy_helper.to_array(tensor)
         yield Rows((rows, columns), array.dtype, lambda begin, end: array[begin:end])
         return
-    assert folder is not None
-    width, nbytes = columns * dtype.itemsize, rows * columns * dtype.itemsize
-    path, offset, length = _region(tensor, folder)
-    if length != nbytes:
-        raise ValueError(f"initializer {tensor.name!r} has {length} bytes in {path}, and its shape takes {nbytes}")
+    assert data is not None
+    width = columns * dtype.itemsize
+    path, offset, _ = data.region(tensor)
     with path.open("rb") as file:
 
         def read(begin: int, end: int) -> np.ndarray:
             file.seek(offset + begin * width)
-            data = file.read((end - begin) * width)
-            if len(data) != (end - begin) * width:
+            part = file.read((end - begin) * width)
+            if len(part) != (end - begin) * width:
                 raise OSError(5, f"the file ends before the data of initializer {tensor.name!r}", str(path))
-            return np.frombuffer(data, dtype).reshape(end - begin, columns)
+            return np.frombuffer(part, dtype).reshape(end - begin, columns)
 
         yield Rows((rows, columns), dtype, read)
 
 
-def _region(tensor: onnx.TensorProto, folder: Path) -> tuple[Path, int, int]:
-    """The file, the offset and the length of external data."""
-    path = files.source(folder, files.location(tensor), [tensor])
-    size = path.stat().st_size
-    given = {entry.key: entry.value for entry in tensor.external_data}
-    try:
-        offset = int(given.get("offset") or 0)
-        length = int(given["length"]) if given.get("length") else size - offset
-    except ValueError as error:
-        raise ValueError(f"initializer {tensor.name!r}: its external data is described by {given}") from error
-    if not (offset >= 0 and length >= 0 and offset + length <= size):
-        raise ValueError(
-            f"initializer {tensor.name!r} has its data at {offset} to {offset + length} of {path}, "
-            f"which has {size} bytes"
-        )
-    return path, offset, length
-
-
-def copy_external(tensor: onnx.TensorProto, folder: Path, store: Store) -> None:
+def copy_external(tensor: onnx.TensorProto, data: ExternalData, store: Store) -> None:
     """Copy the external data of a tensor that stays what it is."""
-    path, offset, length = _region(tensor, folder)
+    path, offset, length = data.region(tensor)
     target = store.reserve(length)
     store.file.seek(target)
     with path.open("rb") as file:

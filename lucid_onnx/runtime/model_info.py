@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
 
-import google.protobuf.message
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from lucid_onnx.builder import byte_count, is_external, load
 from lucid_onnx.graph import subgraphs, where
 from lucid_onnx.ops import OPERATOR_OF
 from lucid_onnx.ops.embedding_bag import spec
@@ -69,12 +68,7 @@ def model(path: str) -> Model:
         OSError: the file cannot be read.
         ValueError: it is not an ONNX model, or one of its ``ai.lucid`` nodes violates the operator's contract.
     """
-    try:
-        proto = onnx.load_model(path, format="protobuf", load_external_data=False)
-    except google.protobuf.message.DecodeError as error:
-        raise ValueError(f"{path}: not an ONNX model: {error}") from error
-    if not proto.HasField("graph") or not proto.opset_import:
-        raise ValueError(f"{path}: not an ONNX model: it has no graph or no opset")
+    proto = load(path)
     try:
         nodes = tuple(_bags(proto))
     except (TypeError, ValueError) as error:
@@ -124,20 +118,16 @@ def _bags(proto: onnx.ModelProto) -> Iterator[Node]:
         if node.op_type not in OPERATOR_OF:
             raise ValueError(f"{at}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(OPERATOR_OF)}")
         meaning = OPERATOR_OF[node.op_type].spec
-        op = meaning.VARIANTS[node.op_type]
-        if len(node.input) <= op.inputs.index(op.table):
-            raise ValueError(f"{at}: {node.op_type} has no input {op.table}")
         try:
             given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
             attributes = meaning.Attributes.from_onnx(given)
-            op = op.of(given)
+            op = meaning.VARIANTS[node.op_type].of(given)
+            op.check_node_inputs(node.input)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{at}: {error}") from error
         name = node.name or (node.output[0] if node.output else "")
-        named = dict(zip(op.inputs, node.input, strict=False))
+        named = dict(zip(op.inputs, node.input, strict=True))
         for bag in op.bags:
-            if bag.table not in named:
-                continue
             place = named[bag.table]
             table, size, external = known.get(place, (Value(place, "?", None), None, False))
             dtype, shape = attributes.as_table(table.dtype, table.shape)
@@ -167,10 +157,8 @@ def _nodes(graph: onnx.GraphProto, outer: _Known) -> Iterator[tuple[onnx.NodePro
         known[value.name] = (_value(value), None, False)
     for tensor in graph.initializer:
         shape = tuple(int(d) for d in tensor.dims)
-        dtype = _dtype(tensor.data_type)
-        itemsize = 0 if dtype is None else dtype.itemsize
-        external = tensor.data_location == TensorProto.EXTERNAL
-        known[tensor.name] = (Value(tensor.name, _dtype_name(dtype), shape), math.prod(shape) * itemsize, external)
+        value = Value(tensor.name, _dtype_name(_dtype(tensor.data_type)), shape)
+        known[tensor.name] = (value, byte_count(tensor), is_external(tensor))
     yield from _within(graph.node, known)
 
 

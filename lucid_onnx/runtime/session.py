@@ -9,15 +9,14 @@ import tempfile
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from lucid_onnx.builder import save
-from lucid_onnx.graph import node_lists, subgraphs
+from lucid_onnx.builder import is_external, save_temporarily, tensors
 from lucid_onnx.ops.attributes import check_choice
 from lucid_onnx.ops.embedding_bag.spec import BFLOAT16
 
@@ -314,8 +313,8 @@ def _source(
         if not os.path.isfile(model):
             raise FileNotFoundError(f"{model}: no such model file")
     if isinstance(model, onnx.ModelProto) and not _entry(options, _FOLDER_ENTRY, ""):
-        for tensor in _tensors(model):
-            if tensor.data_location == TensorProto.EXTERNAL:
+        for tensor in tensors(model):
+            if is_external(tensor):
                 raise ValueError(
                     f"initializer {tensor.name!r} is external data that was not loaded: give the session the path of "
                     "the model (fuse, lower and quantize write one: output), or use onnx.load first"
@@ -328,19 +327,8 @@ def _source(
         return model.SerializeToString()
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lucid_onnx"))
     path = os.path.join(folder, "model.onnx")
-    save(model, path)
+    save_temporarily(model, path)
     return path
-
-
-def _tensors(model: onnx.ModelProto) -> Iterator[TensorProto]:
-    """Every tensor of a model, of subgraphs and of attributes too."""
-    yield from model.graph.initializer
-    for nodes in node_lists(model):
-        for node in nodes:
-            for graph in subgraphs(node):
-                yield from graph.initializer
-            for attribute in node.attribute:
-                yield from (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors)
 
 
 def _with_float32_inputs(model: str | bytes | onnx.ModelProto) -> str | bytes | onnx.ModelProto:

@@ -5,10 +5,12 @@ safetensors' own NumPy interface copies, and lacks bfloat16 in some versions.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,10 @@ INTEGERS: Mapping[str, np.dtype] = {
     "I64": np.dtype("<i8"),
 }
 _LARGEST_HEADER = 100_000_000  # bytes; safetensors' own limit
+_MOST_DIMS = 64  # NumPy's own limit
+_MOST_DIGITS = 18
+#: What a message has room for.
+_MOST_NAMED, _LONGEST_NAME = 20, 100
 
 
 def names(path: str | os.PathLike[str]) -> list[str]:
@@ -55,20 +61,21 @@ def read(path: str | os.PathLike[str], name: str, dtypes: Mapping[str, np.dtype]
     path = os.fspath(path)
     header, start, size = _header(path)
     if name not in header:
-        raise ValueError(f"{path}: no tensor {name!r}; it has: {', '.join(header) or 'none'}")
+        raise ValueError(f"{path}: no tensor {_shown(name)}; it has: {named(header)}")
     match header[name]:
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]} if all(
-            isinstance(d, int) and d >= 0 for d in shape
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [begin, end]} if (
+            len(shape) <= _MOST_DIMS and all(_is_size(n) for n in shape) and _is_integer(begin) and _is_integer(end)
         ):
             pass
         case _:
-            raise ValueError(f"{_broken(path)}tensor {name!r} is described by {header[name]!r}")
+            raise ValueError(f"{_broken(path)}tensor {_shown(name)} is described by {reprlib.repr(header[name])}")
     if dtype not in dtypes:
-        raise ValueError(f"{path}: tensor {name!r} has dtype {dtype}, expected one of {', '.join(dtypes)}")
-    count = math.prod(shape)
+        raise ValueError(f"{path}: tensor {_shown(name)} has dtype {dtype[:20]}, expected one of {', '.join(dtypes)}")
+    count = math.prod(shape)  # 64 numbers of at most 18 digits
     if not 0 <= begin <= end <= size - start or end - begin != count * dtypes[dtype].itemsize:
         raise ValueError(
-            f"{_broken(path)}tensor {name!r}, {dtype} {shape}, lies at {begin} to {end} of {size - start} bytes of data"
+            f"{_broken(path)}tensor {_shown(name)}, {dtype} {shape}, lies at {begin} to {end} of {size - start} bytes "
+            "of data"
         )
     if count == 0:
         return np.empty(shape, dtypes[dtype].newbyteorder("="))
@@ -87,13 +94,39 @@ def _header(path: str | os.PathLike[str]) -> tuple[dict[str, Any], int, int]:
             raise ValueError(f"{_broken(path)}a header of {length} bytes in a file of {size}")
         text = file.read(length)
     try:
-        header = json.loads(text)
+        header = json.loads(text, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{_broken(path)}its header is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise ValueError(f"{_broken(path)}its header is not a JSON object")
     header.pop("__metadata__", None)
     return header, 8 + length, size
+
+
+def named(names: Iterable[str]) -> str:
+    """Names of tensors for a message, the first of them if there are many."""
+    first = [_shown(name)[1:].removesuffix("'") for name in itertools.islice(names, _MOST_NAMED + 1)]
+    return ", ".join(first if len(first) <= _MOST_NAMED else [*first[:_MOST_NAMED], "..."]) or "none"
+
+
+def _shown(name: str) -> str:
+    """A name for a message, in quotes; the beginning of a long one."""
+    return repr(name) if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]!r}..."
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_size(value: Any) -> bool:
+    return _is_integer(value) and value >= 0
+
+
+def _integer(text: str) -> int:
+    """An integer that a file could be as long as; a longer one takes time that grows with its square."""
+    if len(text) > _MOST_DIGITS:
+        raise ValueError(f"an integer of {len(text)} digits")
+    return int(text)
 
 
 def _broken(path: str) -> str:

@@ -87,6 +87,11 @@ class Variant(BaseVariant):
         )
 
     @property
+    def num_inputs(self) -> int:
+        kinds = 1 + (self.layout != "rows") + self.weighted  # behind the tables
+        return self.num_tables + kinds * (1 if self.layout == "packed" else self.num_tables)
+
+    @property
     def two_d(self) -> bool:  # type: ignore[override]
         return self.layout == "rows"
 

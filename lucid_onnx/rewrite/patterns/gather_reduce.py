@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
 
 from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.rewrite import nodes
 from lucid_onnx.rewrite.expressions import Expression, constant, difference, input_of, number
 from lucid_onnx.rewrite.normal_form import make
 
@@ -188,10 +188,8 @@ def _is_finite_row(weight: Expression, row: int) -> bool:
     value = weight.value
     if value is None or not value.is_initializer() or value.is_graph_input() or value.const_value is None:
         return False
-    if isinstance(value.const_value, ir.ExternalTensor) and not os.path.isfile(value.const_value.path):
-        return False
-    table = value.const_value.numpy()
-    return row < len(table) and bool(np.isfinite(table[row].astype(np.float64)).all())
+    table = nodes.table(value)
+    return table is not None and row < len(table) and bool(np.isfinite(table[row].astype(np.float64)).all())
 
 
 # ---- 4: means.
