@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, get_args
 
 import onnx
@@ -54,52 +54,74 @@ def convert(model: onnx.ModelProto, form: str, ragged: Ragged = BLOCKS) -> None:
     """
     check_form(form)
     opset = _opset(model)
-    ours = [f for f in model.functions if f.domain == spec.DOMAIN]
-    for function in ours:
+    for function in [f for f in model.functions if f.domain == spec.DOMAIN]:
         model.functions.remove(function)
     tables = _table_types(model)
-    used: dict[str, Any] = {}  # name -> the operator name with its inputs
-    names_taken: dict[Any, str] = {}
-    prefixes = free_prefixes(model)
     # A function's names are its own: what the graph knows of the same ones says nothing of them.
     lists = [(nodes, tables) for nodes in node_lists_of(model.graph.node)]
     lists += [(nodes, {}) for function in model.functions for nodes in node_lists_of(function.node)]
+    used: dict[str, Any] = {}
+    if form == "standard":
+        _expand(lists, _names_read(model), opset, free_prefixes(model), ragged)
+    else:
+        used = _complete(lists)
+    for imports in (model.opset_import, *(f.opset_import for f in model.functions)):
+        _set_import(imports, set(used))
+    if form == "portable":
+        _add_functions(model, used, opset, ragged)
+
+
+#: Lists of nodes, each with what is known of the tables that its nodes may read.
+_Lists = Iterable[tuple[Any, "dict[str, tuple[int, int | None]]"]]
+
+
+def _names_read(model: onnx.ModelProto) -> set[str]:
+    """The names of values that a node or an output of the model reads."""
     read = {output.name for output in model.graph.output}
     for node in itertools.chain(model.graph.node, *(function.node for function in model.functions)):
         read.update(reads(node))
-    read.update(*(function.output for function in model.functions))
+    return read.union(*(function.output for function in model.functions))
+
+
+def _expand(lists: _Lists, read: set[str], opset: int, prefixes: Iterator[str], ragged: Ragged) -> None:
+    """Put standard nodes in the place of each ``ai.lucid`` node."""
     for nodes, known in lists:
         expanded: list[onnx.NodeProto] = []
         for node in nodes:
             if node.domain != spec.DOMAIN:
-                expanded.append(node)
+                expanded.append(_copy(node))
                 continue
             op, attributes = _normalise(node, known)
-            if form == "standard":
-                names = tuple(node.input), tuple(node.output)
-                write = OPERATOR_OF[op.name].lowering.nodes
-                with _named(where(node)):
-                    written = write(op, *names, attributes, opset, next(prefixes), ragged)
-                # Of a gradient, not every output may be.
-                expanded += needed(written, read.intersection(node.output) or node.output)
-            else:
-                op = op.in_model(names_taken)
+            write = OPERATOR_OF[op.name].lowering.nodes
+            with _named(where(node)):
+                written = write(op, tuple(node.input), tuple(node.output), attributes, opset, next(prefixes), ragged)
+            # Of a gradient, not every output may be.
+            expanded += needed(written, read.intersection(node.output) or node.output)
+        del nodes[:]
+        nodes.extend(expanded)
+
+
+def _complete(lists: _Lists) -> dict[str, Any]:
+    """Write all attributes on each ``ai.lucid`` node, and its name in this model; the operators, by that name."""
+    used: dict[str, Any] = {}
+    names_taken: dict[Any, str] = {}
+    for nodes, known in lists:
+        for node in nodes:
+            if node.domain == spec.DOMAIN:
+                op = _normalise(node, known)[0].in_model(names_taken)
                 node.op_type = op.name
                 used[op.name] = op
-                expanded.append(node)
-        if form == "standard":
-            expanded = [_copy(node) for node in expanded]
-            del nodes[:]
-            nodes.extend(expanded)
-    for imports in (model.opset_import, *(f.opset_import for f in model.functions)):
-        _set_import(imports, set(used))
-    if form == "portable":
-        for op in list(used.values()):
-            used |= {called.name: called for called in op.calls}
-        # What a function calls comes before it: onnx.reference reads them in order.
-        for name in sorted(used, key=lambda n: (bool(used[n].calls), n)):
-            with _named(name):
-                model.functions.append(OPERATOR_OF[name].lowering.function(used[name], opset, ragged))
+    return used
+
+
+def _add_functions(model: onnx.ModelProto, used: dict[str, Any], opset: int, ragged: Ragged) -> None:
+    """Add a function for each operator of ``used``, and for those that they call."""
+    for op in list(used.values()):
+        used |= {called.name: called for called in op.calls}
+    # What a function calls comes before it: onnx.reference reads them in order.
+    for name in sorted(used, key=lambda n: (bool(used[n].calls), n)):
+        with _named(name):
+            model.functions.append(OPERATOR_OF[name].lowering.function(used[name], opset, ragged))
 
 
 def _opset(model: onnx.ModelProto) -> int:
