@@ -447,10 +447,6 @@ def _work(numbers: range, case: Callable[[int], Case], until: float, writing: in
     os._exit(0)
 
 
-def _corpus_case(path: Path) -> list[Case]:
-    return [Case(path.read_bytes(), path.suffix, command) for command in COMMANDS[path.suffix]]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; the exit code is 1 if there are findings."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
