@@ -348,7 +348,7 @@ def _scalar(r: random.Random, field: Any) -> Any:
     if kind in (field.CPPTYPE_FLOAT, field.CPPTYPE_DOUBLE):
         return r.choice((0.0, -1.0, float("inf"), float("nan"), 1e30))
     if kind == field.CPPTYPE_ENUM:
-        return r.choice([v.number for v in field.enum_type.values] + [0, 99])
+        return r.choice([v.number for v in field.enum_type.values])
     number = r.choice(_INTEGERS + tuple(range(30)))
     if kind in (field.CPPTYPE_INT32, field.CPPTYPE_UINT32):
         number = max(-(2**31), min(2**31 - 1, number))
