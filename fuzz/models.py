@@ -363,17 +363,21 @@ class TooLongError(BaseException):
 
 
 def run(case: Case, folder: Path) -> str | None:
-    """What is wrong with how a command ends over a file, in ``folder``; None if it ends as it has to."""
+    """What is wrong with how a command ends over a file, in ``folder``; None if it ends as it has to.
+
+    The folder is the current one from then on: run it in a child.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     (folder / f"file{case.suffix}").write_bytes(case.content)
     (folder / "data").write_bytes(bytes(4096))
+    os.chdir(folder)
     out, err = io.StringIO(), io.StringIO()
     arguments = case.command.replace("FILE", f"file{case.suffix}").split()
     begin = time.monotonic()
     try:
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), contextlib.chdir(folder):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = cli.main(arguments)
     except TooLongError:
         return f"took longer than {SECONDS} s, at:\n{traceback.format_exc(limit=-8)}"
@@ -417,19 +421,21 @@ def search(numbers: range, case: Callable[[int], Case], until: float = float("in
             os.close(reading)
             _work(range(number, numbers.stop), case, until, writing)
         os.close(writing)
-        with os.fdopen(reading, "rb") as lines:
-            ended = "the process ended"
-            while number < numbers.stop:
-                if not select.select([lines], [], [], SECONDS + 20)[0]:
-                    ended = f"hung for more than {SECONDS} s, where no signal is heard"
-                    break
-                if not (line := lines.readline()):
-                    break
-                found = json.loads(line)
-                yield number if found is None else Finding(number, case(number), found)
-                number += 1
-        os.kill(pid, signal.SIGKILL)
-        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        ended = "the process ended"
+        try:
+            with os.fdopen(reading, "rb") as lines:
+                while number < numbers.stop:
+                    if not select.select([lines], [], [], SECONDS + 20)[0]:
+                        ended = f"hung for more than {SECONDS} s, where no signal is heard"
+                        break
+                    if not (line := lines.readline()):
+                        break
+                    found = json.loads(line)
+                    yield number if found is None else Finding(number, case(number), found)
+                    number += 1
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         if number < numbers.stop and (status or "hung" in ended) and time.monotonic() < until:
             yield Finding(number, case(number), f"{ended}, with status {status}")
             number += 1
