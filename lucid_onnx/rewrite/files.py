@@ -47,6 +47,7 @@ def read(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[onnx.ModelPro
     for what, held in (
         ("training_info", proto.training_info),
         ("a sparse initializer", proto.graph.sparse_initializer),
+        ("a device configuration in an IR version before 11", proto.configuration if proto.ir_version < 11 else ()),
     ):
         if len(held):
             raise ValueError(f"{name}: has {what}, which a rewrite would lose")
