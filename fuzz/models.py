@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import itertools
 import json
@@ -223,13 +224,13 @@ class Mutator:
             entry = header.get("w", {})
             key = r.choice(("dtype", "shape", "data_offsets"))
             if r.random() < 0.2:
-                header[r.choice(_WORDS)] = r.choice(_VALUES)
+                header[r.choice(_WORDS)] = copy.deepcopy(r.choice(_VALUES))
             elif isinstance(entry, dict):
                 value = entry.get(key)
                 if isinstance(value, list) and value and r.random() < 0.7:
-                    value[r.randrange(len(value))] = r.choice(_VALUES)
+                    value[r.randrange(len(value))] = copy.deepcopy(r.choice(_VALUES))
                 else:
-                    entry[key] = r.choice(_VALUES)
+                    entry[key] = copy.deepcopy(r.choice(_VALUES))
         text = json.dumps(header)
         encoded = (_text(r, text) if r.random() < 0.3 else text).encode("utf-8", "replace")
         content = len(encoded).to_bytes(8, "little") + encoded + bytes(60)
