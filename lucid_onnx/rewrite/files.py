@@ -25,6 +25,8 @@ from lucid_onnx.graph import subgraphs, where
 #: Initializers larger than this take no part in checks and conversions, which copy a model several times.
 _LARGEST_CARRIED = 2**16
 _CHUNK = 2**24
+#: Of what onnx.checker says, which has a line for every node that depends on a wrong one.
+_LONGEST_COMPLAINT = 2000
 
 
 def read(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[onnx.ModelProto, ExternalData | None]:
@@ -47,6 +49,7 @@ def read(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[onnx.ModelPro
     for what, held in (
         ("training_info", proto.training_info),
         ("a sparse initializer", proto.graph.sparse_initializer),
+        ("a device configuration in an IR version before 11", proto.configuration if proto.ir_version < 11 else ()),
     ):
         if len(held):
             raise ValueError(f"{name}: has {what}, which a rewrite would lose")
@@ -76,7 +79,8 @@ def check(model: onnx.ModelProto) -> str | None:
     try:
         onnx.checker.check_model(without_tables(model), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        return " ".join(str(error).split())
+        text = " ".join(str(error).split())
+        return text if len(text) <= _LONGEST_COMPLAINT else f"{text[:_LONGEST_COMPLAINT]}..."
     return None
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from . import nodes
@@ -16,7 +18,7 @@ from .normal_form import LARGEST_CONSTANT, as_newest, normal, normal_loop, varia
 _RANDOM = frozenset(
     ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli", "Dropout")
 )
-#: Attributes without which a node is not valid, so that it is not looked into; the checker reports it.
+#: Attributes without which a node is not valid, so that it is not looked into, as without inputs that it needs.
 _REQUIRED = {"Cast": ("to",), "Loop": ("body",), "If": ("then_branch", "else_branch"), "Concat": ("axis",)}
 
 #: What is known from elsewhere of a value that carries no type or shape itself, by name.
@@ -120,7 +122,18 @@ def _is_standard(node: ir.Node) -> bool:
         and node.op_type not in _RANDOM
         and not any(a.is_ref() for a in node.attributes.values())
         and all(name in node.attributes for name in _REQUIRED.get(node.op_type, ()))
+        and len(node.inputs) >= _fewest_inputs().get(node.op_type, 0)
     )
+
+
+@functools.cache
+def _fewest_inputs() -> dict[str, int]:
+    """By standard operator, the inputs that it needs in every opset."""
+    fewest: dict[str, int] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if not schema.domain:
+            fewest[schema.name] = min(fewest.get(schema.name, schema.min_input), schema.min_input)
+    return fewest
 
 
 def small_array(tensor: ir.TensorProtocol) -> np.ndarray | None:
