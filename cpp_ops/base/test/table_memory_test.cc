@@ -327,7 +327,7 @@ void TestJoinedRows() {
 }
 
 // While one thread makes one copy after another, children are forked, and make copies too.
-void TestFork() {
+[[maybe_unused]] void TestFork() {
   constexpr size_t kBytes = 64 * kMiB;
   const std::string path = g_folder + "/forked", small = g_folder + "/forked too";
   Write(path, "");
@@ -355,7 +355,7 @@ void TestFork() {
   CHECK(Place(kCopying, other.data(), kLargeTable).keep != nullptr);
 }
 
-void TestNoMemory() {
+[[maybe_unused]] void TestNoMemory() {
   const std::string path = g_folder + "/large";
   constexpr size_t kBytes = 256 * kMiB;
   Write(path, "");
