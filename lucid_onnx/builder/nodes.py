@@ -54,12 +54,11 @@ def make_node(
     """
     meaning = spec.Attributes(**attributes)
     meaning.check(weighted=per_sample_weights is not None, num_rows=None)
-    dtype = as_dtype("weight_dtype", weight_dtype)
-    onnx_type("weight_dtype", dtype, TABLE_TYPES)
+    double = _is_double(weight_dtype)
     op = spec.variant(two_d=offsets is None, weighted=per_sample_weights is not None)
     given = {"weight": weight, "indices": indices, "offsets": offsets, "per_sample_weights": per_sample_weights}
     inputs = tuple(str(given[i]) for i in op.inputs)
-    return new_node(op, inputs, (output,), meaning, double=dtype == np.float64, name=name)
+    return new_node(op, inputs, (output,), meaning, double=double, name=name)
 
 
 @takes(gradient.Attributes)
@@ -90,8 +89,7 @@ def make_grad_node(
     """
     meaning = gradient.Attributes(**attributes)
     meaning.check(weighted=per_sample_weights is not None, num_rows=None)
-    dtype = as_dtype("weight_dtype", weight_dtype)
-    onnx_type("weight_dtype", dtype, TABLE_TYPES)
+    double = _is_double(weight_dtype)
     op = gradient.variant(sparse=sparse, two_d=offsets is None, weighted=per_sample_weights is not None)
     if isinstance(outputs, str):
         raise TypeError(f"outputs = {outputs!r} is a string, expected a sequence of names")
@@ -106,7 +104,7 @@ def make_grad_node(
         "per_sample_weights": per_sample_weights,
     }
     inputs = tuple(str(given[i]) for i in op.inputs)
-    return new_node(op, inputs, names, meaning, double=dtype == np.float64, name=name)
+    return new_node(op, inputs, names, meaning, double=double, name=name)
 
 
 @takes(collection.Attributes)
@@ -150,9 +148,15 @@ def make_collection_node(
     if layout == "packed" and offsets is None:
         raise ValueError("offsets missing: packed indices need them")
     meaning.check_layout(op)
+    double = _is_double(weight_dtype)
+    return new_node(op, inputs, (output,), meaning, double=double, name=name)
+
+
+def _is_double(weight_dtype: npt.DTypeLike) -> bool:
+    """Whether a table is float64; a TypeError if it cannot have this dtype."""
     dtype = as_dtype("weight_dtype", weight_dtype)
     onnx_type("weight_dtype", dtype, TABLE_TYPES)
-    return new_node(op, inputs, (output,), meaning, double=dtype == np.float64, name=name)
+    return bool(dtype == np.float64)
 
 
 def new_node(
