@@ -12,6 +12,7 @@ from typing import Annotated, cast
 
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.runtime import info
+from lucid_onnx.runtime.installation import missing_package
 
 from .files import EXIT_DIFFERS, EXIT_ERROR, EXIT_INTERRUPTED, UserError
 
@@ -37,9 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         130 if interrupted.
     """
     if _MISSING is not None:
-        package = str(_MISSING.name).partition(".")[0]
-        absent = _MISSING.name == package or sys.modules.get(package, "") is None  # and not a part of it
-        if isinstance(_MISSING, ModuleNotFoundError) and package in ("typer", "rich") and absent:
+        package = missing_package(_MISSING, ("typer", "rich"))
+        if package is not None:
             return _fail(f"{package} is not installed: pip install 'lucid-onnx[cli]'")
         return _fail(f"a package of the command line does not load: {_MISSING}")
     for stream in (sys.stdout, sys.stderr):  # a terminal may lack a character of the text

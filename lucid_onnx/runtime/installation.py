@@ -7,6 +7,8 @@ import dataclasses
 import importlib.metadata
 import os
 import platform
+import sys
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -114,6 +116,16 @@ def load_onnxruntime() -> Any:
             name="onnxruntime",
         )
     return onnxruntime
+
+
+def missing_package(error: ImportError, packages: Collection[str]) -> str | None:
+    """Which of ``packages`` is not installed, if that is what an import failed for; None if it failed otherwise.
+
+    A package that is there and lacks a part of itself is broken, and not missing.
+    """
+    package = str(error.name).partition(".")[0]
+    absent = error.name == package or sys.modules.get(package, "") is None
+    return package if isinstance(error, ModuleNotFoundError) and package in packages and absent else None
 
 
 def distributions_problem() -> str | None:

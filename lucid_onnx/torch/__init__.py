@@ -5,15 +5,14 @@ Needs torch, onnxscript and onnx-ir: ``pip install 'lucid-onnx[torch]'``.
 
 from __future__ import annotations
 
-import sys
+from lucid_onnx.runtime.installation import missing_package
 
 try:
     from .autograd import embedding_bag
     from .export import MIN_OPSET, export, translation_table
 except ModuleNotFoundError as error:
-    package = str(error.name).partition(".")[0]
-    absent = error.name == package or sys.modules.get(package, "") is None  # and not a part of it
-    if package not in ("torch", "onnxscript", "onnx_ir") or not absent:
+    package = missing_package(error, ("torch", "onnxscript", "onnx_ir"))
+    if package is None:
         raise
     raise ImportError(
         f"lucid_onnx.torch needs {package}, which is not installed: pip install 'lucid-onnx[torch]'"
