@@ -163,6 +163,11 @@ def _identity_of_x_is_x(node: _Node) -> Expression | None:
     return node.first
 
 
+def _not_of_not_x_is_x(node: _Node) -> Expression | None:
+    x = node.first
+    return x.inputs[0] if x is not None and x.op == "Not" else None
+
+
 def _castlike_to_a_known_type_is_cast(node: _Node) -> Expression | None:
     like = node.inputs[1] if len(node.inputs) == 2 else None
     if node.first is None or like is None or like.dtype is None:
@@ -285,7 +290,9 @@ def _squeeze_of_kept_axes_keeps_none(node: _Node) -> Expression | None:
     x = node.first
     if x is None or x.op not in _REDUCTIONS or not x.attributes.get("keepdims") or len(x.inputs) != 2:
         return None
-    axes = [None if e is None or e.array is None else e.array.reshape(-1).tolist() for e in (x.inputs[1], node.inputs[-1])]
+    axes = [
+        None if e is None or e.array is None else e.array.reshape(-1).tolist() for e in (x.inputs[1], node.inputs[-1])
+    ]
     if axes[0] is None or axes[0] != axes[1] or len(node.inputs) != 2:
         return None
     return node.again(x.op, x.inputs, {**x.attributes, "keepdims": 0})
@@ -305,6 +312,7 @@ _REDUCTIONS = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd"
 #: The rules of each operator, which are applied one after another.
 _RULES: dict[str, tuple[_Rule, ...]] = {
     "Identity": (_identity_of_x_is_x,),
+    "Not": (_not_of_not_x_is_x,),
     "CastLike": (_castlike_to_a_known_type_is_cast,),
     "Cast": (
         _cast_has_its_type_alone,
@@ -583,6 +591,14 @@ def _gathered(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> 
     return (*first[:axis], *indices.shape, *first[axis + 1 :])
 
 
+def _gathered_at_places(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
+    """Of GatherND."""
+    places = inputs[1].shape if len(inputs) == 2 and inputs[1] is not None else None
+    if not places or not isinstance(places[-1], int) or attributes.get("batch_dims"):
+        return None
+    return (*places[:-1], *first[places[-1] :])
+
+
 def _unsqueezed(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
     given = inputs[1] if len(inputs) == 2 else None
     if given is None or given.array is None:
@@ -594,13 +610,29 @@ def _unsqueezed(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -
 
 
 #: Operators whose result has the shape of the first input.
-_UNARY = ("Abs", "Cast", "Ceil", "Clip", "CumSum", "Erf", "Exp", "Floor", "IsInf", "IsNaN", "LeakyRelu", "Log")
-_UNARY += ("LogSoftmax", "Neg", "Not", "Reciprocal", "Relu", "Round", "ScatterElements", "ScatterND", "Sigmoid", "Sign")
-_UNARY += ("Softmax", "Softplus", "Sqrt", "Tanh")
+_UNARY = frozenset(
+    ("Abs", "Cast", "Ceil", "Clip", "CumSum", "Erf", "Exp", "Floor", "IsInf", "IsNaN", "LeakyRelu", "Log")
+)
+_UNARY |= {"LogSoftmax", "Neg", "Not", "Reciprocal", "Relu", "Round", "ScatterElements", "ScatterND", "Sigmoid", "Sign"}
+_UNARY |= {"Softmax", "Softplus", "Sqrt", "Tanh"}
 #: Operators whose inputs are broadcast to the shape of the result.
-_BROADCASTING = ("Add", "And", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitShift", "Div", "Equal", "Greater")
-_BROADCASTING += ("GreaterOrEqual", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Or", "Pow", "Sub", "Where")
-_BROADCASTING += ("Xor",)
+_BROADCASTING = frozenset(
+    ("Add", "And", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "BitShift", "Div", "Equal", "Greater")
+)
+_BROADCASTING |= {
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "Max",
+    "Min",
+    "Mod",
+    "Mul",
+    "Or",
+    "Pow",
+    "Sub",
+    "Where",
+    "Xor",
+}
 
 #: By operator: the shape of the result, from that of the first input and the rest.
 _SHAPES: dict[str, Callable[[_Shape, _Inputs, Mapping[str, Any]], _Shape | None]] = {
@@ -617,6 +649,7 @@ _SHAPES: dict[str, Callable[[_Shape, _Inputs, Mapping[str, Any]], _Shape | None]
     "Concat": _concatenated,
     "Slice": _sliced,
     "Gather": _gathered,
+    "GatherND": _gathered_at_places,
     "Unsqueeze": _unsqueezed,
 }
 
