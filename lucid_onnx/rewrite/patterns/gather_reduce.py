@@ -403,12 +403,15 @@ def _flat(e: Expression, pooled: _Pooled) -> Expression:
 
 
 def _number_of(pooled: _Pooled, dtype: ir.DataType) -> Expression:
-    """How many rows are in each bag, as a number of the rows' type."""
+    """How many rows are in each bag, as a number of the rows' type; 1 for none, whose mean ONNX Runtime takes for 0."""
     shape = make("Shape", pooled.rows.indices)
     size = make("Gather", shape, pooled.reduced[0])
     for k in pooled.reduced[1:]:
         size = make("Mul", size, make("Gather", shape, k))
-    return make("Cast", size, to=int(dtype))
+    number = make("Cast", size, to=int(dtype))
+    if number.array is not None:
+        return from_array(np.maximum(number.array, 1).astype(number.array.dtype))
+    return make("Max", number, make("Cast", constant(1), to=int(dtype)))
 
 
 def _like(value: int, indices: Expression) -> Expression:
@@ -450,8 +453,8 @@ def _taken_apart(rows: Rows) -> tuple[int | None, Expression | None, Expression 
         numbers = _narrowed_numbers(step, rows)
         if numbers is None:
             return Obstacle(
-                f"16-bit rows are multiplied by {step.numbers} in a wider type, and per_sample_weights have the table's "
-                "type; numbers that are cast from that type, or from bool, would fit"
+                f"16-bit rows are multiplied by {step.numbers} in a wider type, while per_sample_weights have the "
+                "table's type; numbers that are cast from that type, or from bool, would fit"
             )
         narrow += step.numbers.type != rows.table.type and not _is_truth(step.numbers)
         weights = numbers if weights is None else make("Mul", weights, numbers)
