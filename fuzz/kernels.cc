@@ -364,12 +364,13 @@ enum class Plant {
   kMessage,  // an error names another position
   kTouches,  // a rejected call writes to its output
   kEntries,  // one entry too many
+  kRace,     // two threads write to one place, which only ThreadSanitizer sees
   kHangs,
 };
 constexpr const char* kPlants[] = {
     "none",         "number",       "last_bit",    "threads",     "nan",         "unwritten",
     "write_behind", "write_before", "write_input", "read_behind", "read_before", "accepts",
-    "rejects",      "message",      "touches",     "entries",     "hangs"};
+    "rejects",      "message",      "touches",     "entries",     "race",        "hangs"};
 Plant g_plant = Plant::kNone;
 
 // ---- A table of a call: what the library gets, and where this program has it
@@ -793,6 +794,12 @@ class Reference {
         sum->anything = true;
       }
       return;
+    }
+    if (quantized && !std::isfinite(size)) {
+      // The parts and the shifts are added apart, and may overflow apart.
+      for (const Real part : {std::fabs(e.part * w), std::fabs(e.shift * w)}) {
+        if (std::isfinite(part)) sum->largest += part;
+      }
     }
     const Real factors = (1 + std::fabs(e.difference)) * (1 + std::fabs(e.scale)) *
                              (1 + std::fabs(w)) * (1 + clip.high) +
@@ -1820,6 +1827,12 @@ class Fuzzer {
       case Plant::kTouches:
         if (status == 1 && out.bytes() > 0) *last = 0;
         break;
+      case Plant::kRace: {
+        std::thread other([&] { ++raced_; });
+        ++raced_;
+        other.join();
+        break;
+      }
       case Plant::kHangs:
         for (;;) pause();
       default:
@@ -2177,6 +2190,7 @@ class Fuzzer {
   std::vector<Expected> numbers_of_;
   int64_t numbers_ = 0, open_ = 0;
   volatile char sink_ = 0;
+  int raced_ = 0;
 };
 
 // ---- The command

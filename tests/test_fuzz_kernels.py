@@ -106,7 +106,8 @@ def test_every_plant_has_a_test(program: Path) -> None:
     assert done.returncode == 0
     listed = re.search(r"--plant KIND .*: none (.*)", done.stdout)
     assert listed is not None
-    assert listed[1].split() == list(PLANTS)
+    # Only ThreadSanitizer sees a race: nox -s tsan.
+    assert set(listed[1].split()) == {*PLANTS, "race"}
 
 
 @pytest.mark.parametrize("arguments", [("--cases",), ("--cases", "x"), ("--jobs", "0"), ("--nothing", "1"), ("one",)])
