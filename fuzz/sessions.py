@@ -226,14 +226,14 @@ def bag_of(plan: Plan, r: np.random.RandomState, t: int, table: Table, num_bags:
     return bags.Case("", weight, indices.reshape(shape), offsets, weights, attributes)
 
 
-def call_of(plan: Plan, r: np.random.RandomState, tables: Sequence[Table]) -> Any:
-    """A call as a case of its operator."""
+def call_of(plan: Plan, r: np.random.RandomState, tables: Sequence[Table], *, broken: float = 0.05) -> Any:
+    """A call as a case of its operator; invalid with the probability ``broken``, most often."""
     num_bags = int(r.choice([0, 1, 1, 2, 2, 3, 3, 5, 5, 12, 40], p=[0.1, *[0.11] * 8, 0.015, 0.005]))
     found = [bag_of(plan, r, t, table, num_bags, last=table is tables[-1]) for t, table in enumerate(tables)]
     if plan.operator == "embedding_bag_collection":
         return collections_of_bags.Case("", tuple(found), "ragged" if plan.layout == "ends" else plan.layout)
     bag, table = found[0], tables[0]
-    if r.random_sample() < 0.05:
+    if r.random_sample() < broken:
         bag = _broken(bag, r, offsets=plan.ragged.way != "padded")  # which could be too long, and not be invalid
     given = bag.indices, bag.offsets, bag.per_sample_weights
     if plan.operator == "embedding_bag":
@@ -356,6 +356,7 @@ def sessions_of(plan: Plan, case: Any) -> list[Form]:
         options = ort.SessionOptions()
         options.intra_op_num_threads = plan.threads
         options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session = lucid_onnx.InferenceSession(model, native=native, session_options=options)
         found.append(Form(form, native, session, [value.name for value in model.graph.input]))
     return found
