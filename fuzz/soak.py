@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import collections
 import ctypes
+import dataclasses
 import json
 import os
 import sys
@@ -102,7 +103,8 @@ class Soak:
         plan = fuzz.plan_of(self.seed, number)
         r = np.random.RandomState([self.seed % 2**32, number, 2])
         tables = [fuzz.table_of(plan, r) for _ in plan.index_dtypes]
-        return plan, tables, fuzz.sessions_of(plan, fuzz.call_of(plan, r, tables))
+        # An arena would grow with each call that is the largest so far, for as long as there are such.
+        return plan, tables, fuzz.sessions_of(plan, fuzz.call_of(plan, r, tables), arena=False)
 
     @staticmethod
     def _call(r: np.random.RandomState, plan: Any, tables: Sequence[Any], forms: Sequence[Any]) -> str | None:
@@ -161,7 +163,8 @@ class Soak:
 
     def _function(self, r: np.random.RandomState) -> str | None:
         number = self.next_plan() if r.random_sample() < self.new else int(r.randint(20))
-        plan = fuzz.plan_of(self.seed, number, fuzz.OPERATORS)
+        # Their sessions have an arena, which is soon as large as it gets if bags are short.
+        plan = dataclasses.replace(fuzz.plan_of(self.seed, number), ragged=fuzz.Ragged("padded", 40))
         case = fuzz.call_of(plan, r, [fuzz.table_of(plan, r) for _ in plan.index_dtypes], broken=0.0)
         try:
             expected = fuzz.expected_of(case)
