@@ -19,12 +19,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import lucid_onnx
+from lucid_onnx.builder import origins
 from lucid_onnx.builder.conformance import case_model as model_of
 from lucid_onnx.ops.embedding_bag import cases, spec
 from lucid_testing.kernels import library_path, needs_library
 from lucid_testing.processes import free_memory
 
 ort = pytest.importorskip("onnxruntime")
+from lucid_onnx.runtime import session as session_module  # noqa: E402  # needs onnxruntime
+
 ort.set_default_logger_severity(3)
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -506,6 +509,115 @@ def test_a_model_whose_external_data_was_not_loaded(tmp_path: Path, monkeypatch:
     )
     with pytest.raises(ValueError, match=message):
         lucid_onnx.InferenceSession(inner, native=False)
+
+
+#: What makes a model of a file, and leaves the tables in the file of external data.
+REWRITES: dict[str, Callable[[Path], onnx.ModelProto]] = {
+    "fuse": lambda path: lucid_onnx.fuse(path).model,
+    "fuse of a result": lambda path: lucid_onnx.fuse(lucid_onnx.lower(path)).model,
+    "fuse, merge_tables": lambda path: lucid_onnx.fuse(path, merge_tables=True).model,
+    "lower": lucid_onnx.lower,
+    "quantize": lambda path: lucid_onnx.quantize(path, min_bytes=2**30).model,
+    "quantize to a file": lambda path: lucid_onnx.quantize(path, path.with_name("small.onnx"), min_bytes=2**30).model,
+    "to_form": lambda path: lucid_onnx.to_form(lucid_onnx.fuse(path).model, "standard"),
+}
+
+
+def linked(path: Path) -> Path:
+    """A model by links to files of other names, as download tools keep it."""
+    folder = path.parent / "snapshots"
+    folder.mkdir()
+    for k, source in enumerate((path, path.with_name(path.name + ".data"))):
+        source.rename(path.with_name(f"blob{k}"))
+        (folder / source.name).symlink_to(f"../blob{k}")
+    return folder / path.name
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "has_entry", "layout"),
+    [
+        *((name, True, "plain") for name in REWRITES),
+        ("fuse", True, "links"),
+        ("fuse", False, "links"),
+        ("lower", False, "plain"),
+    ],
+)
+def test_results_in_memory_find_their_external_data(
+    rewrite: str, has_entry: bool, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the current folder is; the path may be relative."""
+    pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
+    if not has_entry:
+        monkeypatch.setattr(session_module, "_HAS_FOLDER_ENTRY", False)
+    case = cases.make("elsewhere", layout="rows", rows=500, mode="sum")
+    lucid_onnx.save(model_of(case, "portable", constant=True), tmp_path / "model.onnx", external_data=True)
+    path = tmp_path / "model.onnx" if layout == "plain" else linked(tmp_path / "model.onnx")
+    monkeypatch.chdir(path.parent)
+    model = REWRITES[rewrite](Path(path.name))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert [t.name for t in model.graph.initializer if t.raw_data] == []
+    before = model.SerializeToString(deterministic=True)
+    options = ort.SessionOptions()
+    for arguments in ((model, options), (model, options)):
+        case.check(run(lucid_onnx.InferenceSession(*arguments, native=False), case))
+    assert model.SerializeToString(deterministic=True) == before
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    with pytest.raises(ValueError, match="is external data that was not loaded"):  # with the same options, too
+        lucid_onnx.InferenceSession(copy, options, native=False)
+    session = lucid_onnx.InferenceSession(model, native=False)
+    session.set_providers(["CPUExecutionProvider"])
+    case.check(run(session, case))
+
+
+def test_results_in_memory_read_nothing_outside_of_their_folder(tmp_path: Path) -> None:
+    pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
+    case = cases.make("elsewhere", layout="rows", rows=500, mode="sum")
+    (tmp_path / "in").mkdir()
+    path, data = tmp_path / "in" / "model.onnx", tmp_path / "in" / "model.onnx.data"
+    lucid_onnx.save(model_of(case, "portable", constant=True), path, external_data=True)
+    model = lucid_onnx.fuse(path).model
+    data.rename(tmp_path / "secret")
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        lucid_onnx.InferenceSession(model, native=False)
+    data.symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match="outside of the model's folder"):
+        lucid_onnx.InferenceSession(model, native=False)
+    data.unlink()
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = "../secret"
+    with pytest.raises(ValueError, match="outside of the model's folder"):
+        lucid_onnx.InferenceSession(model, native=False)
+
+
+def test_bytes_do_not_say_where_external_data_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = cases.make("elsewhere", layout="rows", rows=500, mode="sum")
+    path = tmp_path / "model.onnx"
+    lucid_onnx.save(model_of(case, "portable", constant=True), path, external_data=True)
+    content = path.read_bytes()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="the bytes of a model do not say where it is: give its path"):
+        lucid_onnx.InferenceSession(content, native=False)
+    monkeypatch.chdir(tmp_path)
+    case.check(run(lucid_onnx.InferenceSession(content, native=False), case))
+
+
+def test_models_are_remembered_as_long_as_they_live(tmp_path: Path) -> None:
+    pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
+    case = cases.make("elsewhere", layout="rows", rows=500, mode="sum")
+    lucid_onnx.save(model_of(case, "portable", constant=True), tmp_path / "model.onnx", external_data=True)
+    kept = [lucid_onnx.lower(tmp_path / "model.onnx") for _ in range(3)]
+    del kept[1]
+    for _ in range(3):
+        lucid_onnx.lower(tmp_path / "model.onnx")
+    assert all(origins.data_of(model) is not None for model in kept)
+    assert {id(model) for model in kept} == set(origins._origins)
+    kept.clear()
+    assert origins.data_of(onnx.ModelProto()) is None
+    assert not origins._origins
 
 
 def test_options_that_say_where_external_data_is(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Put bags into ONNX models: one bag as a model, or nodes for a graph that somebody else is building.
 
 `models` builds whole models, `nodes` single nodes, `forms` turns a model into another form, `files` writes one, and
-`loading` reads one.
+`loading` reads one, and `origins` knows where the data of those in memory lies.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .models import (
     op_model,
 )
 from .nodes import make_collection_node, make_grad_node, make_node
+from .origins import data_of, remember_data
 
 __all__ = [
     "CODES_TYPES",
@@ -36,6 +37,7 @@ __all__ = [
     "check_form",
     "check_structure",
     "convert",
+    "data_of",
     "fill_tables",
     "is_external",
     "load",
@@ -45,6 +47,7 @@ __all__ = [
     "make_node",
     "onnx_type",
     "op_model",
+    "remember_data",
     "save",
     "save_temporarily",
     "tensors",

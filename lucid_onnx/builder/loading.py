@@ -224,8 +224,18 @@ class ExternalData:
     """
 
     def __init__(self, model: str | os.PathLike[str]) -> None:
+        self._model = os.fspath(model)
         self._folder = Path(model).parent
         self._roots = [Path(os.path.realpath(self._folder)), Path(os.path.realpath(model)).parent]
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the locations of the data are relative to."""
+        return self._folder
+
+    def anchored(self) -> ExternalData:
+        """The same by its absolute path: the current folder may be another one later."""
+        return ExternalData(os.path.abspath(self._model))
 
     def source(self, tensor: onnx.TensorProto) -> Path:
         """The real path of the file that a tensor has its data in.

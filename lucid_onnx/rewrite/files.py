@@ -13,6 +13,7 @@ from lucid_onnx.builder import (
     ExternalData,
     Replacing,
     check_structure,
+    data_of,
     is_external,
     load,
     location,
@@ -30,7 +31,7 @@ _LONGEST_COMPLAINT = 2000
 
 
 def read(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[onnx.ModelProto, ExternalData | None]:
-    """A model, and where its external data lies (None: not known).
+    """A model, and where its external data lies (None: not known, and the model is the caller's own).
 
     Small constants in external data become part of the model, since what they are may decide something. No table is
     loaded.
@@ -40,8 +41,11 @@ def read(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[onnx.ModelPro
         ValueError: it is not an ONNX model, has what a rewrite would lose, or has its data outside of its folder.
     """
     if isinstance(model, onnx.ModelProto):
-        proto, name, data = model, "the model", None
+        proto, name, data = model, "the model", data_of(model)
         check_structure(proto, name)
+        if data is not None:
+            proto = onnx.ModelProto()
+            proto.CopyFrom(model)
     else:
         name, data = os.fspath(model), ExternalData(model)
         proto = load(model)

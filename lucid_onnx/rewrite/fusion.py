@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnx import helper, version_converter
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from lucid_onnx.builder import ExternalData, Form, check_form, convert, is_external
+from lucid_onnx.builder import ExternalData, Form, check_form, convert, is_external, remember_data
 from lucid_onnx.ops.embedding_bag import spec
 
 from . import files, nodes
@@ -34,7 +34,9 @@ _FUNCTIONS_IR = 8
 
 @dataclasses.dataclass(frozen=True)
 class FuseReport:
-    """The model, the bags that were put into it, and what looked like one. External data is not loaded.
+    """The model, the bags that were put into it, and what looked like one.
+
+    External data is not loaded; `InferenceSession` and this package's other functions find it where it was.
 
     ``merged`` and ``unmerged`` are the bags that were to be merged; both are empty if nobody asked.
     """
@@ -98,6 +100,7 @@ def fuse(
     check_form(form)
     proto, data = files.read(model)
     report = _fuse(proto, data, form, assume_nonempty, merge_tables)
+    remember_data(report.model, data)
     if output is not None:
         files.write(report.model, output, data)
     return report

@@ -7,7 +7,7 @@ from typing import Literal
 
 import onnx
 
-from lucid_onnx.builder import Form, convert
+from lucid_onnx.builder import Form, convert, remember_data
 from lucid_onnx.ops.embedding_bag.lowering import BLOCKS, Ragged
 
 from . import files
@@ -59,6 +59,7 @@ def lower(
     complaint = files.check(result)
     if complaint is not None:
         raise ValueError(f"the model in {form} form does not pass onnx.checker: {complaint}")
+    remember_data(result, data)
     if output is not None:
         files.write(result, output, data)
     return result

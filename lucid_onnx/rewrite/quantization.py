@@ -25,6 +25,7 @@ from lucid_onnx.builder import (
     check_form,
     convert,
     is_external,
+    remember_data,
     tensors,
     without_initializers,
 )
@@ -80,7 +81,10 @@ class Unquantized:
 
 @dataclasses.dataclass(frozen=True)
 class QuantizeReport:
-    """The model, the tables that became smaller, and those that did not. External data is not loaded."""
+    """The model, the tables that became smaller, and those that did not.
+
+    External data is not loaded; `InferenceSession` and this package's other functions find it where it is.
+    """
 
     model: onnx.ModelProto = dataclasses.field(repr=False)
     quantized: tuple[Quantized, ...]
@@ -145,6 +149,7 @@ def quantize(
     work = _Quantization(proto, data, dtype, min_bytes, form, progress)
     if output is None or data is None or not external:
         report = work.run(None)
+        remember_data(report.model, data)
         if output is not None:
             files.write(report.model, output, data)
         return report
@@ -166,6 +171,7 @@ def _write(work: _Quantization, output: Path, proto: onnx.ModelProto, data: Exte
         report = work.run(store)
         store.finish()
         replacing.open_model().write(report.model.SerializeToString())
+    remember_data(report.model, ExternalData(output))
     return report
 
 
