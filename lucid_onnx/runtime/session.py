@@ -161,8 +161,9 @@ class InferenceSession(ort.InferenceSession):
         path_or_bytes: a path, the bytes of a model, or an onnx.ModelProto (also one over 2 GiB). What `fuse`, `lower`
             and `quantize` return finds the external data of the file that it was made of, as long as that lies there.
         sess_options: used as given, and registered (see `register`); they serve any number of sessions.
-        providers: execution providers, by default ``["CPUExecutionProvider"]``. With CUDAExecutionProvider among them
-            the CUDA kernels are registered too. If they cannot run, a RuntimeWarning says why.
+        providers: execution providers, by default those that ``sess_options`` has, or ``["CPUExecutionProvider"]``.
+            With CUDAExecutionProvider among them the CUDA kernels are registered too. If they cannot run, a
+            RuntimeWarning says why.
         provider_options: as onnxruntime's, a dict per provider.
         model: another name of ``path_or_bytes``.
         native: use the native kernels; False runs the function bodies of the model.
@@ -198,7 +199,7 @@ class InferenceSession(ort.InferenceSession):
             raise TypeError("InferenceSession needs a model: path_or_bytes")
         given = _one_of(sess_options=sess_options, session_options=session_options)
         options = ort.SessionOptions() if given is None else given
-        providers = list(providers or [CPU])
+        providers = list(providers or ([] if _has_providers(options) else [CPU]))
         if native:
             register(options, provider=_provider(providers), table_memory=table_memory)
         elif table_memory is not None:
@@ -208,7 +209,7 @@ class InferenceSession(ort.InferenceSession):
         with contextlib.ExitStack() as stack:
             source = _source(model, options, given is not None, stack)
             try:
-                super().__init__(source, options, providers, provider_options, **kwargs)
+                super().__init__(source, options, providers or None, provider_options, **kwargs)
             except Exception as error:
                 if _ALREADY in str(error):
                     raise ValueError(_REGISTERED_ELSEWHERE) from error
@@ -337,6 +338,11 @@ def _source(
     path = os.path.join(folder, "model.onnx")
     save_temporarily(model, path)
     return path
+
+
+def _has_providers(options: ort.SessionOptions) -> bool:
+    """Whether somebody chose providers on the options themselves, which older releases cannot do."""
+    return hasattr(options, "has_providers") and bool(options.has_providers())
 
 
 def _refers(model: onnx.ModelProto) -> bool:
