@@ -7,9 +7,9 @@
 from __future__ import annotations
 
 from .dtypes import CODES_TYPES, INDEX_TYPES, TABLE_TYPES, as_dtype, onnx_type
-from .files import Replacing, fill_tables, save, save_temporarily, without_initializers
+from .files import LARGEST_MESSAGE, Replacing, fill_tables, save, save_temporarily, without_initializers
 from .forms import FORMS, Form, check_form, convert, to_form
-from .loading import ExternalData, byte_count, check_structure, is_external, load, location, tensors
+from .loading import ExternalData, byte_count, check_structure, is_external, load, location, model_files, tensors
 from .models import (
     build_collection_model,
     build_grad_model,
@@ -24,6 +24,7 @@ __all__ = [
     "CODES_TYPES",
     "FORMS",
     "INDEX_TYPES",
+    "LARGEST_MESSAGE",
     "TABLE_TYPES",
     "ExternalData",
     "Form",
@@ -45,6 +46,7 @@ __all__ = [
     "make_collection_node",
     "make_grad_node",
     "make_node",
+    "model_files",
     "onnx_type",
     "op_model",
     "remember_data",

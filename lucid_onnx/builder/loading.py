@@ -194,6 +194,17 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 yield from attribute.tensors
 
 
+def model_files(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The files that a model needs: its own, and those of its external data. Copy, move or remove them together.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not an ONNX model, or has its data outside of its folder.
+    """
+    locations = dict.fromkeys(location(tensor) for tensor in tensors(load(path)) if is_external(tensor))
+    return os.fspath(path), *(os.fspath(Path(path).with_name(name)) for name in locations)
+
+
 def is_external(tensor: onnx.TensorProto) -> bool:
     """Whether a tensor's data is in another file."""
     return bool(tensor.data_location == TensorProto.EXTERNAL)
