@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from .dtypes import CODES_TYPES, INDEX_TYPES, TABLE_TYPES, as_dtype, onnx_type
 from .files import Replacing, fill_tables, save, save_temporarily, without_initializers
-from .forms import FORMS, Form, check_form, convert, to_form
-from .loading import ExternalData, byte_count, check_structure, is_external, load, location, tensors
+from .forms import FORMS, Form, check_form, convert, other_function, to_form
+from .functions import renamed, restore_names
+from .loading import ExternalData, byte_count, check_structure, functions, is_external, load, location, tensors
 from .models import (
     build_collection_model,
     build_grad_model,
@@ -37,6 +38,7 @@ __all__ = [
     "check_structure",
     "convert",
     "fill_tables",
+    "functions",
     "is_external",
     "load",
     "location",
@@ -45,6 +47,9 @@ __all__ = [
     "make_node",
     "onnx_type",
     "op_model",
+    "other_function",
+    "renamed",
+    "restore_names",
     "save",
     "save_temporarily",
     "tensors",

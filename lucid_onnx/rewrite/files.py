@@ -16,6 +16,8 @@ from lucid_onnx.builder import (
     is_external,
     load,
     location,
+    renamed,
+    restore_names,
     save,
     tensors,
     without_initializers,
@@ -42,6 +44,10 @@ def read(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[onnx.ModelPro
     if isinstance(model, onnx.ModelProto):
         proto, name, data = model, "the model", None
         check_structure(proto, name)
+        if renamed(proto.functions):
+            proto = onnx.ModelProto()
+            proto.CopyFrom(model)
+            restore_names(proto)
     else:
         name, data = os.fspath(model), ExternalData(model)
         proto = load(model)

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from lucid_onnx.builder import is_external, save_temporarily, tensors
+from lucid_onnx.builder import functions, is_external, load, renamed, restore_names, save_temporarily, tensors
 from lucid_onnx.ops.attributes import check_choice
 from lucid_onnx.ops.embedding_bag.spec import BFLOAT16
 
@@ -203,7 +203,7 @@ class InferenceSession(ort.InferenceSession):
                 f"table_memory = {table_memory!r}, but native = False: table_memory needs the native kernels"
             )
         with contextlib.ExitStack() as stack:
-            source = _source(model, options, stack)
+            source = _source(_with_our_names(model, options, stack) if native else model, options, stack)
             try:
                 super().__init__(source, options, providers, provider_options, **kwargs)
             except Exception as error:
@@ -303,6 +303,43 @@ def _one_of(**given: Any) -> Any:
     if len(values) > 1:
         raise TypeError(f"InferenceSession got {' and '.join(values)}, which are the same argument")
     return next(iter(values.values()), None)
+
+
+def _with_our_names(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto, options: ort.SessionOptions, stack: contextlib.ExitStack
+) -> str | os.PathLike[str] | bytes | onnx.ModelProto:
+    """The model; in a copy, if a tool gave our functions other names, by which onnxruntime finds no kernels of ours."""
+    if isinstance(model, (str, os.PathLike)):
+        path = os.fspath(model)
+        if not os.path.isfile(path) or not renamed(functions(path)):
+            return model
+        proto = load(path)
+        if any(map(is_external, tensors(proto))):
+            if not _KNOWS_FOLDER:
+                warnings.warn(
+                    f"{path}: a tool has renamed our functions, so that this onnxruntime, {ort.__version__}, runs them "
+                    "without the native kernels: lucid_onnx.fuse(path, output) names them back",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+                return model
+            options.add_session_config_entry(_FOLDER_ENTRY, os.path.dirname(os.path.abspath(path)))
+            # They may serve other models, in other folders.
+            stack.callback(options.add_session_config_entry, _FOLDER_ENTRY, "")
+        return proto
+    if isinstance(model, bytes):
+        light = onnx.ModelProto.FromString(model)
+        return light if restore_names(light) else model
+    if not isinstance(model, onnx.ModelProto) or not renamed(model.functions):
+        return model
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    restore_names(copy)
+    return copy
+
+
+#: onnxruntime before 1.20 finds external data only beside a model that is a file.
+_KNOWS_FOLDER = tuple(int(x) for x in ort.__version__.split(".")[:2]) >= (1, 20)
 
 
 def _source(
