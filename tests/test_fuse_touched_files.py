@@ -10,12 +10,17 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.compose
+import onnx.inliner
+import onnx.version_converter
 import pytest
 
 import lucid_onnx
 from lucid_onnx.builder import functions, renamed
+from lucid_onnx.builder.conformance import case_model
+from lucid_onnx.ops.embedding_bag import cases as named
+from lucid_onnx.ops.quantized_embedding_bag import cases as quantized
 from lucid_testing.kernels import library_path
-from lucid_testing.models import bags, results
+from lucid_testing.models import attributes, bags, results, swapped_operators
 
 pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -211,3 +216,47 @@ def test_bags_are_recognised_natively_whatever_their_names() -> None:
     assert [n.op_type for n in bags(report.model)] == ["EmbeddingBag", "EmbeddingBag"]
     assert report.unfused == ()
     assert library_path() is None or results(report.model, FEEDS)[0].shape == (2, 16)
+
+
+@pytest.mark.parametrize("opset", [16, 18])
+def test_inlined_functions_come_back(opset: int) -> None:
+    """onnx.inliner, and others, put a function's nodes in the place of the node that calls it."""
+    for case in [*list(named.all_cases().values())[3::40], *list(quantized.all_cases().values())[5::60]]:
+        expected = case_model(case, "native", opset, constant=True)
+        model = onnx.inliner.inline_local_functions(case_model(case, "portable", opset, constant=True))
+        assert bags(model) == []
+        report = lucid_onnx.fuse(model, form="native")
+        assert [n.op_type for n in report.model.graph.node] == [n.op_type for n in expected.graph.node], case.name
+        (found,), (wanted,) = report.model.graph.node, expected.graph.node
+        assert (attributes(found), list(found.input)) == (attributes(wanted), list(wanted.input)), case.name
+        assert report.unfused == ()
+
+
+def test_a_changed_inlined_function_stays() -> None:
+    inlined = onnx.inliner.inline_local_functions(_bag(mode="sum"))
+    swaps = {"Add": "Sub", "Sub": "Add", "Max": "Min", "Min": "Max", "Greater": "Less", "ReduceSum": "ReduceMax"}
+    stayed = 0
+    for what, model in swapped_operators(inlined, swaps, step=9, more_than=10):
+        report = lucid_onnx.fuse(model)
+        if not report.fused:
+            stayed += 1
+            continue
+        # What was changed decides nothing for these attributes: a branch that is not taken.
+        (expected,) = results(model, FLAT, native=False)
+        np.testing.assert_allclose(results(report.model, FLAT)[0], expected, rtol=1e-5, atol=1e-6, err_msg=what)
+    assert stayed > 5
+
+
+@pytest.mark.parametrize("io", [False, True])
+def test_a_model_in_float16_stays_a_bag(io: bool) -> None:
+    """onnxruntime's converter, and onnxconverter_common's, turn the table; the function takes every dtype."""
+    float16 = pytest.importorskip("onnxruntime.transformers.float16", reason="onnxruntime has no float16 converter")
+    model = float16.convert_float_to_float16(_bag(mode="mean"), keep_io_types=io, disable_shape_infer=io)
+    (table,) = model.graph.initializer
+    assert table.data_type == onnx.TensorProto.FLOAT16
+    (expected,) = results(_bag(mode="mean"), FLAT, native=False)
+    for found in (model, lucid_onnx.fuse(model).model, lucid_onnx.lower(model)):
+        assert len(bags(found)) == (found.functions != [])
+        (pooled,) = results(found, FLAT, native=False)
+        assert pooled.dtype == (np.float32 if io else np.float16)
+        np.testing.assert_allclose(pooled, expected, rtol=2e-3, atol=2e-3)  # two roundings to float16

@@ -630,6 +630,11 @@ def _slice(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray | None:
     return x[0][int(x[1].reshape(-1)[0]) : int(x[2].reshape(-1)[0])]
 
 
+def _is_inf(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray:
+    positive, negative = (bool(attributes[f"detect_{sign}"]) for sign in ("positive", "negative"))
+    return np.asarray(np.isinf(x[0]) & np.where(x[0] > 0, positive, negative))
+
+
 _COMPUTE: dict[str, _Compute] = {
     "Add": _elementwise(np.add),
     "Sub": _elementwise(np.subtract),
@@ -637,6 +642,8 @@ _COMPUTE: dict[str, _Compute] = {
     "Equal": _elementwise(np.equal),
     "Less": _elementwise(np.less),
     "Greater": _elementwise(np.greater),
+    "GreaterOrEqual": _elementwise(np.greater_equal),
+    "LessOrEqual": _elementwise(np.less_equal),
     "Not": _elementwise(np.logical_not),
     "And": _elementwise(np.logical_and),
     "Or": _elementwise(np.logical_or),
@@ -644,6 +651,8 @@ _COMPUTE: dict[str, _Compute] = {
     "Concat": _concat,
     "Expand": _expand,
     "Gather": _gather,
+    "IsInf": _is_inf,
+    "IsNaN": _elementwise(np.isnan),
     "Reshape": _reshape,
     "Squeeze": _squeeze,
     "Unsqueeze": lambda x, attributes: np.expand_dims(x[0], tuple(int(a) for a in x[1])),
