@@ -8,8 +8,19 @@ from __future__ import annotations
 
 from .dtypes import CODES_TYPES, INDEX_TYPES, TABLE_TYPES, as_dtype, onnx_type
 from .files import LARGEST_MESSAGE, Replacing, fill_tables, save, save_temporarily, without_initializers
-from .forms import FORMS, Form, check_form, convert, to_form
-from .loading import ExternalData, byte_count, check_structure, is_external, load, location, model_files, tensors
+from .forms import FORMS, Form, check_form, convert, other_function, to_form
+from .functions import renamed, restore_names
+from .loading import (
+    ExternalData,
+    byte_count,
+    check_structure,
+    functions,
+    is_external,
+    load,
+    location,
+    model_files,
+    tensors,
+)
 from .models import (
     build_collection_model,
     build_grad_model,
@@ -40,6 +51,7 @@ __all__ = [
     "convert",
     "data_of",
     "fill_tables",
+    "functions",
     "is_external",
     "load",
     "location",
@@ -49,7 +61,10 @@ __all__ = [
     "model_files",
     "onnx_type",
     "op_model",
+    "other_function",
     "remember_data",
+    "renamed",
+    "restore_names",
     "save",
     "save_temporarily",
     "tensors",
