@@ -118,8 +118,14 @@ _SANITIZED = (
 @nox.session(python=False)
 def fuzz(session: nox.Session) -> None:
     """Every fuzzer for a minute, in the environment as it is."""
-    for program in ("sessions.py", "models.py"):
+    for program in ("kernels.py", "sessions.py", "models.py"):
         session.run("python", f"fuzz/{program}", "--seconds", "60", *session.posargs)
+
+
+@nox.session(python=False)
+def soak(session: nox.Session) -> None:
+    """Two hours of requests at a fifth of a core, in the environment as it is; arguments after -- come last."""
+    session.run("python", "fuzz/soak.py", "--seconds", "7200", "--load", "0.2", *session.posargs)
 
 
 @nox.session
@@ -137,8 +143,11 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     _mypy(session)
-    sources = [p for p in (ROOT / "cpp_ops").rglob("*") if p.suffix in (".cc", ".h", ".cu")]
+    sources = [p for folder in ("cpp_ops", "fuzz") for p in (ROOT / folder).rglob("*") if p.suffix in _CPP]
     session.run("clang-format", "--dry-run", "-Werror", *map(str, sorted(sources)))
+
+
+_CPP = (".cc", ".h", ".cu")
 
 
 @nox.session(python=False)

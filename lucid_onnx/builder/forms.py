@@ -18,6 +18,8 @@ from lucid_onnx.ops.embedding_bag.lowering import BLOCKS, Ragged
 from lucid_onnx.ops.emit import needed
 from lucid_onnx.ops.variants import Known
 
+from .origins import data_of, remember_data
+
 Form = Literal["portable", "standard", "native"]
 
 
@@ -43,6 +45,7 @@ def to_form(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     convert(copy, form)
+    remember_data(copy, data_of(model))
     return copy
 
 

@@ -194,6 +194,17 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 yield from attribute.tensors
 
 
+def model_files(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The files that a model needs: its own, and those of its external data. Copy, move or remove them together.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not an ONNX model, or has its data outside of its folder.
+    """
+    locations = dict.fromkeys(location(tensor) for tensor in tensors(load(path)) if is_external(tensor))
+    return os.fspath(path), *(os.fspath(Path(path).with_name(name)) for name in locations)
+
+
 def is_external(tensor: onnx.TensorProto) -> bool:
     """Whether a tensor's data is in another file."""
     return bool(tensor.data_location == TensorProto.EXTERNAL)
@@ -224,8 +235,18 @@ class ExternalData:
     """
 
     def __init__(self, model: str | os.PathLike[str]) -> None:
+        self._model = os.fspath(model)
         self._folder = Path(model).parent
         self._roots = [Path(os.path.realpath(self._folder)), Path(os.path.realpath(model)).parent]
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the locations of the data are relative to."""
+        return self._folder
+
+    def anchored(self) -> ExternalData:
+        """The same by its absolute path: the current folder may be another one later."""
+        return ExternalData(os.path.abspath(self._model))
 
     def source(self, tensor: onnx.TensorProto) -> Path:
         """The real path of the file that a tensor has its data in.
