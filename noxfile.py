@@ -146,6 +146,12 @@ def tsan(session: nox.Session) -> None:
     fuzz("--seconds", "60", "--jobs", "4", *session.posargs)
 
 
+@nox.session(python=False)
+def soak(session: nox.Session) -> None:
+    """Two hours of requests at a fifth of a core, in the environment as it is; arguments after -- come last."""
+    session.run("python", "fuzz/soak.py", "--seconds", "7200", "--load", "0.2", *session.posargs)
+
+
 @nox.session
 def docs(session: nox.Session) -> None:
     """The documentation's site, into ./site, without a warning."""
