@@ -10,7 +10,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import onnx
@@ -21,7 +21,7 @@ from lucid_onnx.ops.attributes import check_choice
 from lucid_onnx.ops.embedding_bag.spec import BFLOAT16
 
 from .installation import distributions_problem, load_onnxruntime
-from .library import CPU, CUDA, check_provider, find_cuda_library, get_library_path, why_no_cuda
+from .library import CPU, CUDA, Provider, check_provider, find_cuda_library, get_library_path, why_no_cuda
 
 load_onnxruntime()  # an error says what is wrong with it
 import onnxruntime as ort  # noqa: E402
@@ -31,7 +31,8 @@ if _problem is not None:
     warnings.warn(_problem, RuntimeWarning, stacklevel=2)
 
 #: Where constant tables of 8 MiB and more lie.
-TABLE_MEMORY = ("auto", "inplace", "hugepage_copy", "mmap")
+TableMemory = Literal["auto", "inplace", "hugepage_copy", "mmap"]
+TABLE_MEMORY: tuple[str, ...] = get_args(TableMemory)
 #: The session config entries that the library reads, with what they are if nobody sets them.
 _TABLE_MEMORY_ENTRY = "lucid.table_memory"
 _ENTRIES = {_TABLE_MEMORY_ENTRY: "auto", "lucid.bounds_check": "report", "lucid.max_output_bytes": ""}
@@ -57,7 +58,9 @@ _registered: weakref.WeakKeyDictionary[ort.SessionOptions, _Registration] = weak
 _registering = threading.Lock()
 
 
-def register(session_options: ort.SessionOptions, *, provider: str = "cpu", table_memory: str | None = None) -> None:
+def register(
+    session_options: ort.SessionOptions, *, provider: Provider = "cpu", table_memory: TableMemory | None = None
+) -> None:
     """Register the native kernels on ``session_options``. A second call with the same settings does nothing.
 
     Args:
@@ -140,7 +143,7 @@ def _check_same(before: _Registration, now: _Registration) -> None:
         )
 
 
-def _provider(providers: Sequence[Any]) -> str:
+def _provider(providers: Sequence[Any]) -> Provider:
     """The provider whose kernels a session of these providers needs, "cpu" or "cuda"."""
     names = [p if isinstance(p, str) else p[0] for p in providers]
     if CUDA not in names or CUDA not in ort.get_available_providers():
@@ -191,7 +194,7 @@ class InferenceSession(ort.InferenceSession):
         model: str | os.PathLike[str] | bytes | onnx.ModelProto | None = None,
         native: bool = True,
         session_options: ort.SessionOptions | None = None,
-        table_memory: str | None = None,
+        table_memory: TableMemory | None = None,
         **kwargs: Any,
     ) -> None:
         model = _one_of(path_or_bytes=path_or_bytes, model=model)
