@@ -77,4 +77,4 @@ def test_the_dtypes_of_quantize_are_those_of_quantized_tables() -> None:
     pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
     from lucid_onnx.rewrite import quantization
 
-    assert quantization.DTYPES == (*quantized_embedding_bag.spec.CODES_TYPES, "float16", "bfloat16")
+    assert (*quantized_embedding_bag.spec.CODES_TYPES, "float16", "bfloat16") == quantization.DTYPES

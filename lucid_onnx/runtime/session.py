@@ -216,7 +216,7 @@ class InferenceSession(ort.InferenceSession):
             except Exception as error:
                 if _ALREADY in str(error):
                     raise ValueError(_REGISTERED_ELSEWHERE) from error
-                if isinstance(model, bytes) and "xternal data" in str(error):
+                if isinstance(model, bytes) and _names_data(str(error), model):
                     raise ValueError(f"{error} (the bytes of a model do not say where it is: give its path)") from error
                 raise
         self._bfloat16 = any(v.type == _BFLOAT16_TYPE for v in (*self.get_inputs(), *self.get_outputs()))
@@ -351,6 +351,18 @@ def _has_providers(options: ort.SessionOptions) -> bool:
 def _refers(model: onnx.ModelProto) -> bool:
     """Whether a model has external data."""
     return any(is_external(tensor) for tensor in tensors(model))
+
+
+def _names_data(message: str, content: bytes) -> bool:
+    """Whether a message names a file of external data of a model."""
+    try:
+        model = onnx.load_from_string(content)
+    except Exception:  # the message is about that; the error's class depends on protobuf's release
+        return False
+    names = {
+        e.value for tensor in tensors(model) if is_external(tensor) for e in tensor.external_data if e.key == "location"
+    }
+    return any(name in message for name in names)
 
 
 def _with_data(
