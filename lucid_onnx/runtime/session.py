@@ -10,7 +10,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import onnx
@@ -32,7 +32,7 @@ from lucid_onnx.ops.attributes import check_choice
 from lucid_onnx.ops.embedding_bag.spec import BFLOAT16
 
 from .installation import distributions_problem, load_onnxruntime
-from .library import CPU, CUDA, check_provider, find_cuda_library, get_library_path, why_no_cuda
+from .library import CPU, CUDA, Provider, check_provider, find_cuda_library, get_library_path, why_no_cuda
 
 load_onnxruntime()  # an error says what is wrong with it
 import onnxruntime as ort  # noqa: E402
@@ -42,7 +42,8 @@ if _problem is not None:
     warnings.warn(_problem, RuntimeWarning, stacklevel=2)
 
 #: Where constant tables of 8 MiB and more lie.
-TABLE_MEMORY = ("auto", "inplace", "hugepage_copy", "mmap")
+TableMemory = Literal["auto", "inplace", "hugepage_copy", "mmap"]
+TABLE_MEMORY: tuple[str, ...] = get_args(TableMemory)
 #: The session config entries that the library reads, with what they are if nobody sets them.
 _TABLE_MEMORY_ENTRY = "lucid.table_memory"
 _ENTRIES = {_TABLE_MEMORY_ENTRY: "auto", "lucid.bounds_check": "report", "lucid.max_output_bytes": ""}
@@ -68,7 +69,9 @@ _registered: weakref.WeakKeyDictionary[ort.SessionOptions, _Registration] = weak
 _registering = threading.Lock()
 
 
-def register(session_options: ort.SessionOptions, *, provider: str = "cpu", table_memory: str | None = None) -> None:
+def register(
+    session_options: ort.SessionOptions, *, provider: Provider = "cpu", table_memory: TableMemory | None = None
+) -> None:
     """Register the native kernels on ``session_options``. A second call with the same settings does nothing.
 
     Args:
@@ -151,7 +154,7 @@ def _check_same(before: _Registration, now: _Registration) -> None:
         )
 
 
-def _provider(providers: Sequence[Any]) -> str:
+def _provider(providers: Sequence[Any]) -> Provider:
     """The provider whose kernels a session of these providers needs, "cpu" or "cuda"."""
     names = [p if isinstance(p, str) else p[0] for p in providers]
     if CUDA not in names or CUDA not in ort.get_available_providers():
@@ -202,7 +205,7 @@ class InferenceSession(ort.InferenceSession):
         model: str | os.PathLike[str] | bytes | onnx.ModelProto | None = None,
         native: bool = True,
         session_options: ort.SessionOptions | None = None,
-        table_memory: str | None = None,
+        table_memory: TableMemory | None = None,
         **kwargs: Any,
     ) -> None:
         model = _one_of(path_or_bytes=path_or_bytes, model=model)
@@ -225,7 +228,7 @@ class InferenceSession(ort.InferenceSession):
             except Exception as error:
                 if _ALREADY in str(error):
                     raise ValueError(_REGISTERED_ELSEWHERE) from error
-                if isinstance(model, bytes) and "xternal data" in str(error):
+                if isinstance(model, bytes) and _names_data(str(error), model):
                     raise ValueError(f"{error} (the bytes of a model do not say where it is: give its path)") from error
                 raise
         self._bfloat16 = any(v.type == _BFLOAT16_TYPE for v in (*self.get_inputs(), *self.get_outputs()))
@@ -383,6 +386,18 @@ def _has_providers(options: ort.SessionOptions) -> bool:
 def _refers(model: onnx.ModelProto) -> bool:
     """Whether a model has external data."""
     return any(is_external(tensor) for tensor in tensors(model))
+
+
+def _names_data(message: str, content: bytes) -> bool:
+    """Whether a message names a file of external data of a model."""
+    try:
+        model = onnx.load_from_string(content)
+    except Exception:  # the message is about that; the error's class depends on protobuf's release
+        return False
+    names = {
+        e.value for tensor in tensors(model) if is_external(tensor) for e in tensor.external_data if e.key == "location"
+    }
+    return any(name in message for name in names)
 
 
 def _with_data(
