@@ -100,10 +100,26 @@ class GatherReduce:
         )
 
     def _mean(self, root: Expression) -> Iterator[Guess | Obstructed]:
-        """A Div that is no mean stays behind the bag of its sum, which is found by itself."""
+        """A Div that is no mean stays behind the bag of its sum, which is found by itself.
+
+        Where the divisor is repeated in all columns, as by sentence-transformers, it is divided by one number per bag.
+        """
         pooled, bag = _mean_of(root)
         if pooled is not None and bag is not None and pooled.rows.table.type == pooled.rows.type:
             yield bag, root
+            return
+        sums, divisor = (*root.inputs, None)[:2]
+        pooled = _reshaped_pool(sums) if _has_one_user(sums) else None
+        if pooled is None or divisor is None or "D" not in pooled.layout or pooled.rows.table.type != pooled.rows.type:
+            return
+        axis = pooled.layout.index("D") - len(pooled.layout)
+        is_wide = divisor.dims is not None and len(divisor.dims) >= -axis and divisor.dims[axis] not in (1, None)
+        numbers = column(divisor, axis, pooled.rows.width) if is_wide else None
+        bag, written = self._guess(pooled, root, pooled.rows.type)
+        if numbers is not None and numbers.rank is not None and bag is not None and written is root:
+            inner = bag.result or (lambda e: e)
+            narrow = make("Unsqueeze", numbers, [numbers.rank + 1 + axis])
+            yield dataclasses.replace(bag, result=lambda e: make("Div", inner(e), narrow)), root
 
     def _narrowed(self, root: Expression) -> Iterator[Guess | Obstructed]:
         """Rows of 16 bits that are pooled in float32: so does a bag, which rounds once, at the end."""
@@ -121,13 +137,18 @@ class GatherReduce:
 
     def _squeezed(self, root: Expression) -> Iterator[Guess | Obstructed]:
         """The [B, 1, D] of a MatMul, which nothing else uses, as [B, D]."""
-        value = None if root.inputs[0] is None else root.inputs[0].value
-        pooled = _reshaped_pool(root)
-        if pooled is None or value is None or value.is_graph_output() or len(value.uses()) != 1:
+        pooled = _reshaped_pool(root) if _has_one_user(root.inputs[0]) else None
+        if pooled is None:
             return
         bag, written = self._guess(pooled, root, pooled.rows.type)
         if bag is not None and written is root:
             yield bag, root
+
+
+def _has_one_user(e: Expression | None) -> bool:
+    """Whether a value is read once, so that it goes with what reads it."""
+    value = None if e is None else e.value
+    return value is not None and not value.is_graph_output() and len(value.uses()) == 1
 
 
 # ---- What is reduced.
