@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.rewrite import nodes
-from lucid_onnx.rewrite.expressions import Dim, Expression, constant, from_array, input_of
+from lucid_onnx.rewrite.expressions import Dim, Expression, constant, from_array, input_of, number, subexpressions
 from lucid_onnx.rewrite.normal_form import make
 
 from .bag import FLOATS, Bag, Guess, Obstructed
@@ -64,9 +64,11 @@ class GatherReduce:
             yield from self._squeezed(root)
         else:
             found = _pooled(root)
+            if found is None or _is_lowered(found.rows):
+                return
             if isinstance(found, Obstacle):
                 yield None, found.reason
-            elif found is not None and not _is_one_of_several(root, found):
+            elif not _is_one_of_several(root, found):
                 yield self._guess(found, root, found.rows.type)
 
     def _guess(self, pooled: _Pooled, root: Expression, to: ir.DataType) -> Guess | Obstructed:
@@ -232,6 +234,23 @@ def _is_one_of_several(root: Expression, pooled: _Pooled) -> bool:
     return False
 
 
+def _is_lowered(rows: Rows | None) -> bool:
+    """Whether these are a part of a bag that `lower` wrote, which sends indices below zero behind the table."""
+    if rows is None:
+        return False
+    table_rows = rows.table.dims[0] if rows.table.dims else None
+    for e in subexpressions(rows.indices, 300):
+        less = input_of(e, "Where")
+        if less is None or less.op != "Less" or less.inputs[0] is not e.inputs[2] or number(less.inputs[1]) != 0:
+            continue
+        behind = e.inputs[1]
+        if number(behind) == table_rows or any(
+            part.op == "Shape" for part in subexpressions(input_of(behind, "Cast"), 10)
+        ):
+            return True
+    return False
+
+
 def _reshaped_pool(e: Expression | None) -> _Pooled | None:
     """What is pooled before axes of size 1 are put in or taken away."""
     if e is None:
@@ -274,7 +293,8 @@ def _reduced(root: Expression) -> _Pooled | Obstacle | None:
         if root.op == "ReduceMax":
             return Obstacle(
                 f"ReduceMax over rows that were changed is not a max of rows ({found.reason}); where all rows of a bag "
-                "are masked, a bag is zeros"
+                "are masked, a bag is zeros",
+                found.rows,
             )
         return found
     if axes is None or axes.array is None or not axes.array.size:

@@ -52,9 +52,10 @@ class Step(NamedTuple):
 
 
 class Obstacle(NamedTuple):
-    """Why rows are not those of a bag."""
+    """Why rows are not those of a bag, and the rows before that."""
 
     reason: str
+    rows: Rows | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -171,7 +172,7 @@ def _changed(e: Expression, find: _Find) -> _Found:
             return found
         if found is not None:
             return Obstacle(
-                f"the rows go through {e.op} before they are pooled; a bag only multiplies each row by a number"
+                f"the rows go through {e.op} before they are pooled; a bag only multiplies each row by a number", found
             )
     return None
 
@@ -186,7 +187,8 @@ def _mul(e: Expression, find: _Find) -> _Found:
                 return found.after(False, numbers)
             obstacle = Obstacle(
                 f"the rows are multiplied by something else than a number for each index, {factor}: of [.., 1], or "
-                "known to repeat one number in all columns"
+                "known to repeat one number in all columns",
+                found,
             )
         elif found is not None:
             obstacle = obstacle or found
@@ -204,12 +206,12 @@ def _where(e: Expression, find: _Find) -> _Found:
             obstacle = obstacle or (found if isinstance(found, Obstacle) else None)
             continue
         if not is_filled_with(other, 0) or not _fits_rows(other, found):
-            obstacle = Obstacle(f"the Where puts something else than zero in the place of rows, {other}")
+            obstacle = Obstacle(f"the Where puts something else than zero in the place of rows, {other}", found)
             continue
         mask = found.column(condition)
         if mask is None:
             obstacle = Obstacle(
-                f"the Where selects rows by something else than one truth value for each index, {condition}"
+                f"the Where selects rows by something else than one truth value for each index, {condition}", found
             )
             continue
         return found.after(True, make("Not", mask) if negated else mask)
@@ -239,7 +241,7 @@ def _cast(e: Expression, find: _Find) -> _Found:
     to = ir.DataType(e.attributes["to"])
     if to not in FLOATS or (to.itemsize <= found.type.itemsize):
         name = FLOATS.get(to, to.name.lower())
-        return Obstacle(f"the rows are cast from {FLOATS[found.type]} to {name} before they are pooled")
+        return Obstacle(f"the rows are cast from {FLOATS[found.type]} to {name} before they are pooled", found)
     steps = tuple(s if s.selects else s._replace(numbers=make("Cast", s.numbers, to=int(to))) for s in found.steps)
     return dataclasses.replace(found, type=to, steps=steps)
 
