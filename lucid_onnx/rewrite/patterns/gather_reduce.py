@@ -67,7 +67,8 @@ class GatherReduce:
             if found is None or _is_lowered(found.rows):
                 return
             if isinstance(found, Obstacle):
-                yield None, found.reason
+                if found.rows is None or not _is_of_rows(found.rows.table):
+                    yield None, found.reason
             elif not _is_one_of_several(root, found):
                 yield self._guess(found, root, found.rows.type)
 
@@ -232,6 +233,11 @@ def _is_one_of_several(root: Expression, pooled: _Pooled) -> bool:
             if user.op_type in ("Reshape", "Unsqueeze"):
                 waiting += user.outputs
     return False
+
+
+def _is_of_rows(table: Expression) -> bool:
+    """Whether a table was computed from rows of another one, so that it is none that a bag was meant for."""
+    return any(e.op == "Gather" and e.rank != 1 for e in subexpressions(table, 100))
 
 
 def _is_lowered(rows: Rows | None) -> bool:
