@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,9 @@ class Graph:
         static = self.pick("sizes", ["b l", "b 4", "3 4", "b l"]).split()
         self.b, self.l = (int(n) if n.isdigit() else n for n in static)
         self.constants["table"] = self.rng.standard_normal((V, D)).astype(self.dtype)
+        odd = self.pick("odd", [None, None, None, np.nan, np.inf])
+        if odd is not None:
+            self.constants["table"][int(self.rng.integers(0, 3)), 1] = odd
         self.inputs["i"] = (TensorProto.INT64 if self.index_type == "int64" else TensorProto.INT32, (self.b, self.l))
 
     def pick(self, what: str, options: list[Any]) -> Any:
@@ -274,26 +277,118 @@ def expected_results(model: onnx.ModelProto, given: list[dict[str, np.ndarray]])
     """None where ONNX Runtime does not run the model, as with a -1 in a shape that has a 0."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     found: list[np.ndarray | None] = [None] * len(given)
+    try:
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception:  # it has many classes for a model that it does not take
+        return found
     for k, feed in enumerate(given):
-        with contextlib.suppress(onnxruntime.capi.onnxruntime_pybind11_state.Fail):
+        with contextlib.suppress(Exception):
             found[k] = session.run(None, feed)[0]
-    assert sum(f is not None for f in found) >= len(given) - 1
     return found
 
 
-def check(g: Graph, model: onnx.ModelProto, report: Any) -> None:
-    given = feeds(g)
+def compare(
+    g: Graph, fused: onnx.ModelProto, given: list[dict[str, np.ndarray]], expected: list[np.ndarray | None]
+) -> None:
     # Numbers of 16 bits are rounded once by a bag, and after each step by the model.
     tolerance = {"float16": 2e-2, "float32": 1e-5, "float64": 1e-12}[g.dtype]
-    session = lucid_onnx.InferenceSession(report.model)
-    for feed, expected in zip(given, expected_results(model, given), strict=True):
-        if expected is None:
+    session = lucid_onnx.InferenceSession(fused)
+    for feed, wanted in zip(given, expected, strict=True):
+        if wanted is None:
             continue
         found = session.run(None, feed)[0]
-        assert found.shape == expected.shape, g.words
-        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance, err_msg=str(g.words))
+        assert found.shape == wanted.shape, g.words
+        np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance, err_msg=str(g.words))
+
+
+#: Operators that are put in the place of others; most of them are no pooling any more, or another one.
+SWAPS = {
+    "Equal": ["Less", "Greater"],
+    "Greater": ["Less", "GreaterOrEqual", "Equal"],
+    "Less": ["Greater", "LessOrEqual"],
+    "Not": ["Identity"],
+    "And": ["Or", "Xor"],
+    "Mul": ["Add", "Div", "Sub", "Max"],
+    "Div": ["Mul", "Add", "Sub"],
+    "Max": ["Min", "Add"],
+    "Add": ["Sub", "Mul", "Max"],
+    "ReduceSum": ["ReduceMax", "ReduceMin", "ReduceProd", "ReduceMean"],
+    "ReduceMean": ["ReduceSum", "ReduceMax"],
+}
+
+
+def near_misses(model: onnx.ModelProto, rng: np.random.Generator) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """The model once for each node and constant, with that one changed."""
+    for k, node in enumerate(model.graph.node):
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        changed = copy.graph.node[k]
+        if node.op_type in SWAPS:
+            changed.op_type = str(rng.choice(SWAPS[node.op_type]))
+            yield f"{node.op_type} to {changed.op_type}", copy
+        elif node.op_type == "Where":
+            changed.input[1], changed.input[2] = node.input[2], node.input[1]
+            yield "swapped branches", copy
+        elif node.op_type == "MatMul":
+            changed.input[0], changed.input[1] = node.input[1], node.input[0]
+            yield "swapped operands", copy
+    for k, tensor in enumerate(model.graph.initializer):
+        value = numpy_helper.to_array(tensor)
+        if tensor.name == "table" or not value.size:
+            continue
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        other = value.copy()
+        other.reshape(-1)[int(rng.integers(value.size))] += rng.choice([-1, 1]).astype(value.dtype)
+        copy.graph.initializer[k].CopyFrom(numpy_helper.from_array(other, tensor.name))
+        yield f"{value.tolist()} to {other.tolist()}", copy
+    yield from changed_attributes(model)
+
+
+def changed_attributes(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.ModelProto]]:
+    for k, node in enumerate(model.graph.node):
+        for n, attribute in enumerate(node.attribute):
+            copy = onnx.ModelProto()
+            copy.CopyFrom(model)
+            changed = copy.graph.node[k].attribute[n]
+            if attribute.name == "keepdims":
+                changed.i = 1 - attribute.i
+            elif attribute.name == "perm":
+                changed.ints[:] = [2, 0, 1]
+            elif attribute.name == "equation":
+                changed.s = b"bl,bld->bl"
+            else:
+                continue
+            yield f"{node.op_type}'s {attribute.name}", copy
+
+
+def test_near_misses_keep_their_numbers() -> None:
+    """Three changes of each graph that is drawn: what is fused then gives what the changed graph gives."""
+    compared = left = 0
+    for seed in range(GRAPHS // 2):
+        g, model = draw(seed)
+        misses = list(near_misses(model, g.rng))
+        for k in g.rng.permutation(len(misses))[:3]:
+            what, changed = misses[int(k)]
+            output = changed.graph.output[0]
+            output.type.tensor_type.ClearField("shape")
+            given = [feed for feed in feeds(g) if feed["i"].size]  # which ``assume_nonempty`` says
+            expected = expected_results(changed, given)
+            ranks = [e.ndim for e in expected if e is not None]
+            if not ranks:
+                continue
+            output.CopyFrom(helper.make_tensor_value_info(output.name, FLOATS[g.dtype], [None] * ranks[0]))
+            g.words.append(what)
+            report = None
+            with contextlib.suppress(ValueError):  # onnx.checker's, about a graph that ONNX Runtime takes
+                report = lucid_onnx.fuse(changed, assume_nonempty=True)
+            if report is not None and report.fused:
+                compare(g, report.model, given, expected)
+            compared, left = compared + bool(report and report.fused), left + bool(report and not report.fused)
+            g.words.pop()
+    assert compared > GRAPHS // 4
+    assert left > GRAPHS // 4
 
 
 def test_what_is_drawn_is_fused_and_keeps_its_numbers() -> None:
@@ -304,4 +399,7 @@ def test_what_is_drawn_is_fused_and_keeps_its_numbers() -> None:
         report = lucid_onnx.fuse(model, assume_nonempty=True)
         assert len(report.fused) == 1, (seed, g.words, report.unfused)
         assert report.unfused == (), (seed, g.words)
-        check(g, model, report)
+        given = feeds(g)
+        expected = expected_results(model, given)
+        assert sum(e is not None for e in expected) >= len(given) - 1  # all but L = 0
+        compare(g, report.model, given, expected)

@@ -518,16 +518,6 @@ def _common(x: Dim, y: Dim) -> Dim:
     return next((d for d in (x, y) if isinstance(d, int)), None)
 
 
-def _expanded(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
-    target = inputs[1] if len(inputs) == 2 else None
-    sizes = elements(target)
-    if sizes is not None:
-        return _broadcast(first, (inputs[0], Expression("Value", shape=sizes)), {})
-    if target is None or target.shape is None or len(target.shape) != 1 or not isinstance(target.shape[0], int):
-        return None
-    return (None,) * max(len(first), target.shape[0])
-
-
 def _tiled(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
     repeats = elements(inputs[1]) if len(inputs) == 2 else None
     if repeats is None or len(repeats) != len(first):
@@ -538,38 +528,10 @@ def _tiled(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Sh
     )
 
 
-def _transposed(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
-    perm = attributes.get("perm", tuple(reversed(range(len(first)))))
-    return tuple(first[k] for k in perm) if sorted(perm) == list(range(len(first))) else None
-
-
 def _flattened(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape:
     axis = attributes["axis"]
     sides = (first[:axis], first[axis:])
     return tuple(s[0] if len(s) == 1 else _product(s) if _are_fixed(s) else None for s in sides)
-
-
-def _axes_of(inputs: _Inputs, rank: int) -> set[int] | None:
-    """The axes that the second input has, counted from the first; None where they are not known."""
-    axes = inputs[1] if len(inputs) == 2 else None
-    if axes is None or axes.array is None:
-        return None
-    found = {int(a) + (rank if a < 0 else 0) for a in axes.array.reshape(-1)}
-    return found if all(0 <= a < rank for a in found) else None
-
-
-def _squeezed(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
-    axes = _axes_of(inputs, len(first))
-    return None if axes is None else tuple(d for k, d in enumerate(first) if k not in axes)
-
-
-def _reduced(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
-    axes = _axes_of(inputs, len(first))
-    if not axes:
-        return None
-    if attributes.get("keepdims"):
-        return tuple(1 if k in axes else d for k, d in enumerate(first))
-    return tuple(d for k, d in enumerate(first) if k not in axes)
 
 
 def _multiplied(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
@@ -634,36 +596,77 @@ def _of_second(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) ->
     return None if len(inputs) < 2 or inputs[1] is None else inputs[1].shape
 
 
-#: Operators whose result has the shape of the first input.
-_UNARY = (
-    *("Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "CastLike", "Ceil", "Clip"),
-    *(
-        "Cos",
-        "Cosh",
-        "CumSum",
-        "DequantizeLinear",
-        "Elu",
-        "Erf",
-        "Exp",
-        "Floor",
-        "Identity",
-        "IsInf",
-        "IsNaN",
-        "LeakyRelu",
-    ),
-    *("Log", "LogSoftmax", "Neg", "Not", "QuantizeLinear", "Reciprocal", "Relu", "Round", "ScatterElements"),
-    *("ScatterND", "Sigmoid", "Sign", "Sin", "Sinh", "Softmax", "Softplus", "Sqrt", "Tan", "Tanh", "Trilu"),
-)
-#: Operators whose inputs are broadcast to the shape of the result.
-_BROADCASTING = (
-    *("Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual"),
-    *("Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "Pow", "Sub", "Sum", "Where", "Xor"),
-)
+def _squeezed(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
+    axes = _axes(first, inputs)
+    return None if axes is None else tuple(d for k, d in enumerate(first) if k not in axes)
+
+
+def _reduced(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
+    axes = _axes(first, inputs)
+    if axes is None:
+        return None
+    kept: _Shape = (1,) if attributes["keepdims"] else ()
+    return tuple(n for k, d in enumerate(first) for n in (kept if k in axes else (d,)))
+
+
+def _axes(first: _Shape, inputs: _Inputs) -> set[int] | None:
+    """The constant axes that are the second input."""
+    given = inputs[1] if len(inputs) == 2 else None
+    if given is None or given.array is None or not given.array.size:
+        return None
+    axes = {int(a) + len(first) * (a < 0) for a in given.array.reshape(-1)}
+    return axes if axes <= set(range(len(first))) else None
+
+
+def _transposed(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
+    order = attributes.get("perm", range(len(first))[::-1])
+    return tuple(first[k] for k in order) if sorted(order) == list(range(len(first))) else None
+
+
+def _expanded(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
+    """As long as the target, whose numbers may be unknown."""
+    target = inputs[1] if len(inputs) == 2 else None
+    sizes = elements(target)
+    if sizes is not None:
+        return _broadcast(first, (inputs[0], Expression("Value", shape=sizes)), {})
+    if target is None or target.shape is None or len(target.shape) != 1 or not isinstance(target.shape[0], int):
+        return None
+    return (None,) * max(len(first), target.shape[0])
+
 
 #: By operator: the shape of the result, from that of the first input and the rest.
 _SHAPES: dict[str, Callable[[_Shape, _Inputs, Mapping[str, Any]], _Shape | None]] = {
-    **dict.fromkeys(_UNARY, _same),
-    **dict.fromkeys(_BROADCASTING, _broadcast),
+    **dict.fromkeys(
+        (
+            *(
+                "Abs",
+                "Acos",
+                "Acosh",
+                "Asin",
+                "Asinh",
+                "Atan",
+                "Atanh",
+                "BitwiseNot",
+                "Cast",
+                "CastLike",
+                "Ceil",
+                "Clip",
+            ),
+            *("Cos", "Cosh", "CumSum", "DequantizeLinear", "Elu", "Erf", "Exp", "Floor", "Identity", "IsInf", "IsNaN"),
+            *("LeakyRelu", "Log", "LogSoftmax", "Neg", "Not", "QuantizeLinear", "Reciprocal", "Relu", "Round"),
+            *("ScatterElements", "ScatterND", "Sigmoid", "Sign", "Sin", "Sinh", "Softmax", "Softplus", "Sqrt", "Tan"),
+            *("Tanh", "Trilu"),
+        ),
+        _same,
+    ),
+    **dict.fromkeys(
+        (
+            *("Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater"),
+            *("GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "Pow", "Sub", "Sum"),
+            *("Where", "Xor"),
+        ),
+        _broadcast,
+    ),
     **dict.fromkeys(_REDUCTIONS, _reduced),
     "Concat": _concatenated,
     "Expand": _expanded,
@@ -777,11 +780,6 @@ def _slice(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray | None:
     return x[0][int(x[1].reshape(-1)[0]) : int(x[2].reshape(-1)[0])]
 
 
-def _is_inf(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray:
-    positive, negative = (bool(attributes[f"detect_{sign}"]) for sign in ("positive", "negative"))
-    return np.asarray(np.isinf(x[0]) & np.where(x[0] > 0, positive, negative))
-
-
 def _constant_of_shape(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray | None:
     shape = tuple(int(d) for d in x[0])
     dtype, _, data = attributes.get("value", (ir.DataType.FLOAT, (1,), bytes(4)))
@@ -801,6 +799,11 @@ def _where(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray | None:
     if x[1].dtype != np.int64 or x[2].dtype != np.int64:
         return None
     return np.where(*x) if _is_small(np.broadcast_shapes(*(a.shape for a in x))) else None
+
+
+def _is_inf(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray:
+    positive, negative = (bool(attributes[f"detect_{sign}"]) for sign in ("positive", "negative"))
+    return np.asarray(np.isinf(x[0]) & np.where(x[0] > 0, positive, negative))
 
 
 _COMPUTE: dict[str, _Compute] = {
