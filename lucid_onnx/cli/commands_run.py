@@ -80,7 +80,9 @@ def build(
         bool | None,
         typer.Option(
             "--external-data/--no-external-data",
-            help="Put the table beside the model, in OUTPUT.data. By default only if it exceeds 2 GiB.",
+            " /--single-file",
+            help="Put the table beside the model, in OUTPUT.data, or into OUTPUT itself. By default it is beside the "
+            "model only if it exceeds 2 GiB.",
         ),
     ] = None,
     **attributes: Any,
@@ -107,8 +109,8 @@ def build(
             **attributes,
         )
     with cli_files.user_errors(ValueError), cli_files.writing(output), writing_bar() as progress:
-        save(model, output, external_data=external_data, progress=progress)
-    cli_show.show_built(output, rows, model, form)
+        files = save(model, output, external_data=external_data, progress=progress)
+    cli_show.show_built(files, rows, model, form)
 
 
 def run(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lucid_onnx.builder import is_external, load, location, tensors
+from lucid_onnx.builder import LARGEST_MESSAGE, model_files
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.runtime import info
 
-from .files import shape_text
+from .files import shape_text, spelled
 
 if TYPE_CHECKING:
     from lucid_onnx.rewrite import FuseReport, QuantizeReport
@@ -58,11 +58,28 @@ def _values(values: Iterable[info.Value]) -> str:
     return ", ".join(f"{v.name} {v.dtype} {shape_text(v.shape)}" for v in values) or "none"
 
 
-def show_built(output: Path, rows: np.ndarray, model: onnx.ModelProto, form: str) -> None:
+def show_written(console: Console, files: Sequence[str], note: str = "", *, source: str | None = None) -> None:
+    """Name a model that was written, and the other files that it needs.
+
+    Args:
+        source: the model that it was made from, whose files were not written.
+    """
+    sizes = [os.path.getsize(name) for name in files]
+    kept = {os.path.realpath(name) for name in (() if source is None else model_files(source))}
+    single = ", or use --single-file" if sum(sizes) < LARGEST_MESSAGE else ""
+    for k, (name, size) in enumerate(zip(files, sizes, strict=True)):
+        named = f"{name} ({bytes_text(size)})"
+        if k == 0:
+            say(console, f"wrote {named}{note}")
+        elif os.path.realpath(name) in kept:
+            say(console, f"it needs {named} beside it: keep the files together{single}")
+        else:
+            say(console, f"wrote {named}, which it needs beside it: keep the files together{single}")
+
+
+def show_built(files: Sequence[str], rows: np.ndarray, model: onnx.ModelProto, form: str) -> None:
     console = new_console()
-    say(console, f"wrote {output} ({bytes_text(output.stat().st_size)})")
-    for data in dict.fromkeys(output.with_name(location(t)) for t in tensors(load(output)) if is_external(t)):
-        say(console, f"wrote {data} ({bytes_text(data.stat().st_size)})")
+    show_written(console, files)
     opset = info.opset(model)
     say(console, f"table {rows.dtype} {shape_text(rows.shape)}, {bytes_text(rows.nbytes)}; {form} form, opset {opset}")
     say(console, f"inputs: {_values(info.inputs(model))}")
@@ -127,7 +144,7 @@ def show_table_memory(console: Console, found: info.TableMemory) -> None:
 
 def show_fused(console: Console, report: FuseReport, verb: str) -> None:
     if not (report.fused or report.unfused or report.merged or report.unmerged):
-        say(console, "nothing to fuse")
+        say(console, "nothing to fuse: no bag is written out in standard operators")
         return
     if report.fused:
         columns = ("from", "operator", "mode", "table", "dtype", "shape", "bytes", "padding_idx", "max_norm")
@@ -149,7 +166,7 @@ def show_fused(console: Console, report: FuseReport, verb: str) -> None:
     if report.unfused:
         table = new_table("not fused", "looks like", "why")
         for u in report.unfused:
-            table.add_row(Text(u.where), u.pattern, Text(u.reason))
+            table.add_row(Text(u.where), u.pattern, Text(spelled(u.reason)))
         console.print(table)
     if report.merged:
         table = new_table("merged", "operator", "mode", "tables")
