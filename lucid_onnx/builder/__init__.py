@@ -9,7 +9,17 @@ from __future__ import annotations
 from .dtypes import CODES_TYPES, INDEX_TYPES, TABLE_TYPES, as_dtype, onnx_type
 from .files import LARGEST_MESSAGE, Replacing, fill_tables, save, save_temporarily, without_initializers
 from .forms import FORMS, Form, check_form, convert, to_form
-from .loading import ExternalData, byte_count, check_structure, is_external, load, location, model_files, tensors
+from .loading import (
+    ExternalData,
+    byte_count,
+    check_structure,
+    data_files,
+    is_external,
+    load,
+    location,
+    model_files,
+    tensors,
+)
 from .models import (
     build_collection_model,
     build_grad_model,
@@ -38,6 +48,7 @@ __all__ = [
     "check_form",
     "check_structure",
     "convert",
+    "data_files",
     "data_of",
     "fill_tables",
     "is_external",
