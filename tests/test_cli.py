@@ -356,9 +356,8 @@ def test_info_names_the_files_of_a_model(run):
 def test_info_has_the_cuda_library(run, monkeypatch, path, why, lines):
     monkeypatch.setattr(installation, "find_cuda_library", lambda: path)
     monkeypatch.setattr(installation, "why_no_cuda", lambda: why)
-    monkeypatch.setattr(
-        "onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    )
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: providers)
     code, out, err = run("info")
     assert (code, err) == (0, "")
     assert out.splitlines()[-len(lines) :] == lines

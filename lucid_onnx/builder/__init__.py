@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from .dtypes import CODES_TYPES, INDEX_TYPES, TABLE_TYPES, as_dtype, onnx_type
 from .files import LARGEST_MESSAGE, Replacing, fill_tables, save, save_temporarily, without_initializers
-from .forms import FORMS, Form, check_form, convert, to_form
+from .forms import FORMS, Form, check_form, convert, other_function, to_form
+from .functions import renamed, restore_names
 from .loading import (
     ExternalData,
     byte_count,
     check_structure,
     data_files,
+    functions,
     is_external,
     load,
     location,
@@ -51,6 +53,7 @@ __all__ = [
     "data_files",
     "data_of",
     "fill_tables",
+    "functions",
     "is_external",
     "load",
     "location",
@@ -60,7 +63,10 @@ __all__ = [
     "model_files",
     "onnx_type",
     "op_model",
+    "other_function",
     "remember_data",
+    "renamed",
+    "restore_names",
     "save",
     "save_temporarily",
     "tensors",

@@ -20,6 +20,8 @@ from lucid_onnx.builder import (
     load,
     location,
     remember_data,
+    renamed,
+    restore_names,
     save,
     tensors,
     without_initializers,
@@ -46,9 +48,10 @@ def read(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[onnx.ModelPro
     if isinstance(model, onnx.ModelProto):
         proto, name, data = model, "the model", data_of(model)
         check_structure(proto, name)
-        if data is not None:
+        if data is not None or renamed(model.functions):
             proto = onnx.ModelProto()
             proto.CopyFrom(model)
+            restore_names(proto)
     else:
         name, data = os.fspath(model), ExternalData(model)
         proto = load(model)

@@ -262,7 +262,8 @@ def _size_that_is_fixed_is_a_constant(node: _Node) -> Expression | None:
 
 
 #: Operators whose axes became the second input in a later opset.
-_WITH_AXES = ("Squeeze", "Unsqueeze", "ReduceSum", "ReduceMean", "ReduceMax", "ReduceProd", "ReduceL1", "ReduceL2")
+_REDUCTIONS = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2")
+_WITH_AXES = ("Squeeze", "Unsqueeze", *_REDUCTIONS)
 
 #: The rules of each operator, which are applied one after another.
 _RULES: dict[str, tuple[_Rule, ...]] = {
@@ -351,7 +352,12 @@ def _shape(op: str, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | 
         return (None, None)
     first = _first_shape(inputs)
     rule = None if first is None else _SHAPES.get(op)
-    return None if rule is None or first is None else rule(first, inputs, attributes)
+    if rule is None or first is None:
+        return None
+    try:
+        return rule(first, inputs, attributes)
+    except (KeyError, TypeError, ValueError):
+        return None  # such a node runs nowhere
 
 
 def _first_shape(inputs: _Inputs) -> _Shape | None:
@@ -383,21 +389,33 @@ def _broadcast(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) ->
             return None
         length = max(len(result), len(e.shape))
         a, b = ((1,) * (length - len(s)) + s for s in (result, e.shape))
-        result = tuple(y if x == 1 else x if y in (1, x) else None for x, y in zip(a, b, strict=True))
+        result = tuple(_common(x, y) for x, y in zip(a, b, strict=True))
     return result
 
 
+def _common(x: Dim, y: Dim) -> Dim:
+    """The dimension that two are broadcast to: what is no number is 1 or equal to the other's number."""
+    if x == 1 or y in (1, x):
+        return y if x == 1 else x
+    return next((d for d in (x, y) if isinstance(d, int)), None)
+
+
 def _concatenated(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
-    if attributes.get("axis") != 0 or len(first) != 1:
+    axis = attributes["axis"] + len(first) * (attributes["axis"] < 0)
+    shapes = [None if e is None else e.shape for e in inputs]
+    if not 0 <= axis < len(first) or any(s is not None and len(s) != len(first) for s in shapes):
         return None
-    lengths = [None if e is None or e.shape is None else e.shape[0] for e in inputs]
-    return (sum(n for n in lengths if isinstance(n, int)) if _are_fixed(lengths) else None,)
+    lengths = [None if s is None else s[axis] for s in shapes]
+    joined = sum(n for n in lengths if isinstance(n, int)) if _are_fixed(lengths) else None
+    return (*first[:axis], joined, *first[axis + 1 :])
 
 
 def _sliced(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
-    if len(first) != 1 or len(inputs) > 4:
-        return None
     arrays = [None if e is None else e.array for e in inputs[1:]]
+    if len(first) != 1 or len(arrays) > 3:
+        axes = arrays[2] if len(arrays) > 2 else None
+        sliced = range(len(first)) if axes is None else {int(a) % max(len(first), 1) for a in axes.reshape(-1)}
+        return tuple(None if k in sliced else d for k, d in enumerate(first))
     if isinstance(first[0], int) and all(a is not None and a.size == 1 for a in arrays):
         begin, end = (int(a.reshape(-1)[0]) for a in arrays[:2] if a is not None)
         return (len(range(first[0])[begin:end]),)
@@ -422,19 +440,96 @@ def _unsqueezed(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -
     return tuple(1 if k in axes else next(rest) for k in range(rank))
 
 
+def _gathered_by_rows(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
+    """Of GatherND, whose indices have the coordinates in their last axis."""
+    indices = inputs[1] if len(inputs) == 2 else None
+    if indices is None or not indices.shape or not isinstance(indices.shape[-1], int):
+        return None
+    return (*indices.shape[:-1], *first[attributes["batch_dims"] + indices.shape[-1] :])
+
+
+def _of_second(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
+    return None if len(inputs) < 2 or inputs[1] is None else inputs[1].shape
+
+
+def _squeezed(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
+    axes = _axes(first, inputs)
+    return None if axes is None else tuple(d for k, d in enumerate(first) if k not in axes)
+
+
+def _reduced(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
+    axes = _axes(first, inputs)
+    if axes is None:
+        return None
+    kept: _Shape = (1,) if attributes["keepdims"] else ()
+    return tuple(n for k, d in enumerate(first) for n in (kept if k in axes else (d,)))
+
+
+def _axes(first: _Shape, inputs: _Inputs) -> set[int] | None:
+    """The constant axes that are the second input."""
+    given = inputs[1] if len(inputs) == 2 else None
+    if given is None or given.array is None or not given.array.size:
+        return None
+    axes = {int(a) + len(first) * (a < 0) for a in given.array.reshape(-1)}
+    return axes if axes <= set(range(len(first))) else None
+
+
+def _transposed(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
+    order = attributes.get("perm", range(len(first))[::-1])
+    return tuple(first[k] for k in order) if sorted(order) == list(range(len(first))) else None
+
+
+def _expanded(first: _Shape, inputs: _Inputs, attributes: Mapping[str, Any]) -> _Shape | None:
+    """As long as the target, whose numbers may be unknown."""
+    target = inputs[1] if len(inputs) == 2 else None
+    if target is None or target.shape is None or len(target.shape) != 1 or not isinstance(target.shape[0], int):
+        return None
+    return (None,) * max(len(first), target.shape[0])
+
+
 #: By operator: the shape of the result, from that of the first input and the rest.
 _SHAPES: dict[str, Callable[[_Shape, _Inputs, Mapping[str, Any]], _Shape | None]] = {
     **dict.fromkeys(
-        ("Cast", "Not", "Neg", "Abs", "Clip", "CumSum", "Sign", "IsNaN", "ScatterND", "ScatterElements"), _same
+        (
+            *(
+                "Abs",
+                "Acos",
+                "Acosh",
+                "Asin",
+                "Asinh",
+                "Atan",
+                "Atanh",
+                "BitwiseNot",
+                "Cast",
+                "CastLike",
+                "Ceil",
+                "Clip",
+            ),
+            *("Cos", "Cosh", "CumSum", "DequantizeLinear", "Elu", "Erf", "Exp", "Floor", "Identity", "IsInf", "IsNaN"),
+            *("LeakyRelu", "Log", "LogSoftmax", "Neg", "Not", "QuantizeLinear", "Reciprocal", "Relu", "Round"),
+            *("ScatterElements", "ScatterND", "Sigmoid", "Sign", "Sin", "Sinh", "Softmax", "Softplus", "Sqrt", "Tan"),
+            *("Tanh", "Trilu"),
+        ),
+        _same,
     ),
     **dict.fromkeys(
-        ("Equal", "Less", "Greater", "GreaterOrEqual", "LessOrEqual", "Add", "Sub", "Mul", "Div", "And", "Or"),
+        (
+            *("Add", "And", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater"),
+            *("GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "Pow", "Sub", "Sum"),
+            *("Where", "Xor"),
+        ),
         _broadcast,
     ),
-    "Shape": _shape_of_shape,
+    **dict.fromkeys(_REDUCTIONS, _reduced),
     "Concat": _concatenated,
-    "Slice": _sliced,
+    "Expand": _expanded,
     "Gather": _gathered,
+    "GatherElements": _of_second,
+    "GatherND": _gathered_by_rows,
+    "Shape": _shape_of_shape,
+    "Slice": _sliced,
+    "Squeeze": _squeezed,
+    "Transpose": _transposed,
     "Unsqueeze": _unsqueezed,
 }
 
@@ -535,6 +630,11 @@ def _slice(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray | None:
     return x[0][int(x[1].reshape(-1)[0]) : int(x[2].reshape(-1)[0])]
 
 
+def _is_inf(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray:
+    positive, negative = (bool(attributes[f"detect_{sign}"]) for sign in ("positive", "negative"))
+    return np.asarray(np.isinf(x[0]) & np.where(x[0] > 0, positive, negative))
+
+
 _COMPUTE: dict[str, _Compute] = {
     "Add": _elementwise(np.add),
     "Sub": _elementwise(np.subtract),
@@ -542,6 +642,8 @@ _COMPUTE: dict[str, _Compute] = {
     "Equal": _elementwise(np.equal),
     "Less": _elementwise(np.less),
     "Greater": _elementwise(np.greater),
+    "GreaterOrEqual": _elementwise(np.greater_equal),
+    "LessOrEqual": _elementwise(np.less_equal),
     "Not": _elementwise(np.logical_not),
     "And": _elementwise(np.logical_and),
     "Or": _elementwise(np.logical_or),
@@ -549,6 +651,8 @@ _COMPUTE: dict[str, _Compute] = {
     "Concat": _concat,
     "Expand": _expand,
     "Gather": _gather,
+    "IsInf": _is_inf,
+    "IsNaN": _elementwise(np.isnan),
     "Reshape": _reshape,
     "Squeeze": _squeeze,
     "Unsqueeze": lambda x, attributes: np.expand_dims(x[0], tuple(int(a) for a in x[1])),

@@ -9,6 +9,8 @@ from typing import Any
 
 import onnx_ir as ir
 
+from lucid_onnx.builder import other_function
+from lucid_onnx.ops import OPERATOR_OF
 from lucid_onnx.ops.embedding_bag import spec
 
 from . import nodes, patterns
@@ -107,6 +109,8 @@ class Search:
                 continue
             if node.domain in _ATEN_DOMAINS:
                 self._try_aten(node)
+            elif node.domain == spec.DOMAIN and node.op_type not in OPERATOR_OF:
+                self._reject(node, "function", other_function(node.op_type))
             elif nodes.is_standard(node):
                 self._try_patterns(node)
         # No RecursiveGraphIterator: subgraphs come behind the nodes around them, which may have been removed.

@@ -130,7 +130,7 @@ def _bags(proto: onnx.ModelProto) -> Iterator[Node]:
         *(_within(f.node, {}) for f in proto.functions if f.domain != spec.DOMAIN),
     )
     for node, known in found:
-        if node.domain != spec.DOMAIN:
+        if node.domain != spec.DOMAIN or node.op_type in bodies.difference(OPERATOR_OF):
             continue
         at = where(node)
         if node.op_type not in OPERATOR_OF:

@@ -17,7 +17,18 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from lucid_onnx.builder import data_of, is_external, load, save_temporarily, tensors
+from lucid_onnx.builder import (
+    ExternalData,
+    data_of,
+    functions,
+    is_external,
+    load,
+    remember_data,
+    renamed,
+    restore_names,
+    save_temporarily,
+    tensors,
+)
 from lucid_onnx.ops.attributes import check_choice
 from lucid_onnx.ops.embedding_bag.spec import BFLOAT16
 
@@ -212,6 +223,7 @@ class InferenceSession(ort.InferenceSession):
                 f"table_memory = {table_memory!r}, but native = False: table_memory needs the native kernels"
             )
         with contextlib.ExitStack() as stack:
+            model = _with_our_names(model) if native else model
             source = _source(model, options, given is not None, stack)
             try:
                 super().__init__(source, options, providers or None, provider_options, **kwargs)
@@ -343,6 +355,29 @@ def _placing(model: str | os.PathLike[str] | bytes | onnx.ModelProto, native: bo
         return lambda: placement(onnx.load_from_string(model), native=native)
     path = os.path.abspath(model)
     return lambda: placement(load(path), native=native)
+
+
+def _with_our_names(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Any:
+    """The model; in a copy, if a tool gave our functions other names, by which onnxruntime finds no kernels of ours."""
+    if isinstance(model, onnx.ModelProto):
+        if not renamed(model.functions):
+            return model
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        restore_names(copy)
+        remember_data(copy, data_of(model))
+        return copy
+    if not isinstance(model, bytes) and not os.path.isfile(model):
+        return model
+    if not renamed(functions(model)):
+        return model
+    if isinstance(model, bytes):
+        copy = onnx.ModelProto.FromString(model)
+        restore_names(copy)
+        return copy
+    copy = load(model)
+    remember_data(copy, ExternalData(model))
+    return copy
 
 
 def _source(
