@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import tempfile
 import threading
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -33,6 +34,7 @@ from lucid_onnx.ops.embedding_bag.spec import BFLOAT16
 
 from .installation import distributions_problem, load_onnxruntime
 from .library import CPU, CUDA, Provider, check_provider, find_cuda_library, get_library_path, why_no_cuda
+from .placement import Placement, placement
 
 load_onnxruntime()  # an error says what is wrong with it
 import onnxruntime as ort  # noqa: E402
@@ -231,7 +233,25 @@ class InferenceSession(ort.InferenceSession):
                 if isinstance(model, bytes) and _names_data(str(error), model):
                     raise ValueError(f"{error} (the bytes of a model do not say where it is: give its path)") from error
                 raise
+        self._placement: Callable[[], Placement] = functools.cache(_placing(model, native))
         self._bfloat16 = any(v.type == _BFLOAT16_TYPE for v in (*self.get_inputs(), *self.get_outputs()))
+
+    @property
+    def native_nodes(self) -> tuple[str, ...]:
+        """The ``ai.lucid`` nodes that run on the native kernels, by name, or by first output without one.
+
+        There are none with ``native=False``, and in a model that nobody fused. The model is looked through when this is
+        first asked; a file is read again, without its external data.
+
+        Raises:
+            OSError, ValueError: the file of the model cannot be read any more.
+        """
+        return self._placement().native
+
+    @property
+    def function_nodes(self) -> tuple[str, ...]:
+        """The nodes that a function of the model runs, in standard operators; named and found as `native_nodes`."""
+        return self._placement().functions
 
     def get_inputs(self) -> list[Any]:
         """As onnxruntime's: name, type and shape of each input."""
@@ -324,6 +344,17 @@ def _one_of(**given: Any) -> Any:
     if len(values) > 1:
         raise TypeError(f"InferenceSession got {' and '.join(values)}, which are the same argument")
     return next(iter(values.values()), None)
+
+
+def _placing(model: str | os.PathLike[str] | bytes | onnx.ModelProto, native: bool) -> Callable[[], Placement]:
+    """What finds the placement of a model's nodes, and does not hold its tables."""
+    if isinstance(model, onnx.ModelProto):
+        found = placement(model, native=native)
+        return lambda: found
+    if isinstance(model, bytes):  # which onnxruntime's session holds as well
+        return lambda: placement(onnx.load_from_string(model), native=native)
+    path = os.path.abspath(model)
+    return lambda: placement(load(path), native=native)
 
 
 def _with_our_names(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Any:
