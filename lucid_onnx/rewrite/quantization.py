@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import onnx
@@ -37,7 +37,8 @@ from lucid_onnx.ops.embedding_bag_collection import spec as collection
 from . import files, tables
 
 #: What a table can be turned into: quantized values, and floats of 16 bits.
-DTYPES = (*quantized_embedding_bag.spec.CODES_TYPES, "float16", "bfloat16")
+SmallerDtype = Literal["int8", "uint8", "int4", "uint4", "float16", "bfloat16"]
+DTYPES: tuple[str, ...] = get_args(SmallerDtype)
 _HALVES = {"float16": np.dtype(np.float16), "bfloat16": spec.BFLOAT16}
 
 
@@ -105,7 +106,7 @@ def quantize(
     model: onnx.ModelProto | str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
     *,
-    dtype: str = "int8",
+    dtype: SmallerDtype = "int8",
     min_bytes: int = 0,
     form: Form | None = None,
     single_file: bool = False,

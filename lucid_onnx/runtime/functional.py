@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from lucid_onnx.ops.quantized_embedding_bag.table import QuantizedTable
 from lucid_onnx.ops.variants import BaseVariant
 
 from .installation import install_gpu
-from .library import CUDA, PROVIDERS, check_provider, why_no_cuda
+from .library import CUDA, PROVIDERS, Provider, check_provider, why_no_cuda
 from .session import InferenceSession
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def embedding_bag(
     *,
     form: Form = "portable",
     native: bool = True,
-    provider: str = "cpu",
+    provider: Provider = "cpu",
     **further: Any,
 ) -> np.ndarray:
     """Pool rows of ``weight``, bag by bag, on ONNX Runtime.
@@ -85,6 +85,80 @@ def embedding_bag(
     return _run(op, op.outputs, attributes, given, check, form, native, provider)[0]
 
 
+@overload
+def embedding_bag_grad(
+    grad_output: npt.ArrayLike,
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    offsets: npt.ArrayLike | None = ...,
+    max_norm: float | None = ...,
+    norm_type: float = ...,
+    scale_grad_by_freq: bool = ...,
+    mode: spec.Mode = ...,
+    sparse: Literal[False] = ...,
+    per_sample_weights: npt.ArrayLike | None = ...,
+    include_last_offset: bool = ...,
+    padding_idx: int | None = ...,
+    *,
+    with_per_sample_weights: Literal[False] = ...,
+    **further: Any,
+) -> np.ndarray: ...
+
+
+@overload
+def embedding_bag_grad(
+    grad_output: npt.ArrayLike,
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    offsets: npt.ArrayLike | None = ...,
+    max_norm: float | None = ...,
+    norm_type: float = ...,
+    scale_grad_by_freq: bool = ...,
+    mode: spec.Mode = ...,
+    *,
+    sparse: Literal[True],
+    with_per_sample_weights: bool = ...,
+    **further: Any,
+) -> tuple[np.ndarray, ...]: ...
+
+
+@overload
+def embedding_bag_grad(
+    grad_output: npt.ArrayLike,
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    offsets: npt.ArrayLike | None = ...,
+    max_norm: float | None = ...,
+    norm_type: float = ...,
+    scale_grad_by_freq: bool = ...,
+    mode: spec.Mode = ...,
+    sparse: bool = ...,
+    *,
+    with_per_sample_weights: Literal[True],
+    **further: Any,
+) -> tuple[np.ndarray, ...]: ...
+
+
+@overload
+def embedding_bag_grad(
+    grad_output: npt.ArrayLike,
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    offsets: npt.ArrayLike | None = ...,
+    max_norm: float | None = ...,
+    norm_type: float = ...,
+    scale_grad_by_freq: bool = ...,
+    mode: spec.Mode = ...,
+    sparse: bool = ...,
+    per_sample_weights: npt.ArrayLike | None = ...,
+    include_last_offset: bool = ...,
+    padding_idx: int | None = ...,
+    *,
+    with_per_sample_weights: bool = ...,
+    **further: Any,
+) -> np.ndarray | tuple[np.ndarray, ...]: ...
+
+
 @takes(gradient.Attributes)
 def embedding_bag_grad(
     grad_output: npt.ArrayLike,
@@ -103,7 +177,7 @@ def embedding_bag_grad(
     with_per_sample_weights: bool = False,
     form: Form = "portable",
     native: bool = True,
-    provider: str = "cpu",
+    provider: Provider = "cpu",
     **further: Any,
 ) -> np.ndarray | tuple[np.ndarray, ...]:
     """The gradient of a bag, on ONNX Runtime: what `embedding_bag` of the same arguments hands back to its table.
@@ -163,7 +237,7 @@ def quantized_embedding_bag(
     per_sample_weights: npt.ArrayLike | None = None,
     form: Form = "portable",
     native: bool = True,
-    provider: str = "cpu",
+    provider: Provider = "cpu",
     **attributes: Unpack[spec.Keywords],
 ) -> np.ndarray:
     """Pool rows of a quantized table, bag by bag, on ONNX Runtime: `embedding_bag` of the rows that it stands for.
@@ -235,11 +309,10 @@ def embedding_bag_collection(
     meaning = collection.Attributes(**attributes)
     tables = [_array(f"weight of table {t}", weight) for t, weight in enumerate(weights)]
     if per_sample_weights is not None and tables:
+        given_weights: Any = per_sample_weights
         dtype = tables[0].dtype
         per_sample_weights = (
-            _weight_array(per_sample_weights, dtype)
-            if packed
-            else [_weight_array(w, dtype) for w in per_sample_weights]
+            _weight_array(given_weights, dtype) if packed else [_weight_array(w, dtype) for w in given_weights]
         )
     op, given = collection.arrange(x, tables, offsets, per_sample_weights, packed=packed)
     collection.check_layout(op, given, meaning)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import tempfile
 import threading
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import onnx
@@ -32,7 +33,8 @@ from lucid_onnx.ops.attributes import check_choice
 from lucid_onnx.ops.embedding_bag.spec import BFLOAT16
 
 from .installation import distributions_problem, load_onnxruntime
-from .library import CPU, CUDA, check_provider, find_cuda_library, get_library_path, why_no_cuda
+from .library import CPU, CUDA, Provider, check_provider, find_cuda_library, get_library_path, why_no_cuda
+from .placement import Placement, placement
 
 load_onnxruntime()  # an error says what is wrong with it
 import onnxruntime as ort  # noqa: E402
@@ -42,7 +44,8 @@ if _problem is not None:
     warnings.warn(_problem, RuntimeWarning, stacklevel=2)
 
 #: Where constant tables of 8 MiB and more lie.
-TABLE_MEMORY = ("auto", "inplace", "hugepage_copy", "mmap")
+TableMemory = Literal["auto", "inplace", "hugepage_copy", "mmap"]
+TABLE_MEMORY: tuple[str, ...] = get_args(TableMemory)
 #: The session config entries that the library reads, with what they are if nobody sets them.
 _TABLE_MEMORY_ENTRY = "lucid.table_memory"
 _ENTRIES = {_TABLE_MEMORY_ENTRY: "auto", "lucid.bounds_check": "report", "lucid.max_output_bytes": ""}
@@ -68,7 +71,9 @@ _registered: weakref.WeakKeyDictionary[ort.SessionOptions, _Registration] = weak
 _registering = threading.Lock()
 
 
-def register(session_options: ort.SessionOptions, *, provider: str = "cpu", table_memory: str | None = None) -> None:
+def register(
+    session_options: ort.SessionOptions, *, provider: Provider = "cpu", table_memory: TableMemory | None = None
+) -> None:
     """Register the native kernels on ``session_options``. A second call with the same settings does nothing.
 
     Args:
@@ -151,7 +156,7 @@ def _check_same(before: _Registration, now: _Registration) -> None:
         )
 
 
-def _provider(providers: Sequence[Any]) -> str:
+def _provider(providers: Sequence[Any]) -> Provider:
     """The provider whose kernels a session of these providers needs, "cpu" or "cuda"."""
     names = [p if isinstance(p, str) else p[0] for p in providers]
     if CUDA not in names or CUDA not in ort.get_available_providers():
@@ -202,7 +207,7 @@ class InferenceSession(ort.InferenceSession):
         model: str | os.PathLike[str] | bytes | onnx.ModelProto | None = None,
         native: bool = True,
         session_options: ort.SessionOptions | None = None,
-        table_memory: str | None = None,
+        table_memory: TableMemory | None = None,
         **kwargs: Any,
     ) -> None:
         model = _one_of(path_or_bytes=path_or_bytes, model=model)
@@ -225,10 +230,28 @@ class InferenceSession(ort.InferenceSession):
             except Exception as error:
                 if _ALREADY in str(error):
                     raise ValueError(_REGISTERED_ELSEWHERE) from error
-                if isinstance(model, bytes) and "xternal data" in str(error):
+                if isinstance(model, bytes) and _names_data(str(error), model):
                     raise ValueError(f"{error} (the bytes of a model do not say where it is: give its path)") from error
                 raise
+        self._placement: Callable[[], Placement] = functools.cache(_placing(model, native))
         self._bfloat16 = any(v.type == _BFLOAT16_TYPE for v in (*self.get_inputs(), *self.get_outputs()))
+
+    @property
+    def native_nodes(self) -> tuple[str, ...]:
+        """The ``ai.lucid`` nodes that run on the native kernels, by name, or by first output without one.
+
+        There are none with ``native=False``, and in a model that nobody fused. The model is looked through when this is
+        first asked; a file is read again, without its external data.
+
+        Raises:
+            OSError, ValueError: the file of the model cannot be read any more.
+        """
+        return self._placement().native
+
+    @property
+    def function_nodes(self) -> tuple[str, ...]:
+        """The nodes that a function of the model runs, in standard operators; named and found as `native_nodes`."""
+        return self._placement().functions
 
     def get_inputs(self) -> list[Any]:
         """As onnxruntime's: name, type and shape of each input."""
@@ -323,6 +346,17 @@ def _one_of(**given: Any) -> Any:
     return next(iter(values.values()), None)
 
 
+def _placing(model: str | os.PathLike[str] | bytes | onnx.ModelProto, native: bool) -> Callable[[], Placement]:
+    """What finds the placement of a model's nodes, and does not hold its tables."""
+    if isinstance(model, onnx.ModelProto):
+        found = placement(model, native=native)
+        return lambda: found
+    if isinstance(model, bytes):  # which onnxruntime's session holds as well
+        return lambda: placement(onnx.load_from_string(model), native=native)
+    path = os.path.abspath(model)
+    return lambda: placement(load(path), native=native)
+
+
 def _with_our_names(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Any:
     """The model; in a copy, if a tool gave our functions other names, by which onnxruntime finds no kernels of ours."""
     if isinstance(model, onnx.ModelProto):
@@ -383,6 +417,18 @@ def _has_providers(options: ort.SessionOptions) -> bool:
 def _refers(model: onnx.ModelProto) -> bool:
     """Whether a model has external data."""
     return any(is_external(tensor) for tensor in tensors(model))
+
+
+def _names_data(message: str, content: bytes) -> bool:
+    """Whether a message names a file of external data of a model."""
+    try:
+        model = onnx.load_from_string(content)
+    except Exception:  # the message is about that; the error's class depends on protobuf's release
+        return False
+    names = {
+        e.value for tensor in tensors(model) if is_external(tensor) for e in tensor.external_data if e.key == "location"
+    }
+    return any(name in message for name in names)
 
 
 def _with_data(
