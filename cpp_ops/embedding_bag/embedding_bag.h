@@ -22,7 +22,9 @@
 //   - the rows of a bag are added one after another in groups of 64 (padded positions do not
 //     count), and the sums of the groups one after another;
 //   - a bag of more than 1024 positions is cut into pieces of 1024 positions (padded ones count),
-//     and the sums of the pieces are added in double, from the first to the last.
+//     and the sums of the pieces are added in double, from the first to the last;
+//   - of quantized rows, (q - zero_point) * scale and the biases are added apart, so a sum is not
+//     finite where either of these is not, even if the rows themselves are.
 // A result that is NaN is always the one quiet NaN with an empty payload.
 //
 // Nothing here throws, prints or exits. No value in indices or offsets leads to an access outside

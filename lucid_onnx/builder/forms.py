@@ -20,6 +20,7 @@ from lucid_onnx.ops.variants import Known
 
 from .axes import separate
 from .functions import restore_names
+from .origins import data_of, remember_data
 
 Form = Literal["portable", "standard", "native"]
 
@@ -46,6 +47,7 @@ def to_form(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     convert(copy, form)
+    remember_data(copy, data_of(model))
     return copy
 
 

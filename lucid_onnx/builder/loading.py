@@ -7,6 +7,7 @@ number that says how much there is fits what is there, and external data lies wh
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import math
 import os
@@ -63,15 +64,19 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     return model
 
 
-def functions(path: str | os.PathLike[str]) -> list[onnx.FunctionProto]:
-    """The functions of a model file, of which no more is read than these: none where it is not an ONNX model.
+def functions(model: str | os.PathLike[str] | bytes) -> list[onnx.FunctionProto]:
+    """The functions of a model's file or bytes, of which no more is read: none where it is not an ONNX model.
 
     Raises:
         OSError: the file cannot be read.
     """
     found = []
-    with open(path, "rb") as file, contextlib.suppress(EOFError, google.protobuf.message.DecodeError):
-        size = os.fstat(file.fileno()).st_size
+    with (
+        io.BytesIO(model) if isinstance(model, bytes) else open(model, "rb") as file,
+        contextlib.suppress(EOFError, google.protobuf.message.DecodeError),
+    ):
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
         while file.tell() < size:
             field, kind = divmod(_varint(file), 8)
             if kind == _DELIMITED:
@@ -239,6 +244,26 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 yield from attribute.tensors
 
 
+def model_files(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The files that a model needs: its own, and those of its external data. Copy, move or remove them together.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not an ONNX model, or has its data outside of its folder.
+    """
+    return os.fspath(path), *data_files(load(path), path)
+
+
+def data_files(model: onnx.ModelProto, path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The files of external data of a model that is at ``path``.
+
+    Raises:
+        ValueError: it has its data outside of its folder.
+    """
+    locations = dict.fromkeys(location(tensor) for tensor in tensors(model) if is_external(tensor))
+    return tuple(os.fspath(Path(path).parent / name) for name in locations)
+
+
 def is_external(tensor: onnx.TensorProto) -> bool:
     """Whether a tensor's data is in another file."""
     return bool(tensor.data_location == TensorProto.EXTERNAL)
@@ -269,8 +294,18 @@ class ExternalData:
     """
 
     def __init__(self, model: str | os.PathLike[str]) -> None:
+        self._model = os.fspath(model)
         self._folder = Path(model).parent
         self._roots = [Path(os.path.realpath(self._folder)), Path(os.path.realpath(model)).parent]
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the locations of the data are relative to."""
+        return self._folder
+
+    def anchored(self) -> ExternalData:
+        """The same by its absolute path: the current folder may be another one later."""
+        return ExternalData(os.path.abspath(self._model))
 
     def source(self, tensor: onnx.TensorProto) -> Path:
         """The real path of the file that a tensor has its data in.

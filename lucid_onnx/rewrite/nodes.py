@@ -82,7 +82,7 @@ def free_names(model: ir.Model, stem: str) -> Iterator[str]:
 
 
 def replace(node: ir.Node, nodes: Sequence[ir.Node], name: str, old_name: str) -> None:
-    """Put nodes before one; the last one's result takes the place of its first result.
+    """Put nodes before one, those that are not there yet; the last one's result takes the place of its first result.
 
     Args:
         name: the name of the new result. Type, shape, doc string and metadata come from the old one, too.
@@ -93,5 +93,5 @@ def replace(node: ir.Node, nodes: Sequence[ir.Node], name: str, old_name: str) -
     old.name = old_name
     new.name, new.type, new.shape, new.doc_string = name, old.type, old.shape, old.doc_string
     new.metadata_props.update(old.metadata_props)
-    node.graph.insert_before(node, nodes)
+    node.graph.insert_before(node, [n for n in nodes if n.graph is None])
     old.replace_all_uses_with(new, replace_graph_outputs=True)

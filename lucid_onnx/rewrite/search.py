@@ -15,12 +15,17 @@ from lucid_onnx.ops.embedding_bag import spec
 
 from . import nodes, patterns
 from .expressions import Expression, difference, input_of, subexpressions
-from .normal_form import set_attributes
+from .normal_form import as_opset, set_attributes
 from .reader import Known, Reader
 
 #: What `Search` may compute anew, as it is written in every opset from 11 on.
 _COMPUTED = frozenset(("Cast", "Concat", "CumSum", "Equal", "Expand", "Gather", "Less", "NonZero", "Not", "Reshape"))
-_COMPUTED |= {"ScatterElements", "Shape", "Slice", "Sub", "Where"}
+_COMPUTED |= {"ScatterElements", "Shape", "Slice", "Sub", "Where", "Squeeze", "Transpose", "Unsqueeze", "Flatten"}
+#: What masks and weights are made of, and what stands around a bag.
+_COMPUTED |= {"Abs", "Add", "And", "Clip", "ConstantOfShape", "Div", "Erf", "Exp", "Floor", "Greater", "GreaterOrEqual"}
+_COMPUTED |= {"LessOrEqual", "Log", "Max", "Min", "Mod", "Mul", "Neg", "Or", "Pow", "Reciprocal", "ReduceMax", "Relu"}
+_COMPUTED |= {"ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Sigmoid", "Sign", "Sqrt", "Tanh", "Tile", "Xor"}
+_COMPUTED |= {"Ceil", "IsInf", "IsNaN", "LeakyRelu", "Round", "Softplus"}
 _ATEN_DOMAINS = ("org.pytorch.aten", "aten")
 _ATEN_OPERATORS = ("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
 
@@ -127,6 +132,9 @@ class Search:
         rejected: tuple[str, str] | None = None
         for name, pattern in self._patterns.items():
             for guess, written in pattern(root):
+                if guess is None:
+                    rejected = rejected or (name, str(written))
+                    continue
                 bag = patterns.over_codes(guess)
                 reason = bag.why_invalid() or _mismatch(root, written) or self._why_out_of_reach(bag, node)
                 if reason is None:
@@ -163,12 +171,15 @@ class Search:
         where, name = nodes.where(node) + self._place, node.outputs[0].name or next(self._names)
         inputs = {i: self._value(e, graph, node) for i, e in bag.inputs.items()}
         new = ir.node(bag.op.name, [inputs[i] for i in bag.op.inputs], bag.to_onnx(), domain=spec.DOMAIN)
-        written = [new]
-        if bag.keepdims:
-            new.outputs[0].name = next(self._names)
-            written += self._unsqueezed(new.outputs[0])
         new.name = node.name
-        nodes.replace(node, written, name, f"{name}_unfused")
+        last = new
+        if bag.result is not None:
+            new.outputs[0].name = next(self._names)
+            graph.insert_before(node, new)
+            result = self._value(bag.result(_pooled(bag, new.outputs[0])), graph, node).producer()
+            assert result is not None
+            last = result
+        nodes.replace(node, [last], name, f"{name}_unfused")
         _remove_unused([node])
         self._model.graph.opset_imports.setdefault(spec.DOMAIN, spec.VERSION)
         a = bag.attributes
@@ -190,14 +201,6 @@ class Search:
             )
         )
 
-    def _unsqueezed(self, value: ir.Value) -> list[ir.Node]:
-        """Nodes that make [B, 1, D] of a bag's result."""
-        if self._opset < 13:
-            return [ir.node("Unsqueeze", [value], {"axes": [1]})]
-        axes = ir.node("Constant", [], {"value_ints": [1]})
-        axes.outputs[0].name = next(self._names)
-        return [axes, ir.node("Unsqueeze", [value, axes.outputs[0]])]
-
     def _value(self, e: Expression, graph: ir.Graph, before: ir.Node) -> ir.Value:
         """The value of an expression where ``before`` stands; computed anew where there is none."""
         if e.value is not None and self._is_visible(e.value, graph):
@@ -206,8 +209,9 @@ class Search:
             node = ir.node("Constant", [], {"value": ir.tensor(e.array)})
         else:
             assert e.op in _COMPUTED  # see `_why_out_of_reach`
-            inputs = [None if i is None else self._value(i, graph, before) for i in e.inputs]
-            node = ir.node(e.op, inputs, set_attributes(e))
+            operands, attributes = as_opset(e.op, e.inputs, set_attributes(e), self._opset)
+            inputs = [None if i is None else self._value(i, graph, before) for i in operands]
+            node = ir.node(e.op, inputs, attributes)
         node.outputs[0].name = next(self._names)
         graph.insert_before(before, node)
         self._reader.of[node.outputs[0]] = e
@@ -217,11 +221,15 @@ class Search:
 
     def _why_out_of_reach(self, bag: patterns.Bag, node: ir.Node) -> str | None:
         """Why an input of a bag cannot be read or computed where ``node`` stands, or None."""
-        for name, e in bag.inputs.items():
+        needed = dict(bag.inputs)
+        pooled = _pooled(bag, None)
+        if bag.result is not None:
+            needed["result's shape"] = bag.result(pooled)
+        for name, e in needed.items():
             waiting: list[Expression | None] = [e]
             while waiting:
                 inner = waiting.pop()
-                if inner is None or inner.array is not None:
+                if inner is None or inner is pooled or inner.array is not None:
                     continue
                 if inner.value is not None and self._is_visible(inner.value, node.graph):
                     continue
@@ -288,6 +296,11 @@ def _mismatch(root: Expression, written: Expression | str) -> str | None:
         return written
     found = difference(root, written)
     return None if found is None else f"it has {found[0]} where such a bag has {found[1]}"
+
+
+def _pooled(bag: patterns.Bag, value: ir.Value | None) -> Expression:
+    """A bag's result, [B, D]."""
+    return Expression("Value", dtype=bag.weight.type, shape=(None, *bag.table_shape[1:]), value=value)
 
 
 def _is_unknown_loop(root: Expression) -> bool:
