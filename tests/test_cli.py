@@ -809,9 +809,7 @@ def test_as_a_module(bag, module):
     assert done.stderr == ("lucid-onnx: error: --input offsets: missing; model.onnx takes tensor(int64) [num_bags]\n")
 
 
-@pytest.mark.parametrize(
-    "arguments", [("--help",), ("info", "model.onnx"), ("info", "model.onnx", "--json")], ids=" ".join
-)
+@pytest.mark.parametrize("arguments", [("--help",), ("info", "model.onnx", "--json")], ids=" ".join)
 def test_output_that_nobody_reads(bag, arguments):
     """As in ``lucid-onnx info model.onnx | true``: no traceback, and the exit code of a process that SIGPIPE ends."""
     command = [sys.executable, "-m", "lucid_onnx", *arguments]
@@ -821,21 +819,18 @@ def test_output_that_nobody_reads(bag, arguments):
         assert started.wait(60) == cli.EXIT_BROKEN_PIPE == 141
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion(shell):
+def test_completion():
     """The script for a shell, and what it asks for."""
     environment = {**os.environ, "COLUMNS": "100"}
     command = [sys.executable, "-m", "lucid_onnx"]
     shown = subprocess.run(
-        [*command, "--show-completion", shell], capture_output=True, text=True, timeout=60, env=environment
+        [*command, "--show-completion", "bash"], capture_output=True, text=True, timeout=60, env=environment
     )
     assert (shown.returncode, shown.stderr) == (0, "")
-    assert "_LUCID_ONNX_COMPLETE" in shown.stdout
-    assert "lucid-onnx" in shown.stdout
-    if shell == "bash":
-        asked = {"_LUCID_ONNX_COMPLETE": "complete_bash", "COMP_WORDS": "lucid-onnx fuse --si", "COMP_CWORD": "2"}
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**environment, **asked})
-        assert done.stdout.split() == ["--single-file"]
+    assert "complete -o default -F _lucid_onnx_completion lucid-onnx" in shown.stdout
+    asked = {"_LUCID_ONNX_COMPLETE": "complete_bash", "COMP_WORDS": "lucid-onnx fuse --si", "COMP_CWORD": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**environment, **asked})
+    assert done.stdout.split() == ["--single-file"]
 
 
 def test_the_version_as_a_module():
