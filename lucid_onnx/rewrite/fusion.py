@@ -116,6 +116,9 @@ def _fuse(
     if unknown is not None:
         raise ValueError(f"the model, before any change, does not pass onnx.checker: {files.check(proto) or unknown}")
     model = _from_proto(proto, data)
+    if not nodes.is_sorted(model.graph):  # onnxruntime.quantization does not see what a subgraph reads
+        with contextlib.suppress(ValueError):  # a circle, which onnx.checker reports
+            model.graph.sort()
     RemoveUnusedNodesPass()(model)  # exporters leave nodes that nothing uses, and that would keep a Loop alive
     search = Search(model, _inferred(proto), assume_nonempty=assume_nonempty)
     search.run()
