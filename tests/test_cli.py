@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -84,6 +86,10 @@ def test_version(run):
     assert run("--version") == (0, f"lucid-onnx {lucid_onnx.__version__}\n", "")
 
 
+def test_the_version_has_a_short_option(run):
+    assert run("-V") == run("--version")
+
+
 def test_no_arguments_show_the_help(run):
     code, out, _ = run()
     assert code == 0
@@ -154,6 +160,47 @@ def test_run_on_the_native_kernel(run, form):
     assert (code, err) == (0, "")
     assert f"native kernels: registered ({info.library().active})" in out
     np.testing.assert_array_equal(np.load("outputs/output.npy"), [[4.5, 5.5, 6.5], [6, 7, 8]])
+
+
+def test_run_tells_who_ran_and_how_long_it_took(bag, run):
+    """The native kernels run one node, a function many, and a model without our nodes has none."""
+    assert run("lower", "model.onnx", "-o", "standard.onnx")[0] == 0
+    before = sorted(Path().iterdir())
+    outs = {}
+    for model, options in itertools.product(("model.onnx", "standard.onnx"), ((), ("--no-native",))):
+        for profile in ((), ("--profile",)):
+            code, out, err = run("run", model, *BAG, *options, *profile)
+            assert (code, err) == (0, "")
+            outs[model, bool(options), bool(profile)] = out
+    assert sorted(Path().iterdir()) == before
+    portable, lines = outs["model.onnx", True, True], outs["model.onnx", True, True].splitlines()
+    assert "native kernels: not registered; in functions: 1 node (output)" in portable
+    (row,) = (line for line in lines if " function " in line)
+    assert row.split()[:3] == ["output", "EmbeddingBag", "function"]
+    assert int(row.split()[3]) > 50
+    assert "native kernels: not registered\n" in outs["standard.onnx", True, False]
+    last = outs["standard.onnx", True, True].splitlines()[-1]
+    assert re.fullmatch(r"\d+ others +\d+ +\d+\.\d{3} +\d+ % *", last)
+    if library_path() is None:
+        return
+    active = info.library().active
+    assert f"native kernels: registered ({active}), and ran 1 node (output)\n" in outs["model.onnx", False, False]
+    assert [line.split()[:4] for line in outs["model.onnx", False, True].splitlines()[4:]] == [
+        ["EmbeddingBag_0", "EmbeddingBag", "native", "1"]
+    ]
+    nothing = "native kernels: nothing to run: the model has no ai.lucid nodes, see `lucid-onnx inspect`"
+    assert nothing in outs["standard.onnx", False, False]
+    assert "registered" not in outs["standard.onnx", False, False]
+
+
+def test_profiles_read_external_data_where_it_is(run):
+    np.save("t.npy", np.random.default_rng(0).standard_normal((512, 8)).astype(np.float32))
+    np.save("i.npy", np.array([[5, 6]]))
+    Path("folder").mkdir()
+    built = run("build", "t.npy", "-o", "folder/m.onnx", "--external-data", "--two-d", "--mode", "sum")
+    assert built[0] == 0
+    assert run("run", "folder/m.onnx", "-i", "indices=i.npy", "--profile", "-o", "pooled.npy")[0] == 0
+    np.testing.assert_allclose(np.load("pooled.npy")[0], np.load("t.npy")[5:7].sum(0), rtol=1e-5)
 
 
 def test_include_last_offset(run):
@@ -245,6 +292,17 @@ def test_several_outputs_go_to_a_folder(run):
     np.testing.assert_array_equal(np.load("results/a_b.npy"), [-1, 2])
 
 
+@pytest.mark.parametrize("name", ["out.csv", "out.txt", "pooled.v2"])
+def test_outputs_are_npy_files(bag, run, refused, name):
+    message = f"--output {name}: outputs are written as .npy files; give FILE.npy for one output, or a folder, whose "
+    assert refused("run", "model.onnx", *BAG, "-o", name) == message + "name has no dot or which exists"
+    Path(name).mkdir()
+    assert run("run", "model.onnx", *BAG, "-o", name)[0] == 0
+    assert (Path(name) / "output.npy").is_file()
+    assert run("run", "model.onnx", *BAG, "-o", "pooled.NPY")[0] == 0
+    assert Path("pooled.NPY").is_file()
+
+
 def test_info(run):
     code, out, err = run("info")
     assert (code, err) == (0, "")
@@ -287,6 +345,47 @@ def test_info_json(run):
             "numbers_bytes": None,
         }
     ]
+
+
+def test_info_names_the_files_of_a_model(run):
+    np.save("t.npy", np.ones((600, 4), np.float32))
+    Path("folder").mkdir()
+    assert run("build", "t.npy", "-o", "folder/m.onnx", "--external-data")[0] == 0
+    data = Path("folder/m.onnx.data")
+    for size in (data.stat().st_size, None):
+        code, out, err = run("info", "folder/m.onnx")
+        assert (code, err) == (0, "")
+        assert f"external data: {data} ({'missing' if size is None else '9.4 KiB'})\n" in out
+        found = json.loads(run("info", "folder/m.onnx", "--json")[1])
+        assert found["model"]["external_data"] == [{"path": str(data), "file_bytes": size}]
+        data.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "why", "lines"),
+    [
+        (None, None, ["CUDA library not installed"]),
+        ("/a/lib.so", "no driver", ["CUDA library /a/lib.so", " " * 13 + "does not run here: no driver"]),
+        ("/a/lib.so", None, ["CUDA library /a/lib.so", " " * 13 + "runs here"]),
+    ],
+)
+def test_info_has_the_cuda_library(run, monkeypatch, path, why, lines):
+    monkeypatch.setattr(installation, "find_cuda_library", lambda: path)
+    monkeypatch.setattr(installation, "why_no_cuda", lambda: why)
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: providers)
+    code, out, err = run("info")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-len(lines) :] == lines
+    found = json.loads(run("info", "--json")[1])
+    assert found["cuda_library"] == (None if path is None else {"path": path, "problem": why})
+
+
+def test_a_cuda_library_needs_onnxruntimes_provider(run, monkeypatch):
+    monkeypatch.setattr(installation, "find_cuda_library", lambda: "/a/lib.so")
+    monkeypatch.setattr(installation, "why_no_cuda", lambda: None)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert "does not run here: onnxruntime has no CUDAExecutionProvider: pip " in run("info")[1]
 
 
 def test_info_of_a_model(run, bag):
@@ -708,6 +807,30 @@ def test_as_a_module(bag, module):
     done = process(["-m", module], "run", "model.onnx", "-i", "indices=indices.npy")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == ("lucid-onnx: error: --input offsets: missing; model.onnx takes tensor(int64) [num_bags]\n")
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("info", "model.onnx", "--json")], ids=" ".join)
+def test_output_that_nobody_reads(bag, arguments):
+    """As in ``lucid-onnx info model.onnx | true``: no traceback, and the exit code of a process that SIGPIPE ends."""
+    command = [sys.executable, "-m", "lucid_onnx", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:
+        started.stdout.close()
+        assert started.stderr.read() == b""
+        assert started.wait(60) == cli.EXIT_BROKEN_PIPE == 141
+
+
+def test_completion():
+    """The script for a shell, and what it asks for."""
+    environment = {**os.environ, "COLUMNS": "100"}
+    command = [sys.executable, "-m", "lucid_onnx"]
+    shown = subprocess.run(
+        [*command, "--show-completion", "bash"], capture_output=True, text=True, timeout=60, env=environment
+    )
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "complete -o default -F _lucid_onnx_completion lucid-onnx" in shown.stdout
+    asked = {"_LUCID_ONNX_COMPLETE": "complete_bash", "COMP_WORDS": "lucid-onnx fuse --si", "COMP_CWORD": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**environment, **asked})
+    assert done.stdout.split() == ["--single-file"]
 
 
 def test_the_version_as_a_module():

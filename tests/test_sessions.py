@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import inspect
 import itertools
 import json
@@ -29,6 +30,7 @@ from lucid_testing.kernels import library_path, needs_library
 from lucid_testing.processes import free_memory
 
 ort = pytest.importorskip("onnxruntime")
+from lucid_onnx.runtime import placement  # noqa: E402
 from lucid_onnx.runtime import session as session_module  # noqa: E402  # needs onnxruntime
 
 ort.set_default_logger_severity(3)
@@ -117,6 +119,108 @@ def test_the_standard_form_never_runs_the_library(tmp_path: Path) -> None:
     (got,), ran = profiled(model_of(case, "standard"), case.inputs, native=True, folder=tmp_path)
     case.check(got)
     assert not set(ran) & set(spec.VARIANTS)
+
+
+def calling_model() -> onnx.ModelProto:
+    """Bags: in the graph without a name, in two branches, in a function, and in one that nobody calls."""
+    bag = lucid_onnx.make_node("t", "i", "o", "y", mode="sum")
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid(spec.DOMAIN, 1)]
+    wrap = helper.make_function("my", "Wrap", ["t", "i", "o"], ["y"], [bag], imports)
+    unused = helper.make_function("my", "Unused", ["t", "i", "o"], ["y"], [bag], imports)
+    branches = {}
+    for name in ("then_branch", "else_branch"):
+        node = lucid_onnx.make_node("table", "indices", "offsets", f"{name}_y", mode="sum", name=f"in_{name}")
+        value = helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, [None, 2])
+        branches[name] = helper.make_graph([node], name, [], [value])
+    nodes = [
+        lucid_onnx.make_node("table", "indices", "offsets", "plain", mode="sum"),
+        helper.make_node("If", ["condition"], ["branched"], name="if", **branches),
+        helper.make_node("Wrap", ["table", "indices", "offsets"], ["wrapped"], name="wrap", domain="my"),
+        helper.make_node("Sum", ["plain", "branched", "wrapped"], ["sum"], name="sum"),
+    ]
+    integers = [helper.make_tensor_value_info(name, TensorProto.INT64, [name]) for name in ("indices", "offsets")]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [*integers, helper.make_tensor_value_info("condition", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info("sum", TensorProto.FLOAT, [None, 2])],
+        [numpy_helper.from_array(np.eye(4, 2, dtype=np.float32), "table")],
+    )
+    model = helper.make_model(
+        graph, functions=[wrap, unused], opset_imports=[*imports, helper.make_opsetid("my", 1)], ir_version=8
+    )
+    return lucid_onnx.to_form(model, "portable")
+
+
+def test_sessions_tell_what_the_kernels_run(tmp_path: Path) -> None:
+    """As a profile does; from a path, bytes or a model."""
+    model = calling_model()
+    onnx.save(model, tmp_path / "model.onnx")
+    feed = {"indices": ints(1, 2, 3), "offsets": ints(0, 2), "condition": np.array(True)}
+    for native in (True, False) if library_path() is not None else (False,):
+        for source in (model, tmp_path / "model.onnx", model.SerializeToString()):
+            session = lucid_onnx.InferenceSession(source, native=native)
+            if native:
+                assert sorted(session.native_nodes) == ["in_else_branch", "in_then_branch", "plain", "y"]
+                assert session.function_nodes == ("wrap",)
+            else:
+                assert session.native_nodes == ()
+                assert sorted(session.function_nodes) == ["in_else_branch", "in_then_branch", "plain", "wrap", "y"]
+        (got,), ran = profiled(model, feed, native=native, folder=tmp_path)
+        np.testing.assert_array_equal(got, 3 * np.array([[0, 1], [0, 0]], np.float32))
+        assert ran.get("EmbeddingBag", 0) == (3 if native else 0)  # one of the branches
+    standard = lucid_onnx.InferenceSession(lucid_onnx.to_form(model, "standard"), native=False)
+    assert (standard.native_nodes, standard.function_nodes) == ((), ("wrap",))
+
+
+def test_a_profile_is_put_down_to_nodes_and_functions(tmp_path: Path) -> None:
+    model = calling_model()
+    placement.name_nodes(model)
+    feed = {"indices": ints(1, 2, 3), "offsets": ints(0, 2), "condition": np.array(True)}
+    for native in (True, False) if library_path() is not None else (False,):
+        options = ort.SessionOptions()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(tmp_path / "profile")
+        session = lucid_onnx.InferenceSession(model, options, native=native)
+        for _ in range(2):
+            session.run(None, feed)
+        times = placement.node_times(session.end_profiling(), model)
+        assert [t.milliseconds for t in times] == sorted((t.milliseconds for t in times), reverse=True)
+        by = {kind: {(t.op, t.count) for t in times if t.by == kind} for kind in ("native", "function", "standard")}
+        assert by["standard"] >= {("If", 1), ("Sum", 1)}
+        names = {t.name for t in times if t.op == "EmbeddingBag"}
+        if native:
+            assert by["native"] == {("EmbeddingBag", 1)}  # three times, each under its own name
+            assert {"in_then_branch", "Wrap_y"} <= names
+            assert len(names) == 3
+        else:
+            assert not by["native"]
+            ((op, count),) = by["function"]  # all that Wrap does is to call EmbeddingBag
+            assert op == "EmbeddingBag"
+            assert count > 150
+            (callers,) = names
+            assert sorted(callers.split(", ")) == ["in_else_branch", "in_then_branch", "plain", "y"]
+
+
+def test_the_time_of_a_node_is_without_those_within(tmp_path: Path) -> None:
+    def event(name: str, op: str, begin: int, duration: int) -> dict[str, Any]:
+        return {"cat": "Node", "name": f"{name}_kernel_time", "ts": begin, "dur": duration, "args": {"op_name": op}}
+
+    def run_event(begin: int) -> dict[str, Any]:
+        return {"cat": "Session", "name": "model_run", "ts": begin, "dur": 1000}
+
+    first = [run_event(0), event("loop", "Loop", 10, 900)]
+    second = [
+        *(event("a", "Add", 1110, 100), event("a", "Add", 1300, 150), event("loop", "Loop", 1100, 510)),
+        *(event("bag", "EmbeddingBag", 1700, 200), run_event(1050)),
+    ]
+    (tmp_path / "profile.json").write_text(json.dumps([*first, *second]))
+    times = placement.node_times(tmp_path / "profile.json", onnx.ModelProto())
+    assert [tuple(dataclasses.astuple(t)) for t in times] == [
+        ("loop", "Loop", "standard", 1, 0.26),
+        ("a", "Add", "standard", 2, 0.25),
+        ("bag", "EmbeddingBag", "native", 1, 0.2),
+    ]
 
 
 def test_the_native_form_needs_the_library() -> None:
@@ -725,6 +829,27 @@ def test_bytes_do_not_say_where_external_data_is(tmp_path: Path, monkeypatch: py
         lucid_onnx.InferenceSession(content, native=False)
     monkeypatch.chdir(tmp_path)
     case.check(run(lucid_onnx.InferenceSession(content, native=False), case))
+
+
+@pytest.mark.parametrize("name", ["nowhere/model.onnx", "m" * 300])
+def test_errors_name_the_file_that_is_wanted(name: str, tmp_path: Path) -> None:
+    """And no temporary one."""
+    with pytest.raises(OSError) as raised:
+        lucid_onnx.save(lucid_onnx.build_model(np.eye(3, dtype=np.float32)), tmp_path / name)
+    assert raised.value.filename == str(tmp_path / name)
+    assert raised.value.filename2 is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_of_a_large_model_name_no_temporary_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes through a file where protobuf would not hold it; smaller ones here."""
+    monkeypatch.setattr(session_module, "_LARGEST_IN_MEMORY", 0)
+    model = lucid_onnx.build_model(np.eye(3, dtype=np.float32), form="native")
+    with pytest.raises(Exception, match="is not a registered function/op") as raised:
+        lucid_onnx.InferenceSession(model, native=False)
+    assert type(raised.value).__module__.startswith("onnxruntime")
+    assert "lucid_onnx" not in str(raised.value).replace("ai.lucid", "")
+    assert ".onnx" not in str(raised.value)
 
 
 def test_models_are_remembered_as_long_as_they_live(tmp_path: Path) -> None:

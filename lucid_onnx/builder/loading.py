@@ -251,8 +251,17 @@ def model_files(path: str | os.PathLike[str]) -> tuple[str, ...]:
         OSError: the file cannot be read.
         ValueError: it is not an ONNX model, or has its data outside of its folder.
     """
-    locations = dict.fromkeys(location(tensor) for tensor in tensors(load(path)) if is_external(tensor))
-    return os.fspath(path), *(os.fspath(Path(path).with_name(name)) for name in locations)
+    return os.fspath(path), *data_files(load(path), path)
+
+
+def data_files(model: onnx.ModelProto, path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The files of external data of a model that is at ``path``.
+
+    Raises:
+        ValueError: it has its data outside of its folder.
+    """
+    locations = dict.fromkeys(location(tensor) for tensor in tensors(model) if is_external(tensor))
+    return tuple(os.fspath(Path(path).parent / name) for name in locations)
 
 
 def is_external(tensor: onnx.TensorProto) -> bool:

@@ -16,6 +16,7 @@ from rich.text import Text
 from lucid_onnx.builder import LARGEST_MESSAGE, model_files
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.runtime import info
+from lucid_onnx.runtime.placement import NodeTime
 
 from .files import shape_text, spelled
 
@@ -98,7 +99,17 @@ def show_installation(console: Console, found: info.Installation) -> None:
     library = found.library
     if library is None:
         say(console, f"{'library':<12} not installed: bags run as standard operators")
-        return
+    else:
+        _show_library(console, library)
+    cuda = found.cuda_library
+    if cuda is None:
+        say(console, f"{'CUDA library':<12} not installed")
+    else:
+        say(console, f"{'CUDA library':<12} {cuda.path}")
+        say(console, f"{'':<12} {'runs here' if cuda.problem is None else f'does not run here: {cuda.problem}'}")
+
+
+def _show_library(console: Console, library: info.Library) -> None:
     say(console, f"{'library':<12} {library.path}")
     say(console, f"{'':<12} version {library.version}")
     isas = ", ".join(isa.name + ("" if isa.supported else " (not on this machine)") for isa in library.isas)
@@ -109,6 +120,9 @@ def show_installation(console: Console, found: info.Installation) -> None:
 def show_model(console: Console, found: info.Model) -> None:
     say(console, "")
     say(console, f"{found.path} ({bytes_text(found.file_bytes)}), opset {found.opset}, {found.form} form")
+    for data in found.external_data:
+        size = "missing" if data.file_bytes is None else bytes_text(data.file_bytes)
+        say(console, f"external data: {data.path} ({size})")
     say(console, f"inputs: {_values(found.inputs)}")
     say(console, f"outputs: {_values(found.outputs)}")
     if not found.nodes:
@@ -140,6 +154,27 @@ def show_table_memory(console: Console, found: info.TableMemory) -> None:
         copied = bytes_text(t.copied_bytes) if t.copied_bytes else "-"
         table.add_row(Text(t.name), where, bytes_text(t.bytes), t.plan, copied, str(t.huge_pages or "-"))
     console.print(table)
+
+
+#: How many nodes a profile shows.
+_SHOWN_TIMES = 15
+
+
+def show_times(console: Console, times: Sequence[NodeTime]) -> None:
+    """The nodes of a run, the longest first, and the sum of those that are not shown."""
+    whole = sum(node.milliseconds for node in times) or 1.0
+    table = new_table("node", "operator", "ran by", "kernels", "ms", "part")
+    for node in times[:_SHOWN_TIMES]:
+        table.add_row(Text(node.name), Text(node.op), node.by, str(node.count), *_time(node.milliseconds, whole))
+    rest = times[_SHOWN_TIMES:]
+    if rest:
+        count, spent = sum(node.count for node in rest), sum(node.milliseconds for node in rest)
+        table.add_row(f"{len(rest)} others", "", "", str(count), *_time(spent, whole))
+    console.print(table)
+
+
+def _time(milliseconds: float, whole: float) -> tuple[str, str]:
+    return f"{milliseconds:.3f}", f"{100 * milliseconds / whole:.0f} %"
 
 
 def show_fused(console: Console, report: FuseReport, verb: str) -> None:

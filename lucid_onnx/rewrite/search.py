@@ -34,7 +34,8 @@ _ATEN_OPERATORS = ("embedding_bag", "_embedding_bag", "_embedding_bag_forward_on
 class Fused:
     """A bag that was found: the node that it ended in, how it was written, and what it became.
 
-    ``table_bytes`` is None where the shape of the table is not fixed.
+    ``table_bytes`` is None where the shape of the table is not fixed. ``table_from`` is the operator that computes the
+    table, None where it is an initializer or an input: a runtime that does not fold it computes the table in every run.
     """
 
     where: str
@@ -49,6 +50,7 @@ class Fused:
     max_norm: float | None
     norm_type: float
     include_last_offset: bool
+    table_from: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,10 +152,11 @@ class Search:
             return  # another name of a value whose own node is tried
         rejected: tuple[str, str] | None = None
         for name, pattern in self._patterns.items():
-            for bag, written in pattern(root):
-                if bag is None:
+            for guess, written in pattern(root):
+                if guess is None:
                     rejected = rejected or (name, str(written))
                     continue
+                bag = patterns.over_codes(guess)
                 reason = bag.why_invalid() or _mismatch(root, written) or self._why_out_of_reach(bag, node)
                 if reason is None:
                     self._replace(node, bag, name)
@@ -215,6 +218,7 @@ class Search:
                 max_norm=a.max_norm,
                 norm_type=a.norm_type,
                 include_last_offset=a.include_last_offset,
+                table_from=None if (made := inputs[next(iter(bag.table))].producer()) is None else made.op_type,
             )
         )
 
@@ -371,9 +375,9 @@ def _remove_unused(waiting: list[ir.Node]) -> None:
         node = waiting.pop()
         if node.graph is None or any(v.uses() or v.is_graph_output() for v in node.outputs):
             continue
-        sources = list(dict.fromkeys(v for n in _with_inner(node) for v in n.inputs if v is not None))
+        sources = list(dict.fromkeys(v for n in nodes.with_inner(node) for v in n.inputs if v is not None))
         node.graph.remove(node, safe=True)
-        for inner in _with_inner(node):  # so that its subgraphs use nothing from outside any more
+        for inner in nodes.with_inner(node):  # so that its subgraphs use nothing from outside any more
             for k in range(len(inner.inputs)):
                 inner.replace_input_with(k, None)
         for value in sources:
@@ -383,10 +387,3 @@ def _remove_unused(waiting: list[ir.Node]) -> None:
             elif value.is_initializer() and not (value.uses() or value.is_graph_input() or value.is_graph_output()):
                 assert value.graph is not None
                 value.graph.initializers.pop(value.name or "")
-
-
-def _with_inner(node: ir.Node) -> Iterator[ir.Node]:
-    """A node and those of its subgraphs."""
-    yield node
-    for graph in nodes.subgraphs(node):
-        yield from ir.traversal.RecursiveGraphIterator(graph)

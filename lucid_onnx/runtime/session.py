@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import tempfile
 import threading
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -33,6 +34,7 @@ from lucid_onnx.ops.embedding_bag.spec import BFLOAT16
 
 from .installation import distributions_problem, load_onnxruntime
 from .library import CPU, CUDA, Provider, check_provider, find_cuda_library, get_library_path, why_no_cuda
+from .placement import Placement, placement
 
 load_onnxruntime()  # an error says what is wrong with it
 import onnxruntime as ort  # noqa: E402
@@ -52,6 +54,9 @@ _FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"
 _HAS_FOLDER_ENTRY = tuple(int(part) for part in ort.__version__.split(".")[:2]) >= (1, 24)
 #: Held while a session starts whose options have that entry for its sake alone.
 _folder_lock = threading.RLock()
+
+#: Larger models go to onnxruntime by a file: a protobuf message has 2 GiB at most, and is copied on its way.
+_LARGEST_IN_MEMORY = 2**30
 
 _BFLOAT16_TYPE = "tensor(bfloat16)"
 _FLOAT32_SUFFIX = "__float32"
@@ -228,10 +233,30 @@ class InferenceSession(ort.InferenceSession):
             except Exception as error:
                 if _ALREADY in str(error):
                     raise ValueError(_REGISTERED_ELSEWHERE) from error
+                if isinstance(source, str) and not isinstance(model, (str, os.PathLike)):  # a file for this call alone
+                    raise type(error)(str(error).replace(source, "the model")) from None
                 if isinstance(model, bytes) and _names_data(str(error), model):
                     raise ValueError(f"{error} (the bytes of a model do not say where it is: give its path)") from error
                 raise
+        self._placement: Callable[[], Placement] = functools.cache(_placing(model, native))
         self._bfloat16 = any(v.type == _BFLOAT16_TYPE for v in (*self.get_inputs(), *self.get_outputs()))
+
+    @property
+    def native_nodes(self) -> tuple[str, ...]:
+        """The ``ai.lucid`` nodes that run on the native kernels, by name, or by first output without one.
+
+        There are none with ``native=False``, and in a model that nobody fused. The model is looked through when this is
+        first asked; a file is read again, without its external data.
+
+        Raises:
+            OSError, ValueError: the file of the model cannot be read any more.
+        """
+        return self._placement().native
+
+    @property
+    def function_nodes(self) -> tuple[str, ...]:
+        """The nodes that a function of the model runs, in standard operators; named and found as `native_nodes`."""
+        return self._placement().functions
 
     def get_inputs(self) -> list[Any]:
         """As onnxruntime's: name, type and shape of each input."""
@@ -326,6 +351,17 @@ def _one_of(**given: Any) -> Any:
     return next(iter(values.values()), None)
 
 
+def _placing(model: str | os.PathLike[str] | bytes | onnx.ModelProto, native: bool) -> Callable[[], Placement]:
+    """What finds the placement of a model's nodes, and does not hold its tables."""
+    if isinstance(model, onnx.ModelProto):
+        found = placement(model, native=native)
+        return lambda: found
+    if isinstance(model, bytes):  # which onnxruntime's session holds as well
+        return lambda: placement(onnx.load_from_string(model), native=native)
+    path = os.path.abspath(model)
+    return lambda: placement(load(path), native=native)
+
+
 def _with_our_names(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Any:
     """The model; in a copy, if a tool gave our functions other names, by which onnxruntime finds no kernels of ours."""
     if isinstance(model, onnx.ModelProto):
@@ -370,7 +406,7 @@ def _source(
         model = _with_float32_inputs(model)
     if not isinstance(model, onnx.ModelProto):
         return model
-    if sum(len(t.raw_data) for t in model.graph.initializer) < 2**30 or _refers(model):
+    if sum(len(t.raw_data) for t in model.graph.initializer) < _LARGEST_IN_MEMORY or _refers(model):
         return model.SerializeToString()
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lucid_onnx"))
     path = os.path.join(folder, "model.onnx")

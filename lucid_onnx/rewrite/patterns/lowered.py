@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import onnx
@@ -123,7 +123,7 @@ def _inlined(name: str, attributes: tuple[tuple[str, int | float], ...], opset: 
     return _graph(op, nodes)
 
 
-def _graph(op: Any, nodes: Iterable[onnx.NodeProto]) -> ir.Graph:
+def _graph(op: Any, nodes: Sequence[onnx.NodeProto]) -> ir.Graph:
     values = [onnx.ValueInfoProto(name=i) for i in (*op.inputs, "output")]
     return ir.serde.deserialize_graph(onnx.helper.make_graph(nodes, "bag", values[:-1], values[-1:]))
 
