@@ -14,7 +14,7 @@ from lucid_onnx.ops import OPERATOR_OF
 from lucid_onnx.ops.embedding_bag import spec
 
 from . import nodes, patterns
-from .expressions import Expression, constant, difference, from_array, input_of, subexpressions
+from .expressions import Expression, constant, difference, from_array, subexpressions
 from .normal_form import as_opset, make, set_attributes
 from .reader import Known, Reader
 
@@ -162,11 +162,11 @@ class Search:
                     self._replace(node, bag, name)
                     return
                 rejected = rejected or (name, reason)  # the first guess is the plainest
-        if rejected is None and _is_unknown_loop(root):
-            rejected = ("Loop", "a Loop that gathers rows and reduces them, but not in the way of a known exporter")
+        if rejected is None and (reason := _why_unknown_loop(root)) is not None:
+            rejected = ("Loop", reason)
         if rejected is not None and node not in self._reported:
             self._reject(node, *rejected)
-            self._reported.update(_inner_producers(root))
+            self._reported.update(_inner_producers(root), nodes.with_inner(node))
 
     def _try_aten(self, node: ir.Node) -> None:
         operator = node.attributes.get("operator")
@@ -334,16 +334,57 @@ def _pooled(bag: patterns.Bag, value: ir.Value | None) -> Expression:
     return Expression("Value", dtype=bag.weight.type, shape=(None, *bag.table_shape[1:]), value=value)
 
 
-def _is_unknown_loop(root: Expression) -> bool:
-    """Whether this is a Loop that gathers rows of a table and reduces them."""
-    if root.op != "Loop" or root.output != 0 or root.body is None:
-        return False
-    return any(
-        e.op in ("ReduceSum", "ReduceMean", "ReduceMax")
-        and any((table := input_of(g, "Gather")) is not None and table.rank == 2 for g in subexpressions(e, 20))
-        for result in root.body.results
-        for e in subexpressions(result, 200)
-    )
+#: What may stand between a Gather of rows and their reduction in a Loop of a known exporter.
+_PASSES = frozenset(("Cast", "Gather", "Identity", "If", "Mul", "Reshape", "Slice", "Squeeze", "Unsqueeze"))
+
+
+def _why_unknown_loop(root: Expression) -> str | None:
+    """Why a Loop that gathers rows of a table and reduces them is no bag; None for another one."""
+    if root.op != "Loop" or root.body is None:
+        return None
+    for result in root.body.results:
+        for e in subexpressions(result, 200):
+            path = _path_to_rows(e) if e.op.startswith("Reduce") else None
+            if path is None:
+                continue
+            table = path[-1].inputs[0]
+            value = None if table is None else table.value
+            pools = f"a Loop that pools rows of {table if value is None else repr(value.name)}"
+            if e.op not in _REDUCTIONS:
+                return f"{pools} by {e}, and a bag pools by sum, mean or max"
+            changed = next((p for p in path[1:] if p.op not in _PASSES), None)
+            if changed is not None:
+                return f"{pools}, but {changed} changes them between the Gather and the {e.op}"
+            return f"{pools} by {e}, but not in the way of a known exporter"
+    return None
+
+
+_REDUCTIONS = ("ReduceSum", "ReduceMean", "ReduceMax")
+
+
+def _path_to_rows(reduction: Expression) -> list[Expression] | None:
+    """The expressions from a reduction to the nearest Gather of rows [.., D] of a table that it is computed from."""
+    before: dict[int, Expression | None] = {id(reduction): None}
+    waiting = [reduction]
+    for e in waiting:  # grows while it is walked
+        table = e.inputs[0] if e.op == "Gather" else None
+        if table is not None and table.rank == 2 and e.attributes.get("axis") == 0:
+            path: list[Expression] = []
+            step: Expression | None = e
+            while step is not None:
+                path.insert(0, step)
+                step = before[id(step)]
+            return path
+        if len(waiting) > _LONGEST_PATH:
+            return None
+        for inner in e.inputs:
+            if inner is not None and id(inner) not in before:
+                before[id(inner)] = e
+                waiting.append(inner)
+    return None
+
+
+_LONGEST_PATH = 200
 
 
 def _inner_producers(root: Expression) -> Iterator[ir.Node]:
