@@ -6,6 +6,7 @@ defect, and shows its traceback.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,9 @@ except ImportError as error:
     if str(error.name).partition(".")[0] == "lucid_onnx":
         raise
     _MISSING = error
+
+# Without any handler Python prints warnings: of a broken model onnx_ir would have lines above our one.
+logging.getLogger("onnx_ir").addHandler(logging.NullHandler())
 
 __all__ = ["EXIT_BROKEN_PIPE", "EXIT_DIFFERS", "EXIT_ERROR", "EXIT_INTERRUPTED", "main"]
 
