@@ -88,6 +88,7 @@ def test_version(run):
 
 def test_the_version_has_a_short_option(run):
     assert run("-V") == run("--version")
+    assert run("fuse", "-h") == run("fuse", "--help")
 
 
 def test_no_arguments_show_the_help(run):
@@ -500,7 +501,7 @@ def test_info_of_the_library(run, monkeypatch):
         (["build", "table.npy", "-o", "x.onnx", "--per-sample-weights"], r"per_sample_weights needs mode 'sum', .*"),
         (["run", "no.onnx"], r"no\.onnx: no such file"),
         (["run", "."], r"\.: is a directory"),
-        (["run", "model.onnx"], r"--input indices: missing; model\.onnx takes tensor\(int64\) \[num_indices\]"),
+        (["run", "model.onnx"], r"--input indices: missing; model\.onnx takes int64 \[num_indices\]"),
         (["run", "model.onnx", *BAG[:2]], r"--input offsets: missing; model\.onnx takes .*"),
         (["run", "model.onnx", *BAG, "-i", "x=line.npy"], r"--input x: .* no such input; it has: indices, offsets"),
         (["run", "model.onnx", *BAG, "-i", "offsets=o.npy"], r"--input offsets: given twice, offsets\.npy and o\.npy"),
@@ -806,7 +807,7 @@ def process(code_or_module, *arguments):
 def test_as_a_module(bag, module):
     done = process(["-m", module], "run", "model.onnx", "-i", "indices=indices.npy")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == ("lucid-onnx: error: --input offsets: missing; model.onnx takes tensor(int64) [num_bags]\n")
+    assert done.stderr == ("lucid-onnx: error: --input offsets: missing; model.onnx takes int64 [num_bags]\n")
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("info", "model.onnx", "--json")], ids=" ".join)
@@ -831,6 +832,9 @@ def test_completion():
     asked = {"_LUCID_ONNX_COMPLETE": "complete_bash", "COMP_WORDS": "lucid-onnx fuse --si", "COMP_CWORD": "2"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**environment, **asked})
     assert done.stdout.split() == ["--single-file"]
+    asked |= {"COMP_WORDS": "lucid-onnx lower --ragged p", "COMP_CWORD": "3"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**environment, **asked})
+    assert done.stdout.split() == ["padded"]
 
 
 def test_the_version_as_a_module():

@@ -30,6 +30,7 @@ def test_commands(lowered: Path, run: Callable[..., tuple[int, str, str]], monke
     assert (code, err) == (0, "")
     assert "would fuse" in out
     assert "standard form" in out
+    assert out.splitlines()[-1] == "lucid-onnx fuse model.onnx -o OUTPUT.onnx writes the model with these fused"
     code, out, err = run("inspect", "model.onnx", "--json")
     assert [f["op"] for f in json.loads(out)["fused"]] == ["EmbeddingBag"]
     code, out, err = run("fuse", "model.onnx", "-o", "fused.onnx", "--report", "report.json")

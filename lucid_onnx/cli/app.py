@@ -94,6 +94,7 @@ def _app() -> typer.Typer:
         help="embedding_bag for ONNX: build models, run them, and see what runs.",
         pretty_exceptions_enable=False,
         rich_markup_mode="markdown",
+        context_settings={"help_option_names": ["--help", "-h"]},
     )
     app.callback(invoke_without_command=True)(_main)
     app.command("demo")(commands_run.demo)

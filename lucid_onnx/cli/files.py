@@ -172,12 +172,12 @@ def check_output(path: Path, option: str = "--output") -> None:
         raise UserError(f"{option} {path}: there is no directory {path.parent}")
 
 
-def read_npy(path: str) -> np.ndarray:
+def read_npy(path: str, other: str = "file") -> np.ndarray:
     """The array of a .npy file, mapped and in native byte order; raw items of two bytes are bfloat16."""
     check_file(path)
     with reading(path), open(path, "rb") as file:
         if file.read(6) != b"\x93NUMPY":
-            raise UserError(f"{path}: not a .npy file")
+            raise UserError(f"{path}: not a .npy {other}")
     try:
         with reading(path), warnings.catch_warnings():
             warnings.simplefilter(
@@ -204,7 +204,7 @@ def split_key(table: str) -> tuple[str, str | None]:
 def read_table(table: str) -> np.ndarray:
     path, key = split_key(table)
     check_file(path)
-    rows = _read_safetensors(path, key) if path.endswith(".safetensors") else read_npy(path)
+    rows = _read_safetensors(path, key) if path.endswith(".safetensors") else read_npy(path, "or .safetensors file")
     with user_errors(TypeError, ValueError, prefix=f"{table}: "):
         spec.check_table(rows)
     return rows
@@ -242,7 +242,7 @@ def read_feeds(session: onnxruntime.InferenceSession, model: str, files: Mapping
             raise UserError(f"--input {name}: {model} has no such input; it has: {', '.join(wanted) or 'none'}")
     for name, value in wanted.items():
         if name not in files:
-            raise UserError(f"--input {name}: missing; {model} takes {value.type} {shape_text(value.shape)}")
+            raise UserError(f"--input {name}: missing; {model} takes {_type(value)} {shape_text(value.shape)}")
     feeds = {}
     for name, value in wanted.items():
         if value.type not in _DTYPES:
@@ -250,6 +250,11 @@ def read_feeds(session: onnxruntime.InferenceSession, model: str, files: Mapping
         dtype = _DTYPES[value.type]
         feeds[name] = _read_feed(name, files[name], model, dtype, value.shape)
     return feeds
+
+
+def _type(value: Any) -> str:
+    """The dtype of an input as NumPy calls it; onnxruntime's own name for what is no tensor of numbers."""
+    return _DTYPES[value.type].name if value.type in _DTYPES else value.type
 
 
 def _read_feed(name: str, path: str, model: str, dtype: np.dtype, shape: Sequence[int | str | None]) -> np.ndarray:
