@@ -160,11 +160,9 @@ def read_bags(e: Emitter, op: Layout, named: Mapping[str, str], num_rows: str) -
         first = e.Slice(bounds, [0], [1])
         # Nothing is subtracted: the difference of two int64 may have another sign than theirs.
         below = e.Less(e.Concat(first, num_bags, axis=0), 0)
-        past = e.Greater(
-            e.Concat(first, ends, axis=0), e.Concat([0], e.Expand(e.Shape(indices), e.Shape(ends)), axis=0)
-        )
-        decreasing = e.Greater(starts, ends)
-        starts = e.Add(starts, refusal(e, e.Concat(below, past, decreasing, axis=0)))
+        past = e.Greater(ends, e.Shape(indices))
+        wrong = e.Concat(below, e.Greater(first, 0), e.Greater(starts, ends), past, axis=0)
+        starts = e.Add(starts, refusal(e, wrong))
     lengths = e.Sub(ends, starts)
     num_indices = e.Shape(indices)
     indices = e.Cast(indices, to=onnx.TensorProto.INT64)
