@@ -473,12 +473,12 @@ def _number_of(pooled: _Pooled, dtype: ir.DataType) -> Expression:
 
 
 def _like(value: int, indices: Expression) -> Expression:
-    return make("CastLike", constant(value), indices)
+    return make("Cast", constant(value), to=int(indices.type or ir.DataType.INT64))
 
 
 def _counted_from_the_start(indices: Expression, table: Expression) -> Expression:
     """What Gather makes of indices below zero."""
-    rows = make("CastLike", make("Gather", make("Shape", table), 0), indices)
+    rows = make("Cast", make("Gather", make("Shape", table), 0), to=int(indices.type or ir.DataType.INT64))
     return make("Where", make("Less", indices, _like(0, indices)), make("Add", indices, rows), indices)
 
 
