@@ -831,6 +831,27 @@ def test_bytes_do_not_say_where_external_data_is(tmp_path: Path, monkeypatch: py
     case.check(run(lucid_onnx.InferenceSession(content, native=False), case))
 
 
+@pytest.mark.parametrize("name", ["nowhere/model.onnx", "m" * 300])
+def test_errors_name_the_file_that_is_wanted(name: str, tmp_path: Path) -> None:
+    """And no temporary one."""
+    with pytest.raises(OSError) as raised:
+        lucid_onnx.save(lucid_onnx.build_model(np.eye(3, dtype=np.float32)), tmp_path / name)
+    assert raised.value.filename == str(tmp_path / name)
+    assert raised.value.filename2 is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_of_a_large_model_name_no_temporary_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes through a file where protobuf would not hold it; smaller ones here."""
+    monkeypatch.setattr(session_module, "_LARGEST_IN_MEMORY", 0)
+    model = lucid_onnx.build_model(np.eye(3, dtype=np.float32), form="native")
+    with pytest.raises(Exception, match="is not a registered function/op") as raised:
+        lucid_onnx.InferenceSession(model, native=False)
+    assert type(raised.value).__module__.startswith("onnxruntime")
+    assert "lucid_onnx" not in str(raised.value).replace("ai.lucid", "")
+    assert ".onnx" not in str(raised.value)
+
+
 def test_models_are_remembered_as_long_as_they_live(tmp_path: Path) -> None:
     pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
     case = cases.make("elsewhere", layout="rows", rows=500, mode="sum")

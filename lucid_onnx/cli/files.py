@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Exit codes.
 EXIT_DIFFERS, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+#: Nobody reads the output any more: what a shell reports of other tools, which SIGPIPE ends.
+EXIT_BROKEN_PIPE = 141
 #: onnxruntime's names of the element types that a .npy file can hold, and bfloat16.
 _DTYPES = {
     f"tensor({name})": np.dtype(dtype)
@@ -281,13 +283,18 @@ def _exact_bfloat16(name: str, path: str, array: np.ndarray) -> np.ndarray:
 
 def targets_of(output: Path, names: Sequence[str]) -> dict[str, Path]:
     """The file of each output."""
-    if output.suffix == ".npy":
+    if output.suffix.lower() == ".npy":
         check_output(output)
         if len(names) != 1:
             raise UserError(f"--output {output}: one file, but the model has {len(names)} outputs; name a folder")
         return {names[0]: output}
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: is neither a folder nor FILE.npy")
+    if output.suffix and not output.exists():
+        raise UserError(
+            f"--output {output}: outputs are written as .npy files; give FILE.npy for one output, or a folder, whose "
+            "name has no dot or which exists"
+        )
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no directory {output.parent}")
     targets = {name: output / (re.sub(r"[^\w.-]", "_", name) + ".npy") for name in names}

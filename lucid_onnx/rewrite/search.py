@@ -14,8 +14,8 @@ from lucid_onnx.ops import OPERATOR_OF
 from lucid_onnx.ops.embedding_bag import spec
 
 from . import nodes, patterns
-from .expressions import Expression, difference, subexpressions
-from .normal_form import as_opset, set_attributes
+from .expressions import Expression, constant, difference, from_array, subexpressions
+from .normal_form import as_opset, make, set_attributes
 from .reader import Known, Reader
 
 #: What `Search` may compute anew, as it is written in every opset from 11 on.
@@ -120,10 +120,31 @@ class Search:
                 self._reject(node, "function", other_function(node.op_type))
             elif nodes.is_standard(node):
                 self._try_patterns(node)
+        self._forget_rows(graph)
         # No RecursiveGraphIterator: subgraphs come behind the nodes around them, which may have been removed.
         for node in reversed(graph):
             for inner in nodes.subgraphs(node):
                 self._search(inner, graph)
+
+    def _forget_rows(self, graph: ir.Graph) -> None:
+        """Take the shape of rows from their indices, where nothing else of the rows is read any more."""
+        for node in list(graph) if self.fused else ():
+            rows = node.inputs[0] if nodes.is_standard(node) and node.op_type == "Shape" and node.inputs else None
+            if rows is None or rows.is_graph_output() or any(user.op_type != "Shape" for user, _ in rows.uses()):
+                continue
+            shape, gathered = self._reader.of[node.outputs[0]], self._reader.of[rows]
+            sizes = _sizes_of_rows(gathered)
+            if sizes is None or gathered.rank is None:
+                continue
+            if shape.array is not None:
+                sizes = from_array(shape.array)
+            elif shape.attributes:
+                places = range(gathered.rank)[slice(shape.attributes.get("start"), shape.attributes.get("end"))]
+                sizes = make("Gather", sizes, list(places))
+            name, last = node.outputs[0].name or next(self._names), self._value(sizes, graph, node).producer()
+            assert last is not None
+            nodes.replace(node, [last], name, f"{name}_unfused")
+            _remove_unused([node])
 
     def _try_patterns(self, node: ir.Node) -> None:
         root = self._reader.of[node.outputs[0]]
@@ -296,6 +317,16 @@ def _mismatch(root: Expression, written: Expression | str) -> str | None:
         return written
     found = difference(root, written)
     return None if found is None else f"it has {found[0]} where such a bag has {found[1]}"
+
+
+def _sizes_of_rows(gathered: Expression) -> Expression | None:
+    """The shape of ``Gather(table, indices)``, from both; None for everything else."""
+    table, indices = gathered.inputs if gathered.op == "Gather" and len(gathered.inputs) == 2 else (None, None)
+    if table is None or indices is None or table.rank != 2 or gathered.attributes["axis"] != 0:
+        return None
+    width = None if table.dims is None else table.dims[1]
+    columns = constant([width]) if isinstance(width, int) else make("Gather", make("Shape", table), [1])
+    return make("Concat", make("Shape", indices), columns, axis=0)
 
 
 def _pooled(bag: patterns.Bag, value: ir.Value | None) -> Expression:

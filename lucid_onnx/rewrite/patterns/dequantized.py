@@ -37,7 +37,8 @@ def over_codes(bag: Bag) -> Bag:
         return bag
     second = None
     if zero_point is not None and not (zero_point.array is not None and not zero_point.array.any()):
-        second = ("zero_point", _for_each_row(make("Cast", zero_point, to=int(scale.type)), dims[0]))
+        numbers = make("Cast", zero_point, to=int(scale.type or ir.DataType.FLOAT))
+        second = ("zero_point", _for_each_row(numbers, dims[0]))
     fields = {f.name: getattr(bag.attributes, f.name) for f in dataclasses.fields(bag.attributes)}
     meaning = quantized_embedding_bag.spec.Attributes(
         **fields, codes_type=_CODES_TYPES[codes.type], embedding_dim=dims[1]
