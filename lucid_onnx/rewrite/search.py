@@ -65,12 +65,15 @@ class Search:
 
     Args:
         known: what shape inference found for the values of the graph, by name.
+        assume_nonempty, keep_empty: as of `patterns.GatherReduce`.
 
     Attributes:
         fused, unfused: what was found, the last node first.
     """
 
-    def __init__(self, model: ir.Model, known: Known, *, assume_nonempty: bool) -> None:
+    def __init__(
+        self, model: ir.Model, known: Known, *, assume_nonempty: bool = False, keep_empty: bool = False
+    ) -> None:
         self.fused: list[Fused] = []
         self.unfused: list[Unfused] = []
         self._model = model
@@ -83,7 +86,7 @@ class Search:
             "tf2onnx segments": patterns.segments,
             "standard form": patterns.Lowered(self._opset),
             "quantized standard form": patterns.QuantizedLowered(self._opset),
-            "Gather and reduction": patterns.GatherReduce(assume_nonempty=assume_nonempty),
+            "Gather and reduction": patterns.GatherReduce(assume_nonempty=assume_nonempty, keep_empty=keep_empty),
         }
         self._names = nodes.free_names(model, "bag")
         self._outer: dict[ir.Graph, ir.Graph | None] = {}  # the graph around each graph
