@@ -100,9 +100,8 @@ def test_sentence_transformers_static_embedding(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", ["mean", "mean_sqrt_len_tokens", "weightedmean"])
 def test_sentence_transformers_word_embeddings(mode: str, tmp_path: Path) -> None:
     modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
-    words = modules.WordEmbeddings.__new__(modules.WordEmbeddings)
-    torch.nn.Module.__init__(words)
-    words.emb_layer = torch.nn.Embedding(len(VOCABULARY), 8)
+    tokenizers = pytest.importorskip("sentence_transformers.sentence_transformer.modules.tokenizer")
+    words = modules.WordEmbeddings(tokenizers.WhitespaceTokenizer(VOCABULARY), torch.randn(len(VOCABULARY), 8))
     pooling = modules.Pooling(8, pooling_mode=mode)
 
     def call(ids: Any, mask: Any) -> Any:

@@ -48,6 +48,25 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
             yield from attribute.as_graphs()
 
 
+def with_inner(node: ir.Node) -> Iterator[ir.Node]:
+    """A node and those of its subgraphs."""
+    yield node
+    for graph in subgraphs(node):
+        yield from ir.traversal.RecursiveGraphIterator(graph)
+
+
+def is_sorted(graph: ir.Graph) -> bool:
+    """Whether every node of a graph stands behind those whose results it, or a subgraph of it, reads."""
+    seen: set[ir.Node] = set()
+    for node in graph:
+        for value in itertools.chain.from_iterable(n.inputs for n in with_inner(node)):
+            producer = None if value is None else value.producer()
+            if producer is not None and producer.graph is graph and producer not in seen:
+                return False
+        seen.add(node)
+    return True
+
+
 def opset(imports: Mapping[str, int]) -> int:
     """The version of the standard operators; 0 if they are not imported."""
     return imports.get("", imports.get("ai.onnx", 0))

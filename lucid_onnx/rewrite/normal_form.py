@@ -304,6 +304,20 @@ def _size_that_is_fixed_is_a_constant(node: _Node) -> Expression | None:
     return from_array(np.asarray(_product(node.first.shape), np.int64), node.value)
 
 
+def _dequantized_rows_are_rows_of_what_is_dequantized(node: _Node) -> Expression | None:
+    """With one scale for all: rows of 8-bit values that are gathered and then dequantized, or the other way round."""
+    rows, numbers = node.first, node.inputs[1:]
+    if rows is None or rows.op != "Gather" or len(rows.inputs) != 2 or rows.attributes["axis"] != 0:
+        return None
+    codes, indices = rows.inputs
+    if codes is None or len(codes.shape or ()) != 2 or codes.dtype not in (ir.DataType.INT8, ir.DataType.UINT8):
+        return None
+    if not numbers or any(e is None or e.shape not in ((), (1,)) for e in numbers):
+        return None
+    table = make("DequantizeLinear", codes, *numbers, **node.attributes)
+    return node.again("Gather", (table, indices), {"axis": 0})
+
+
 #: Operators whose axes became the second input in a later opset.
 _REDUCTIONS = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2")
 _WITH_AXES = ("Squeeze", "Unsqueeze", *_REDUCTIONS)
@@ -319,6 +333,7 @@ _RULES: dict[str, tuple[_Rule, ...]] = {
         _cast_of_unsqueeze_is_unsqueeze_of_cast,
         _cast_of_an_expanded_constant_is_expand_of_cast,
     ),
+    "DequantizeLinear": (_dequantized_rows_are_rows_of_what_is_dequantized,),
     "Slice": (
         _slice_by_steps_of_one_needs_no_steps,
         _slice_from_0_to_the_end_is_x,
@@ -372,6 +387,9 @@ def _dtype(op: str, inputs: Sequence[Expression], attributes: Mapping[str, Any])
         return ir.DataType.INT64
     if op == "Cast":
         return ir.DataType(attributes["to"])
+    if op == "DequantizeLinear":
+        given = attributes.get("output_dtype")
+        return ir.DataType(given) if given else inputs[1].dtype if len(inputs) > 1 else None
     if op == "If":
         types = {i.dtype for i in inputs[1:]}
         return types.pop() if len(types) == 1 else None

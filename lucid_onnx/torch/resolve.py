@@ -143,7 +143,7 @@ def _search(model: ir.Model, hidden: set[str | None]) -> list[Unfused]:
     domains = [node.domain for node in unknown]
     for node in unknown:
         node.domain = "hidden"  # where no pattern looks
-    search = Search(model, {}, keep_empty=True)
+    search = Search(model, {})
     search.run()
     for node, domain in zip(unknown, domains, strict=True):
         node.domain = domain
