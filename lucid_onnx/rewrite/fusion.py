@@ -98,7 +98,8 @@ def fuse(
         output: where to write the result; it appears whole or not at all, and may be the input's path.
         form: the form of all ``ai.lucid`` nodes in the result, as in `lucid_onnx.to_form`. Strict shape inference fails
             where a function of the model has a node in the "native" form, whose type it cannot know.
-        assume_nonempty: indices [B, L] under a mean or a maximum have L > 0, though the model does not say so.
+        assume_nonempty: indices [B, L] under a mean or a maximum have L > 0, though the model does not say so. Without
+            it, nodes beside the bag keep a mean over nothing NaN and a maximum an error, from opset 15 on.
         merge_tables: bags of equal attributes whose results are concatenated by a Concat, those that the model had
             before among them, become one ``ai.lucid::EmbeddingBagCollection``; see `lucid_onnx.rewrite.merging`.
         single_file: put all external data into ``output``, and into the report's model.

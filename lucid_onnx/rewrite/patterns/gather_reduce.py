@@ -44,16 +44,18 @@ class GatherReduce:
     is NaN.) Any other mask that selects becomes weights 0 and 1, and an index that it does not select is replaced by
     that of a finite row, if the table is a constant; else the two differ where such a row is not finite.
 
-    A mean or maximum over no columns is not a row of zeros, so L must be known to be above zero, or be assumed to be.
+    A mean or maximum over no columns is not a row of zeros: L must be known to be above zero, or be assumed to be, or
+    nodes beside the bag keep what the model says.
     An index of -1 is legal for Gather and means the last row; a bag rejects it. Where a mask tells indices below zero
     from others, they are counted from the end before the bag.
 
     Args:
         assume_nonempty: L is above zero, though the model does not say so.
+        keep_empty: where L may be 0, write what keeps a mean over nothing NaN and a maximum an error, in opset 15.
     """
 
-    def __init__(self, *, assume_nonempty: bool = False) -> None:
-        self._assume_nonempty = assume_nonempty
+    def __init__(self, *, assume_nonempty: bool = False, keep_empty: bool = False) -> None:
+        self._assume_nonempty, self._keep_empty = assume_nonempty, keep_empty
 
     def __call__(self, root: Expression) -> Iterator[Guess | Obstructed]:
         if root.op == "Div":
@@ -82,9 +84,10 @@ class GatherReduce:
                 f"rows of {bag.table_dtype} are pooled in {FLOATS[to]} and the result stays so, while a bag's result "
                 f"has its table's type; with the table in {FLOATS[to]} it is a bag"
             )
-        if pooled.mode != "sum" and pooled.rows.is_plain:
-            return bag, self._why_maybe_empty(pooled) or root
-        return bag, root
+        reason = self._why_maybe_empty(pooled) if pooled.mode != "sum" and pooled.rows.is_plain else None
+        if reason is not None and self._keep_empty and 0 not in (pooled.rows.indices.dims or ()):
+            return _keeping_empty(bag), root
+        return bag, reason or root
 
     def _why_maybe_empty(self, pooled: _Pooled) -> str | None:
         """Why bags may be empty in a mode where that matters, or None."""
@@ -447,6 +450,23 @@ def _bag(pooled: _Pooled) -> Bag | Obstacle:
     )
     plain = not divided and len(pooled.kept) == 1 and pooled.layout == (pooled.kept[0], "D")
     return bag if plain else dataclasses.replace(bag, result=result)
+
+
+def _keeping_empty(bag: Bag) -> Bag:
+    """A bag [B, L] whose mean is NaN and whose maximum an error where L is 0."""
+    if bag.attributes.mode == "max":  # [B, 0] has no reshape to [B, 1]
+        checked = make("Reshape", bag.indices, make("Max", make("Shape", bag.indices), [0, 1]), allowzero=1)
+        return dataclasses.replace(bag, indices=declared(checked, bag.indices.type, (None, None)))
+    dtype = bag.weight.type or ir.DataType.FLOAT
+    wide = dtype if dtype in _WIDE else ir.DataType.FLOAT  # there and back is exact; few runtimes add in 16 bits
+
+    def result(e: Expression) -> Expression:
+        length = make("Cast", make("Shape", bag.indices, start=1, end=2), to=int(wide))
+        nothing = make("Div", constant([0], wide.numpy()), length)
+        e = make("Cast", make("Add", make("Cast", e, to=int(wide)), nothing), to=int(dtype))
+        return e if bag.result is None else bag.result(e)
+
+    return dataclasses.replace(bag, result=result)
 
 
 def _flat(e: Expression, pooled: _Pooled) -> Expression:
