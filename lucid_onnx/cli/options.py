@@ -45,7 +45,8 @@ def _option(attribute: Attribute) -> Any:
     if isinstance(attribute.kind, Flag):
         return Annotated[bool, typer.Option(f"--{attribute.name.replace('_', '-')}", help=text)]
     if isinstance(attribute.kind, Choice):
-        return Annotated[str, typer.Option(help=text)]
+        texts = str if attribute.default is not None else str | None
+        return Annotated[texts, typer.Option(help=text)]
     if isinstance(attribute.kind, Real):
         return Annotated[float | None, typer.Option(parser=real, metavar="NUMBER", help=text)]
     return Annotated[int | None, typer.Option(parser=integer, metavar="INTEGER", help=text)]

@@ -903,7 +903,7 @@ void TestInvalidArguments() {
 
   Case c = SmallCase();
   c.args.size_bytes = 8;
-  rejects(&c, "size_bytes = 8 is not 176");
+  rejects(&c, "size_bytes = 8 is not 184");
   c = SmallCase();
   c.args.dtype = 8;
   rejects(&c, "dtype = 8 is unknown");

@@ -509,7 +509,7 @@ void TestInvalidArguments() {
     c->args.forward.mode = kMean;
     c->args.forward.per_sample_weights = c->weight_bytes.data();
   });
-  rejects("size_bytes = 8 is not 256", [](Case* c) { c->args.size_bytes = 8; });
+  rejects("size_bytes = 8 is not 264", [](Case* c) { c->args.size_bytes = 8; });
   rejects("sparse = 2 is not 0 or 1", [](Case* c) { c->args.sparse = 2; });
   rejects("scale_grad_by_freq = -1 is not 0 or 1",
           [](Case* c) { c->args.scale_grad_by_freq = -1; });
