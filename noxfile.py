@@ -118,8 +118,38 @@ _SANITIZED = (
 @nox.session(python=False)
 def fuzz(session: nox.Session) -> None:
     """Every fuzzer for a minute, in the environment as it is."""
-    for program in ("sessions.py", "models.py"):
+    for program in ("kernels.py", "sessions.py", "models.py"):
         session.run("python", f"fuzz/{program}", "--seconds", "60", *session.posargs)
+
+
+@nox.session(python=False)
+def tsan(session: nox.Session) -> None:
+    """The C++ tests and the fuzzer of the kernels with ThreadSanitizer, in build/tsan; needs cmake and g++."""
+    folder = ROOT / "build" / "tsan"
+    flags = "-O1 -DNDEBUG -fno-omit-frame-pointer -DLUCID_MAX_VECTORS=3 -DLUCID_MAX_NARROW_VECTORS=4"
+    session.run(
+        "cmake", "-S", str(ROOT), "-B", str(folder), "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_COMPILER=g++",
+        f"-DCMAKE_CXX_FLAGS={flags} -DLUCID_MAX_LONE_VECTORS=4", "-DLUCID_SANITIZE=thread", "-DLUCID_BUILD_TESTS=ON",
+        "-DLUCID_CUDA=OFF", external=True,
+    )  # fmt: skip
+    session.run("cmake", "--build", str(folder), "--parallel", "2", external=True)
+    program, library = str(folder / "fuzz" / "lucid_fuzz_kernels"), str(folder / "liblucid_onnx_ops.so")
+    environment = {"TSAN_OPTIONS": "halt_on_error=1:exitcode=66"}
+
+    def fuzz(*arguments: str, code: int = 0) -> None:
+        command = (program, "--limit", "120", *arguments, library)
+        session.run(*command, env=environment, external=True, success_codes=[code])
+
+    # A race is found, or what follows would prove nothing.
+    fuzz("--plant", "race", "--cases", "100", code=66)
+    session.run("ctest", "--test-dir", str(folder), "--output-on-failure", env=environment, external=True)
+    fuzz("--seconds", "60", "--jobs", "4", *session.posargs)
+
+
+@nox.session(python=False)
+def soak(session: nox.Session) -> None:
+    """Two hours of requests at a fifth of a core, in the environment as it is; arguments after -- come last."""
+    session.run("python", "fuzz/soak.py", "--seconds", "7200", "--load", "0.2", *session.posargs)
 
 
 @nox.session
@@ -137,8 +167,11 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     _mypy(session)
-    sources = [p for p in (ROOT / "cpp_ops").rglob("*") if p.suffix in (".cc", ".h", ".cu")]
+    sources = [p for folder in ("cpp_ops", "fuzz") for p in (ROOT / folder).rglob("*") if p.suffix in _CPP]
     session.run("clang-format", "--dry-run", "-Werror", *map(str, sorted(sources)))
+
+
+_CPP = (".cc", ".h", ".cu")
 
 
 @nox.session(python=False)

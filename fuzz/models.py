@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import functools
+import gc
 import io
 import itertools
 import json
@@ -34,11 +36,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
+import typer.main
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, helper, numpy_helper
 
 import lucid_onnx
 from lucid_onnx import cli
+from lucid_onnx.cli import app
 
 SECONDS = 10  #: that a command may take
 MEMORY = 2**31  #: bytes that it may take beyond what the process has before it
@@ -403,6 +407,10 @@ def _limit() -> None:
         raise TooLongError
 
     signal.signal(signal.SIGALRM, stop)
+    # What takes longer than most of the cases: making the commands.
+    app._app = functools.cache(app._app)
+    typer.main.get_command = functools.cache(typer.main.get_command)
+    gc.freeze()
     warnings.simplefilter("ignore")
     null = os.open(os.devnull, os.O_WRONLY)  # C++ libraries write to the terminal
     os.dup2(null, 2)

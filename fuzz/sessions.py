@@ -16,6 +16,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import sys
 import time
@@ -42,7 +43,7 @@ from lucid_onnx.parity.measure import Expected, compare
 
 OPERATORS = ("embedding_bag", "quantized_embedding_bag", "embedding_bag_collection", "embedding_bag_grad")
 #: How often the sessions of a plan run.
-CALLS = 40
+CALLS = 64
 _DIMS = (0, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 64, 65, 130)
 #: What a number's square or cube overflows with, and sums do not; float16 accumulates in float32, where nothing does.
 _HUGE = {"float32": 1e25, "bfloat16": 1e25, "float64": 1e200, "float16": 6e4}
@@ -94,7 +95,7 @@ def plan_of(seed: int, number: int, operators: Sequence[str] = OPERATORS) -> Pla
         indices, offsets = (one(spec.INDEX_DTYPES).name,) * tables, (one(spec.INDEX_DTYPES).name,) * tables
     else:
         indices, offsets = (tuple(one(spec.INDEX_DTYPES).name for _ in range(tables)) for _ in range(2))
-    way = "blocks" if gradient else one((*RAGGED, "blocks"))
+    way = one((*RAGGED, "blocks"))  # a gradient is in blocks whatever is asked for
     return Plan(
         number,
         operator,
@@ -104,13 +105,15 @@ def plan_of(seed: int, number: int, operators: Sequence[str] = OPERATORS) -> Pla
         {
             "mode": mode,
             "padding_idx": one((None, None, 0, -1, 1)),
-            "max_norm": one((None, 0.0, 0.6875, 1.3125, 2.5)),  # a node holds 48 bits, so 1.3 would be another number
+            "max_norm": one(
+                (None, 0.0, 0.6875, 1.3125, 2.5, np.inf)
+            ),  # a node holds 48 bits, so 1.3 would be another number
             "norm_type": one((2.0, 2.0, np.inf, np.inf, 1.0, 3.0, 0.5, 1.7)),
         },
         indices,
         offsets,
         Ragged(way, one((1, 5, 64, 70, 200)) if way == "padded" else None),
-        one((16, 17, 18, 18, 21, 23)),
+        min(int(r.randint(spec.MIN_OPSET, spec.MAX_OPSET + 1)), newest_opset()),
         bool(r.random_sample() < 0.25),
         one((1, 1, 3)),
         gradient and bool(r.random_sample() < 0.5),
@@ -119,6 +122,17 @@ def plan_of(seed: int, number: int, operators: Sequence[str] = OPERATORS) -> Pla
         one((None, *quantized_spec.SECOND_NUMBERS)),
         one(_DIMS),
     )
+
+
+@functools.cache
+def newest_opset() -> int:
+    """The newest opset that we write and this onnxruntime loads."""
+    table = np.zeros((1, 1), np.float32)
+    for opset in range(spec.MAX_OPSET, spec.DEFAULT_OPSET, -1):
+        with contextlib.suppress(Exception):  # onnxruntime has an exception class per status code
+            ort.InferenceSession(lucid_onnx.build_model(table, opset=opset).SerializeToString())
+            return opset
+    return spec.DEFAULT_OPSET
 
 
 # ---- Calls.
@@ -219,22 +233,22 @@ def bag_of(plan: Plan, r: np.random.RandomState, t: int, table: Table, num_bags:
         offsets = (bounds[:-1] if plan.layout == "ragged" else bounds).astype(plan.offsets_dtypes[t])
     weights = None
     if plan.weighted:
-        infinite = plan.operator != "quantized_embedding_bag"  # the kernels have NaN there, and not infinity
-        weights = numbers(r, (len(indices),), plan.dtype, infinite=infinite, huge=False).reshape(shape)
+        weights = numbers(r, (len(indices),), plan.dtype, infinite=True, huge=False).reshape(shape)
     attributes = spec.Attributes(**plan.keywords, include_last_offset=plan.layout in ("ends", "packed"))
     weight = table.weight if table.scale is None else np.zeros(table.weight.shape, table.scale.dtype)
     return bags.Case("", weight, indices.reshape(shape), offsets, weights, attributes)
 
 
-def call_of(plan: Plan, r: np.random.RandomState, tables: Sequence[Table]) -> Any:
-    """A call as a case of its operator."""
+def call_of(plan: Plan, r: np.random.RandomState, tables: Sequence[Table], *, broken: float = 0.05) -> Any:
+    """A call as a case of its operator; invalid with the probability ``broken``, most often."""
     num_bags = int(r.choice([0, 1, 1, 2, 2, 3, 3, 5, 5, 12, 40], p=[0.1, *[0.11] * 8, 0.015, 0.005]))
     found = [bag_of(plan, r, t, table, num_bags, last=table is tables[-1]) for t, table in enumerate(tables)]
+    if r.random_sample() < broken:
+        t = r.randint(len(found))
+        found[t] = _broken(plan, r, t, found[t])
     if plan.operator == "embedding_bag_collection":
         return collections_of_bags.Case("", tuple(found), "ragged" if plan.layout == "ends" else plan.layout)
     bag, table = found[0], tables[0]
-    if r.random_sample() < 0.05:
-        bag = _broken(bag, r, offsets=plan.ragged.way != "padded")  # which could be too long, and not be invalid
     given = bag.indices, bag.offsets, bag.per_sample_weights
     if plan.operator == "embedding_bag":
         return bag
@@ -247,15 +261,21 @@ def call_of(plan: Plan, r: np.random.RandomState, tables: Sequence[Table]) -> An
     return gradients.Case("", gradient, bag.weight, *given, attributes, plan.sparse)
 
 
-def _broken(bag: bags.Case, r: np.random.RandomState, *, offsets: bool) -> bags.Case:
-    """The bags with an index or an offset changed, most often to an invalid one."""
-    name = "indices" if bag.offsets is None or not offsets or r.random_sample() < 0.5 else "offsets"
+def _broken(plan: Plan, r: np.random.RandomState, t: int, bag: bags.Case) -> bags.Case:
+    """The bags of a table with an index or an offset changed, most often to an invalid one."""
+    # With another offset a padded bag could be too long, and not be invalid.
+    fixed = bag.offsets is None or plan.ragged.way == "padded"
+    name = "indices" if fixed or r.random_sample() < 0.5 else "offsets"
     array = getattr(bag, name).copy()
-    if name == "offsets" and r.random_sample() < 0.1:
+    packed = plan.layout == "packed"
+    if name == "offsets" and not packed and r.random_sample() < 0.1:
         return dataclasses.replace(bag, offsets=array[:0])
     ends = np.iinfo(array.dtype)
-    if array.size:
-        array.reshape(-1)[r.randint(array.size)] = r.choice([-1, len(bag.weight), array.size + 1, ends.min, ends.max])
+    changed = array.reshape(-1)
+    if name == "offsets" and packed:  # where a table ends, the next one begins
+        changed = array[t > 0 : len(array) - (t + 1 < len(plan.index_dtypes))]
+    if changed.size:
+        changed[r.randint(changed.size)] = r.choice([-1, len(bag.weight), array.size + 1, ends.min, ends.max])
     return dataclasses.replace(bag, **{name: array})
 
 
@@ -346,8 +366,8 @@ class Form:
 FORMS = (("native", True), ("portable", False), ("standard", False))
 
 
-def sessions_of(plan: Plan, case: Any) -> list[Form]:
-    """A session in each form."""
+def sessions_of(plan: Plan, case: Any, *, arena: bool = True) -> list[Form]:
+    """A session in each form; without an arena it keeps no memory from run to run."""
     found = []
     for form, native in FORMS:
         model = case_model(case, "native", plan.opset, constant=plan.constant)
@@ -356,6 +376,8 @@ def sessions_of(plan: Plan, case: Any) -> list[Form]:
         options = ort.SessionOptions()
         options.intra_op_num_threads = plan.threads
         options.log_severity_level = 4
+        options.enable_cpu_mem_arena = options.enable_mem_pattern = arena
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session = lucid_onnx.InferenceSession(model, native=native, session_options=options)
         found.append(Form(form, native, session, [value.name for value in model.graph.input]))
     return found

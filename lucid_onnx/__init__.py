@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         make_collection_node,
         make_grad_node,
         make_node,
+        model_files,
         save,
         to_form,
     )
@@ -57,6 +58,7 @@ __all__ = [
     "make_collection_node",
     "make_grad_node",
     "make_node",
+    "model_files",
     "quantize",
     "quantized_embedding_bag",
     "reference",
@@ -74,6 +76,7 @@ _HOME = {
     "make_collection_node": "builder",
     "make_grad_node": "builder",
     "make_node": "builder",
+    "model_files": "builder",
     "save": "builder",
     "to_form": "builder",
     "get_library_path": "runtime.library",

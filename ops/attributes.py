@@ -428,9 +428,9 @@ def takes(attributes: type[BaseAttributes]) -> Callable[[Callable[_P, _R]], Call
 
     def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
         written = inspect.signature(function)
-        *plain, rest = written.parameters.values()
-        assert rest.kind is inspect.Parameter.VAR_KEYWORD, function
         types = attributes.keyword_types()
+        *plain, rest = (p.replace(annotation=types.get(p.name, p.annotation)) for p in written.parameters.values())
+        assert rest.kind is inspect.Parameter.VAR_KEYWORD, function
         added = [
             inspect.Parameter(a.name, inspect.Parameter.KEYWORD_ONLY, default=a.default, annotation=types[a.name])
             for a in attributes.keyword_table()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import subprocess
@@ -156,6 +157,47 @@ def test_run_on_the_native_kernel(run, form):
     np.testing.assert_array_equal(np.load("outputs/output.npy"), [[4.5, 5.5, 6.5], [6, 7, 8]])
 
 
+def test_run_tells_who_ran_and_how_long_it_took(bag, run):
+    """The native kernels run one node, a function many, and a model without our nodes has none."""
+    assert run("lower", "model.onnx", "-o", "standard.onnx")[0] == 0
+    before = sorted(Path().iterdir())
+    outs = {}
+    for model, options in itertools.product(("model.onnx", "standard.onnx"), ((), ("--no-native",))):
+        for profile in ((), ("--profile",)):
+            code, out, err = run("run", model, *BAG, *options, *profile)
+            assert (code, err) == (0, "")
+            outs[model, bool(options), bool(profile)] = out
+    assert sorted(Path().iterdir()) == before
+    portable, lines = outs["model.onnx", True, True], outs["model.onnx", True, True].splitlines()
+    assert "native kernels: not registered; in functions: 1 node (output)" in portable
+    (row,) = (line for line in lines if " function " in line)
+    assert row.split()[:3] == ["output", "EmbeddingBag", "function"]
+    assert int(row.split()[3]) > 50
+    assert "native kernels: not registered\n" in outs["standard.onnx", True, False]
+    last = outs["standard.onnx", True, True].splitlines()[-1]
+    assert re.fullmatch(r"\d+ others +\d+ +\d+\.\d{3} +\d+ % *", last)
+    if library_path() is None:
+        return
+    active = info.library().active
+    assert f"native kernels: registered ({active}), and ran 1 node (output)\n" in outs["model.onnx", False, False]
+    assert [line.split()[:4] for line in outs["model.onnx", False, True].splitlines()[4:]] == [
+        ["EmbeddingBag_0", "EmbeddingBag", "native", "1"]
+    ]
+    nothing = "native kernels: nothing to run: the model has no ai.lucid nodes, see `lucid-onnx inspect`"
+    assert nothing in outs["standard.onnx", False, False]
+    assert "registered" not in outs["standard.onnx", False, False]
+
+
+def test_profiles_read_external_data_where_it_is(run):
+    np.save("t.npy", np.random.default_rng(0).standard_normal((512, 8)).astype(np.float32))
+    np.save("i.npy", np.array([[5, 6]]))
+    Path("folder").mkdir()
+    built = run("build", "t.npy", "-o", "folder/m.onnx", "--external-data", "--two-d", "--mode", "sum")
+    assert built[0] == 0
+    assert run("run", "folder/m.onnx", "-i", "indices=i.npy", "--profile", "-o", "pooled.npy")[0] == 0
+    np.testing.assert_allclose(np.load("pooled.npy")[0], np.load("t.npy")[5:7].sum(0), rtol=1e-5)
+
+
 def test_include_last_offset(run):
     np.save("table.npy", np.eye(3, dtype=np.float32))
     np.save("indices.npy", np.array([0, 1, 2, 2]))
@@ -287,6 +329,47 @@ def test_info_json(run):
             "numbers_bytes": None,
         }
     ]
+
+
+def test_info_names_the_files_of_a_model(run):
+    np.save("t.npy", np.ones((600, 4), np.float32))
+    Path("folder").mkdir()
+    assert run("build", "t.npy", "-o", "folder/m.onnx", "--external-data")[0] == 0
+    data = Path("folder/m.onnx.data")
+    for size in (data.stat().st_size, None):
+        code, out, err = run("info", "folder/m.onnx")
+        assert (code, err) == (0, "")
+        assert f"external data: {data} ({'missing' if size is None else '9.4 KiB'})\n" in out
+        found = json.loads(run("info", "folder/m.onnx", "--json")[1])
+        assert found["model"]["external_data"] == [{"path": str(data), "file_bytes": size}]
+        data.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "why", "lines"),
+    [
+        (None, None, ["CUDA library not installed"]),
+        ("/a/lib.so", "no driver", ["CUDA library /a/lib.so", " " * 13 + "does not run here: no driver"]),
+        ("/a/lib.so", None, ["CUDA library /a/lib.so", " " * 13 + "runs here"]),
+    ],
+)
+def test_info_has_the_cuda_library(run, monkeypatch, path, why, lines):
+    monkeypatch.setattr(installation, "find_cuda_library", lambda: path)
+    monkeypatch.setattr(installation, "why_no_cuda", lambda: why)
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: providers)
+    code, out, err = run("info")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-len(lines) :] == lines
+    found = json.loads(run("info", "--json")[1])
+    assert found["cuda_library"] == (None if path is None else {"path": path, "problem": why})
+
+
+def test_a_cuda_library_needs_onnxruntimes_provider(run, monkeypatch):
+    monkeypatch.setattr(installation, "find_cuda_library", lambda: "/a/lib.so")
+    monkeypatch.setattr(installation, "why_no_cuda", lambda: None)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CPUExecutionProvider"])
+    assert "does not run here: onnxruntime has no CUDAExecutionProvider: pip " in run("info")[1]
 
 
 def test_info_of_a_model(run, bag):

@@ -131,6 +131,50 @@ def test_inspect_says_why_not(tmp_path: Path, run: Callable[..., tuple[int, str,
     assert len(bags(onnx.load(tmp_path / "f.onnx"))) == 1
 
 
+def test_commands_name_every_file(
+    lowered: Path, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(lowered.parent)
+    needs = "beside it: keep the files together, or use --single-file"
+    data = "it needs model.onnx.data (78.1 KiB) "
+    Path("folder").mkdir()
+    for command, line in (
+        (("fuse", "model.onnx", "-o", "fused.onnx"), data + needs),
+        (("lower", "fused.onnx", "-o", "lowered.onnx"), data + needs),
+        (("quantize", "fused.onnx", "-o", "small.onnx"), "wrote small.onnx.data (19.5 KiB), which it needs " + needs),
+        (
+            ("fuse", "model.onnx", "-o", "folder/fused.onnx"),
+            "wrote folder/fused.onnx.data (78.1 KiB), which it needs " + needs,
+        ),
+    ):
+        code, out, err = run(*command)
+        assert (code, err) == (0, "")
+        assert out.splitlines()[0].startswith(f"wrote {command[-1]} (")
+        assert out.splitlines()[1] == line
+        code, out, err = run(*command, "--single-file")
+        assert (code, err, needs in out) == (0, "", False)
+        assert lucid_onnx.model_files(command[-1]) == (command[-1],)
+        assert run(*command)[0] == 0
+
+
+def test_fuse_says_that_nothing_was_fused(
+    tmp_path: Path, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    g = Small(shape=("b", "l"))
+    onnx.save(g.model(g.reduced(g("Gather", "table", "i"), "ReduceMean")), "mean.onnx")
+    lucid_onnx.save(lucid_onnx.build_model(np.eye(3, dtype=np.float32)), "bag.onnx")
+    for name, why in (("mean.onnx", "--assume-nonempty takes it to be above 0"), ("bag.onnx", "nothing to fuse")):
+        code, out, err = run("fuse", name, "-o", "out.onnx", "--report", "report.json")
+        assert (code, err) == (0, "")
+        assert f"nothing was fused: out.onnx is the same model as {name}\n" in out
+        assert why in " ".join(out.split())
+        assert "assume_nonempty" not in out
+        assert json.loads(Path("report.json").read_text())["fused"] == []
+    code, out, err = run("fuse", "mean.onnx", "-o", "out.onnx", "--assume-nonempty")
+    assert (code, err, "nothing" in out) == (0, "", False)
+
+
 def test_mistakes_are_one_line(
     lowered: Path, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

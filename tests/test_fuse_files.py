@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import lucid_onnx
 from lucid_onnx.ops.embedding_bag import spec
@@ -60,6 +62,91 @@ def test_external_data_goes_along_to_another_folder(lowered: Path, tmp_path: Pat
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["fused.onnx", "fused.onnx.data"]
     shutil.rmtree(lowered.parent)
     np.testing.assert_array_equal(run_lowered(tmp_path / "out" / "fused.onnx"), expected)
+
+
+#: What writes a file from a model, by name; each takes the paths and further arguments.
+WRITES: dict[str, Callable[..., Any]] = {
+    "fuse": lucid_onnx.fuse,
+    "fuse, merge_tables": functools.partial(lucid_onnx.fuse, merge_tables=True),
+    "lower": functools.partial(lucid_onnx.lower, form="portable"),
+    "quantize": lucid_onnx.quantize,
+    "quantize nothing": functools.partial(lucid_onnx.quantize, min_bytes=2**30),
+}
+
+
+@pytest.fixture
+def light(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model [2000, 16] whose table is external data; in the current folder, which is empty otherwise."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    table = np.random.default_rng(0).standard_normal((2000, 16), np.float32)
+    files = lucid_onnx.save(lucid_onnx.build_model(table, mode="sum", two_d=True), "model.onnx", external_data=True)
+    assert files == ("model.onnx", "model.onnx.data")
+    return Path("model.onnx")
+
+
+@pytest.mark.parametrize("write", list(WRITES))
+def test_every_file_is_named(write: str, light: Path, tmp_path: Path) -> None:
+    """What moves to an empty folder by these names alone is whole."""
+    for output in (Path("out.onnx"), tmp_path / "out.onnx", light.absolute()):
+        if output == light.absolute() and write.startswith("quantize"):
+            continue  # which has to read what it would replace
+        report = WRITES[write](light, output)
+        files = lucid_onnx.model_files(output)
+        assert files[0] == str(output)
+        assert len(files) == 2
+        if write != "lower":
+            assert report.files == files
+            assert report.as_dict()["files"] == list(files)
+        target = tmp_path / f"moved{output.stem}{len(list(tmp_path.iterdir()))}"
+        target.mkdir()
+        for name in files:
+            shutil.copy(name, target)
+        session = lucid_onnx.InferenceSession(target / output.name, native=False)
+        assert session.run(None, {"indices": np.array([[3]])})[0].shape == (1, 16)
+    if write != "lower":
+        assert WRITES[write](light).files == (() if write == "quantize" else ("model.onnx.data",))
+
+
+@pytest.mark.parametrize("write", list(WRITES))
+def test_a_single_file(write: str, light: Path) -> None:
+    expected = WRITES[write](light, "split.onnx")
+    before = sorted(Path().iterdir())
+    report = WRITES[write](light, "one.onnx", single_file=True)
+    assert sorted(set(Path().iterdir()) - set(before)) == [Path("one.onnx")]
+    assert lucid_onnx.model_files("one.onnx") == ("one.onnx",)
+    model = report if write == "lower" else report.model
+    if write != "lower":
+        assert report.files == ("one.onnx",)
+        assert dataclasses.replace(report, model=None, files=()) == dataclasses.replace(expected, model=None, files=())
+    assert model == onnx.load("one.onnx", load_external_data=False)
+    split = onnx.load("split.onnx")
+    tables = {t.name: numpy_helper.to_array(t) for t in split.graph.initializer}
+    assert tables
+    for tensor in model.graph.initializer:
+        np.testing.assert_array_equal(numpy_helper.to_array(tensor), tables[tensor.name])
+    for bad, message in (("model.onnx.data", "is the external data of the model"), (None, "needs an output")):
+        with pytest.raises(ValueError, match=message):
+            WRITES[write](light, bad, single_file=True)
+    if not write.startswith("quantize"):  # over its own source, whose data nothing needs any more
+        Path("split.onnx").unlink()
+        WRITES[write](light, light, single_file=True)
+        assert sorted(Path().iterdir()) == [Path("model.onnx"), Path("one.onnx")]
+
+
+def test_a_single_file_is_below_2_gib(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+    """It is told before anything is read or written."""
+    model = lucid_onnx.build_model(np.ones((8, 16), np.float32), mode="sum", two_d=True)
+    save_hollow(model, tmp_path / "m.onnx", 2**25)
+    before = sorted(tmp_path.iterdir())
+    message = r"single_file = True, but the model and its tables have .* less than 2 GiB \(protobuf's limit\)"
+    for write in (lucid_onnx.fuse, lucid_onnx.lower):
+        with pytest.raises(ValueError, match=message):
+            write(tmp_path / "m.onnx", tmp_path / "out.onnx", single_file=True)
+    code, out, err = run("fuse", tmp_path / "m.onnx", "-o", tmp_path / "out.onnx", "--single-file")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("lucid-onnx: error: --single-file = True, but ")
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_failures_leave_nothing_behind(lowered: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -213,28 +213,12 @@ def test_look_alikes_of_gather_and_reduction_stay() -> None:
         return g.reduced(g("Gather", "table", "i", axis=1))
 
     def factor_per_column(g: Small) -> str:
-        return g.reduced(g("Mul", g("Gather", "table", "i"), np.ones(D, np.float32)))
-
-    def broadcast_factors(g: Small) -> str:
-        g.inputs["w"] = (TensorProto.FLOAT, (1, 5))
-        return g.reduced(g("Mul", g("Gather", "table", "i"), g("Unsqueeze", "w", np.array([2]))))
-
-    def factors_of_another_name(g: Small) -> str:
-        g.inputs["w"] = (TensorProto.FLOAT, ("c", 5))
-        return g.reduced(g("Mul", g("Gather", "table", "i"), g("Unsqueeze", "w", np.array([2]))))
-
-    def weighted_mean(g: Small) -> str:
-        g.inputs["w"] = (TensorProto.FLOAT, ("b", 5))
-        return g.reduced(g("Mul", g("Gather", "table", "i"), g("Unsqueeze", "w", np.array([2]))), "ReduceMean")
+        return g.reduced(g("Mul", g("Gather", "table", "i"), np.array([1, 1, 1, 2], np.float32)))
 
     def masked_max(g: Small) -> str:
         mask = g("Unsqueeze", g("Equal", "i", np.array(3)), np.array([-1]))
         low = np.array(-np.inf, np.float32)
         return g.reduced(g("Where", mask, low, g("Gather", "table", "i")), "ReduceMax")
-
-    def where_by_order(g: Small) -> str:
-        mask = g("Unsqueeze", g("Less", "i", np.array(3)), np.array([-1]))
-        return g.reduced(g("Where", mask, np.zeros((), np.float32), g("Gather", "table", "i")))
 
     def where_not_zero(g: Small) -> str:
         mask = g("Unsqueeze", g("Equal", "i", np.array(3)), np.array([-1]))
@@ -251,18 +235,49 @@ def test_look_alikes_of_gather_and_reduction_stay() -> None:
         two_axes: "axes [1, 2], not over the rows",
         other_gather: "",
         factor_per_column: "something else than a number for each index",
-        broadcast_factors: "whose shape is not known to be that of the indices",
-        factors_of_another_name: "whose shape is not known to be that of the indices",
-        weighted_mean: "is not a mean of rows",
         masked_max: "is not a max of rows",
-        where_by_order: "by something else than one index",
-        where_not_zero: "by something else than one index",
+        where_not_zero: "something else than zero in the place of rows",
     }
     for write, why in reasons.items():
         g = Small()
         report = lucid_onnx.fuse(g.model(write(g)))
         assert report.fused == (), write.__name__
         assert [why in u.reason for u in report.unfused] == ([True] if why else []), (write.__name__, report.unfused)
+
+
+@pytest.mark.parametrize("shape", [(1, 5), ("c", 5), ("b", 1), (5,), ()])
+@pytest.mark.parametrize("op", ["ReduceSum", "ReduceMean"])
+def test_factors_of_another_shape_are_broadcast(shape: tuple[Any, ...], op: str) -> None:
+    """Numbers and indices both grow to the shape of the product, as in the model; a weighted mean is a sum over L."""
+    g = Small()
+    g.inputs["w"] = (TensorProto.FLOAT, shape)
+    factors = g("Unsqueeze", "w", np.array([len(shape)])) if shape else "w"
+    report = lucid_onnx.fuse(g.model(g.reduced(g("Mul", g("Gather", "table", "i"), factors), op)))
+    assert [(f.op, f.mode) for f in report.fused] == [("EmbeddingBag2DWeighted", "sum")]
+    rng = np.random.default_rng(1)
+    sizes_of_both = (
+        [(7, 7), (1, 1)] if shape[:1] == ("b",) else [(7, 7), (1, 7), (7, 1)] if shape[:1] == ("c",) else [(7, 1)]
+    )
+    for num_bags, factor_rows in sizes_of_both:
+        sizes = {"b": factor_rows, "c": factor_rows}
+        feed = {"i": rng.integers(0, V, (num_bags, 5))}
+        feed["w"] = rng.standard_normal([sizes.get(n, n) for n in shape]).astype(np.float32)
+        same_as_before(g.model(g.nodes[-1].output[0]), report, feed)
+
+
+@pytest.mark.parametrize("finite", [True, False])
+def test_where_selects_by_any_mask(finite: bool) -> None:
+    """What is not selected is not read, also where it is no number."""
+    g = Small()
+    if not finite:
+        g.table[0], g.table[3] = np.nan, np.inf
+    mask = g("Unsqueeze", g("Less", "i", np.array(4)), np.array([-1]))
+    model = g.model(g.reduced(g("Where", mask, np.zeros((), np.float32), g("Gather", "table", "i"))))
+    report = lucid_onnx.fuse(model)
+    assert [(f.op, f.padding_idx) for f in report.fused] == [("EmbeddingBag2DWeighted", None)]
+    feed = {"i": np.array([[1, 3, 3, 2, 0], [3, 3, 3, 3, 3], [0, 5, 8, 4, 5]])}
+    same_as_before(model, report, feed)
+    assert np.isfinite(results(report.model, feed)[0]).all()
 
 
 def test_a_second_output_has_a_type_of_its_own() -> None:

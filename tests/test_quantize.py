@@ -484,7 +484,7 @@ def test_the_command(stored: Path, run: Callable[..., tuple[int, str, str]], mon
     for arguments, message in {
         ("none.onnx", "-o", "x.onnx"): "none.onnx: no such file",
         ("model.onnx", "-o", "x.onnx", "--dtype", "int2"): "dtype = 'int2' is not one of",
-        ("model.onnx", "-o", "x.onnx", "--min-bytes", "-1"): "min_bytes = -1 must be",
+        ("model.onnx", "-o", "x.onnx", "--min-bytes", "-1"): "--min-bytes = -1 must be",
         ("model.onnx", "-o", "x.onnx", "--form", "zip"): "form = 'zip' is not one of",
         ("model.onnx", "-o", "x.onnx", "--report", "x.onnx"): "--report x.onnx: is the model to write",
         ("model.onnx", "-o", "model.onnx"): "model.onnx: model.onnx.data is the external data of the model",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
+import inspect
 import itertools
 import json
 import os
+import queue
 import shutil
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,12 +23,16 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import lucid_onnx
+from lucid_onnx.builder import origins
 from lucid_onnx.builder.conformance import case_model as model_of
 from lucid_onnx.ops.embedding_bag import cases, spec
 from lucid_testing.kernels import library_path, needs_library
 from lucid_testing.processes import free_memory
 
 ort = pytest.importorskip("onnxruntime")
+from lucid_onnx.runtime import placement  # noqa: E402
+from lucid_onnx.runtime import session as session_module  # noqa: E402  # needs onnxruntime
+
 ort.set_default_logger_severity(3)
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,6 +119,108 @@ def test_the_standard_form_never_runs_the_library(tmp_path: Path) -> None:
     (got,), ran = profiled(model_of(case, "standard"), case.inputs, native=True, folder=tmp_path)
     case.check(got)
     assert not set(ran) & set(spec.VARIANTS)
+
+
+def calling_model() -> onnx.ModelProto:
+    """Bags: in the graph without a name, in two branches, in a function, and in one that nobody calls."""
+    bag = lucid_onnx.make_node("t", "i", "o", "y", mode="sum")
+    imports = [helper.make_opsetid("", 18), helper.make_opsetid(spec.DOMAIN, 1)]
+    wrap = helper.make_function("my", "Wrap", ["t", "i", "o"], ["y"], [bag], imports)
+    unused = helper.make_function("my", "Unused", ["t", "i", "o"], ["y"], [bag], imports)
+    branches = {}
+    for name in ("then_branch", "else_branch"):
+        node = lucid_onnx.make_node("table", "indices", "offsets", f"{name}_y", mode="sum", name=f"in_{name}")
+        value = helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, [None, 2])
+        branches[name] = helper.make_graph([node], name, [], [value])
+    nodes = [
+        lucid_onnx.make_node("table", "indices", "offsets", "plain", mode="sum"),
+        helper.make_node("If", ["condition"], ["branched"], name="if", **branches),
+        helper.make_node("Wrap", ["table", "indices", "offsets"], ["wrapped"], name="wrap", domain="my"),
+        helper.make_node("Sum", ["plain", "branched", "wrapped"], ["sum"], name="sum"),
+    ]
+    integers = [helper.make_tensor_value_info(name, TensorProto.INT64, [name]) for name in ("indices", "offsets")]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [*integers, helper.make_tensor_value_info("condition", TensorProto.BOOL, [])],
+        [helper.make_tensor_value_info("sum", TensorProto.FLOAT, [None, 2])],
+        [numpy_helper.from_array(np.eye(4, 2, dtype=np.float32), "table")],
+    )
+    model = helper.make_model(
+        graph, functions=[wrap, unused], opset_imports=[*imports, helper.make_opsetid("my", 1)], ir_version=8
+    )
+    return lucid_onnx.to_form(model, "portable")
+
+
+def test_sessions_tell_what_the_kernels_run(tmp_path: Path) -> None:
+    """As a profile does; from a path, bytes or a model."""
+    model = calling_model()
+    onnx.save(model, tmp_path / "model.onnx")
+    feed = {"indices": ints(1, 2, 3), "offsets": ints(0, 2), "condition": np.array(True)}
+    for native in (True, False) if library_path() is not None else (False,):
+        for source in (model, tmp_path / "model.onnx", model.SerializeToString()):
+            session = lucid_onnx.InferenceSession(source, native=native)
+            if native:
+                assert sorted(session.native_nodes) == ["in_else_branch", "in_then_branch", "plain", "y"]
+                assert session.function_nodes == ("wrap",)
+            else:
+                assert session.native_nodes == ()
+                assert sorted(session.function_nodes) == ["in_else_branch", "in_then_branch", "plain", "wrap", "y"]
+        (got,), ran = profiled(model, feed, native=native, folder=tmp_path)
+        np.testing.assert_array_equal(got, 3 * np.array([[0, 1], [0, 0]], np.float32))
+        assert ran.get("EmbeddingBag", 0) == (3 if native else 0)  # one of the branches
+    standard = lucid_onnx.InferenceSession(lucid_onnx.to_form(model, "standard"), native=False)
+    assert (standard.native_nodes, standard.function_nodes) == ((), ("wrap",))
+
+
+def test_a_profile_is_put_down_to_nodes_and_functions(tmp_path: Path) -> None:
+    model = calling_model()
+    placement.name_nodes(model)
+    feed = {"indices": ints(1, 2, 3), "offsets": ints(0, 2), "condition": np.array(True)}
+    for native in (True, False) if library_path() is not None else (False,):
+        options = ort.SessionOptions()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(tmp_path / "profile")
+        session = lucid_onnx.InferenceSession(model, options, native=native)
+        for _ in range(2):
+            session.run(None, feed)
+        times = placement.node_times(session.end_profiling(), model)
+        assert [t.milliseconds for t in times] == sorted((t.milliseconds for t in times), reverse=True)
+        by = {kind: {(t.op, t.count) for t in times if t.by == kind} for kind in ("native", "function", "standard")}
+        assert by["standard"] >= {("If", 1), ("Sum", 1)}
+        names = {t.name for t in times if t.op == "EmbeddingBag"}
+        if native:
+            assert by["native"] == {("EmbeddingBag", 1)}  # three times, each under its own name
+            assert {"in_then_branch", "Wrap_y"} <= names
+            assert len(names) == 3
+        else:
+            assert not by["native"]
+            ((op, count),) = by["function"]  # all that Wrap does is to call EmbeddingBag
+            assert op == "EmbeddingBag"
+            assert count > 150
+            (callers,) = names
+            assert sorted(callers.split(", ")) == ["in_else_branch", "in_then_branch", "plain", "y"]
+
+
+def test_the_time_of_a_node_is_without_those_within(tmp_path: Path) -> None:
+    def event(name: str, op: str, begin: int, duration: int) -> dict[str, Any]:
+        return {"cat": "Node", "name": f"{name}_kernel_time", "ts": begin, "dur": duration, "args": {"op_name": op}}
+
+    def run_event(begin: int) -> dict[str, Any]:
+        return {"cat": "Session", "name": "model_run", "ts": begin, "dur": 1000}
+
+    first = [run_event(0), event("loop", "Loop", 10, 900)]
+    second = [
+        *(event("a", "Add", 1110, 100), event("a", "Add", 1300, 150), event("loop", "Loop", 1100, 510)),
+        *(event("bag", "EmbeddingBag", 1700, 200), run_event(1050)),
+    ]
+    (tmp_path / "profile.json").write_text(json.dumps([*first, *second]))
+    times = placement.node_times(tmp_path / "profile.json", onnx.ModelProto())
+    assert [tuple(dataclasses.astuple(t)) for t in times] == [
+        ("loop", "Loop", "standard", 1, 0.26),
+        ("a", "Add", "standard", 2, 0.25),
+        ("bag", "EmbeddingBag", "native", 1, 0.2),
+    ]
 
 
 def test_the_native_form_needs_the_library() -> None:
@@ -488,6 +598,125 @@ def test_the_arguments_are_onnxruntimes_and_our_own(form: str, native: bool) -> 
         lucid_onnx.InferenceSession(native=native)
 
 
+def test_the_signature_begins_as_onnxruntimes() -> None:
+    own = list(inspect.signature(lucid_onnx.InferenceSession).parameters.values())
+    theirs = [p for p in inspect.signature(ort.InferenceSession).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    assert [(p.name, p.kind) for p in own[: len(theirs)]] == [(p.name, p.kind) for p in theirs]
+    assert [p.default for p in own[1 : len(theirs)]] == [p.default for p in theirs[1:]]
+    assert own[-1].kind is own[-1].VAR_KEYWORD
+
+
+@each_way
+def test_what_else_onnxruntime_takes(form: str, native: bool, tmp_path: Path) -> None:
+    """Its keywords, providers that options have, and every other way to run."""
+    case = case_of("mean rows float32")
+    model = model_of(case, form)
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path)
+    session = lucid_onnx.InferenceSession(
+        path,
+        providers=[("CPUExecutionProvider", {"use_arena": "1"})],
+        enable_fallback=0,
+        disabled_optimizers={"ConstantFolding"},
+        native=native,
+    )
+    case.check(run(session, case))
+    names = [i.name for i in session.get_inputs()]
+    feeds = {name: case.inputs[name] for name in names}
+    values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
+    case.check(session.run_with_ort_values(None, values)[0].numpy())
+    binding = session.io_binding()
+    for name, value in values.items():
+        binding.bind_ortvalue_input(name, value)
+    binding.bind_output("output")
+    session.run_with_iobinding(binding)
+    case.check(binding.copy_outputs_to_cpu()[0])
+    done: queue.Queue[tuple[Any, str]] = queue.Queue()
+    session.run_async(None, feeds, lambda results, _, error: done.put((results, error)), None)
+    results, error = done.get(timeout=60)
+    assert error == ""
+    case.check(results[0])
+    session.disable_fallback()
+    session.enable_fallback()
+    session.set_providers(["CPUExecutionProvider"])
+    case.check(run(session, case))
+    options = ort.SessionOptions()
+    if hasattr(options, "has_providers"):
+        options.add_provider_for_devices(
+            [d for d in ort.get_ep_devices() if d.ep_name == "CPUExecutionProvider"][:1], {}
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # onnxruntime warns where a session's providers replace those of its options
+            case.check(run(lucid_onnx.InferenceSession(model, options, native=native), case))
+
+
+# ---- Calls.
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_calls_take_lists_of_numbers_as_weights(dtype: str) -> None:
+    """As torch's do: a list has no dtype of its own. An array has, and it must be the table's."""
+    table = (np.arange(20) / 8).reshape(5, 4).astype(spec.BFLOAT16 if dtype == "bfloat16" else dtype)
+    for x, offsets, weights in (([1, 2, 4], [0, 1], [0.5, 1, 2]), ([[1, 2], [4, 0]], None, [(0.5, 2), (1, 0)])):
+        array = np.array(weights, table.dtype)
+        pooled = lucid_onnx.embedding_bag(x, table, offsets, mode="sum", per_sample_weights=weights)
+        expected = lucid_onnx.embedding_bag(x, table, offsets, mode="sum", per_sample_weights=array)
+        np.testing.assert_array_equal(pooled, expected)
+        grad = lucid_onnx.embedding_bag_grad(pooled, x, table, offsets, mode="sum", per_sample_weights=weights)
+        np.testing.assert_array_equal(
+            grad, lucid_onnx.embedding_bag_grad(pooled, x, table, offsets, mode="sum", per_sample_weights=array)
+        )
+        both = lucid_onnx.embedding_bag_collection(
+            [x, x], [table] * 2, offsets and [offsets] * 2, mode="sum", per_sample_weights=[weights, array]
+        )
+        np.testing.assert_array_equal(both, np.concatenate([expected, expected], axis=1))
+    packed = lucid_onnx.embedding_bag_collection(
+        [1, 2, 4],
+        [table, table],
+        [0, 1, 3],
+        packed=True,
+        mode="sum",
+        per_sample_weights=[0.5, 1, 2],
+        include_last_offset=True,
+    )
+    assert packed.shape == (1, 8)
+    with pytest.raises(TypeError, match="per_sample_weights has dtype int64"):
+        lucid_onnx.embedding_bag([1], table, [0], mode="sum", per_sample_weights=np.array([1]))
+    for bad in ([True], ["1"], [None]):
+        with pytest.raises(TypeError, match="per_sample_weights has dtype"):
+            lucid_onnx.embedding_bag([1], table, [0], mode="sum", per_sample_weights=bad)
+
+
+def test_quantized_calls_take_lists_of_numbers_as_weights() -> None:
+    table = lucid_onnx.QuantizedTable.quantize(np.arange(20, dtype=np.float32).reshape(5, 4))
+    pooled = lucid_onnx.quantized_embedding_bag([1, 2], table, [0], mode="sum", per_sample_weights=[0.5, 2])
+    weights = np.array([0.5, 2], np.float32)
+    expected = lucid_onnx.quantized_embedding_bag([1, 2], table, [0], mode="sum", per_sample_weights=weights)
+    np.testing.assert_array_equal(pooled, expected)
+
+
+def test_calls_say_that_they_give_no_gradient() -> None:
+    torch = pytest.importorskip("torch")
+    table, weights = torch.ones(5, 4, requires_grad=True), torch.ones(1, requires_grad=True)
+    message = r"requires a gradient, and this call gives NumPy arrays: give .*\.detach\(\), or call lucid_onnx.torch"
+    with pytest.raises(TypeError, match=f"weight {message}"):
+        lucid_onnx.embedding_bag([1], table, [0])
+    with pytest.raises(TypeError, match=f"per_sample_weights {message}"):
+        lucid_onnx.embedding_bag([1], table.detach(), [0], mode="sum", per_sample_weights=weights)
+    with pytest.raises(TypeError, match=f"weight of table 1 {message}"):
+        lucid_onnx.embedding_bag_collection([[1], [1]], [table.detach(), table], [[0], [0]])
+    with pytest.raises(TypeError, match=f"grad_output {message}"):
+        lucid_onnx.embedding_bag_grad(torch.ones(1, 4, requires_grad=True), [1], table.detach(), [0])
+
+
+@each_way
+def test_a_call_raises_its_error_and_logs_nothing(form: str, native: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    table = np.ones((5, 4), np.float32)
+    with pytest.raises(IndexError, match=r"indices\[0\] = 9 is outside \[0, 5\)"):
+        lucid_onnx.embedding_bag([9], table, [0], form=form, native=native)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_model_whose_external_data_was_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has no folder; one of the same name in the current folder may be another model's."""
     case = cases.make("elsewhere", rows=500, mode="sum")
@@ -506,6 +735,115 @@ def test_a_model_whose_external_data_was_not_loaded(tmp_path: Path, monkeypatch:
     )
     with pytest.raises(ValueError, match=message):
         lucid_onnx.InferenceSession(inner, native=False)
+
+
+#: What makes a model of a file, and leaves the tables in the file of external data.
+REWRITES: dict[str, Callable[[Path], onnx.ModelProto]] = {
+    "fuse": lambda path: lucid_onnx.fuse(path).model,
+    "fuse of a result": lambda path: lucid_onnx.fuse(lucid_onnx.lower(path)).model,
+    "fuse, merge_tables": lambda path: lucid_onnx.fuse(path, merge_tables=True).model,
+    "lower": lucid_onnx.lower,
+    "quantize": lambda path: lucid_onnx.quantize(path, min_bytes=2**30).model,
+    "quantize to a file": lambda path: lucid_onnx.quantize(path, path.with_name("small.onnx"), min_bytes=2**30).model,
+    "to_form": lambda path: lucid_onnx.to_form(lucid_onnx.fuse(path).model, "standard"),
+}
+
+
+def linked(path: Path) -> Path:
+    """A model by links to files of other names, as download tools keep it."""
+    folder = path.parent / "snapshots"
+    folder.mkdir()
+    for k, source in enumerate((path, path.with_name(path.name + ".data"))):
+        source.rename(path.with_name(f"blob{k}"))
+        (folder / source.name).symlink_to(f"../blob{k}")
+    return folder / path.name
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "has_entry", "layout"),
+    [
+        *((name, True, "plain") for name in REWRITES),
+        ("fuse", True, "links"),
+        ("fuse", False, "links"),
+        ("lower", False, "plain"),
+    ],
+)
+def test_results_in_memory_find_their_external_data(
+    rewrite: str, has_entry: bool, layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the current folder is; the path may be relative."""
+    pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
+    if not has_entry:
+        monkeypatch.setattr(session_module, "_HAS_FOLDER_ENTRY", False)
+    case = cases.make("elsewhere", layout="rows", rows=500, mode="sum")
+    lucid_onnx.save(model_of(case, "portable", constant=True), tmp_path / "model.onnx", external_data=True)
+    path = tmp_path / "model.onnx" if layout == "plain" else linked(tmp_path / "model.onnx")
+    monkeypatch.chdir(path.parent)
+    model = REWRITES[rewrite](Path(path.name))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert [t.name for t in model.graph.initializer if t.raw_data] == []
+    before = model.SerializeToString(deterministic=True)
+    options = ort.SessionOptions()
+    for arguments in ((model, options), (model, options)):
+        case.check(run(lucid_onnx.InferenceSession(*arguments, native=False), case))
+    assert model.SerializeToString(deterministic=True) == before
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    with pytest.raises(ValueError, match="is external data that was not loaded"):  # with the same options, too
+        lucid_onnx.InferenceSession(copy, options, native=False)
+    session = lucid_onnx.InferenceSession(model, native=False)
+    session.set_providers(["CPUExecutionProvider"])
+    case.check(run(session, case))
+
+
+def test_results_in_memory_read_nothing_outside_of_their_folder(tmp_path: Path) -> None:
+    pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
+    case = cases.make("elsewhere", layout="rows", rows=500, mode="sum")
+    (tmp_path / "in").mkdir()
+    path, data = tmp_path / "in" / "model.onnx", tmp_path / "in" / "model.onnx.data"
+    lucid_onnx.save(model_of(case, "portable", constant=True), path, external_data=True)
+    model = lucid_onnx.fuse(path).model
+    data.rename(tmp_path / "secret")
+    with pytest.raises(FileNotFoundError, match="there is no such file"):
+        lucid_onnx.InferenceSession(model, native=False)
+    data.symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match="outside of the model's folder"):
+        lucid_onnx.InferenceSession(model, native=False)
+    data.unlink()
+    for entry in model.graph.initializer[0].external_data:
+        if entry.key == "location":
+            entry.value = "../secret"
+    with pytest.raises(ValueError, match="outside of the model's folder"):
+        lucid_onnx.InferenceSession(model, native=False)
+
+
+def test_bytes_do_not_say_where_external_data_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = cases.make("elsewhere", layout="rows", rows=500, mode="sum")
+    path = tmp_path / "model.onnx"
+    lucid_onnx.save(model_of(case, "portable", constant=True), path, external_data=True)
+    content = path.read_bytes()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="the bytes of a model do not say where it is: give its path"):
+        lucid_onnx.InferenceSession(content, native=False)
+    monkeypatch.chdir(tmp_path)
+    case.check(run(lucid_onnx.InferenceSession(content, native=False), case))
+
+
+def test_models_are_remembered_as_long_as_they_live(tmp_path: Path) -> None:
+    pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
+    case = cases.make("elsewhere", layout="rows", rows=500, mode="sum")
+    lucid_onnx.save(model_of(case, "portable", constant=True), tmp_path / "model.onnx", external_data=True)
+    kept = [lucid_onnx.lower(tmp_path / "model.onnx") for _ in range(3)]
+    del kept[1]
+    for _ in range(3):
+        lucid_onnx.lower(tmp_path / "model.onnx")
+    assert all(origins.data_of(model) is not None for model in kept)
+    assert {id(model) for model in kept} == set(origins._origins)
+    kept.clear()
+    assert origins.data_of(onnx.ModelProto()) is None
+    assert not origins._origins
 
 
 def test_options_that_say_where_external_data_is(tmp_path: Path) -> None:

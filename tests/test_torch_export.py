@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -678,6 +679,83 @@ def test_max_norm_of_a_pooled_embedding() -> None:
     check_module(model, module, x)
 
 
+class Masked(nn.Module):
+    """Rows of a table, ids and a mask [B, L, 1], pooled by a function."""
+
+    def __init__(self, function: Callable[..., Any], **keywords: Any) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 3, **keywords)
+        self.function = function
+
+    def forward(self, x: Any, mask: Any) -> Any:
+        return (self.function(self.table(x), mask.unsqueeze(-1).to(torch.float32)),)
+
+
+def masked_mean(rows: Any, mask: Any) -> Any:
+    return (rows * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+MASKED = torch.tensor([[0, 2, 2, 10], [2, 1, 7, 3]]), torch.tensor([[1, 1, 0, 1], [0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("max_norm", [None, 0.7])
+def test_what_fuse_finds_export_finds(max_norm: float | None) -> None:
+    module = Masked(masked_mean, max_norm=max_norm).eval()
+    model = from_torch.export(module, MASKED, dynamic_shapes=dynamic(MASKED))
+    assert len(bags(model)) == 1
+    assert not {"Gather", "Mul"} & {n.op_type for n in model.graph.node}
+    assert lucid_onnx.fuse(model).fused == ()
+    check_module(model, module, *MASKED)
+    check_module(model, module, MASKED[0][:1, :2], MASKED[1][:1, :2])
+
+
+def test_a_masked_pooling_in_a_branch() -> None:
+    class Branch(Masked):
+        def forward(self, x: Any, mask: Any) -> Any:
+            pooled = torch.cond(
+                mask.sum() > 2,
+                lambda x, mask: (self.table(x) * mask.unsqueeze(-1)).sum(1),
+                lambda x, mask: self.table(x).sum(1),
+                (x, mask.to(torch.float32)),
+            )
+            return (pooled,)
+
+    module = Branch(len).eval()
+    model = from_torch.export(module, MASKED, dynamic_shapes=dynamic(MASKED))
+    assert len(bags(model)) == 2
+    check_module(model, module, *MASKED)
+    check_module(model, module, MASKED[0], 1 - MASKED[1])
+
+
+def test_what_is_left_is_said(tmp_path: Path) -> None:
+    """With the node and the reason; the file is written all the same."""
+    module = Masked(lambda rows, mask: (rows * mask).sum(2)).eval()
+    with pytest.warns(from_torch.UnfusedWarning, match=r"'\w+' \(ReduceSum\): ReduceSum goes over axes \[2\]") as found:
+        from_torch.export(module, MASKED, tmp_path / "left.onnx", dynamic_shapes=dynamic(MASKED))
+    (warning,) = [w for w in found if w.category is from_torch.UnfusedWarning]
+    assert warning.filename == __file__
+    check_module(onnx.load(tmp_path / "left.onnx"), module, *MASKED)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", from_torch.UnfusedWarning)
+        from_torch.export(module, MASKED, embedding_as_bag=False)  # nobody asked
+
+
+def test_rows_that_are_read_elsewhere_too_are_said() -> None:
+    module = Masked(lambda rows, mask: torch.cat([(rows * mask).sum(1), rows[:, 0]], 1)).eval()
+    with pytest.warns(from_torch.UnfusedWarning, match=r"'\w+' \(Gather\): its rows are read by node '\w+' \(Gather\)"):
+        model = from_torch.export(module, MASKED, dynamic_shapes=dynamic(MASKED))
+    assert bags(model) == []
+    check_module(model, module, *MASKED)
+
+
+def test_rows_that_two_poolings_read() -> None:
+    module = Masked(lambda rows, mask: torch.cat([(rows * mask).sum(1), rows.sum(1)], 1)).eval()
+    model = from_torch.export(module, MASKED, dynamic_shapes=dynamic(MASKED))
+    assert len(bags(model)) == 2
+    assert "Gather" not in {n.op_type for n in model.graph.node}
+    check_module(model, module, *MASKED)
+
+
 LOOK_ALIKES: dict[str, Callable[..., Any]] = {
     "another axis": lambda e: e.sum(2),
     "the bags' axis": lambda e: e.mean(0),
@@ -700,7 +778,8 @@ LOOK_ALIKES: dict[str, Callable[..., Any]] = {
 def test_look_alikes_are_no_bags() -> None:
     module = Pools(*LOOK_ALIKES.values()).eval()
     x = torch.tensor([[0, 2, 2], [9, 1, 2]])
-    model = from_torch.export(module, (x,), dynamic_shapes=dynamic((x,)))
+    with pytest.warns(from_torch.UnfusedWarning, match="poolings of an embedding are exported as torch writes them"):
+        model = from_torch.export(module, (x,), dynamic_shapes=dynamic((x,)))
     assert bags(model) == []
     assert len([n for n in model.graph.node if n.op_type == "Gather"]) >= len(LOOK_ALIKES)
     assert spec.DOMAIN not in {i.domain for i in model.opset_import}
@@ -788,6 +867,23 @@ def test_the_other_outputs_of_a_bag(output: int, name: str, returned: bool) -> N
     args = (torch.tensor([8, 1, 2, 2]), torch.tensor([0, 3]))
     with pytest.raises(ValueError, match=rf"^the module uses {name}, output {output} of torch\.embedding_bag"):
         from_torch.export(Call().eval(), args)
+
+
+def test_indices_of_two_dimensions_with_offsets() -> None:
+    """torch.embedding_bag reads them wrong itself, and may read past their end."""
+
+    class Call(nn.Module):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.weight, self.name = nn.Parameter(torch.randn(9, 3)), name
+
+        def forward(self, x: Any, offsets: Any) -> Any:
+            return getattr(torch.ops.aten, self.name)(self.weight, x, offsets)[0]
+
+    rows, offsets = torch.tensor([[8, 1], [2, 2]]), torch.tensor([0, 1])
+    for name in ("embedding_bag", "_embedding_bag"):
+        with pytest.raises(ValueError, match=r"with offsets and indices of shape \[2, 2\]: flatten these"):
+            from_torch.export(Call(name).eval(), (rows, offsets))
 
 
 def test_tables_that_max_norm_changed() -> None:

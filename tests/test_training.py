@@ -369,3 +369,14 @@ def test_what_no_trainer_takes() -> None:
     for rate in (np.nan, np.inf, [0.1, 0.1]):
         with pytest.raises(ValueError, match="learning_rate = "):
             trainer.step(rate, **batch)  # type: ignore[arg-type]
+
+
+def test_a_batch_takes_lists_of_numbers() -> None:
+    model = lucid_onnx.build_training_model(loss="mse", mode="sum", per_sample_weights=True, form="standard")
+    given = {"indices": [1, 2], "offsets": [0], "per_sample_weights": [3, 2], "target": [[1.0, 0.0]]}
+    arrays = {name: np.array(value, np.float32 if name[0] in "pt" else np.int64) for name, value in given.items()}
+    tables, losses = [np.eye(4, 2, dtype=np.float32) for _ in range(2)], []
+    for table, batch in zip(tables, (given, arrays), strict=True):
+        losses.append(lucid_onnx.Trainer(model, {"weight": table}, native=False).step(0.1, **batch))
+    assert losses[0] == losses[1]
+    np.testing.assert_array_equal(*tables)

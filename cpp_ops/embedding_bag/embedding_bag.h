@@ -29,7 +29,10 @@
 //   - the rows of a bag are added one after another in groups of 64 (padded positions do not
 //     count), and the sums of the groups one after another;
 //   - a bag of more than 1024 positions is cut into pieces of 1024 positions (padded ones count),
-//     and the sums of the pieces are added in double, from the first to the last.
+//     and the sums of the pieces are added in double, from the first to the last;
+//   - of quantized rows, (q - zero_point) * scale and the biases are added apart, so a sum is not
+//     finite where either of these is not, even if the rows themselves are.
+//
 // The sum of weights that is divided by is double: of each piece, of the positions 0, 4, 8, ..., of
 // 1, 5, 9, ... and so on, skipped ones left out, as (sum 0 + sum 1) + (sum 2 + sum 3); and of those
 // the sum, from the first piece to the last.

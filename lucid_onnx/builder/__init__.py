@@ -1,15 +1,27 @@
 """Put bags into ONNX models: one bag as a model, or nodes for a graph that somebody else is building.
 
 `models` builds whole models, `nodes` single nodes, `forms` turns a model into another form, `files` writes one, and
-`loading` reads one.
+`loading` reads one, and `origins` knows where the data of those in memory lies.
 """
 
 from __future__ import annotations
 
 from .dtypes import CODES_TYPES, INDEX_TYPES, TABLE_TYPES, as_dtype, onnx_type
-from .files import Replacing, fill_tables, save, save_temporarily, without_initializers
-from .forms import FORMS, Form, check_form, convert, to_form
-from .loading import ExternalData, byte_count, check_structure, is_external, load, location, tensors
+from .files import LARGEST_MESSAGE, Replacing, fill_tables, save, save_temporarily, without_initializers
+from .forms import FORMS, Form, check_form, convert, other_function, to_form
+from .functions import renamed, restore_names
+from .loading import (
+    ExternalData,
+    byte_count,
+    check_structure,
+    data_files,
+    functions,
+    is_external,
+    load,
+    location,
+    model_files,
+    tensors,
+)
 from .models import (
     build_collection_model,
     build_grad_model,
@@ -18,11 +30,13 @@ from .models import (
     op_model,
 )
 from .nodes import make_collection_node, make_grad_node, make_node
+from .origins import data_of, remember_data
 
 __all__ = [
     "CODES_TYPES",
     "FORMS",
     "INDEX_TYPES",
+    "LARGEST_MESSAGE",
     "TABLE_TYPES",
     "ExternalData",
     "Form",
@@ -36,15 +50,23 @@ __all__ = [
     "check_form",
     "check_structure",
     "convert",
+    "data_files",
+    "data_of",
     "fill_tables",
+    "functions",
     "is_external",
     "load",
     "location",
     "make_collection_node",
     "make_grad_node",
     "make_node",
+    "model_files",
     "onnx_type",
     "op_model",
+    "other_function",
+    "remember_data",
+    "renamed",
+    "restore_names",
     "save",
     "save_temporarily",
     "tensors",

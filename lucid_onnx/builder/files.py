@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto
 
 #: What protobuf can hold in one message, less room for the graph around the tables.
-_LARGEST_MESSAGE = 2**31 - 2**24
+LARGEST_MESSAGE = 2**31 - 2**24
 
 
 #: External data begins on a page, so that a runtime can map it, and huge pages can back it.
@@ -29,7 +29,7 @@ def save(
     external_data: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
     tables: Mapping[str, memoryview] | None = None,
-) -> None:
+) -> tuple[str, ...]:
     """Write a model, with its tables in ``<path>.data`` beside it where one file cannot hold them.
 
     Whoever reads ``path`` finds the old model with its data or the new one, whole, even if this process dies. So data
@@ -45,11 +45,14 @@ def save(
         tables: the little-endian bytes, by name, of initializers that have a dtype and dims but no data. They are
             written from where they are; a model that held them would be a second copy.
 
+    Returns:
+        The files that were written: ``path``, and that of its external data if there is one.
+
     Raises:
         ValueError: external_data=False for a model that is too large, or an initializer without its data.
         OSError: the files cannot be written.
     """
-    _save(model, Path(path), external_data=external_data, progress=progress, tables=tables or {}, durable=True)
+    return _save(model, Path(path), external_data=external_data, progress=progress, tables=tables or {}, durable=True)
 
 
 def save_temporarily(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
@@ -65,26 +68,30 @@ def _save(
     progress: Callable[[int, int], None] | None,
     tables: Mapping[str, memoryview],
     durable: bool,
-) -> None:
+) -> tuple[str, ...]:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder")
     for tensor in model.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL and tensor.name not in tables:
             raise ValueError(f"initializer {tensor.name!r} is external data that was not loaded: use onnx.load first")
     sizes = [tables[t.name].nbytes if t.name in tables else _size(t) for t in model.graph.initializer]
-    too_large = sum(sizes) > _LARGEST_MESSAGE
+    too_large = sum(sizes) > LARGEST_MESSAGE
     if external_data is None:
         external_data = too_large
     elif too_large and not external_data:
         raise ValueError(f"external_data = False, but {sum(sizes)} bytes of tables do not fit one protobuf file")
+    written = [path]
     with Replacing(path, durable=durable) as files:
         if external_data and max(sizes, default=0) >= _ALIGNMENT:
-            model = _externalise(model, sizes, *files.open_data(), progress, tables)
+            location, file = files.open_data()
+            model = _externalise(model, sizes, location, file, progress, tables)
+            written.append(path.with_name(location))
         elif tables:
             light, model = model, onnx.ModelProto()
             model.CopyFrom(light)
             fill_tables(model, tables)
         files.open_model().write(model.SerializeToString())
+    return tuple(map(os.fspath, written))
 
 
 def fill_tables(model: onnx.ModelProto, tables: Mapping[str, memoryview]) -> None:

@@ -18,6 +18,9 @@ from lucid_onnx.ops.embedding_bag.lowering import BLOCKS, Ragged
 from lucid_onnx.ops.emit import needed
 from lucid_onnx.ops.variants import Known
 
+from .functions import restore_names
+from .origins import data_of, remember_data
+
 Form = Literal["portable", "standard", "native"]
 
 
@@ -43,6 +46,7 @@ def to_form(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     convert(copy, form)
+    remember_data(copy, data_of(model))
     return copy
 
 
@@ -54,21 +58,33 @@ def convert(model: onnx.ModelProto, form: str, ragged: Ragged = BLOCKS) -> None:
     """
     check_form(form)
     opset = _opset(model)
-    for function in [f for f in model.functions if f.domain == spec.DOMAIN]:
+    restore_names(model)
+    for function in [f for f in model.functions if f.domain == spec.DOMAIN and f.name in OPERATOR_OF]:
         model.functions.remove(function)
+    others = {f.name for f in model.functions if f.domain == spec.DOMAIN}
     tables = _table_types(model)
     # A function's names are its own: what the graph knows of the same ones says nothing of them.
     lists = [(nodes, tables) for nodes in node_lists_of(model.graph.node)]
     lists += [(nodes, {}) for function in model.functions for nodes in node_lists_of(function.node)]
     used: dict[str, Any] = {}
     if form == "standard":
+        if others:
+            raise ValueError(f"{other_function(min(others))}, so that it has no standard form")
         _expand(lists, _names_read(model), opset, free_prefixes(model), ragged)
     else:
-        used = _complete(lists)
+        used = _complete(lists, others)
     for imports in (model.opset_import, *(f.opset_import for f in model.functions)):
-        _set_import(imports, set(used))
+        _set_import(imports, set(used) | others)
     if form == "portable":
         _add_functions(model, used, opset, ragged)
+
+
+def other_function(name: str) -> str:
+    """How a message tells of a function in our domain that is none of our operators."""
+    return (
+        f"{spec.DOMAIN}::{name} is a function that computes something else than the operators of this release of "
+        "lucid-onnx"
+    )
 
 
 #: Lists of nodes, each with what is known of the tables that its nodes may read.
@@ -101,13 +117,16 @@ def _expand(lists: _Lists, read: set[str], opset: int, prefixes: Iterator[str], 
         nodes.extend(expanded)
 
 
-def _complete(lists: _Lists) -> dict[str, Any]:
-    """Write all attributes on each ``ai.lucid`` node, and its name in this model; the operators, by that name."""
+def _complete(lists: _Lists, others: set[str]) -> dict[str, Any]:
+    """Write all attributes on each ``ai.lucid`` node, and its name in this model; the operators, by that name.
+
+    Nodes that call ``others`` of the domain stay.
+    """
     used: dict[str, Any] = {}
     names_taken: dict[Any, str] = {}
     for nodes, known in lists:
         for node in nodes:
-            if node.domain == spec.DOMAIN:
+            if node.domain == spec.DOMAIN and node.op_type not in others:
                 op = _normalise(node, known)[0].in_model(names_taken)
                 node.op_type = op.name
                 used[op.name] = op
@@ -157,7 +176,10 @@ def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) 
     """Check a node against the contract and write all of its attributes on it; returns them, and its operator name."""
     at = where(node)
     if node.op_type not in OPERATOR_OF:
-        raise ValueError(f"{at}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(OPERATOR_OF)}")
+        lost = ""
+        if any(node.op_type.endswith(name) for name in OPERATOR_OF):
+            lost = "; a tool has renamed it, and its function, which would tell what it is, is not in the model"
+        raise ValueError(f"{at}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(OPERATOR_OF)}{lost}")
     meaning = OPERATOR_OF[node.op_type].spec
     integers = {a.name: a.i for a in node.attribute if a.type == onnx.AttributeProto.INT and not a.ref_attr_name}
     with _named(at):

@@ -6,19 +6,23 @@ number that says how much there is fits what is there, and external data lies wh
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import math
 import os
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import google.protobuf.message
 import onnx
 from onnx import AttributeProto, TensorProto, helper
 
 from lucid_onnx.graph import node_lists, subgraphs, where
+
+from .functions import restore_names
 
 #: No tensor has more dimensions: NumPy's own limit.
 _MOST_DIMS = 64
@@ -44,7 +48,7 @@ _MESSAGES: dict[int, str] = {
 
 
 def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
-    """A model, without its external data.
+    """A model, without its external data, in which our functions have their own names (see `restore_names`).
 
     Raises:
         OSError: the file cannot be read.
@@ -56,7 +60,53 @@ def load(path: str | os.PathLike[str]) -> onnx.ModelProto:
     except google.protobuf.message.DecodeError as error:
         raise ValueError(f"{name}: not an ONNX model: {error}") from error
     check_structure(model, name)
+    restore_names(model)
     return model
+
+
+def functions(model: str | os.PathLike[str] | bytes) -> list[onnx.FunctionProto]:
+    """The functions of a model's file or bytes, of which no more is read: none where it is not an ONNX model.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    found = []
+    with (
+        io.BytesIO(model) if isinstance(model, bytes) else open(model, "rb") as file,
+        contextlib.suppress(EOFError, google.protobuf.message.DecodeError),
+    ):
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        while file.tell() < size:
+            field, kind = divmod(_varint(file), 8)
+            if kind == _DELIMITED:
+                length = _varint(file)
+                if field == onnx.ModelProto.FUNCTIONS_FIELD_NUMBER and length <= size:
+                    found.append(onnx.FunctionProto.FromString(file.read(length)))
+                else:
+                    file.seek(length, os.SEEK_CUR)
+            elif kind == _VARINT:
+                _varint(file)
+            else:
+                file.seek({1: 8, 5: 4}.get(kind, size), os.SEEK_CUR)
+    return found
+
+
+#: Kinds of fields in protobuf's encoding.
+_VARINT, _DELIMITED = 0, 2
+
+
+def _varint(file: BinaryIO) -> int:
+    """A number in protobuf's encoding, of 7 bits in each byte."""
+    number = 0
+    for shift in range(0, 70, 7):
+        byte = file.read(1)
+        if not byte:
+            raise EOFError
+        number |= (byte[0] & 127) << shift
+        if byte[0] < 128:
+            break
+    return number
 
 
 def check_structure(model: onnx.ModelProto, name: str) -> None:
@@ -194,6 +244,26 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 yield from attribute.tensors
 
 
+def model_files(path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The files that a model needs: its own, and those of its external data. Copy, move or remove them together.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not an ONNX model, or has its data outside of its folder.
+    """
+    return os.fspath(path), *data_files(load(path), path)
+
+
+def data_files(model: onnx.ModelProto, path: str | os.PathLike[str]) -> tuple[str, ...]:
+    """The files of external data of a model that is at ``path``.
+
+    Raises:
+        ValueError: it has its data outside of its folder.
+    """
+    locations = dict.fromkeys(location(tensor) for tensor in tensors(model) if is_external(tensor))
+    return tuple(os.fspath(Path(path).parent / name) for name in locations)
+
+
 def is_external(tensor: onnx.TensorProto) -> bool:
     """Whether a tensor's data is in another file."""
     return bool(tensor.data_location == TensorProto.EXTERNAL)
@@ -224,8 +294,18 @@ class ExternalData:
     """
 
     def __init__(self, model: str | os.PathLike[str]) -> None:
+        self._model = os.fspath(model)
         self._folder = Path(model).parent
         self._roots = [Path(os.path.realpath(self._folder)), Path(os.path.realpath(model)).parent]
+
+    @property
+    def folder(self) -> Path:
+        """The folder that the locations of the data are relative to."""
+        return self._folder
+
+    def anchored(self) -> ExternalData:
+        """The same by its absolute path: the current folder may be another one later."""
+        return ExternalData(os.path.abspath(self._model))
 
     def source(self, tensor: onnx.TensorProto) -> Path:
         """The real path of the file that a tensor has its data in.

@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 
+from lucid_onnx.builder import model_files
+
 from . import files as cli_files
 from . import show as cli_show
 from .extras import rewriting
-from .options import integer
+from .options import SingleFile, integer
 from .progress import writing_bar
 
 
@@ -30,6 +32,7 @@ def fuse(
         bool,
         typer.Option("--merge-tables", help="Merge bags of equal attributes that are concatenated by a Concat."),
     ] = False,
+    single_file: SingleFile = False,
     report: Annotated[
         Path | None, typer.Option("--report", help="Write what was fused, and what was not and why, as JSON.")
     ] = None,
@@ -37,7 +40,8 @@ def fuse(
     """Replace each bag that is written out in standard operators by one node.
 
     Finds nn.EmbeddingBag as torch exports it, with dynamo and without, ATen nodes, a Gather with a reduction, and the
-    standard form. External data stays where it is, or is copied beside OUTPUT if that is in another folder.
+    standard form. External data stays where it is, or is copied beside OUTPUT if that is in another folder. If nothing
+    is fused, OUTPUT is the same model as MODEL, and the exit code is 0.
 
     Example: `lucid-onnx fuse ranker.onnx -o fast.onnx`
     """
@@ -46,13 +50,22 @@ def fuse(
     cli_files.check_output(output)
     cli_files.check_report(report, output)
     with cli_files.model_errors(model), cli_files.rewriting_files(model, output):
-        found = rewrite(model, output, form=form, assume_nonempty=assume_nonempty, merge_tables=merge_tables)
+        found = rewrite(
+            model,
+            output,
+            form=form,
+            assume_nonempty=assume_nonempty,
+            merge_tables=merge_tables,
+            single_file=single_file,
+        )
     if report is not None:
         cli_files.write_report(report, found)
     console = cli_show.new_console()
-    cli_show.say(console, f"wrote {output} ({cli_show.bytes_text(output.stat().st_size)})")
+    cli_show.show_written(console, found.files, source=model)
     if report is not None:
         cli_show.say(console, f"wrote {report}")
+    if not (found.fused or found.merged):
+        cli_show.say(console, f"nothing was fused: {output} is the same model as {model}")
     cli_show.show_fused(console, found, "fused")
 
 
@@ -72,6 +85,7 @@ def lower(
         int | None,
         typer.Option(parser=integer, metavar="INTEGER", help="The length of the longest bag, for --ragged padded."),
     ] = None,
+    single_file: SingleFile = False,
 ) -> None:
     """Lower the bags of a model to standard operators, or to another form.
 
@@ -83,9 +97,9 @@ def lower(
     cli_files.check_file(model)
     cli_files.check_output(output)
     with cli_files.model_errors(model), cli_files.rewriting_files(model, output):
-        rewrite(model, output, form=form, ragged=ragged, longest_bag=longest_bag)
+        rewrite(model, output, form=form, ragged=ragged, longest_bag=longest_bag, single_file=single_file)
     console = cli_show.new_console()
-    cli_show.say(console, f"wrote {output} ({cli_show.bytes_text(output.stat().st_size)}), {form} form")
+    cli_show.show_written(console, model_files(output), f", {form} form", source=model)
 
 
 def quantize(
@@ -100,6 +114,7 @@ def quantize(
         int, typer.Option(parser=integer, metavar="INTEGER", help="Skip tables with fewer bytes.")
     ] = 0,
     form: Annotated[str | None, typer.Option(help="portable, standard or native; by default the model's own.")] = None,
+    single_file: SingleFile = False,
     report: Annotated[Path | None, typer.Option("--report", help="Write the result for each table as JSON.")] = None,
 ) -> None:
     """Make the tables of a model's bags smaller: 8 or 4 bit values with a scale per row, or 16-bit floats.
@@ -114,11 +129,13 @@ def quantize(
     cli_files.check_output(output)
     cli_files.check_report(report, output)
     with cli_files.model_errors(model), cli_files.rewriting_files(model, output), writing_bar() as progress:
-        found = rewrite(model, output, dtype=dtype, min_bytes=min_bytes, form=form, progress=progress)
+        found = rewrite(
+            model, output, dtype=dtype, min_bytes=min_bytes, form=form, single_file=single_file, progress=progress
+        )
     if report is not None:
         cli_files.write_report(report, found)
     console = cli_show.new_console()
-    cli_show.say(console, f"wrote {output} ({cli_show.bytes_text(output.stat().st_size)})")
+    cli_show.show_written(console, found.files)
     if report is not None:
         cli_show.say(console, f"wrote {report}")
     cli_show.show_quantized(console, found)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,11 +12,12 @@ import numpy as np
 import typer
 from rich.text import Text
 
-from lucid_onnx.builder import build_model, save
+from lucid_onnx.builder import ExternalData, build_model, load, remember_data, save
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.runtime import info
 from lucid_onnx.runtime.installation import install_gpu
 from lucid_onnx.runtime.library import PROVIDERS
+from lucid_onnx.runtime.placement import name_nodes, node_times
 
 from . import demo as cli_demo
 from . import files as cli_files
@@ -25,7 +28,9 @@ from .options import integer
 from .progress import writing_bar
 
 if TYPE_CHECKING:
-    import onnxruntime
+    import onnx
+
+    from lucid_onnx.runtime.session import InferenceSession
 
 
 def demo(
@@ -80,7 +85,9 @@ def build(
         bool | None,
         typer.Option(
             "--external-data/--no-external-data",
-            help="Put the table beside the model, in OUTPUT.data. By default only if it exceeds 2 GiB.",
+            " /--single-file",
+            help="Put the table beside the model, in OUTPUT.data, or into OUTPUT itself. By default it is beside the "
+            "model only if it exceeds 2 GiB.",
         ),
     ] = None,
     **attributes: Any,
@@ -107,8 +114,8 @@ def build(
             **attributes,
         )
     with cli_files.user_errors(ValueError), cli_files.writing(output), writing_bar() as progress:
-        save(model, output, external_data=external_data, progress=progress)
-    cli_show.show_built(output, rows, model, form)
+        files = save(model, output, external_data=external_data, progress=progress)
+    cli_show.show_built(files, rows, model, form)
 
 
 def run(
@@ -125,8 +132,13 @@ def run(
         Path | None,
         typer.Option("--output", "-o", help="Write the outputs: a folder, or FILE.npy for a single output."),
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Show how long each node took, and whether the native kernels ran it.")
+    ] = False,
 ) -> None:
     """Run a model over .npy files.
+
+    With `--profile` it runs twice, and the times are of the second run. A function is one line for all of its nodes.
 
     A .npy file has no bfloat16. bfloat16 outputs are written as float32, which is exact. bfloat16 inputs are read from
     float32 if every value is exact in bfloat16, or from raw items of two bytes, as numpy.save writes
@@ -139,13 +151,30 @@ def run(
     isa = _isa() if native is not False else None
     if native and isa is None:
         raise UserError("--native: the native library is not installed")
-    session = _session(ort, model, isa is not None, provider)
+    with tempfile.TemporaryDirectory(prefix="lucid_onnx") as folder:
+        _run(ort, model, files, isa, provider, output, Path(folder) / "profile" if profile else None)
+
+
+def _run(
+    ort: Any,
+    model: str,
+    files: dict[str, str],
+    isa: str | None,
+    provider: str,
+    output: Path | None,
+    profile: Path | None,
+) -> None:
+    """`run`, with the beginning of the profile's path; None measures the run as a whole alone."""
+    named = None if profile is None else _with_named_nodes(model)
+    session = _session(ort, model, model if named is None else named, isa is not None, provider, profile)
     feeds = cli_files.read_feeds(session, model, files)
     names = [o.name for o in session.get_outputs()]
     targets = None if output is None else cli_files.targets_of(output, names)
     options = ort.RunOptions()
     options.log_severity_level = 4
     with cli_files.runtime_errors(f"{model}: "):
+        if profile is not None:
+            session.run(None, feeds, options)
         begin = time.perf_counter()
         results = session.run(None, feeds, options)
         seconds = time.perf_counter() - begin
@@ -158,8 +187,9 @@ def run(
         cli_files.write_arrays(output, {targets[name]: (name, array) for name, array in arrays.items()})
     console = cli_show.new_console()
     console.print(table)
-    kernels = f"registered ({isa})" if isa else "not registered"
-    cli_show.say(console, f"{seconds * 1e3:.3g} ms on {provider}; native kernels: {kernels}")
+    cli_show.say(console, f"{seconds * 1e3:.3g} ms on {provider}; native kernels: {_who_ran(session, isa)}")
+    if named is not None:
+        cli_show.show_times(console, node_times(session.end_profiling(), named))
     for name, path in (targets or {}).items():
         as_float32 = " (bfloat16 as float32)" if arrays[name].dtype == spec.BFLOAT16 else ""
         cli_show.say(console, f"wrote {path}{as_float32}")
@@ -172,7 +202,41 @@ def _isa() -> str | None:
     return None if library is None else library.active
 
 
-def _session(ort: Any, model: str, native: bool, provider: str) -> onnxruntime.InferenceSession:
+def _who_ran(session: InferenceSession, isa: str | None) -> str:
+    """What the native kernels ran, and what runs in functions."""
+    try:
+        ours, functions = session.native_nodes, session.function_nodes
+    except ValueError:  # a file that only onnxruntime reads, in its own format
+        return "not registered" if isa is None else f"registered ({isa})"
+    if isa is None:
+        ran = "not registered"
+    elif ours:
+        ran = f"registered ({isa}), and ran {_count(ours, 'node')}"
+    else:
+        ran = "nothing to run: the model has no ai.lucid nodes, see `lucid-onnx inspect`"
+    return f"{ran}; in functions: {_count(functions, 'node')}" if functions else ran
+
+
+def _count(names: Sequence[str], what: str) -> str:
+    """How many, and the names of a few."""
+    few = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"{len(names)} {what}{'s' if len(names) > 1 else ''} ({few})"
+
+
+def _with_named_nodes(model: str) -> onnx.ModelProto:
+    """The model, with names by which a profile tells the nodes of functions."""
+    cli_files.check_file(model)
+    with cli_files.user_errors(ValueError), cli_files.reading(model):
+        proto = load(model)
+    name_nodes(proto)
+    remember_data(proto, ExternalData(model))
+    return proto
+
+
+def _session(
+    ort: Any, model: str, source: str | onnx.ModelProto, native: bool, provider: str, profile: Path | None
+) -> InferenceSession:
+    """A session on ``source``, which is the model that messages name ``model``."""
     from lucid_onnx.runtime.session import InferenceSession
 
     if provider not in PROVIDERS:
@@ -183,9 +247,12 @@ def _session(ort: Any, model: str, native: bool, provider: str) -> onnxruntime.I
     cli_files.check_file(model)
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     try:
-        with cli_files.runtime_errors(f"{model}: "):
-            session = InferenceSession(model, native=native, providers=wanted, session_options=options)
+        with cli_files.user_errors(ValueError), cli_files.reading(model), cli_files.runtime_errors(f"{model}: "):
+            session = InferenceSession(source, native=native, providers=wanted, session_options=options)
     except UserError as error:
         if native or f"{spec.DOMAIN}:" not in str(error):
             raise

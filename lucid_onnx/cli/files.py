@@ -44,12 +44,19 @@ _DTYPES = {
 #: brackets are too deep (RecursionError, MemoryError); the array itself is mapped.
 _BROKEN_NPY: tuple[type[Exception], ...] = (ValueError, TypeError, OverflowError, EOFError, SyntaxError)
 _BROKEN_NPY += (tokenize.TokenError, RecursionError, MemoryError)
+#: Arguments of functions whose options are spelled otherwise, where a message names them.
+_SPELLED = re.compile(r"\b(assume_nonempty|longest_bag|merge_tables|min_bytes|single_file)(?:=True)?\b")
 #: numpy.save writes ml_dtypes.bfloat16 as raw items of two bytes.
 _RAW_BFLOAT16 = np.dtype("V2")
 
 
 class UserError(Exception):
     """A mistake of the user; the message is one line."""
+
+
+def spelled(message: str) -> str:
+    """A message about arguments of a function as one about options of its command."""
+    return _SPELLED.sub(lambda match: "--" + match[1].replace("_", "-"), message)
 
 
 def check_report(report: Path | None, output: Path) -> None:
@@ -70,8 +77,9 @@ def model_errors(model: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        named = str(error).startswith((f"{model}: ", "form = ", "dtype = ", "min_bytes = "))
-        raise UserError(str(error) if named else f"{model}: {error}") from error
+        about_options = ("form = ", "dtype = ", "min_bytes = ", "ragged = ", "longest_bag = ", "single_file = ")
+        message = str(error) if str(error).startswith((f"{model}: ", *about_options)) else f"{model}: {error}"
+        raise UserError(spelled(message)) from error
 
 
 @contextlib.contextmanager

@@ -10,6 +10,11 @@ import typer
 
 from lucid_onnx.ops.attributes import Attribute, BaseAttributes, Choice, Flag, Real, takes
 
+#: The option of every command that writes a model from another.
+SingleFile = Annotated[
+    bool, typer.Option("--single-file", help="Put all tables into OUTPUT itself, which must stay below 2 GiB.")
+]
+
 
 def real(text: str) -> float:
     """A parser of floats with a plain message."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lucid_onnx.builder import is_external, load, location, tensors
+from lucid_onnx.builder import LARGEST_MESSAGE, model_files
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.runtime import info
+from lucid_onnx.runtime.placement import NodeTime
 
-from .files import shape_text
+from .files import shape_text, spelled
 
 if TYPE_CHECKING:
     from lucid_onnx.rewrite import FuseReport, QuantizeReport
@@ -58,11 +59,28 @@ def _values(values: Iterable[info.Value]) -> str:
     return ", ".join(f"{v.name} {v.dtype} {shape_text(v.shape)}" for v in values) or "none"
 
 
-def show_built(output: Path, rows: np.ndarray, model: onnx.ModelProto, form: str) -> None:
+def show_written(console: Console, files: Sequence[str], note: str = "", *, source: str | None = None) -> None:
+    """Name a model that was written, and the other files that it needs.
+
+    Args:
+        source: the model that it was made from, whose files were not written.
+    """
+    sizes = [os.path.getsize(name) for name in files]
+    kept = {os.path.realpath(name) for name in (() if source is None else model_files(source))}
+    single = ", or use --single-file" if sum(sizes) < LARGEST_MESSAGE else ""
+    for k, (name, size) in enumerate(zip(files, sizes, strict=True)):
+        named = f"{name} ({bytes_text(size)})"
+        if k == 0:
+            say(console, f"wrote {named}{note}")
+        elif os.path.realpath(name) in kept:
+            say(console, f"it needs {named} beside it: keep the files together{single}")
+        else:
+            say(console, f"wrote {named}, which it needs beside it: keep the files together{single}")
+
+
+def show_built(files: Sequence[str], rows: np.ndarray, model: onnx.ModelProto, form: str) -> None:
     console = new_console()
-    say(console, f"wrote {output} ({bytes_text(output.stat().st_size)})")
-    for data in dict.fromkeys(output.with_name(location(t)) for t in tensors(load(output)) if is_external(t)):
-        say(console, f"wrote {data} ({bytes_text(data.stat().st_size)})")
+    show_written(console, files)
     opset = info.opset(model)
     say(console, f"table {rows.dtype} {shape_text(rows.shape)}, {bytes_text(rows.nbytes)}; {form} form, opset {opset}")
     say(console, f"inputs: {_values(info.inputs(model))}")
@@ -81,7 +99,17 @@ def show_installation(console: Console, found: info.Installation) -> None:
     library = found.library
     if library is None:
         say(console, f"{'library':<12} not installed: bags run as standard operators")
-        return
+    else:
+        _show_library(console, library)
+    cuda = found.cuda_library
+    if cuda is None:
+        say(console, f"{'CUDA library':<12} not installed")
+    else:
+        say(console, f"{'CUDA library':<12} {cuda.path}")
+        say(console, f"{'':<12} {'runs here' if cuda.problem is None else f'does not run here: {cuda.problem}'}")
+
+
+def _show_library(console: Console, library: info.Library) -> None:
     say(console, f"{'library':<12} {library.path}")
     say(console, f"{'':<12} version {library.version}")
     isas = ", ".join(isa.name + ("" if isa.supported else " (not on this machine)") for isa in library.isas)
@@ -92,6 +120,9 @@ def show_installation(console: Console, found: info.Installation) -> None:
 def show_model(console: Console, found: info.Model) -> None:
     say(console, "")
     say(console, f"{found.path} ({bytes_text(found.file_bytes)}), opset {found.opset}, {found.form} form")
+    for data in found.external_data:
+        size = "missing" if data.file_bytes is None else bytes_text(data.file_bytes)
+        say(console, f"external data: {data.path} ({size})")
     say(console, f"inputs: {_values(found.inputs)}")
     say(console, f"outputs: {_values(found.outputs)}")
     if not found.nodes:
@@ -125,9 +156,30 @@ def show_table_memory(console: Console, found: info.TableMemory) -> None:
     console.print(table)
 
 
+#: How many nodes a profile shows.
+_SHOWN_TIMES = 15
+
+
+def show_times(console: Console, times: Sequence[NodeTime]) -> None:
+    """The nodes of a run, the longest first, and the sum of those that are not shown."""
+    whole = sum(node.milliseconds for node in times) or 1.0
+    table = new_table("node", "operator", "ran by", "kernels", "ms", "part")
+    for node in times[:_SHOWN_TIMES]:
+        table.add_row(Text(node.name), Text(node.op), node.by, str(node.count), *_time(node.milliseconds, whole))
+    rest = times[_SHOWN_TIMES:]
+    if rest:
+        count, spent = sum(node.count for node in rest), sum(node.milliseconds for node in rest)
+        table.add_row(f"{len(rest)} others", "", "", str(count), *_time(spent, whole))
+    console.print(table)
+
+
+def _time(milliseconds: float, whole: float) -> tuple[str, str]:
+    return f"{milliseconds:.3f}", f"{100 * milliseconds / whole:.0f} %"
+
+
 def show_fused(console: Console, report: FuseReport, verb: str) -> None:
     if not (report.fused or report.unfused or report.merged or report.unmerged):
-        say(console, "nothing to fuse")
+        say(console, "nothing to fuse: no bag is written out in standard operators")
         return
     if report.fused:
         columns = ("from", "operator", "mode", "table", "dtype", "shape", "bytes", "padding_idx", "max_norm")
@@ -149,7 +201,7 @@ def show_fused(console: Console, report: FuseReport, verb: str) -> None:
     if report.unfused:
         table = new_table("not fused", "looks like", "why")
         for u in report.unfused:
-            table.add_row(Text(u.where), u.pattern, Text(u.reason))
+            table.add_row(Text(u.where), u.pattern, Text(spelled(u.reason)))
         console.print(table)
     if report.merged:
         table = new_table("merged", "operator", "mode", "tables")

@@ -10,12 +10,18 @@ from pathlib import Path
 import onnx
 
 from lucid_onnx.builder import (
+    LARGEST_MESSAGE,
     ExternalData,
     Replacing,
+    byte_count,
     check_structure,
+    data_of,
     is_external,
     load,
     location,
+    remember_data,
+    renamed,
+    restore_names,
     save,
     tensors,
     without_initializers,
@@ -30,7 +36,7 @@ _LONGEST_COMPLAINT = 2000
 
 
 def read(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[onnx.ModelProto, ExternalData | None]:
-    """A model, and where its external data lies (None: not known).
+    """A model, and where its external data lies (None: not known, and the model is the caller's own).
 
     Small constants in external data become part of the model, since what they are may decide something. No table is
     loaded.
@@ -40,8 +46,12 @@ def read(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[onnx.ModelPro
         ValueError: it is not an ONNX model, has what a rewrite would lose, or has its data outside of its folder.
     """
     if isinstance(model, onnx.ModelProto):
-        proto, name, data = model, "the model", None
+        proto, name, data = model, "the model", data_of(model)
         check_structure(proto, name)
+        if data is not None or renamed(model.functions):
+            proto = onnx.ModelProto()
+            proto.CopyFrom(model)
+            restore_names(proto)
     else:
         name, data = os.fspath(model), ExternalData(model)
         proto = load(model)
@@ -145,13 +155,70 @@ def by_location(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     return found
 
 
-def write(model: onnx.ModelProto, output: str | os.PathLike[str], data: ExternalData | None) -> None:
+def finish(
+    model: onnx.ModelProto,
+    data: ExternalData | None,
+    output: str | os.PathLike[str] | None,
+    *,
+    single_file: bool,
+) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """Write a result where it is wanted; the result, and the files that it needs.
+
+    Args:
+        data: where the model's external data is.
+        output: the file to write; None writes nothing.
+        single_file: put all external data into the model first.
+
+    Raises:
+        OSError: a file cannot be read or written.
+        ValueError: as `write` and `check_single_file`; or single_file without an output.
+    """
+    if single_file:
+        check_single_file(model, data, output)
+        model = _packed(model, data)
+    remember_data(model, data)
+    if output is not None:
+        return model, write(model, output, data)
+    return model, () if data is None else tuple(os.fspath(data.folder / name) for name in by_location(model))
+
+
+def check_single_file(model: onnx.ModelProto, data: ExternalData | None, output: str | os.PathLike[str] | None) -> None:
+    """Raise ValueError if a model cannot be one file with all of its tables, before any of them is read."""
+    if output is None:
+        raise ValueError("single_file = True needs an output")
+    need_data(model, data)
+    if data is not None:
+        check_not_data(Path(output), model, data)
+    light = without_initializers(model)
+    inner = (tensor for tensor in tensors(light) if is_external(tensor))
+    size = light.ByteSize() + sum(map(byte_count, (*model.graph.initializer, *inner)))
+    if size > LARGEST_MESSAGE:
+        raise ValueError(
+            f"single_file = True, but the model and its tables have {size} bytes, and one file holds less than 2 GiB "
+            "(protobuf's limit)"
+        )
+
+
+def _packed(model: onnx.ModelProto, data: ExternalData | None) -> onnx.ModelProto:
+    """A copy of the model with its external data in it."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for tensor in tensors(copy):
+        if is_external(tensor) and data is not None:
+            data.read(tensor)
+    return copy
+
+
+def write(model: onnx.ModelProto, output: str | os.PathLike[str], data: ExternalData | None) -> tuple[str, ...]:
     """Write a model that refers to its external data where it is; if it is not found from there, to a copy of it.
 
     Whoever reads ``output`` finds the old model with its data or the new one, as after `save`.
 
     Args:
         data: where the model's external data is.
+
+    Returns:
+        The files that the result needs: ``output``, and those of external data.
 
     Raises:
         OSError: a file cannot be read or written.
@@ -162,8 +229,7 @@ def write(model: onnx.ModelProto, output: str | os.PathLike[str], data: External
         raise IsADirectoryError(f"{output} is a folder")
     need_data(model, data)
     if data is None or not (external := by_location(model)):
-        save(model, output)
-        return
+        return save(model, output)
     check_not_data(output, model, data)
     with Replacing(output) as files:
         copies: dict[str, str] = {}
@@ -173,6 +239,7 @@ def write(model: onnx.ModelProto, output: str | os.PathLike[str], data: External
                 with data.source(tensor).open("rb") as stream:
                     shutil.copyfileobj(stream, target, _CHUNK)
         files.open_model().write(_moved(model, copies).SerializeToString())
+    return os.fspath(output), *(os.fspath(output.with_name(copies.get(name, name))) for name in external)
 
 
 def _moved(model: onnx.ModelProto, copies: Mapping[str, str]) -> onnx.ModelProto:

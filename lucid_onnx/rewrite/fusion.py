@@ -34,7 +34,10 @@ _FUNCTIONS_IR = 8
 
 @dataclasses.dataclass(frozen=True)
 class FuseReport:
-    """The model, the bags that were put into it, and what looked like one. External data is not loaded.
+    """The model, the bags that were put into it, and what looked like one.
+
+    External data is not loaded; `InferenceSession` and this package's other functions find it where it was. ``files``
+    are all that the result needs, the model first if it was written; copy or remove them together.
 
     ``merged`` and ``unmerged`` are the bags that were to be merged; both are empty if nobody asked.
     """
@@ -44,6 +47,7 @@ class FuseReport:
     unfused: tuple[Unfused, ...]
     merged: tuple[Merged, ...] = ()
     unmerged: tuple[Unmerged, ...] = ()
+    files: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """All but the model, for JSON."""
@@ -52,6 +56,7 @@ class FuseReport:
             "unfused": [dataclasses.asdict(u) for u in self.unfused],
             "merged": [dataclasses.asdict(m) for m in self.merged],
             "unmerged": [dataclasses.asdict(u) for u in self.unmerged],
+            "files": list(self.files),
         }
 
 
@@ -62,6 +67,7 @@ def fuse(
     form: Form = "portable",
     assume_nonempty: bool = False,
     merge_tables: bool = False,
+    single_file: bool = False,
 ) -> FuseReport:
     """Find the bags that a model has written out, and put one node in the place of each.
 
@@ -90,17 +96,17 @@ def fuse(
         assume_nonempty: indices [B, L] under a mean or a maximum have L > 0, though the model does not say so.
         merge_tables: bags of equal attributes whose results are concatenated by a Concat, those that the model had
             before among them, become one ``ai.lucid::EmbeddingBagCollection``; see `lucid_onnx.rewrite.merging`.
+        single_file: put all external data into ``output``, and into the report's model.
 
     Raises:
         OSError: a file cannot be read or written.
-        ValueError: an unknown form, not an ONNX model, or one that onnx.checker rejects.
+        ValueError: an unknown form, not an ONNX model, one that onnx.checker rejects, or a single file over 2 GiB.
     """
     check_form(form)
     proto, data = files.read(model)
     report = _fuse(proto, data, form, assume_nonempty, merge_tables)
-    if output is not None:
-        files.write(report.model, output, data)
-    return report
+    result, needed = files.finish(report.model, data, output, single_file=single_file)
+    return dataclasses.replace(report, model=result, files=needed)
 
 
 def _fuse(
@@ -110,6 +116,9 @@ def _fuse(
     if unknown is not None:
         raise ValueError(f"the model, before any change, does not pass onnx.checker: {files.check(proto) or unknown}")
     model = _from_proto(proto, data)
+    if not nodes.is_sorted(model.graph):  # onnxruntime.quantization does not see what a subgraph reads
+        with contextlib.suppress(ValueError):  # a circle, which onnx.checker reports
+            model.graph.sort()
     RemoveUnusedNodesPass()(model)  # exporters leave nodes that nothing uses, and that would keep a Loop alive
     search = Search(model, _inferred(proto), assume_nonempty=assume_nonempty)
     search.run()

@@ -22,6 +22,7 @@ def lower(
     form: Form = "standard",
     ragged: RaggedWay = "blocks",
     longest_bag: int | None = None,
+    single_file: bool = False,
 ) -> onnx.ModelProto:
     """A model with every ``ai.lucid`` node in another form: `lucid_onnx.to_form`, for files as well.
 
@@ -42,12 +43,14 @@ def lower(
         ragged: "blocks", "loop" or "padded".
         longest_bag: for "padded", the most positions of a bag that will come, padded ones too, in [1, 4096]. Indices
             [B, L] need none: their L is it.
+        single_file: put all external data into ``output``, and into the result.
 
     Raises:
         OSError: a file cannot be read or written.
         TypeError: longest_bag is not an integer.
         ValueError: an unknown form or way; not an ONNX model, an opset outside [16, 26], or one that onnx.checker
-            rejects; longest_bag is out of range, missing, or not for this way; another way in the "native" form.
+            rejects; longest_bag is out of range, missing, or not for this way; another way in the "native" form; a
+            single file over 2 GiB.
     """
     way = Ragged(ragged, longest_bag)
     if form == "native" and way != BLOCKS:
@@ -59,6 +62,4 @@ def lower(
     complaint = files.check(result)
     if complaint is not None:
         raise ValueError(f"the model in {form} form does not pass onnx.checker: {complaint}")
-    if output is not None:
-        files.write(result, output, data)
-    return result
+    return files.finish(result, data, output, single_file=single_file)[0]

@@ -48,6 +48,25 @@ def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
             yield from attribute.as_graphs()
 
 
+def with_inner(node: ir.Node) -> Iterator[ir.Node]:
+    """A node and those of its subgraphs."""
+    yield node
+    for graph in subgraphs(node):
+        yield from ir.traversal.RecursiveGraphIterator(graph)
+
+
+def is_sorted(graph: ir.Graph) -> bool:
+    """Whether every node of a graph stands behind those whose results it, or a subgraph of it, reads."""
+    seen: set[ir.Node] = set()
+    for node in graph:
+        for value in itertools.chain.from_iterable(n.inputs for n in with_inner(node)):
+            producer = None if value is None else value.producer()
+            if producer is not None and producer.graph is graph and producer not in seen:
+                return False
+        seen.add(node)
+    return True
+
+
 def opset(imports: Mapping[str, int]) -> int:
     """The version of the standard operators; 0 if they are not imported."""
     return imports.get("", imports.get("ai.onnx", 0))
@@ -63,7 +82,7 @@ def free_names(model: ir.Model, stem: str) -> Iterator[str]:
 
 
 def replace(node: ir.Node, nodes: Sequence[ir.Node], name: str, old_name: str) -> None:
-    """Put nodes before one; the last one's result takes the place of its first result.
+    """Put nodes before one, those that are not there yet; the last one's result takes the place of its first result.
 
     Args:
         name: the name of the new result. Type, shape, doc string and metadata come from the old one, too.
@@ -74,5 +93,5 @@ def replace(node: ir.Node, nodes: Sequence[ir.Node], name: str, old_name: str) -
     old.name = old_name
     new.name, new.type, new.shape, new.doc_string = name, old.type, old.shape, old.doc_string
     new.metadata_props.update(old.metadata_props)
-    node.graph.insert_before(node, nodes)
+    node.graph.insert_before(node, [n for n in nodes if n.graph is None])
     old.replace_all_uses_with(new, replace_graph_outputs=True)

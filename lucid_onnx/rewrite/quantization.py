@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import onnx
@@ -25,6 +25,7 @@ from lucid_onnx.builder import (
     check_form,
     convert,
     is_external,
+    remember_data,
     tensors,
     without_initializers,
 )
@@ -36,7 +37,8 @@ from lucid_onnx.ops.embedding_bag_collection import spec as collection
 from . import files, tables
 
 #: What a table can be turned into: quantized values, and floats of 16 bits.
-DTYPES = (*quantized_embedding_bag.spec.CODES_TYPES, "float16", "bfloat16")
+SmallerDtype = Literal["int8", "uint8", "int4", "uint4", "float16", "bfloat16"]
+DTYPES: tuple[str, ...] = get_args(SmallerDtype)
 _HALVES = {"float16": np.dtype(np.float16), "bfloat16": spec.BFLOAT16}
 
 
@@ -80,17 +82,23 @@ class Unquantized:
 
 @dataclasses.dataclass(frozen=True)
 class QuantizeReport:
-    """The model, the tables that became smaller, and those that did not. External data is not loaded."""
+    """The model, the tables that became smaller, and those that did not.
+
+    External data is not loaded; `InferenceSession` and this package's other functions find it where it is. ``files``
+    are all that the result needs, the model first if it was written; copy or remove them together.
+    """
 
     model: onnx.ModelProto = dataclasses.field(repr=False)
     quantized: tuple[Quantized, ...]
     unquantized: tuple[Unquantized, ...]
+    files: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """All but the model, for JSON."""
         return {
             "quantized": [dataclasses.asdict(q) for q in self.quantized],
             "unquantized": [dataclasses.asdict(u) for u in self.unquantized],
+            "files": list(self.files),
         }
 
 
@@ -98,9 +106,10 @@ def quantize(
     model: onnx.ModelProto | str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
     *,
-    dtype: str = "int8",
+    dtype: SmallerDtype = "int8",
     min_bytes: int = 0,
     form: Form | None = None,
+    single_file: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> QuantizeReport:
     """Make the constant tables of a model's ``ai.lucid::EmbeddingBag`` nodes smaller.
@@ -123,13 +132,15 @@ def quantize(
         dtype: "int8", "uint8", "int4", "uint4", "float16" or "bfloat16".
         min_bytes: tables with fewer bytes are left.
         form: of all ``ai.lucid`` nodes in the result, as in `lucid_onnx.to_form`; None keeps "portable" or "native".
+        single_file: put all external data into ``output``, and into the report's model.
         progress: called with the bytes of tables read and to read.
 
     Raises:
         OSError: a file cannot be read or written.
         TypeError: ``min_bytes`` is not an integer.
         ValueError: an unknown ``dtype`` or ``form``, a negative ``min_bytes``, not an ONNX model, one without
-            ``ai.lucid`` nodes, one that onnx.checker rejects, or ``output`` in the place of what has to be read.
+            ``ai.lucid`` nodes, one that onnx.checker rejects, ``output`` in the place of what has to be read, or a
+            single file over 2 GiB.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype = {dtype!r} is not one of {', '.join(DTYPES)}")
@@ -143,11 +154,12 @@ def quantize(
     files.need_data(proto, data)
     external = files.by_location(proto)
     work = _Quantization(proto, data, dtype, min_bytes, form, progress)
-    if output is None or data is None or not external:
+    if output is not None and data is not None:
+        files.check_not_data(Path(output), proto, data)
+    if output is None or data is None or not external or single_file:
         report = work.run(None)
-        if output is not None:
-            files.write(report.model, output, data)
-        return report
+        result, needed = files.finish(report.model, data, output, single_file=single_file)
+        return dataclasses.replace(report, model=result, files=needed)
     return _write(work, Path(output), proto, data)
 
 
@@ -155,7 +167,6 @@ def _write(work: _Quantization, output: Path, proto: onnx.ModelProto, data: Exte
     """Write the model and its external data as it is made."""
     if output.is_dir():
         raise IsADirectoryError(f"{output} is a folder")
-    files.check_not_data(output, proto, data)
     beside = output.with_name(output.name + ".data")
     for tensor in files.by_location(proto).values():
         if beside.exists() and beside.samefile(data.source(tensor)):
@@ -166,7 +177,9 @@ def _write(work: _Quantization, output: Path, proto: onnx.ModelProto, data: Exte
         report = work.run(store)
         store.finish()
         replacing.open_model().write(report.model.SerializeToString())
-    return report
+    remember_data(report.model, ExternalData(output))
+    needed = (output, *(output.with_name(name) for name in files.by_location(report.model)))
+    return dataclasses.replace(report, files=tuple(map(os.fspath, needed)))
 
 
 # ---- Finding the bags.

@@ -9,16 +9,23 @@ from typing import Any
 
 import onnx_ir as ir
 
+from lucid_onnx.builder import other_function
+from lucid_onnx.ops import OPERATOR_OF
 from lucid_onnx.ops.embedding_bag import spec
 
 from . import nodes, patterns
 from .expressions import Expression, difference, input_of, subexpressions
-from .normal_form import set_attributes
+from .normal_form import as_opset, set_attributes
 from .reader import Known, Reader
 
 #: What `Search` may compute anew, as it is written in every opset from 11 on.
 _COMPUTED = frozenset(("Cast", "Concat", "CumSum", "Equal", "Expand", "Gather", "Less", "NonZero", "Not", "Reshape"))
-_COMPUTED |= {"ScatterElements", "Shape", "Slice", "Sub", "Where"}
+_COMPUTED |= {"ScatterElements", "Shape", "Slice", "Sub", "Where", "Squeeze", "Transpose", "Unsqueeze", "Flatten"}
+#: What masks and weights are made of, and what stands around a bag.
+_COMPUTED |= {"Abs", "Add", "And", "Clip", "ConstantOfShape", "Div", "Erf", "Exp", "Floor", "Greater", "GreaterOrEqual"}
+_COMPUTED |= {"LessOrEqual", "Log", "Max", "Min", "Mod", "Mul", "Neg", "Or", "Pow", "Reciprocal", "ReduceMax", "Relu"}
+_COMPUTED |= {"ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Sigmoid", "Sign", "Sqrt", "Tanh", "Tile", "Xor"}
+_COMPUTED |= {"Ceil", "IsInf", "IsNaN", "LeakyRelu", "Round", "Softplus"}
 _ATEN_DOMAINS = ("org.pytorch.aten", "aten")
 _ATEN_OPERATORS = ("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
 
@@ -27,7 +34,8 @@ _ATEN_OPERATORS = ("embedding_bag", "_embedding_bag", "_embedding_bag_forward_on
 class Fused:
     """A bag that was found: the node that it ended in, how it was written, and what it became.
 
-    ``table_bytes`` is None where the shape of the table is not fixed.
+    ``table_bytes`` is None where the shape of the table is not fixed. ``table_from`` is the operator that computes the
+    table, None where it is an initializer or an input: a runtime that does not fold it computes the table in every run.
     """
 
     where: str
@@ -42,6 +50,7 @@ class Fused:
     max_norm: float | None
     norm_type: float
     include_last_offset: bool
+    table_from: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +116,8 @@ class Search:
                 continue
             if node.domain in _ATEN_DOMAINS:
                 self._try_aten(node)
+            elif node.domain == spec.DOMAIN and node.op_type not in OPERATOR_OF:
+                self._reject(node, "function", other_function(node.op_type))
             elif nodes.is_standard(node):
                 self._try_patterns(node)
         # No RecursiveGraphIterator: subgraphs come behind the nodes around them, which may have been removed.
@@ -120,7 +131,11 @@ class Search:
             return  # another name of a value whose own node is tried
         rejected: tuple[str, str] | None = None
         for name, pattern in self._patterns.items():
-            for bag, written in pattern(root):
+            for guess, written in pattern(root):
+                if guess is None:
+                    rejected = rejected or (name, str(written))
+                    continue
+                bag = patterns.over_codes(guess)
                 reason = bag.why_invalid() or _mismatch(root, written) or self._why_out_of_reach(bag, node)
                 if reason is None:
                     self._replace(node, bag, name)
@@ -156,12 +171,15 @@ class Search:
         where, name = nodes.where(node) + self._place, node.outputs[0].name or next(self._names)
         inputs = {i: self._value(e, graph, node) for i, e in bag.inputs.items()}
         new = ir.node(bag.op.name, [inputs[i] for i in bag.op.inputs], bag.to_onnx(), domain=spec.DOMAIN)
-        written = [new]
-        if bag.keepdims:
-            new.outputs[0].name = next(self._names)
-            written += self._unsqueezed(new.outputs[0])
         new.name = node.name
-        nodes.replace(node, written, name, f"{name}_unfused")
+        last = new
+        if bag.result is not None:
+            new.outputs[0].name = next(self._names)
+            graph.insert_before(node, new)
+            result = self._value(bag.result(_pooled(bag, new.outputs[0])), graph, node).producer()
+            assert result is not None
+            last = result
+        nodes.replace(node, [last], name, f"{name}_unfused")
         _remove_unused([node])
         self._model.graph.opset_imports.setdefault(spec.DOMAIN, spec.VERSION)
         a = bag.attributes
@@ -179,16 +197,9 @@ class Search:
                 max_norm=a.max_norm,
                 norm_type=a.norm_type,
                 include_last_offset=a.include_last_offset,
+                table_from=None if (made := inputs[next(iter(bag.table))].producer()) is None else made.op_type,
             )
         )
-
-    def _unsqueezed(self, value: ir.Value) -> list[ir.Node]:
-        """Nodes that make [B, 1, D] of a bag's result."""
-        if self._opset < 13:
-            return [ir.node("Unsqueeze", [value], {"axes": [1]})]
-        axes = ir.node("Constant", [], {"value_ints": [1]})
-        axes.outputs[0].name = next(self._names)
-        return [axes, ir.node("Unsqueeze", [value, axes.outputs[0]])]
 
     def _value(self, e: Expression, graph: ir.Graph, before: ir.Node) -> ir.Value:
         """The value of an expression where ``before`` stands; computed anew where there is none."""
@@ -198,8 +209,9 @@ class Search:
             node = ir.node("Constant", [], {"value": ir.tensor(e.array)})
         else:
             assert e.op in _COMPUTED  # see `_why_out_of_reach`
-            inputs = [None if i is None else self._value(i, graph, before) for i in e.inputs]
-            node = ir.node(e.op, inputs, set_attributes(e))
+            operands, attributes = as_opset(e.op, e.inputs, set_attributes(e), self._opset)
+            inputs = [None if i is None else self._value(i, graph, before) for i in operands]
+            node = ir.node(e.op, inputs, attributes)
         node.outputs[0].name = next(self._names)
         graph.insert_before(before, node)
         self._reader.of[node.outputs[0]] = e
@@ -209,11 +221,15 @@ class Search:
 
     def _why_out_of_reach(self, bag: patterns.Bag, node: ir.Node) -> str | None:
         """Why an input of a bag cannot be read or computed where ``node`` stands, or None."""
-        for name, e in bag.inputs.items():
+        needed = dict(bag.inputs)
+        pooled = _pooled(bag, None)
+        if bag.result is not None:
+            needed["result's shape"] = bag.result(pooled)
+        for name, e in needed.items():
             waiting: list[Expression | None] = [e]
             while waiting:
                 inner = waiting.pop()
-                if inner is None or inner.array is not None:
+                if inner is None or inner is pooled or inner.array is not None:
                     continue
                 if inner.value is not None and self._is_visible(inner.value, node.graph):
                     continue
@@ -282,6 +298,11 @@ def _mismatch(root: Expression, written: Expression | str) -> str | None:
     return None if found is None else f"it has {found[0]} where such a bag has {found[1]}"
 
 
+def _pooled(bag: patterns.Bag, value: ir.Value | None) -> Expression:
+    """A bag's result, [B, D]."""
+    return Expression("Value", dtype=bag.weight.type, shape=(None, *bag.table_shape[1:]), value=value)
+
+
 def _is_unknown_loop(root: Expression) -> bool:
     """Whether this is a Loop that gathers rows of a table and reduces them."""
     if root.op != "Loop" or root.output != 0 or root.body is None:
@@ -323,9 +344,9 @@ def _remove_unused(waiting: list[ir.Node]) -> None:
         node = waiting.pop()
         if node.graph is None or any(v.uses() or v.is_graph_output() for v in node.outputs):
             continue
-        sources = list(dict.fromkeys(v for n in _with_inner(node) for v in n.inputs if v is not None))
+        sources = list(dict.fromkeys(v for n in nodes.with_inner(node) for v in n.inputs if v is not None))
         node.graph.remove(node, safe=True)
-        for inner in _with_inner(node):  # so that its subgraphs use nothing from outside any more
+        for inner in nodes.with_inner(node):  # so that its subgraphs use nothing from outside any more
             for k in range(len(inner.inputs)):
                 inner.replace_input_with(k, None)
         for value in sources:
@@ -335,10 +356,3 @@ def _remove_unused(waiting: list[ir.Node]) -> None:
             elif value.is_initializer() and not (value.uses() or value.is_graph_input() or value.is_graph_output()):
                 assert value.graph is not None
                 value.graph.initializers.pop(value.name or "")
-
-
-def _with_inner(node: ir.Node) -> Iterator[ir.Node]:
-    """A node and those of its subgraphs."""
-    yield node
-    for graph in nodes.subgraphs(node):
-        yield from ir.traversal.RecursiveGraphIterator(graph)

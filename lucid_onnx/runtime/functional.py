@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from lucid_onnx.ops.quantized_embedding_bag.table import QuantizedTable
 from lucid_onnx.ops.variants import BaseVariant
 
 from .installation import install_gpu
-from .library import CUDA, PROVIDERS, check_provider, why_no_cuda
+from .library import CUDA, PROVIDERS, Provider, check_provider, why_no_cuda
 from .session import InferenceSession
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def embedding_bag(
     *,
     form: Form = "portable",
     native: bool = True,
-    provider: str = "cpu",
+    provider: Provider = "cpu",
     **further: Any,
 ) -> np.ndarray:
     """Pool rows of ``weight``, bag by bag, on ONNX Runtime.
@@ -52,7 +52,8 @@ def embedding_bag(
         weight: the table [V, D]: float32, float16, bfloat16 (ml_dtypes) or float64. It is handed to the session as
             it is, without a copy, and never changed.
         offsets: [B], int32 or int64: where each bag begins in ``x``. Needed for [N], an error with [B, L].
-        per_sample_weights: shaped like ``x``, of the table's dtype; mode "sum", or mean and sqrtn with a divisor.
+        per_sample_weights: shaped like ``x``, of the table's dtype, or lists of numbers; mode "sum", or mean and sqrtn
+            with a divisor.
         **attributes: those of `lucid_onnx.ops.embedding_bag.spec`.
         scale_grad_by_freq, sparse: concern the gradient alone; no effect here.
         form: which expression of the operator runs: "portable", "standard" or "native".
@@ -64,13 +65,13 @@ def embedding_bag(
 
     Raises:
         IndexError: an index outside the table, with its value and position.
-        TypeError: a dtype that the operator does not have.
+        TypeError: a dtype that the operator does not have, or a torch tensor that requires a gradient.
         ValueError: any other invalid argument, with its name and value.
     """
     del scale_grad_by_freq, sparse
-    indices, table = _index_array(x), np.asarray(weight)
+    indices, table = _index_array(x), _array("weight", weight)
     starts = None if offsets is None else _index_array(offsets)
-    weights = None if per_sample_weights is None else np.asarray(per_sample_weights)
+    weights = None if per_sample_weights is None else _weight_array(per_sample_weights, table.dtype)
     attributes = spec.Attributes(mode, padding_idx, max_norm, norm_type, include_last_offset, **further)
     spec.check_table(table)
     spec.check_layout(indices, starts, weights, table.dtype, attributes)
@@ -83,6 +84,80 @@ def embedding_bag(
         spec.check_inputs(table, indices, starts, weights, attributes)
 
     return _run(op, op.outputs, attributes, given, check, form, native, provider)[0]
+
+
+@overload
+def embedding_bag_grad(
+    grad_output: npt.ArrayLike,
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    offsets: npt.ArrayLike | None = ...,
+    max_norm: float | None = ...,
+    norm_type: float = ...,
+    scale_grad_by_freq: bool = ...,
+    mode: spec.Mode = ...,
+    sparse: Literal[False] = ...,
+    per_sample_weights: npt.ArrayLike | None = ...,
+    include_last_offset: bool = ...,
+    padding_idx: int | None = ...,
+    *,
+    with_per_sample_weights: Literal[False] = ...,
+    **further: Any,
+) -> np.ndarray: ...
+
+
+@overload
+def embedding_bag_grad(
+    grad_output: npt.ArrayLike,
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    offsets: npt.ArrayLike | None = ...,
+    max_norm: float | None = ...,
+    norm_type: float = ...,
+    scale_grad_by_freq: bool = ...,
+    mode: spec.Mode = ...,
+    *,
+    sparse: Literal[True],
+    with_per_sample_weights: bool = ...,
+    **further: Any,
+) -> tuple[np.ndarray, ...]: ...
+
+
+@overload
+def embedding_bag_grad(
+    grad_output: npt.ArrayLike,
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    offsets: npt.ArrayLike | None = ...,
+    max_norm: float | None = ...,
+    norm_type: float = ...,
+    scale_grad_by_freq: bool = ...,
+    mode: spec.Mode = ...,
+    sparse: bool = ...,
+    *,
+    with_per_sample_weights: Literal[True],
+    **further: Any,
+) -> tuple[np.ndarray, ...]: ...
+
+
+@overload
+def embedding_bag_grad(
+    grad_output: npt.ArrayLike,
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    offsets: npt.ArrayLike | None = ...,
+    max_norm: float | None = ...,
+    norm_type: float = ...,
+    scale_grad_by_freq: bool = ...,
+    mode: spec.Mode = ...,
+    sparse: bool = ...,
+    per_sample_weights: npt.ArrayLike | None = ...,
+    include_last_offset: bool = ...,
+    padding_idx: int | None = ...,
+    *,
+    with_per_sample_weights: bool = ...,
+    **further: Any,
+) -> np.ndarray | tuple[np.ndarray, ...]: ...
 
 
 @takes(gradient.Attributes)
@@ -103,7 +178,7 @@ def embedding_bag_grad(
     with_per_sample_weights: bool = False,
     form: Form = "portable",
     native: bool = True,
-    provider: str = "cpu",
+    provider: Provider = "cpu",
     **further: Any,
 ) -> np.ndarray | tuple[np.ndarray, ...]:
     """The gradient of a bag, on ONNX Runtime: what `embedding_bag` of the same arguments hands back to its table.
@@ -126,9 +201,9 @@ def embedding_bag_grad(
         IndexError, TypeError, ValueError: as `embedding_bag`; ``grad_output`` of another shape or dtype; or
             with_per_sample_weights where there are none.
     """
-    given_gradient, indices, table = np.asarray(grad_output), _index_array(x), np.asarray(weight)
+    given_gradient, indices, table = _array("grad_output", grad_output), _index_array(x), _array("weight", weight)
     starts = None if offsets is None else _index_array(offsets)
-    weights = None if per_sample_weights is None else np.asarray(per_sample_weights)
+    weights = None if per_sample_weights is None else _weight_array(per_sample_weights, table.dtype)
     attributes = gradient.Attributes(
         mode, padding_idx, max_norm, norm_type, include_last_offset, scale_grad_by_freq=scale_grad_by_freq, **further
     )
@@ -163,7 +238,7 @@ def quantized_embedding_bag(
     per_sample_weights: npt.ArrayLike | None = None,
     form: Form = "portable",
     native: bool = True,
-    provider: str = "cpu",
+    provider: Provider = "cpu",
     **attributes: Unpack[spec.Keywords],
 ) -> np.ndarray:
     """Pool rows of a quantized table, bag by bag, on ONNX Runtime: `embedding_bag` of the rows that it stands for.
@@ -185,7 +260,7 @@ def quantized_embedding_bag(
         raise TypeError(f"table is a {type(table).__name__}, expected a QuantizedTable")
     indices = _index_array(x)
     starts = None if offsets is None else _index_array(offsets)
-    weights = None if per_sample_weights is None else np.asarray(per_sample_weights)
+    weights = None if per_sample_weights is None else _weight_array(per_sample_weights, table.scale.dtype)
     meaning = quantized.Attributes(**attributes, codes_type=table.codes_type, embedding_dim=table.embedding_dim)
     dtype = table.scale.dtype
     # What the checks look at of a table is its shape and the dtype of its rows, so no row is decoded for them.
@@ -234,7 +309,14 @@ def embedding_bag_collection(
         IndexError, TypeError, ValueError: as `embedding_bag`; what concerns one table says which.
     """
     meaning = collection.Attributes(**attributes)
-    op, given = collection.arrange(x, weights, offsets, per_sample_weights, packed=packed)
+    tables = [_array(f"weight of table {t}", weight) for t, weight in enumerate(weights)]
+    if per_sample_weights is not None and tables:
+        given_weights: Any = per_sample_weights
+        dtype = tables[0].dtype
+        per_sample_weights = (
+            _weight_array(given_weights, dtype) if packed else [_weight_array(w, dtype) for w in given_weights]
+        )
+    op, given = collection.arrange(x, tables, offsets, per_sample_weights, packed=packed)
     collection.check_layout(op, given, meaning)
     _check_choices(form, native, "cpu")
 
@@ -267,11 +349,21 @@ def _run(
     dtypes = tuple((name, array.dtype) for name, array in feeds.items())
     try:
         session = _session(op, attributes, dtypes, form, kernel, provider)
-        return [np.asarray(output) for output in session.run(list(outputs), feeds)]
+        return [np.asarray(output) for output in session.run(list(outputs), feeds, _quiet())]
     except Exception:
         # The kernel says what is wrong in onnxruntime's exceptions; the operator has its own.
         check()
         raise
+
+
+@functools.cache
+def _quiet() -> Any:
+    """Options of a run that logs no error: what is wrong is an exception here, in the operator's own words."""
+    import onnxruntime
+
+    options = onnxruntime.RunOptions()
+    options.log_severity_level = 4
+    return options
 
 
 def _check_choices(form: str, native: bool, provider: str) -> None:
@@ -279,6 +371,25 @@ def _check_choices(form: str, native: bool, provider: str) -> None:
     if form == "native" and not native:
         raise ValueError("native = False, but form 'native' is the kernel alone")
     check_provider(provider)
+
+
+def _array(name: str, values: npt.ArrayLike) -> np.ndarray:
+    """An array. A tensor that a gradient flows through would end that here, and torch does not let it."""
+    try:
+        return np.asarray(values)
+    except RuntimeError as error:
+        if not getattr(values, "requires_grad", False):
+            raise
+        raise TypeError(
+            f"{name} requires a gradient, and this call gives NumPy arrays: give {name}.detach(), or call "
+            "lucid_onnx.torch.embedding_bag, which torch differentiates"
+        ) from error
+
+
+def _weight_array(values: npt.ArrayLike, dtype: np.dtype) -> np.ndarray:
+    """An array; numbers in lists, which have no dtype of their own, take the table's."""
+    array = _array("per_sample_weights", values)
+    return array.astype(dtype) if array.dtype.kind in "iuf" and not hasattr(values, "dtype") else array
 
 
 def _index_array(values: npt.ArrayLike) -> np.ndarray:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from .installation import FORCE_ISA, Installation, Isa, Library, installation, library, version
-from .model_info import Model, Node, Value, inputs, model, opset, outputs
+from .installation import FORCE_ISA, CudaLibrary, Installation, Isa, Library, installation, library, version
+from .model_info import DataFile, Model, Node, Value, inputs, model, opset, outputs
 from .table_memory import TableMemory, TablePlace, table_memory
 
 __all__ = [
     "FORCE_ISA",
+    "CudaLibrary",
+    "DataFile",
     "Installation",
     "Isa",
     "Library",

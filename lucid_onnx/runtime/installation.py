@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from .library import get_library_path
+from .library import CUDA, find_cuda_library, get_library_path, why_no_cuda
 
 FORCE_ISA = "LUCID_FORCE_ISA"
 #: The distributions that bring the module onnxruntime. They overwrite each other's files.
@@ -50,6 +50,14 @@ class Library:
 
 
 @dataclasses.dataclass(frozen=True)
+class CudaLibrary:
+    """The library with the CUDA kernels. ``problem`` says why they do not run on this machine; None if they do."""
+
+    path: str
+    problem: str | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Installation:
     """Versions, the native library (None: not installed), and onnxruntime's providers with the preferred one first.
 
@@ -65,6 +73,7 @@ class Installation:
     onnxruntime_problem: str | None
     providers: tuple[str, ...]
     library: Library | None
+    cuda_library: CudaLibrary | None
 
 
 def installation() -> Installation:
@@ -88,7 +97,18 @@ def installation() -> Installation:
         onnxruntime_problem=problem,
         providers=() if onnxruntime is None else tuple(onnxruntime.get_available_providers()),
         library=library(),
+        cuda_library=_cuda_library(None if onnxruntime is None else onnxruntime.get_available_providers()),
     )
+
+
+def _cuda_library(providers: Collection[str] | None) -> CudaLibrary | None:
+    path = find_cuda_library()
+    if path is None:
+        return None
+    problem = why_no_cuda()
+    if problem is None and CUDA not in (providers or ()):
+        problem = f"onnxruntime has no {CUDA}: {install_gpu()}"
+    return CudaLibrary(path, problem)
 
 
 def load_onnxruntime() -> Any:

@@ -6,10 +6,12 @@ import ctypes
 import functools
 import importlib.resources
 import sys
+from typing import Literal
 
 from lucid_onnx.ops.attributes import check_choice
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+Provider = Literal["cpu", "cuda"]
 #: onnxruntime's execution providers for each ``provider`` of ours, the preferred one first.
 PROVIDERS = {"cpu": [CPU], "cuda": [CUDA, CPU]}
 _NAME = {"win32": "lucid_onnx_ops.dll", "darwin": "liblucid_onnx_ops.dylib"}.get(sys.platform, "liblucid_onnx_ops.so")

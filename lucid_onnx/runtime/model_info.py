@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from lucid_onnx.builder import byte_count, is_external, load
+from lucid_onnx.builder import byte_count, data_files, is_external, load
 from lucid_onnx.graph import subgraphs, where
 from lucid_onnx.ops import OPERATOR_OF
 from lucid_onnx.ops.embedding_bag import spec
@@ -49,11 +49,23 @@ class Node:
 
 
 @dataclasses.dataclass(frozen=True)
+class DataFile:
+    """A file of a model's external data; ``file_bytes`` is None if it is not there."""
+
+    path: str
+    file_bytes: int | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
-    """A model file; ``form`` is "portable", "native", "mixed", or "standard" if it has no bag nodes."""
+    """A model file; ``form`` is "portable", "native", "mixed", or "standard" if it has no bag nodes.
+
+    ``external_data`` are the other files that it needs.
+    """
 
     path: str
     file_bytes: int
+    external_data: tuple[DataFile, ...]
     opset: int
     form: str
     nodes: tuple[Node, ...]
@@ -71,18 +83,24 @@ def model(path: str) -> Model:
     proto = load(path)
     try:
         nodes = tuple(_bags(proto))
+        external = data_files(proto, path)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     forms = {node.form for node in nodes}
     return Model(
         path=path,
         file_bytes=os.path.getsize(path),
+        external_data=tuple(DataFile(name, _size(name)) for name in external),
         opset=opset(proto),
         form="standard" if not forms else forms.pop() if len(forms) == 1 else "mixed",
         nodes=nodes,
         inputs=inputs(proto),
         outputs=outputs(proto),
     )
+
+
+def _size(path: str) -> int | None:
+    return os.path.getsize(path) if os.path.isfile(path) else None
 
 
 def inputs(proto: onnx.ModelProto) -> tuple[Value, ...]:
@@ -112,7 +130,7 @@ def _bags(proto: onnx.ModelProto) -> Iterator[Node]:
         *(_within(f.node, {}) for f in proto.functions if f.domain != spec.DOMAIN),
     )
     for node, known in found:
-        if node.domain != spec.DOMAIN:
+        if node.domain != spec.DOMAIN or node.op_type in bodies.difference(OPERATOR_OF):
             continue
         at = where(node)
         if node.op_type not in OPERATOR_OF:

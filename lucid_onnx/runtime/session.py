@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import tempfile
 import threading
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from lucid_onnx.builder import is_external, save_temporarily, tensors
+from lucid_onnx.builder import (
+    ExternalData,
+    data_of,
+    functions,
+    is_external,
+    load,
+    remember_data,
+    renamed,
+    restore_names,
+    save_temporarily,
+    tensors,
+)
 from lucid_onnx.ops.attributes import check_choice
 from lucid_onnx.ops.embedding_bag.spec import BFLOAT16
 
 from .installation import distributions_problem, load_onnxruntime
-from .library import CPU, CUDA, check_provider, find_cuda_library, get_library_path, why_no_cuda
+from .library import CPU, CUDA, Provider, check_provider, find_cuda_library, get_library_path, why_no_cuda
+from .placement import Placement, placement
 
 load_onnxruntime()  # an error says what is wrong with it
 import onnxruntime as ort  # noqa: E402
@@ -31,12 +44,16 @@ if _problem is not None:
     warnings.warn(_problem, RuntimeWarning, stacklevel=2)
 
 #: Where constant tables of 8 MiB and more lie.
-TABLE_MEMORY = ("auto", "inplace", "hugepage_copy", "mmap")
+TableMemory = Literal["auto", "inplace", "hugepage_copy", "mmap"]
+TABLE_MEMORY: tuple[str, ...] = get_args(TableMemory)
 #: The session config entries that the library reads, with what they are if nobody sets them.
 _TABLE_MEMORY_ENTRY = "lucid.table_memory"
 _ENTRIES = {_TABLE_MEMORY_ENTRY: "auto", "lucid.bounds_check": "report", "lucid.max_output_bytes": ""}
-#: onnxruntime's own entry: the folder of the external data of a model that is not a file.
+#: onnxruntime's own entry, from 1.24 on: the folder of the external data of a model that is not a file.
 _FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"
+_HAS_FOLDER_ENTRY = tuple(int(part) for part in ort.__version__.split(".")[:2]) >= (1, 24)
+#: Held while a session starts whose options have that entry for its sake alone.
+_folder_lock = threading.RLock()
 
 _BFLOAT16_TYPE = "tensor(bfloat16)"
 _FLOAT32_SUFFIX = "__float32"
@@ -54,7 +71,9 @@ _registered: weakref.WeakKeyDictionary[ort.SessionOptions, _Registration] = weak
 _registering = threading.Lock()
 
 
-def register(session_options: ort.SessionOptions, *, provider: str = "cpu", table_memory: str | None = None) -> None:
+def register(
+    session_options: ort.SessionOptions, *, provider: Provider = "cpu", table_memory: TableMemory | None = None
+) -> None:
     """Register the native kernels on ``session_options``. A second call with the same settings does nothing.
 
     Args:
@@ -137,7 +156,7 @@ def _check_same(before: _Registration, now: _Registration) -> None:
         )
 
 
-def _provider(providers: Sequence[Any]) -> str:
+def _provider(providers: Sequence[Any]) -> Provider:
     """The provider whose kernels a session of these providers needs, "cpu" or "cuda"."""
     names = [p if isinstance(p, str) else p[0] for p in providers]
     if CUDA not in names or CUDA not in ort.get_available_providers():
@@ -155,10 +174,12 @@ class InferenceSession(ort.InferenceSession):
     It takes onnxruntime's own arguments, by position or by name, and these beside them.
 
     Args:
-        path_or_bytes: a path, the bytes of a model, or an onnx.ModelProto (also one over 2 GiB).
+        path_or_bytes: a path, the bytes of a model, or an onnx.ModelProto (also one over 2 GiB). What `fuse`, `lower`
+            and `quantize` return finds the external data of the file that it was made of, as long as that lies there.
         sess_options: used as given, and registered (see `register`); they serve any number of sessions.
-        providers: execution providers, by default ``["CPUExecutionProvider"]``. With CUDAExecutionProvider among them
-            the CUDA kernels are registered too. If they cannot run, a RuntimeWarning says why.
+        providers: execution providers, by default those that ``sess_options`` has, or ``["CPUExecutionProvider"]``.
+            With CUDAExecutionProvider among them the CUDA kernels are registered too. If they cannot run, a
+            RuntimeWarning says why.
         provider_options: as onnxruntime's, a dict per provider.
         model: another name of ``path_or_bytes``.
         native: use the native kernels; False runs the function bodies of the model.
@@ -171,8 +192,8 @@ class InferenceSession(ort.InferenceSession):
     Raises:
         FileNotFoundError: no such model file, or no native library.
         TypeError: no model, or one argument by both of its names.
-        ValueError: an onnx.ModelProto with external data that was not loaded, which does not say which folder it is
-            in; a bad ``table_memory``; options that were registered with other settings.
+        ValueError: an onnx.ModelProto with external data that was not loaded and whose folder is not known, or data
+            outside of it; a bad ``table_memory``; options that were registered with other settings.
         RuntimeError: see `register`. A model that onnxruntime rejects raises onnxruntime's own exceptions.
     """
 
@@ -186,16 +207,15 @@ class InferenceSession(ort.InferenceSession):
         model: str | os.PathLike[str] | bytes | onnx.ModelProto | None = None,
         native: bool = True,
         session_options: ort.SessionOptions | None = None,
-        table_memory: str | None = None,
+        table_memory: TableMemory | None = None,
         **kwargs: Any,
     ) -> None:
         model = _one_of(path_or_bytes=path_or_bytes, model=model)
         if model is None:
             raise TypeError("InferenceSession needs a model: path_or_bytes")
-        options = _one_of(sess_options=sess_options, session_options=session_options)
-        if options is None:
-            options = ort.SessionOptions()
-        providers = list(providers or [CPU])
+        given = _one_of(sess_options=sess_options, session_options=session_options)
+        options = ort.SessionOptions() if given is None else given
+        providers = list(providers or ([] if _has_providers(options) else [CPU]))
         if native:
             register(options, provider=_provider(providers), table_memory=table_memory)
         elif table_memory is not None:
@@ -203,14 +223,35 @@ class InferenceSession(ort.InferenceSession):
                 f"table_memory = {table_memory!r}, but native = False: table_memory needs the native kernels"
             )
         with contextlib.ExitStack() as stack:
-            source = _source(model, options, stack)
+            model = _with_our_names(model) if native else model
+            source = _source(model, options, given is not None, stack)
             try:
-                super().__init__(source, options, providers, provider_options, **kwargs)
+                super().__init__(source, options, providers or None, provider_options, **kwargs)
             except Exception as error:
                 if _ALREADY in str(error):
                     raise ValueError(_REGISTERED_ELSEWHERE) from error
+                if isinstance(model, bytes) and _names_data(str(error), model):
+                    raise ValueError(f"{error} (the bytes of a model do not say where it is: give its path)") from error
                 raise
+        self._placement: Callable[[], Placement] = functools.cache(_placing(model, native))
         self._bfloat16 = any(v.type == _BFLOAT16_TYPE for v in (*self.get_inputs(), *self.get_outputs()))
+
+    @property
+    def native_nodes(self) -> tuple[str, ...]:
+        """The ``ai.lucid`` nodes that run on the native kernels, by name, or by first output without one.
+
+        There are none with ``native=False``, and in a model that nobody fused. The model is looked through when this is
+        first asked; a file is read again, without its external data.
+
+        Raises:
+            OSError, ValueError: the file of the model cannot be read any more.
+        """
+        return self._placement().native
+
+    @property
+    def function_nodes(self) -> tuple[str, ...]:
+        """The nodes that a function of the model runs, in standard operators; named and found as `native_nodes`."""
+        return self._placement().functions
 
     def get_inputs(self) -> list[Any]:
         """As onnxruntime's: name, type and shape of each input."""
@@ -305,30 +346,122 @@ def _one_of(**given: Any) -> Any:
     return next(iter(values.values()), None)
 
 
+def _placing(model: str | os.PathLike[str] | bytes | onnx.ModelProto, native: bool) -> Callable[[], Placement]:
+    """What finds the placement of a model's nodes, and does not hold its tables."""
+    if isinstance(model, onnx.ModelProto):
+        found = placement(model, native=native)
+        return lambda: found
+    if isinstance(model, bytes):  # which onnxruntime's session holds as well
+        return lambda: placement(onnx.load_from_string(model), native=native)
+    path = os.path.abspath(model)
+    return lambda: placement(load(path), native=native)
+
+
+def _with_our_names(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> Any:
+    """The model; in a copy, if a tool gave our functions other names, by which onnxruntime finds no kernels of ours."""
+    if isinstance(model, onnx.ModelProto):
+        if not renamed(model.functions):
+            return model
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        restore_names(copy)
+        remember_data(copy, data_of(model))
+        return copy
+    if not isinstance(model, bytes) and not os.path.isfile(model):
+        return model
+    if not renamed(functions(model)):
+        return model
+    if isinstance(model, bytes):
+        copy = onnx.ModelProto.FromString(model)
+        restore_names(copy)
+        return copy
+    copy = load(model)
+    remember_data(copy, ExternalData(model))
+    return copy
+
+
 def _source(
-    model: str | os.PathLike[str] | bytes | onnx.ModelProto, options: ort.SessionOptions, stack: contextlib.ExitStack
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+    options: ort.SessionOptions,
+    shared: bool,
+    stack: contextlib.ExitStack,
 ) -> str | bytes:
+    """What onnxruntime's session takes for a model.
+
+    Args:
+        shared: the options are not this session's alone, and must be as before when ``stack`` is closed.
+    """
     if isinstance(model, (str, os.PathLike)):
         model = os.fspath(model)
         if not os.path.isfile(model):
             raise FileNotFoundError(f"{model}: no such model file")
-    if isinstance(model, onnx.ModelProto) and not _entry(options, _FOLDER_ENTRY, ""):
-        for tensor in tensors(model):
-            if is_external(tensor):
-                raise ValueError(
-                    f"initializer {tensor.name!r} is external data that was not loaded: give the session the path of "
-                    "the model (fuse, lower and quantize write one: output), or use onnx.load first"
-                )
+    if isinstance(model, onnx.ModelProto) and not _entry(options, _FOLDER_ENTRY, "") and _refers(model):
+        model = _with_data(model, options, shared, stack)
     if _NEEDS_FLOAT32_INPUTS:
         model = _with_float32_inputs(model)
     if not isinstance(model, onnx.ModelProto):
         return model
-    if sum(len(t.raw_data) for t in model.graph.initializer) < 2**30:
+    if sum(len(t.raw_data) for t in model.graph.initializer) < 2**30 or _refers(model):
         return model.SerializeToString()
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lucid_onnx"))
     path = os.path.join(folder, "model.onnx")
     save_temporarily(model, path)
     return path
+
+
+def _has_providers(options: ort.SessionOptions) -> bool:
+    """Whether somebody chose providers on the options themselves, which older releases cannot do."""
+    return hasattr(options, "has_providers") and bool(options.has_providers())
+
+
+def _refers(model: onnx.ModelProto) -> bool:
+    """Whether a model has external data."""
+    return any(is_external(tensor) for tensor in tensors(model))
+
+
+def _names_data(message: str, content: bytes) -> bool:
+    """Whether a message names a file of external data of a model."""
+    try:
+        model = onnx.load_from_string(content)
+    except Exception:  # the message is about that; the error's class depends on protobuf's release
+        return False
+    names = {
+        e.value for tensor in tensors(model) if is_external(tensor) for e in tensor.external_data if e.key == "location"
+    }
+    return any(name in message for name in names)
+
+
+def _with_data(
+    model: onnx.ModelProto, options: ort.SessionOptions, shared: bool, stack: contextlib.ExitStack
+) -> onnx.ModelProto:
+    """A copy of a model that finds its external data: where the file was that the model was read from here.
+
+    onnxruntime gets a folder and real paths below it. A release that takes no folder gets the data itself.
+    """
+    data = data_of(model)
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    external = [tensor for tensor in tensors(copy) if is_external(tensor)]
+    if data is None:
+        raise ValueError(
+            f"initializer {external[0].name!r} is external data that was not loaded: give the session the path of "
+            "the model (fuse, lower and quantize write one: output), or use onnx.load first"
+        )
+    paths = [data.region(tensor)[0] for tensor in external]
+    if not _HAS_FOLDER_ENTRY:
+        for tensor in external:
+            data.read(tensor)
+        return copy
+    folder = os.path.commonpath([path.parent for path in paths])
+    for tensor, path in zip(external, paths, strict=True):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = path.relative_to(folder).as_posix()
+    if shared:
+        stack.enter_context(_folder_lock)
+        stack.callback(options.add_session_config_entry, _FOLDER_ENTRY, "")
+    options.add_session_config_entry(_FOLDER_ENTRY, folder)
+    return copy
 
 
 def _with_float32_inputs(model: str | bytes | onnx.ModelProto) -> str | bytes | onnx.ModelProto:

@@ -394,6 +394,7 @@ class Trainer:
             raise ValueError(f"tables = {sorted(tables)}, but the model trains {sorted(trained)}")
         self._dtype = np.dtype({"tensor(float)": np.float32, "tensor(double)": np.float64}[inputs[trained[0]].type])
         self._batch = [name for name in inputs if name not in (*trained, "learning_rate")]
+        self._floats = {name for name in self._batch if inputs[name].type in ("tensor(float)", "tensor(double)")}
         self.tables = {name: _table(name, tables[name], self._dtype, len(inputs[name].shape)) for name in trained}
         self._check_sizes()
 
@@ -418,7 +419,7 @@ class Trainer:
 
         Args:
             learning_rate: a finite number.
-            batch: the model's other inputs by name, of its dtypes.
+            batch: the model's other inputs by name, of its dtypes, or lists of numbers.
 
         Returns:
             The loss, before the step.
@@ -434,7 +435,10 @@ class Trainer:
             raise ValueError(f"learning_rate = {learning_rate!r} is not a finite number")
         binding = self.session.io_binding()
         for name, value in batch.items():
-            binding.bind_cpu_input(name, np.ascontiguousarray(value))
+            array = np.ascontiguousarray(value)
+            if name in self._floats and not hasattr(value, "dtype"):  # a list of numbers has no dtype of its own
+                array = array.astype(self._dtype)
+            binding.bind_cpu_input(name, array)
         binding.bind_cpu_input("learning_rate", rate)
         for name, table in self.tables.items():
             where = ("cpu", 0, table.dtype.type, table.shape, table.ctypes.data)

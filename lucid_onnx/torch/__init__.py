@@ -9,7 +9,7 @@ from lucid_onnx.runtime.installation import missing_package
 
 try:
     from .autograd import embedding_bag
-    from .export import MIN_OPSET, export, translation_table
+    from .export import MIN_OPSET, UnfusedWarning, export, translation_table
 except ModuleNotFoundError as error:
     package = missing_package(error, ("torch", "onnxscript", "onnx_ir"))
     if package is None:
@@ -18,4 +18,4 @@ except ModuleNotFoundError as error:
         f"lucid_onnx.torch needs {package}, which is not installed: pip install 'lucid-onnx[torch]'"
     ) from error
 
-__all__ = ["MIN_OPSET", "embedding_bag", "export", "translation_table"]
+__all__ = ["MIN_OPSET", "UnfusedWarning", "embedding_bag", "export", "translation_table"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, overload
 
@@ -12,17 +13,24 @@ import torch
 
 from lucid_onnx.builder import Form, check_form, fill_tables, save, to_form
 from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.rewrite import Unfused
 
 from .capture import capture, clips_a_shared_table, has_no_data, memory_key
-from .resolve import resolve_placeholders
-from .simplify import restore_doubles, simplify
-from .translations import RejectedError, rejecting, translate_lookup, translation_table
+from .packed import packed_tables
+from .placeholders import RejectedError
+from .resolve import pool_lookups, resolve_placeholders, take_over_norms
+from .simplify import restore_doubles, simplify, tidy
+from .translations import rejecting, translate_lookup, translate_packed, translation_table
 
 #: The oldest opset that torch's exporter writes.
 MIN_OPSET = 18
 #: Initializers of at least so many bytes are written from the module's own memory.
 _LARGE = 4096
 _ATEN = torch.ops.aten
+
+
+class UnfusedWarning(UserWarning):
+    """A module looks up rows of a table and pools them, and `export` made no bag of it."""
 
 
 @overload
@@ -71,7 +79,8 @@ def export(
 ) -> onnx.ModelProto | None:
     """Export a module, with every bag in it as one ``ai.lucid`` node.
 
-    Bags are torch.nn.EmbeddingBag, torch.nn.functional.embedding_bag and what they come down to. ``max_norm`` clips
+    Bags are torch.nn.EmbeddingBag, torch.nn.functional.embedding_bag and what they come down to, torch's quantized bags
+    (torch.ao.nn.quantized, torch.ops.quantized.embedding_bag_byte and _4bit), and pooled embeddings. ``max_norm`` clips
     the rows as they are read: the table in the file is the module's, and no run changes it. ``sparse`` and
     ``scale_grad_by_freq`` concern the gradient alone and are dropped.
 
@@ -82,9 +91,10 @@ def export(
         path: the .onnx file to write, whole or not at all.
         form: "portable", "standard" or "native", as in `lucid_onnx.to_form`.
         opset: version of the standard operators, 18 to 26.
-        embedding_as_bag: make a torch.nn.Embedding of [B, L] indices that is only summed, averaged or maximised over L
-            a bag too. The result is the same to rounding, and [B, L, D] is never in memory. (A 16-bit one that is
-            itself an output of the module stays as torch exports it, in float32.)
+        embedding_as_bag: make a torch.nn.Embedding that is pooled over a sequence a bag too, with a mask or weights or
+            without: what `lucid_onnx.fuse` finds. The result is the same to rounding, and [B, L, D] is never in memory.
+            What looks like one and is none raises an `UnfusedWarning` with the reason. (A 16-bit sum that is itself an
+            output of the module stays as torch exports it, in float32.)
         external_data: as in `lucid_onnx.save`; None puts the tables outside only if one file cannot hold them.
 
     Returns:
@@ -97,6 +107,7 @@ def export(
     """
     _check_arguments(form, opset)
     translations = translation_table()
+    translations[torch.ops.lucid_onnx.packed_embedding_bag.default] = rejecting(translate_packed)
     if embedding_as_bag:
         translations[_ATEN.embedding.default] = rejecting(translate_lookup)
     if clips_a_shared_table(module):
@@ -106,7 +117,7 @@ def export(
                 "fails to decompose: give the module itself"
             )
         module, args, kwargs = capture(module, args, kwargs, dynamic_shapes), (), None
-    model = _translated(
+    model, unfused = _translated(
         module,
         args,
         translations,
@@ -116,6 +127,7 @@ def export(
         input_names=input_names,
         output_names=output_names,
     )
+    _warn(unfused)
     proto, tables = _to_proto(model)
     proto = to_form(proto, form)
     # torch asks for IR version 10 whatever the opset; ONNX Runtime 1.17 reads 9, and opset 18 needs 8.
@@ -126,6 +138,17 @@ def export(
         return None
     fill_tables(proto, tables)
     return proto
+
+
+def _warn(unfused: Sequence[Unfused]) -> None:
+    """Say what was exported without a bag, and why."""
+    if unfused:
+        reasons = "".join(f"\n  {u.where}: {u.reason}" for u in unfused)
+        warnings.warn(
+            f"{len(unfused)} poolings of an embedding are exported as torch writes them, not as a bag:{reasons}",
+            UnfusedWarning,
+            stacklevel=3,
+        )
 
 
 def _check_arguments(form: str, opset: int) -> None:
@@ -142,24 +165,25 @@ def _translated(
     translations: dict[Callable[..., Any], Callable[..., Any]],
     opset: int,
     **options: Any,
-) -> ir.Model:
-    """The module as torch.onnx.export writes it, with every bag as one ``ai.lucid`` node."""
-    try:
-        program = torch.onnx.export(
-            module,
-            args,
-            **options,
-            opset_version=opset,
-            dynamo=True,
-            custom_translation_table=translations,
-            optimize=False,
-            verbose=False,
-        )
-    except Exception as error:
-        rejected = _rejection_in(error)
-        if rejected is None:
-            raise
-        raise ValueError(str(rejected)) from error
+) -> tuple[ir.Model, list[Unfused]]:
+    """The module as torch.onnx.export writes it, with every bag as one ``ai.lucid`` node; and what is not one."""
+    with packed_tables(module) as operators:
+        try:
+            program = torch.onnx.export(
+                module,
+                args,
+                **options,
+                opset_version=opset,
+                dynamo=True,
+                custom_translation_table=translations,
+                optimize=False,
+                verbose=False,
+            )
+        except Exception as error:
+            rejected = operators.rejected or _rejection_in(error)
+            if rejected is None:
+                raise
+            raise ValueError(str(rejected)) from error
     if program is None:  # dynamo=False alone returns nothing
         raise AssertionError("torch.onnx.export returned no program")
     written = program.model.opset_imports[""]
@@ -169,8 +193,11 @@ def _translated(
     restore_doubles(program.model)
     resolve_placeholders(program.model)
     simplify(program.model)
+    unfused = pool_lookups(program.model)
+    take_over_norms(program.model)
+    tidy(program.model)
     _share_tables(program.model)
-    return program.model
+    return program.model, unfused
 
 
 def _share_tables(model: ir.Model) -> None:

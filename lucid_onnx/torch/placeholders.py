@@ -6,6 +6,7 @@ A translation sees one operator at a time. What takes two it leaves as a placeho
 * ``EmbeddingRenorm``: torch clips the rows of a table *in the table*, then looks them up. The lookup takes the norm
   from this node, which nothing reads any more.
 * ``Embedding``: a lookup that is pooled is a bag, another one is a Gather.
+* ``PackedEmbeddingBag``: a bag over rows as torch packs quantized values. What they are shows in the finished graph.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ from lucid_onnx.builder import TABLE_TYPES
 from lucid_onnx.ops.attributes import either
 from lucid_onnx.ops.embedding_bag import spec
 
-RENORM, LOOKUP = "EmbeddingRenorm", "Embedding"
+RENORM, LOOKUP, PACKED = "EmbeddingRenorm", "Embedding", "PackedEmbeddingBag"
 #: torch's numbers of the modes.
 SUM, MEAN, MAX = range(3)
+
+
+class RejectedError(ValueError):
+    """A bag that cannot be exported. torch wraps its own errors around this one."""
 
 
 class Norm(NamedTuple):

@@ -60,6 +60,11 @@ def simplify(model: ir.Model) -> None:
             common.RemoveUnusedOpsetsPass(),
         ):
             unused(model)
+    tidy(model)
+
+
+def tidy(model: ir.Model) -> None:
+    """Make constants initializers, one of what is there twice, and names where there are none; in place."""
     for exact in (
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
         common.LiftSubgraphInitializersToMainGraphPass(),

@@ -16,15 +16,11 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from lucid_onnx.ops.embedding_bag import spec
 
-from .placeholders import LOOKUP, RENORM, SUM, Norm, bag_attributes, dims, unclipped
+from .placeholders import LOOKUP, PACKED, RENORM, SUM, Norm, RejectedError, bag_attributes, dims, unclipped
 
 _ATEN = torch.ops.aten
 #: The outputs of torch.embedding_bag.
 _OUTPUTS = ("output", "offset2bag", "bag_size", "max_indices")
-
-
-class RejectedError(ValueError):
-    """A bag that cannot be exported. torch wraps its own errors around this one."""
 
 
 def translation_table() -> dict[Callable[..., Any], Callable[..., Any]]:
@@ -82,6 +78,11 @@ def translate_bag(
 ) -> Sequence[ir.Value]:
     """aten.embedding_bag; of its four outputs only the first exists."""
     del scale_grad_by_freq, sparse
+    if len(dims(indices)) == 2:
+        raise ValueError(
+            f"torch.embedding_bag is called with offsets and indices of shape {list(dims(indices))}: flatten these, or "
+            "call torch.nn.functional.embedding_bag without offsets, where each row of indices is a bag"
+        )
     table, norm = unclipped(weight, indices)
     # F.embedding_bag flattens [B, L] and counts out offsets. The operator for [B, L] needs neither.
     rows = None if include_last_offset else _rows(indices, offsets)
@@ -142,6 +143,21 @@ def translate_lookup(
     return _one_value(_OPERATORS[LOOKUP](weight, indices))
 
 
+def translate_packed(
+    rows: ir.Value,
+    indices: ir.Value,
+    offsets: ir.Value | None = None,
+    per_sample_weights: ir.Value | None = None,
+    bits: int = 8,
+    include_last_offset: bool = False,
+) -> ir.Value:
+    """lucid_onnx.packed_embedding_bag, as a placeholder."""
+    call = _OPERATORS[PACKED]
+    return _one_value(
+        call(rows, indices, offsets, per_sample_weights, bits=bits, include_last_offset=int(include_last_offset))
+    )
+
+
 class _Outputs(tuple[ir.Value, ...]):
     """The outputs of aten.embedding_bag: one, and an error where another is asked for."""
 
@@ -156,15 +172,17 @@ class _Outputs(tuple[ir.Value, ...]):
         return super().__getitem__(index)
 
 
-def _operator(name: str, inputs: Sequence[str], attributes: Mapping[str, Any]) -> Op:
-    """An operator of our domain that torch's exporter can record."""
+def _operator(name: str, inputs: Sequence[str], attributes: Mapping[str, Any], optional: Sequence[str] = ()) -> Op:
+    """An operator of our domain that torch's exporter can record. The last inputs may be ``optional``."""
     schema = onnx.defs.OpSchema
     types = {
         "T": [f"tensor({t})" for t in ("float", "float16", "bfloat16", "double")],
         "I": ["tensor(int32)", "tensor(int64)"],
         "O": ["tensor(int32)", "tensor(int64)"],
+        "R": ["tensor(uint8)"],
     }
-    letters = {"weight": "T", "indices": "I", "offsets": "O", "per_sample_weights": "T"}
+    letters = {"weight": "T", "indices": "I", "offsets": "O", "per_sample_weights": "T", "rows": "R"}
+    option = schema.FormalParameterOption
     kinds = {int: schema.AttrType.INT, float: schema.AttrType.FLOAT}
     return Op(
         Opset(spec.DOMAIN, spec.VERSION),
@@ -173,9 +191,14 @@ def _operator(name: str, inputs: Sequence[str], attributes: Mapping[str, Any]) -
             name,
             spec.DOMAIN,
             spec.VERSION,
-            inputs=[schema.FormalParameter(i, letters[i]) for i in inputs],
+            inputs=[
+                *(schema.FormalParameter(i, letters[i]) for i in inputs),
+                *(schema.FormalParameter(i, letters[i], param_option=option.Optional) for i in optional),
+            ],
             outputs=[schema.FormalParameter("output", "T")],
-            type_constraints=[(letter, types[letter], "") for letter in sorted({"T", *(letters[i] for i in inputs)})],
+            type_constraints=[
+                (letter, types[letter], "") for letter in sorted({"T", *(letters[i] for i in (*inputs, *optional))})
+            ],
             attributes=[schema.Attribute(n, kinds[type(value)], required=True) for n, value in attributes.items()],
         ),
     )
@@ -185,6 +208,9 @@ def _operator(name: str, inputs: Sequence[str], attributes: Mapping[str, Any]) -
 _OPERATORS: dict[str, Op] = {
     RENORM: _operator(RENORM, ("weight", "indices"), {"max_norm": 1.0, "norm_type": 2.0}),
     LOOKUP: _operator(LOOKUP, ("weight", "indices"), {}),
+    PACKED: _operator(
+        PACKED, ("rows", "indices"), {"bits": 8, "include_last_offset": 0}, ("offsets", "per_sample_weights")
+    ),
     **{
         op.name: _operator(op.name, op.inputs, spec.Attributes().to_onnx(op, double=False))
         for op in spec.VARIANTS.values()

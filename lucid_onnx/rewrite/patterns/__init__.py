@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from .aten import aten
 from .bag import Bag, Guess, Pattern, QuantizedBag
+from .dequantized import over_codes
 from .gather_reduce import GatherReduce
 from .lowered import Lowered, QuantizedLowered
 from .tensorflow import segments
@@ -30,6 +31,7 @@ __all__ = [
     "QuantizedBag",
     "QuantizedLowered",
     "aten",
+    "over_codes",
     "segments",
     "torch_dynamo",
     "torch_legacy",

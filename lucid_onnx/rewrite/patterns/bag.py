@@ -30,7 +30,8 @@ class Bag:
     offsets: Expression | None
     per_sample_weights: Expression | None
     attributes: spec.Attributes
-    keepdims: bool = False  #: the graph's result is [B, 1, D]
+    #: What the graph computes from the bag's result [B, D]; None if it is the graph's.
+    result: Callable[[Expression], Expression] | None = None
 
     @property
     def op(self) -> Any:
@@ -161,4 +162,6 @@ def _rank_name(e: Expression) -> str:
 
 #: What a graph may be, and how that would be written; or, in words, why it is not a bag after all.
 Guess = tuple[Bag, "Expression | str"]
-Pattern = Callable[[Expression], Iterator[Guess]]
+#: Why a graph that looks like a bag is none, where no bag is to be named.
+Obstructed = tuple[None, str]
+Pattern = Callable[[Expression], Iterator["Guess | Obstructed"]]

@@ -1,35 +1,52 @@
-"""Rows gathered by indices [B, L] and reduced over L, as anybody may write them."""
+"""Rows gathered by indices and reduced over one of their axes, as anybody may write them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.rewrite import nodes
-from lucid_onnx.rewrite.expressions import Expression, constant, difference, input_of, number
+from lucid_onnx.rewrite.expressions import Dim, Expression, constant, from_array, input_of
 from lucid_onnx.rewrite.normal_form import make
 
-from .bag import FLOATS, Bag, Guess
+from .bag import FLOATS, Bag, Guess, Obstructed
+from .columns import column, declared, expanded, permuted, same_shape
+from .masks import counted, means_negatives, padding_of
+from .rows import Obstacle, Rows, Step, find_rows
 from .shared import MODES
+
+#: Reductions that a bag has no mode for.
+_OTHER_REDUCTIONS = frozenset(
+    ("ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare")
+)
+_WIDE = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 
 class GatherReduce:
-    """Rows gathered by indices [B, L] and reduced over L: the model is not an export of a bag, and keeps its meaning.
+    """Rows gathered by indices and reduced: the model is not an export of a bag, and keeps its meaning.
 
-    1. The rows as they are, in every mode.
-    2. Rows that a Where sets to zero by their index, in mode sum: the index becomes the padding_idx.
-    3. Rows times a number per index, in mode sum: the numbers become per_sample_weights. If they are the mask of
-       an index, that one becomes the padding_idx if its row is known to be finite. (A mask multiplies, and zero
-       times infinity is NaN.)
-    4. A sum of 2 or 3 with a padding_idx, divided by the number of rows that are left, or by a number above zero and up
-       to one where none are: a mean.
+    The rows are indices [.., L] or of any other order, of which one axis or more is reduced, by
+
+    1. a reduction: the rows as they are, in every mode.
+    2. a sum of rows that were multiplied by a number per index or that a Where selected: mode sum.
+    3. a MatMul or an Einsum of one row of numbers and rows: as 2.
+    4. a sum of 2 or 3, divided by the number of rows that are left, or by a number above zero and up to one where none
+       are: a mean.
+    5. any of these over 16-bit rows that were cast to a wider type, cast back.
+
+    Numbers become per_sample_weights. A mask of one index becomes the padding_idx where that means the same: where it
+    selects, or where the row of that index is known to be finite. (A mask that multiplies keeps NaN: 0 times infinity
+    is NaN.) Any other mask that selects becomes weights 0 and 1, and an index that it does not select is replaced by
+    that of a finite row, if the table is a constant; else the two differ where such a row is not finite.
 
     A mean or maximum over no columns is not a row of zeros, so L must be known to be above zero, or be assumed to be.
-    An index of -1 is legal for Gather and means the last row; a bag rejects it.
+    An index of -1 is legal for Gather and means the last row; a bag rejects it. Where a mask tells indices below zero
+    from others, they are counted from the end before the bag.
 
     Args:
         assume_nonempty: L is above zero, though the model does not say so.
@@ -38,196 +55,504 @@ class GatherReduce:
     def __init__(self, *, assume_nonempty: bool = False) -> None:
         self._assume_nonempty = assume_nonempty
 
-    def __call__(self, root: Expression) -> Iterator[Guess]:
+    def __call__(self, root: Expression) -> Iterator[Guess | Obstructed]:
         if root.op == "Div":
-            yield from self._masked_mean(root)  # 4
-        elif root.op in MODES and len(root.inputs) == 2:
-            yield from self._reduction(root)
+            yield from self._mean(root)  # 4
+        elif root.op == "Cast":
+            yield from self._narrowed(root)  # 5
+        elif root.op == "Squeeze":
+            yield from self._squeezed(root)
+        else:
+            found = _pooled(root)
+            if isinstance(found, Obstacle):
+                yield None, found.reason
+            elif found is not None and not _is_one_of_several(root, found):
+                yield self._guess(found, root, found.rows.type)
 
-    def _reduction(self, root: Expression) -> Iterator[Guess]:
-        rows, axes = root.inputs
-        if rows is None or axes is None:
-            return
-        mask, factors = None, None
-        gather: Expression | None = rows
-        if rows.op == "Where":
-            gather, mask = _selected(rows)
-        elif rows.op == "Mul":
-            gather, factors = _factors(rows)
-        if gather is None or gather.op != "Gather" or gather.attributes.get("axis") != 0:
-            return
-        weight, indices = gather.inputs
-        if weight is None or indices is None or weight.rank != 2 or indices.rank != 2 or weight.type not in FLOATS:
-            return
-        mode = MODES[root.op]
-        bag = Bag(weight, indices, None, None, spec.Attributes(mode), keepdims=bool(root.attributes["keepdims"]))
-        if number(axes) not in (1, -2):
-            yield bag, f"{root.op} goes over {_axes_name(axes)}, not over the rows of a bag, axis 1"
-        elif _has_negatives(indices):
-            yield bag, "its indices have numbers below zero by construction, which count from the end"
-        elif rows.op == "Gather":  # 1
-            yield bag, self._why_maybe_empty(bag) or root
-        elif mode != "sum":
-            yield bag, f"{root.op} over rows that a {rows.op} has changed is not a {mode} of rows"
-        elif rows.op == "Where":  # 2
-            yield _padded(bag, mask, root)
-        else:  # 3
-            yield _weighted(bag, factors, root)
+    def _guess(self, pooled: _Pooled, root: Expression, to: ir.DataType) -> Guess | Obstructed:
+        """The bag, if its result has the type ``to``."""
+        bag = _bag(pooled)
+        if isinstance(bag, Obstacle):
+            return None, bag.reason
+        if pooled.rows.table.type != to:
+            return bag, (
+                f"16-bit rows are pooled in {FLOATS[to]} and the result stays so, while a bag's result has its table's "
+                f"type; with the table in {FLOATS[to]}, or a Cast of the result to the table's type, it is a bag"
+            )
+        if pooled.mode != "sum" and pooled.rows.is_plain:
+            return bag, self._why_maybe_empty(pooled) or root
+        return bag, root
 
-    def _why_maybe_empty(self, bag: Bag) -> str | None:
+    def _why_maybe_empty(self, pooled: _Pooled) -> str | None:
         """Why bags may be empty in a mode where that matters, or None."""
-        length = bag.indices.dims[1] if bag.indices.dims else None
-        if bag.attributes.mode == "sum" or self._assume_nonempty or (isinstance(length, int) and length > 0):
+        dims = pooled.rows.indices.dims or ()
+        lengths = [dims[k] for k in pooled.reduced]
+        if self._assume_nonempty and 0 not in lengths:
             return None
-        result = "NaN" if bag.attributes.mode == "mean" else "an error or -inf"
-        known = "unknown" if length is None else repr(length)
+        open_length: Dim = next((d for d in lengths if not isinstance(d, int) or d == 0), 1)
+        if open_length == 1:
+            return None
+        result = "NaN" if pooled.mode == "mean" else "an error or -inf"
+        known = "unknown" if open_length is None else repr(open_length)
         return (
-            f"the length of the bags is {known}: a {bag.attributes.mode} over no columns is {result} to the model, and "
+            f"the length of the bags is {known}: a {pooled.mode} over no columns is {result} to the model, and "
             "zeros to a bag; assume_nonempty takes it to be above 0"
         )
 
-    def _masked_mean(self, root: Expression) -> Iterator[Guess]:
-        sums, divisor = root.inputs
-        count = _at_least(divisor)
-        if sums is None or sums.op != "ReduceSum" or count is None or count.op != "ReduceSum":
+    def _mean(self, root: Expression) -> Iterator[Guess | Obstructed]:
+        """A Div that is no mean stays behind the bag of its sum, which is found by itself."""
+        sums, divisor = (*root.inputs, None)[:2]
+        pooled = _reshaped_pool(sums)
+        if pooled is None and sums is not None and sums.op == "Cast":
+            pooled = _reshaped_pool(sums.inputs[0])
+        if pooled is None or pooled.mode != "sum" or pooled.rows.table.type not in _WIDE or sums is None:
             return
-        for bag, written in self(sums):
-            if written is not sums or bag.attributes.padding_idx is None:
-                reason = "the sum is not known to skip one index, or what it skips is not known to be finite"
-                yield bag, f"it divides a sum by a number, but {reason}"
-            elif bag.weight.type not in (ir.DataType.FLOAT, ir.DataType.DOUBLE):
-                # The number has the rows' type, and is exact in float32 up to 2 ** 24, in 16 bits to a few hundreds.
-                yield bag, "it counts rows in 16 bits, where a bag counts exactly"
-            elif all(difference(count, way) is not None for way in _counts(bag)):
-                mean = bag.with_attributes(mode="mean")
-                yield mean, "it divides by something else than the number of rows that are left"
-            else:
-                yield bag.with_attributes(mode="mean"), root
+        bag = _bag(pooled) if pooled.rows.type == pooled.rows.table.type == sums.type else None
+        if isinstance(bag, Bag) and bag.per_sample_weights is None and _is_count(divisor, pooled, bag):
+            yield bag.with_attributes(mode="mean"), root
+
+    def _narrowed(self, root: Expression) -> Iterator[Guess | Obstructed]:
+        pooled = _reshaped_pool(root.inputs[0])
+        to = ir.DataType(root.attributes["to"])
+        if pooled is not None and pooled.rows.type != to and pooled.rows.table.type == to:
+            yield self._guess(pooled, root, to)
+
+    def _squeezed(self, root: Expression) -> Iterator[Guess | Obstructed]:
+        """The [B, 1, D] of a MatMul, which nothing else uses, as [B, D]."""
+        value = None if root.inputs[0] is None else root.inputs[0].value
+        pooled = _reshaped_pool(root)
+        if pooled is None or value is None or value.is_graph_output() or len(value.uses()) != 1:
             return
+        bag, written = self._guess(pooled, root, pooled.rows.type)
+        if bag is not None and written is root:
+            yield bag, root
 
 
-# ---- 2 and 3: rows that are changed.
+# ---- What is reduced.
 
 
-def _selected(rows: Expression) -> tuple[Expression | None, Expression | None]:
-    """The Gather of a Where against zeros, and the mask that is true for the rows that go.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Pooled:
+    """Rows that are reduced.
 
-    1. Where(Unsqueeze(mask), zeros, gather).
-    2. Where(Unsqueeze(Not(mask)), gather, zeros).
-    3. Anything else: the mask is None.
+    Attributes:
+        reduced: the axes of the rows' indices that are reduced.
+        layout: the result's axes: an axis of the indices, "D", or None for one of size 1.
     """
-    if len(rows.inputs) != 3:
-        return None, None
-    condition, then, otherwise = rows.inputs
-    if condition is None or then is None or otherwise is None or not _adds_last_axis(condition):
-        return next((e for e in rows.inputs if e is not None and e.op == "Gather"), None), None
-    mask = condition.inputs[0]
-    if _is_zero(then):  # 1
-        return otherwise, mask
-    if _is_zero(otherwise) and mask is not None:  # 2
-        return then, input_of(mask, "Not")
-    return (then if then.op == "Gather" else otherwise), None  # 3
+
+    rows: Rows
+    reduced: tuple[int, ...]
+    mode: str
+    layout: tuple[int | str | None, ...]
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The axes of the rows' indices that stay."""
+        return tuple(k for k in range(self.rows.indices.rank or 0) if k not in self.reduced)
+
+    def shaped(self, e: Expression) -> Expression:
+        """The result, of a bag's [B, D]."""
+        kept, indices, table = self.kept, self.rows.indices, self.rows.table
+        if not kept:
+            e = make("Squeeze", e, [0])
+        elif len(kept) > 1:
+            dims = [(indices.dims or (None,) * (kept[-1] + 1))[k] for k in kept]
+            e = make("Reshape", e, _shape_of(indices, kept, dims, table, self.rows.width))
+        order: list[int | str] = [*kept, "D"]
+        present = [label for label in self.layout if label is not None]
+        e = permuted(e, [order.index(label) for label in present])
+        ones = [k for k, label in enumerate(self.layout) if label is None]
+        return make("Unsqueeze", e, ones) if ones else e
 
 
-def _adds_last_axis(e: Expression) -> bool:
-    """Whether this makes [B, L, 1] of [B, L]."""
-    return e.op == "Unsqueeze" and number(e.inputs[1]) in (2, -1)
+def _shape_of(
+    indices: Expression, kept: Sequence[int], dims: Sequence[Dim], table: Expression, width: Dim
+) -> Expression:
+    """Of some axes of the indices, and the table's columns."""
+    sizes: list[Dim] = [*dims, width]
+    if all(isinstance(d, int) and d > 0 for d in sizes[1:]):
+        return constant([-1, *sizes[1:]])
+    shape = make("Shape", indices)
+    parts = [make("Gather", shape, [k]) for k in kept]
+    parts.append(constant([width]) if isinstance(width, int) else make("Gather", make("Shape", table), [1]))
+    return make("Concat", *parts, axis=0)
 
 
-def _is_zero(e: Expression) -> bool:
-    """Whether a Where over [B, L, D] takes zeros from this, and no further dimension."""
-    return e.array is not None and e.array.ndim <= 3 and number(e) == 0
+def _pooled(root: Expression) -> _Pooled | Obstacle | None:
+    """The rows that an operator pools; why they are not a bag's; None if it pools none."""
+    if root.op in MODES or root.op in _OTHER_REDUCTIONS:
+        return _reduced(root)
+    if root.op == "GlobalAveragePool":
+        return _global_average(root)
+    if root.op == "MatMul":
+        return _multiplied(root)
+    return _einsum(root) if root.op == "Einsum" else None
 
 
-def _factors(rows: Expression) -> tuple[Expression | None, Expression | None]:
-    """The Gather and the other factor of a product."""
-    one, other = rows.inputs
-    return (one, other) if one is not None and one.op == "Gather" else (other, one)
+def _is_one_of_several(root: Expression, pooled: _Pooled) -> bool:
+    """Whether this is one of the bags that are written one after another, or in a Loop: not to be fused by itself."""
+    indices = pooled.rows.indices
+    if pooled.kept or indices.op != "Slice":
+        return False
+    if any(e is None or e.array is None for e in indices.inputs[1:]):
+        return True
+    waiting = [] if root.value is None else [root.value]
+    while waiting:
+        for user, _ in waiting.pop().uses():
+            if user.op_type == "Concat":
+                return True
+            if user.op_type in ("Reshape", "Unsqueeze"):
+                waiting += user.outputs
+    return False
 
 
-def _padded(bag: Bag, mask: Expression | None, root: Expression) -> Guess:
-    padding_idx = _padding_idx(mask, bag.indices)
-    if padding_idx is None:
-        return bag, "the Where selects rows by something else than one index"
-    return bag.with_attributes(padding_idx=padding_idx), root
-
-
-def _weighted(bag: Bag, column: Expression | None, root: Expression) -> Guess:
-    factors = column.inputs[0] if column is not None and _adds_last_axis(column) else None
-    if factors is None:
-        return bag, "the rows are multiplied by something else than a number for each index"
-    found = dataclasses.replace(bag, per_sample_weights=factors)
-    padding_idx = _padding_idx(input_of(input_of(factors, "Cast"), "Not"), bag.indices)
-    if padding_idx is None and not _same_shape(factors, bag.indices):
-        return found, "the rows are multiplied by numbers whose shape is not known to be that of the indices"
-    if padding_idx is not None and _is_finite_row(bag.weight, padding_idx):
-        return bag.with_attributes(padding_idx=padding_idx), root
-    return found, root
-
-
-def _padding_idx(mask: Expression | None, indices: Expression) -> int | None:
-    """``p`` where ``mask`` is ``indices == p``."""
-    if mask is None or mask.op != "Equal" or len(mask.inputs) != 2:
+def _reshaped_pool(e: Expression | None) -> _Pooled | None:
+    """What is pooled before axes of size 1 are put in or taken away."""
+    if e is None:
         return None
-    for side, other in (mask.inputs, mask.inputs[::-1]):
-        if side is not None and other is not None and difference(side, indices) is None:
-            value = number(other) if other.array is not None and other.array.ndim <= 2 else None
-            return int(value) if value is not None and value >= 0 else None
+    if e.op in ("Squeeze", "Unsqueeze") and len(e.inputs) == 2 and e.inputs[1] is not None:
+        inner, axes = _reshaped_pool(e.inputs[0]), e.inputs[1].array
+        if inner is None or axes is None:
+            return None
+        rank = len(inner.layout) + (axes.size if e.op == "Unsqueeze" else 0)
+        places = {int(a) + (rank if a < 0 else 0) for a in axes.reshape(-1)}
+        if e.op == "Unsqueeze":
+            rest = iter(inner.layout)
+            return dataclasses.replace(inner, layout=tuple(None if k in places else next(rest) for k in range(rank)))
+        if any(label is not None for k, label in enumerate(inner.layout) if k in places):
+            return None
+        layout = tuple(label for k, label in enumerate(inner.layout) if k not in places)
+        return dataclasses.replace(inner, layout=layout)
+    found = _pooled(e)
+    return found if isinstance(found, _Pooled) else None
+
+
+def _labels(rows: Rows) -> list[int | str | None]:
+    """The axes of rows, as a result's layout has them."""
+    axes: list[int | str | None] = list(range(rows.rank - 1))
+    axes.insert(rows.place, "D")
+    return axes
+
+
+def _reduced(root: Expression) -> _Pooled | Obstacle | None:
+    x, axes = (*root.inputs, None)[:2]
+    found = find_rows(x, {})
+    if found is None or x is None:
+        return None
+    if isinstance(found, Obstacle):
+        # What goes over columns is a norm or a score, and no pooling.
+        over = None if axes is None or axes.array is None else axes.array.reshape(-1).tolist()
+        if over is None or -1 in over or (x.rank or 0) - 1 in over:
+            return None
+        if root.op == "ReduceMax":
+            return Obstacle(
+                f"ReduceMax over rows that were changed is not a max of rows ({found.reason}); where all rows of a bag "
+                "are masked, a bag is zeros"
+            )
+        return found
+    if axes is None or axes.array is None or not axes.array.size:
+        return Obstacle(f"{root.op} goes over {_axes_name(axes)}, not over an axis of the indices")
+    places = {int(a) + (found.rank if a < 0 else 0) for a in axes.array.reshape(-1)}
+    if found.place in places or not all(0 <= p < found.rank for p in places):
+        if not found.is_plain:
+            return None
+        return Obstacle(f"{root.op} goes over {_axes_name(axes)}, not over the rows of a bag, an axis of the indices")
+    if root.op in _OTHER_REDUCTIONS:
+        return Obstacle(f"{root.op} pools rows, and a bag has the modes sum, mean and max")
+    return _over(found, places, MODES[root.op], keepdims=bool(root.attributes["keepdims"]))
+
+
+def _over(rows: Rows, places: set[int], mode: str, *, keepdims: bool) -> _Pooled:
+    labels = _labels(rows)
+    layout = [None if k in places else label for k, label in enumerate(labels) if keepdims or k not in places]
+    return _Pooled(rows, tuple(rows.index_axis(p) for p in sorted(places)), mode, tuple(layout))
+
+
+def _global_average(root: Expression) -> _Pooled | Obstacle | None:
+    """A mean over all axes behind the second one, [B, D, L]."""
+    found = find_rows(root.inputs[0] if root.inputs else None, {})
+    if not isinstance(found, Rows) or found.place != 1 or found.rank < 3:
+        return None
+    return _over(found, set(range(2, found.rank)), "mean", keepdims=True)
+
+
+def _multiplied(root: Expression) -> _Pooled | Obstacle | None:
+    """MatMul of numbers [.., 1, L] and rows [.., L, D], or of rows [.., D, L] and numbers [.., L, 1]."""
+    for operand, other, place in ((1, 0, -1), (0, 1, -2)):
+        factor = root.inputs[other] if len(root.inputs) == 2 else None
+        rows = find_rows(root.inputs[operand], {}) if factor is not None else None
+        if isinstance(rows, Obstacle) and place == -1 and factor is not None and _is_row(factor):
+            return rows
+        if not isinstance(rows, Rows) or rows.axis != place or factor is None or rows.rank < 2:
+            continue
+        kept = -2 if place == -1 else -1  # the axis of the numbers that is to be 1
+        if factor.rank == 1:
+            numbers: Expression | None = factor
+        else:
+            numbers = column(factor, kept, 1)
+        if numbers is None or factor.rank is None:
+            return Obstacle(
+                f"a MatMul weighs the same rows in several ways at once, by {factor} of {_dims_name(factor)}; by a "
+                "row of numbers [.., 1, L] it would be a bag with per_sample_weights"
+            )
+        found = rows.after(False, numbers)
+        if isinstance(found, Obstacle):
+            return found
+        over = found.rank - (2 if place == -1 else 1)
+        return _over(found, {over}, "sum", keepdims=factor.rank != 1)
     return None
 
 
-def _same_shape(a: Expression, b: Expression) -> bool:
-    """Whether the dimensions are known to be equal."""
-    if a.dims is None or b.dims is None or len(a.dims) != len(b.dims):
-        return False
-    return all(x is not None and x == y for x, y in zip(a.dims, b.dims, strict=True))
+def _is_row(e: Expression) -> bool:
+    """Whether this is one row of numbers, [.., 1, L] or [L]."""
+    return e.dims is not None and (len(e.dims) == 1 or e.dims[-2] == 1)
+
+
+def _einsum(root: Expression) -> _Pooled | Obstacle | None:
+    """Numbers and rows, each axis with a letter: letters that the result lacks are summed over."""
+    equation = str(root.attributes.get("equation", "")).replace(" ", "")
+    operands, _, output = equation.partition("->")
+    letters = operands.split(",")
+    if len(letters) != 2 or len(root.inputs) != 2 or "." in equation or "->" not in equation:
+        return None
+    for rows_at, other in ((0, 1), (1, 0)):
+        factor, rows = root.inputs[other], find_rows(root.inputs[rows_at], {})
+        mine, theirs = letters[rows_at], letters[other]
+        if rows is None or factor is None:
+            continue
+        if isinstance(rows, Obstacle):
+            return rows if mine[-1:] in set(output) - set(theirs) and set(mine) - set(output) else None
+        if len(mine) != rows.rank or any(len(set(t)) != len(t) for t in (mine, theirs, output)):
+            continue
+        columns = mine[rows.place]
+        summed = [k for k, letter in enumerate(mine) if letter not in output]
+        if columns not in output or columns in theirs or not summed:
+            continue  # a product with the columns is a score, and no pooling
+        if not set(theirs) <= set(mine) or not set(output) <= set(mine) or factor.rank != len(theirs):
+            return Obstacle(
+                f"an Einsum {equation!r} weighs the same rows in several ways at once, by {factor}; without a letter "
+                "of its own there it would be a bag with per_sample_weights"
+            )
+        inner = mine.replace(columns, "")
+        numbers = permuted(factor, [theirs.index(letter) for letter in inner if letter in theirs])
+        missing = [k for k, letter in enumerate(inner) if letter not in theirs]
+        found = rows.after(False, make("Unsqueeze", numbers, missing) if missing else numbers)
+        if isinstance(found, Obstacle):
+            return found
+        pooled = _over(found, set(summed), "sum", keepdims=False)
+        labels = dict(zip((letter for letter in mine if letter in output), pooled.layout, strict=True))
+        return dataclasses.replace(pooled, layout=tuple(labels[letter] for letter in output))
+    return None
+
+
+# ---- The bag.
+
+
+def _bag(pooled: _Pooled) -> Bag | Obstacle:
+    """The bag of rows that are reduced."""
+    rows = pooled.rows
+    indices, mode, steps = rows.indices, pooled.mode, rows.steps
+    if _has_negatives(indices):
+        return Obstacle("its indices have numbers below zero by construction, which count from the end")
+    if steps and mode == "max":
+        what = "Where" if any(s.selects for s in steps) else "Mul"
+        return Obstacle(
+            f"ReduceMax over rows that a {what} has changed is not a max of rows: a zero may be the largest number"
+        )
+    divided = mode == "mean" and bool(steps)
+    if divided and rows.type not in _WIDE:
+        return Obstacle("ReduceMean over weighted rows of 16 bits is not a mean of rows, and its sum may be too large")
+    if any(means_negatives(s.numbers, indices) for s in steps):
+        indices = _counted_from_the_start(indices, rows.table)
+    found = _taken_apart(rows)
+    if isinstance(found, Obstacle):
+        return found
+    padding_idx, weights, selected = found
+    if selected is not None and (row := _finite_row(rows.table)) is not None:
+        indices = make("Where", selected, indices, _like(row, indices))
+
+    def result(e: Expression) -> Expression:
+        e = pooled.shaped(e)
+        return make("Div", e, _number_of(pooled, rows.type)) if divided else e
+
+    def flat(e: Expression) -> Expression:
+        return _flat(e, pooled)
+
+    if weights is not None:
+        weights = declared(flat(expanded(weights, make("Shape", rows.indices))), rows.table.type, (None, None))
+    bag = Bag(
+        rows.table,
+        declared(flat(indices), rows.indices.type, (None, None)),
+        None,
+        weights,
+        spec.Attributes("sum" if divided else mode, padding_idx=padding_idx),
+    )
+    plain = not divided and len(pooled.kept) == 1 and pooled.layout == (pooled.kept[0], "D")
+    return bag if plain else dataclasses.replace(bag, result=result)
+
+
+def _flat(e: Expression, pooled: _Pooled) -> Expression:
+    """[B, L] of an expression in the shape of the indices."""
+    e = permuted(e, (*pooled.kept, *pooled.reduced))
+    if len(pooled.kept) == len(pooled.reduced) == 1:
+        return e
+    if e.array is not None:
+        rows = math.prod(e.array.shape[: len(pooled.kept)])
+        return from_array(e.array.reshape(rows, math.prod(e.array.shape[len(pooled.kept) :])))
+    return make("Flatten", e, axis=len(pooled.kept))
+
+
+def _number_of(pooled: _Pooled, dtype: ir.DataType) -> Expression:
+    """How many rows are in each bag, as a number of the rows' type; 1 for none, whose mean ONNX Runtime takes for 0."""
+    shape = make("Shape", pooled.rows.indices)
+    size = make("Gather", shape, pooled.reduced[0])
+    for k in pooled.reduced[1:]:
+        size = make("Mul", size, make("Gather", shape, k))
+    number = make("Cast", size, to=int(dtype))
+    if number.array is not None:
+        return from_array(np.maximum(number.array, 1).astype(number.array.dtype))
+    return make("Max", number, make("Cast", constant(1), to=int(dtype)))
+
+
+def _like(value: int, indices: Expression) -> Expression:
+    return make("CastLike", constant(value), indices)
+
+
+def _counted_from_the_start(indices: Expression, table: Expression) -> Expression:
+    """What Gather makes of indices below zero."""
+    rows = make("CastLike", make("Gather", make("Shape", table), 0), indices)
+    return make("Where", make("Less", indices, _like(0, indices)), make("Add", indices, rows), indices)
+
+
+def _taken_apart(rows: Rows) -> tuple[int | None, Expression | None, Expression | None] | Obstacle:
+    """padding_idx, weights, and what selects rows besides, of what was done to rows.
+
+    1. The last step selects all rows but those of one index, which the bag does.
+    2. A product with the mask of an index whose row is finite, and with nothing else that may not be.
+    """
+    steps, padding_idx = list(rows.steps), None
+    if steps and steps[-1].selects and steps[-1].padding is not None:  # 1
+        padding_idx = steps.pop().padding
+    else:  # 2
+        masks = {s.padding for s in steps if s.padding is not None and not s.selects}
+        if len(masks) == 1 and not any(s.selects for s in steps):
+            (p,) = masks
+            others = [s for s in steps if s.padding is None]
+            if p is not None and _is_finite_row(rows.table, p) and all(_is_finite(s.numbers) for s in others):
+                padding_idx, steps = p, others
+    weights, selected = None, None
+    narrow = 0
+    for step in steps:
+        if step.selects:
+            mask = make("Cast", step.numbers, to=int(rows.table.type or 0))
+            weights = (
+                mask if weights is None else make("Where", step.numbers, weights, make("CastLike", constant(0), mask))
+            )
+            selected = step.numbers if selected is None else make("And", selected, step.numbers)
+            continue
+        numbers = _narrowed_numbers(step, rows)
+        if numbers is None:
+            return Obstacle(
+                f"16-bit rows are multiplied by {step.numbers} in a wider type, while per_sample_weights have the "
+                "table's type; numbers that are cast from that type, or from bool, would fit"
+            )
+        narrow += step.numbers.type != rows.table.type and not _is_truth(step.numbers)
+        weights = numbers if weights is None else make("Mul", weights, numbers)
+    if narrow > 1:
+        return Obstacle(
+            "16-bit rows are multiplied twice in a wider type, and per_sample_weights have the table's type"
+        )
+    return padding_idx, weights, selected
+
+
+def _narrowed_numbers(step: Step, rows: Rows) -> Expression | None:
+    """The numbers in the table's type, if that has them all."""
+    numbers, to = step.numbers, rows.table.type
+    if to is None or numbers.type == to or numbers.type not in _WIDE:
+        return numbers
+    if numbers.array is not None:
+        cast = numbers.array.astype(to.numpy())
+        return from_array(cast) if np.array_equal(cast.astype(numbers.array.dtype), numbers.array) else None
+    source = input_of(numbers, "Cast")
+    if source is None or source.type not in (to, ir.DataType.BOOL):
+        return None
+    return make("Cast", source, to=int(to))
+
+
+def _is_truth(e: Expression) -> bool:
+    source = input_of(e, "Cast")
+    return source is not None and source.type == ir.DataType.BOOL
+
+
+def _is_finite(e: Expression) -> bool:
+    """Whether all numbers are known to be finite."""
+    if e.array is not None:
+        return bool(np.isfinite(e.array.astype(np.float64)).all())
+    return _is_truth(e)
+
+
+def _constant_table(weight: Expression) -> np.ndarray | None:
+    """The rows of a constant table. Of external data, which is mapped, no more is read than is looked at."""
+    value = weight.value
+    if weight.array is not None:
+        return weight.array
+    if value is None or not value.is_initializer() or value.is_graph_input() or value.const_value is None:
+        return None
+    return nodes.table(value)
 
 
 def _is_finite_row(weight: Expression, row: int) -> bool:
-    """Whether a row of a constant table is known, and finite. Of external data, which is mapped, no more is read."""
-    value = weight.value
-    if value is None or not value.is_initializer() or value.is_graph_input() or value.const_value is None:
-        return False
-    table = nodes.table(value)
+    """Whether a row of a constant table is known, and finite."""
+    table = _constant_table(weight)
     return table is not None and row < len(table) and bool(np.isfinite(table[row].astype(np.float64)).all())
 
 
-# ---- 4: means.
+#: Among so many rows one that is finite is looked for.
+_FEW = 1000
 
 
-def _at_least(divisor: Expression | None) -> Expression | None:
-    """``count`` of ``Max(count, c)`` or ``Clip(count, c)``, for 0 < c <= 1: only a count of 0 is changed."""
-    if divisor is None or divisor.op not in ("Max", "Clip") or len(divisor.inputs) < 2:
+def _finite_row(weight: Expression) -> int | None:
+    """The first row of a constant table that is finite, if it is among the first few."""
+    table = _constant_table(weight)
+    if table is None or not len(table):
         return None
-    if any(i is not None for i in divisor.inputs[2:]):
-        return None
-    for count, least in (divisor.inputs[:2], divisor.inputs[1::-1]):
-        value = number(least)
-        if value is not None and 0 < value <= 1 and least is not None and least.array is not None:
-            return count if least.array.ndim <= 1 else None
-        if divisor.op == "Clip":
-            return None
-    return None
+    finite = np.isfinite(table[:_FEW].astype(np.float64)).all(axis=1)
+    return int(finite.argmax()) if finite.any() else None
 
 
-def _counts(bag: Bag) -> list[Expression]:
-    """The ways to count the rows of a bag that are not padded, as numbers of the table's type."""
-    mask = make("Equal", bag.indices, make("CastLike", constant(bag.attributes.padding_idx), bag.indices))
-    kept = make("Cast", make("Not", mask), to=int(bag.weight.type or ir.DataType.FLOAT))
-    column = make("Unsqueeze", kept, [-1])
-    if bag.keepdims:
-        return [make("ReduceSum", column, axes, keepdims=1) for axes in ([1], [-2])]
-    return [
-        *(make("ReduceSum", column, axes, keepdims=0) for axes in ([1], [-2])),
-        *(make("ReduceSum", kept, axes, keepdims=1) for axes in ([1], [-1])),
-    ]
+# ---- Means.
+
+
+def _is_count(divisor: Expression | None, pooled: _Pooled, bag: Bag) -> bool:
+    """Whether a divisor is the number of rows that a bag with a padding_idx keeps."""
+    padding_idx, indices = bag.attributes.padding_idx, pooled.rows.indices
+    if padding_idx is None or divisor is None or (divisor.rank or 0) > len(pooled.layout):
+        return False
+    # Without the axes of size 1, and that of the columns: an axis for each one of the indices that stays.
+    n: Expression | None = divisor
+    layout = pooled.layout
+    for place in range(len(layout)):
+        axis, label = place - len(layout), layout[place]
+        if not isinstance(label, int) and n is not None:
+            n = column(n, axis, pooled.rows.width if label == "D" else 1)
+    kept = [label for label in layout if isinstance(label, int)]
+    count = counted(n)
+    if count is None or count.op != "ReduceSum" or kept != sorted(kept):
+        return False
+    mask, axes = (*count.inputs, None)[:2]
+    if mask is None or axes is None or axes.array is None or mask.rank is None or count.attributes["keepdims"]:
+        return False
+    over = sorted(int(a) + (mask.rank if a < 0 else 0) for a in axes.array.reshape(-1))
+    found = padding_of(mask, indices)
+    same = found is not None and found.kept and found.padding_idx == padding_idx
+    return same and mask.rank == indices.rank and over == sorted(pooled.reduced) and same_shape(mask, indices)
 
 
 # ---- Indices that count from the end.
 
 #: Of which inputs an element of the result may be taken as it is.
 _TAKES: dict[str, tuple[int, ...]] = dict.fromkeys(
-    ("Cast", "Expand", "Gather", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"), (0,)
+    ("Cast", "Expand", "Flatten", "Gather", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"), (0,)
 )
 _TAKES |= {"If": (1, 2), "ScatterElements": (0, 2), "ScatterND": (0, 2), "Where": (1, 2)}
 
@@ -250,5 +575,11 @@ def _has_negatives(e: Expression | None) -> bool:
     return False
 
 
-def _axes_name(axes: Expression) -> str:
+def _axes_name(axes: Expression | None) -> str:
+    if axes is None:
+        return "all axes"
     return "axes that are computed" if axes.array is None else f"axes {axes.array.reshape(-1).tolist()}"
+
+
+def _dims_name(e: Expression) -> str:
+    return "an unknown shape" if e.dims is None else f"shape {[d if d is not None else '?' for d in e.dims]}"

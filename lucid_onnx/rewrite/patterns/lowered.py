@@ -1,4 +1,4 @@
-"""Our own standard form: what `lower` wrote is undone.
+"""Our own standard form: what `lower` wrote is undone, and what a tool made of our functions by inlining them.
 
 The present lowering writes out the bag that was guessed, and the graph must be equal to that. So a lowered model is
 recognised by the release that wrote it, and by any later release whose lowering did not change.
@@ -10,12 +10,13 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator
-from typing import NamedTuple, TypeVar, get_args
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import onnx
 import onnx_ir as ir
 
+from lucid_onnx.graph import node_lists_of
 from lucid_onnx.ops import OPERATOR_OF, quantized_embedding_bag
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.ops.embedding_bag.lowering import LONGEST_BAG, Ragged
@@ -76,7 +77,8 @@ class Lowered:
                 for attributes in _attributes(parts, _mode(root, parts), two_d=inputs.offsets is None):
                     bag = self._bag(table, inputs, attributes)
                     if bag.why_invalid() is None:
-                        yield bag, self._written(bag, ragged)
+                        for write in (_lowered, _inlined):
+                            yield bag, self._written(bag, ragged, write)
 
     def _tables(self, parts: list[Expression]) -> Iterator[_Table]:
         """What the table may be."""
@@ -89,8 +91,8 @@ class Lowered:
     def _bag(self, table: _Table, inputs: _Inputs, attributes: spec.Attributes) -> Bag:
         return Bag(table.rows, *inputs, attributes)
 
-    def _written(self, bag: Bag, ragged: Ragged) -> Expression:
-        graph = _lowered(bag.op.name, tuple(bag.to_onnx().items()), self._opset, ragged)
+    def _written(self, bag: Bag, ragged: Ragged, write: _Writer) -> Expression:
+        graph = write(bag.op.name, tuple(bag.to_onnx().items()), self._opset, ragged)
         reader = Reader()
         reader.of.update(zip(graph.inputs, bag.inputs.values(), strict=True))
         reader.read(graph)
@@ -102,9 +104,32 @@ def _lowered(name: str, attributes: tuple[tuple[str, int | float], ...], opset: 
     """The nodes of a bag in the standard form. Only to be read."""
     operator = OPERATOR_OF[name]
     op = operator.spec.VARIANTS[name]
-    nodes = operator.lowering.nodes(op, op.inputs, ("output",), dict(attributes), opset, "_", ragged)
+    return _graph(op, operator.lowering.nodes(op, op.inputs, ("output",), dict(attributes), opset, "_", ragged))
+
+
+@functools.lru_cache(maxsize=64)
+def _inlined(name: str, attributes: tuple[tuple[str, int | float], ...], opset: int, ragged: Ragged) -> ir.Graph:
+    """The nodes of a bag's function where a tool has put them in the place of a node. Only to be read."""
+    operator = OPERATOR_OF[name]
+    op = operator.spec.VARIANTS[name]
+    nodes = operator.lowering.function(op, opset, ragged).node
+    given = dict(attributes)
+    for inner in node_lists_of(nodes):
+        for node in inner:
+            for attribute in node.attribute:
+                if attribute.ref_attr_name:
+                    value = onnx.helper.make_attribute(attribute.name, given[attribute.ref_attr_name])
+                    attribute.CopyFrom(value)
+    return _graph(op, nodes)
+
+
+def _graph(op: Any, nodes: Sequence[onnx.NodeProto]) -> ir.Graph:
     values = [onnx.ValueInfoProto(name=i) for i in (*op.inputs, "output")]
     return ir.serde.deserialize_graph(onnx.helper.make_graph(nodes, "bag", values[:-1], values[-1:]))
+
+
+#: Writes the nodes of a bag: by its name, attributes, opset and way.
+_Writer = Callable[[str, "tuple[tuple[str, int | float], ...]", int, Ragged], ir.Graph]
 
 
 # ---- The parts of a bag.

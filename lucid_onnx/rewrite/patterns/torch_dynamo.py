@@ -14,7 +14,7 @@ from lucid_onnx.rewrite.expressions import Expression, constant, first_input, in
 from lucid_onnx.rewrite.normal_form import loop, make
 
 from .bag import Bag, Guess
-from .shared import MODES, REDUCTIONS, bags_between
+from .shared import MODES, REDUCTIONS, bags_between, is_all, is_held
 
 
 def torch_dynamo(root: Expression) -> Iterator[Guess]:
@@ -37,9 +37,9 @@ def torch_dynamo(root: Expression) -> Iterator[Guess]:
             if clipped is not None:
                 for offsets, flat in itertools.product(_offsets(bag), (True, False)):
                     whole = clipped.bag(bag)
-                    yield whole, _written(whole, offsets, clips_flat=flat)
+                    yield whole, _written(whole, offsets, found.column, clips_flat=flat)
             for offsets, wraps in itertools.product(_offsets(bag), wrapping):
-                yield bag, _written(bag, offsets, wraps=wraps)
+                yield bag, _written(bag, offsets, found.column, wraps=wraps)
 
 
 # ---- What there is.
@@ -51,6 +51,7 @@ class _Found(NamedTuple):
     weight: Expression
     indices: Expression
     weights: Expression | None
+    column: Expression | None  #: the constant [N, 1] that the rows are multiplied by, where it is one
     bounds: Expression
     modes: Sequence[str]  #: what the mode may be
     padding_idx: int | None
@@ -74,9 +75,9 @@ def _found(root: Expression) -> _Found | None:
     gather, column = scaled.inputs
     if gather is None or gather.inputs[0] is None or gather.inputs[1] is None:
         return None
-    weights = first_input(column)
-    if number(input_of(weights, "Expand")) == 1:  # no weights
-        weights = None
+    if not _fits(column, gather.inputs[1]):
+        return None
+    weights, held = _weights(column)
     padding_idx = None
     inner = next((e for e in parts if e.op == "Loop" and e is not outer), None)
     if inner is None:
@@ -87,14 +88,35 @@ def _found(root: Expression) -> _Found | None:
             return None
     if bounds is None:
         return None
-    return _Found(gather.inputs[0], gather.inputs[1], weights, bounds, modes, padding_idx)
+    return _Found(gather.inputs[0], gather.inputs[1], weights, held, bounds, modes, padding_idx)
 
 
 def _is_scaled_gather(e: Expression) -> bool:
     if e.op != "Mul" or any(i is None for i in e.inputs):
         return False
     gather, column = e.inputs
-    return gather is not None and column is not None and gather.op == "Gather" and column.op == "Unsqueeze"
+    if gather is None or column is None or gather.op != "Gather":
+        return False
+    return column.op == "Unsqueeze" or (is_held(column) and column.rank == 2)
+
+
+def _fits(column: Expression | None, indices: Expression) -> bool:
+    """Whether a column is [N, 1] for indices [N], where the model holds its numbers: N must be fixed then."""
+    if column is None or (column.op == "Unsqueeze" and not is_held(column.inputs[0] or column)):
+        return column is not None
+    if column.dims is None or indices.dims is None or len(indices.dims) != 1:
+        return False
+    return isinstance(indices.dims[0], int) and column.dims == (indices.dims[0], 1)
+
+
+def _weights(column: Expression | None) -> tuple[Expression | None, Expression | None]:
+    """The weights of a column, None where there are none; and the column, where it has to be taken as it is."""
+    factors = first_input(column)
+    if column is None or number(input_of(factors, "Expand")) == 1:
+        return None, None
+    if column.op != "Unsqueeze":
+        return (None if is_all(column, 1) else make("Reshape", column, [-1])), column
+    return (None, column) if factors is not None and is_all(factors, 1) else (factors, None)
 
 
 def _bounds_of_slices(parts: Sequence[Expression]) -> Expression | None:
@@ -164,10 +186,14 @@ class _Pooling(NamedTuple):
     zeros: Expression  #: what an empty bag gives
 
 
-def _written(bag: Bag, offsets: Expression, *, clips_flat: bool = True, wraps: bool = True) -> Expression:
+def _written(
+    bag: Bag, offsets: Expression, column: Expression | None, *, clips_flat: bool = True, wraps: bool = True
+) -> Expression:
     """How the exporter writes a bag.
 
     Args:
+        column: the weights, or ones, as a constant [N, 1]: where the number of indices is fixed the exporter computes
+            them itself.
         clips_flat: the rows to clip are found by indices [B * L], and not by indices [B, L].
         wraps: an index below zero is compared with padding_idx as the row that it means.
     """
@@ -181,7 +207,7 @@ def _written(bag: Bag, offsets: Expression, *, clips_flat: bool = True, wraps: b
         weights = make("CastLike", one, table)
     elif bag.offsets is None:
         weights = make("Reshape", weights, [-1])
-    rows = make("Mul", make("Gather", table, indices_1d), make("Unsqueeze", weights, [1]))
+    rows = make("Mul", make("Gather", table, indices_1d), column or make("Unsqueeze", weights, [1]))
     rows = make("Cast", rows, to=int(ir.DataType.FLOAT))
     width = make("Shape", table, start=1)
     zeros = make("Expand", constant([0], np.float32), make("Concat", [1], width, axis=0))

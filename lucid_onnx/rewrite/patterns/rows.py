@@ -1,0 +1,341 @@
+"""Rows that were gathered from a table, with the numbers and masks that they were multiplied or selected by."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import onnx_ir as ir
+
+from lucid_onnx.rewrite.expressions import Dim, Expression, constant
+from lucid_onnx.rewrite.normal_form import elements, make
+
+from .bag import FLOATS
+from .columns import column, expanded, fits, is_filled_with, permuted, without_element
+from .masks import padding_of
+
+#: How far rows are followed to their Gather.
+_DEPTH = 40
+#: Operators that change rows in another way than by a number for each index.
+_CHANGING = frozenset(
+    ("Add", "Sub", "Div", "Pow", "Max", "Min", "Clip", "Concat", "ScatterND", "ScatterElements", "Relu", "LeakyRelu")
+)
+_CHANGING |= {
+    "Gelu",
+    "Sigmoid",
+    "Tanh",
+    "Exp",
+    "Log",
+    "Sqrt",
+    "Abs",
+    "Softplus",
+    "Erf",
+    "Elu",
+    "Selu",
+    "PRelu",
+    "Expand",
+}
+
+
+class Step(NamedTuple):
+    """What was done to rows: a product with ``numbers``, or a choice of zero where ``numbers`` is false.
+
+    Attributes:
+        numbers: broadcast with the indices.
+        padding: ``p`` where this keeps the rows whose index is not p, and no others.
+    """
+
+    selects: bool
+    numbers: Expression
+    padding: int | None
+
+
+class Obstacle(NamedTuple):
+    """Why rows are not those of a bag."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of ``table`` at ``indices``, of which one axis is the table's columns.
+
+    Attributes:
+        axis: the axis of the table's columns, counted from the end.
+        steps: what was done to the rows, the first one first.
+        type: the type of the numbers now.
+    """
+
+    table: Expression
+    indices: Expression
+    axis: int
+    type: ir.DataType
+    steps: tuple[Step, ...] = ()
+
+    @property
+    def rank(self) -> int:
+        """The number of dimensions."""
+        return (self.indices.rank or 0) + 1
+
+    @property
+    def place(self) -> int:
+        """The axis of the table's columns, counted from the first."""
+        return self.axis + self.rank
+
+    @property
+    def width(self) -> Dim:
+        """The number of the table's columns."""
+        return self.table.dims[1] if self.table.dims is not None else None
+
+    @property
+    def dims(self) -> tuple[Dim, ...]:
+        """The dimensions."""
+        dims = list(self.indices.dims or ())
+        return (*dims[: self.place], self.width, *dims[self.place :])
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing was done to the rows."""
+        return not self.steps
+
+    def index_axis(self, axis: int) -> int:
+        """The axis of the indices that an axis of the rows is; it is not that of the columns."""
+        return axis - (axis > self.place)
+
+    def moved(self, move: Callable[[Expression], Expression], axis: int) -> Rows:
+        """The rows after an operator that moves indices, and with them all numbers."""
+        shape = make("Shape", self.indices)
+        steps = tuple(s._replace(numbers=move(expanded(s.numbers, shape))) for s in self.steps)
+        return dataclasses.replace(self, indices=move(self.indices), axis=axis, steps=steps)
+
+    def after(self, selects: bool, numbers: Expression) -> Rows | Obstacle:
+        """The rows after a step."""
+        indices = self.indices
+        if not fits(numbers, indices):
+            if numbers.rank is None or numbers.rank > (indices.rank or 0):
+                return Obstacle(f"{numbers} has another number of dimensions than the indices")
+            # The indices grow to the shape that the product has, and the numbers do where they are used.
+            indices = make("Expand", indices, make("Shape", numbers))
+        elif not selects and is_filled_with(numbers, 1):
+            return self
+        found = padding_of(numbers, indices)
+        step = Step(selects, numbers, found.padding_idx if found is not None and found.kept else None)
+        return dataclasses.replace(self, indices=indices, steps=(*self.steps, step))
+
+
+def find_rows(
+    e: Expression | None, seen: dict[int, Rows | Obstacle | None], depth: int = _DEPTH
+) -> Rows | Obstacle | None:
+    """The rows that an expression is; why it is not though rows are in it; None if there are none.
+
+    Args:
+        seen: what was found before, by the expressions' ids.
+    """
+    if e is None or depth == 0 or e.array is not None:
+        return None
+    if id(e) not in seen:
+        seen[id(e)] = None
+        rule = _RULES.get(e.op, _changed if e.op in _CHANGING else None)
+        seen[id(e)] = None if rule is None else rule(e, lambda x: find_rows(x, seen, depth - 1))
+    return seen[id(e)]
+
+
+_Found = Rows | Obstacle | None
+_Find = Callable[[Expression | None], _Found]
+
+
+def _gather(e: Expression, find: _Find) -> _Found:
+    table, indices = (*e.inputs, None)[:2]
+    if table is None or indices is None or e.attributes.get("axis") != 0 or table.rank != 2 or table.type not in FLOATS:
+        return None
+    if indices.rank is None:
+        return Obstacle(f"the number of dimensions of its indices, {indices}, is not known")
+    return Rows(table, indices, -1, table.type)
+
+
+def _changed(e: Expression, find: _Find) -> _Found:
+    """Rows that are changed in a way that a bag has no word for."""
+    for operand in e.inputs:
+        found = find(operand)
+        if isinstance(found, Obstacle):
+            return found
+        if found is not None:
+            return Obstacle(
+                f"the rows go through {e.op} before they are pooled; a bag only multiplies each row by a number"
+            )
+    return None
+
+
+def _mul(e: Expression, find: _Find) -> _Found:
+    obstacle: Obstacle | None = None
+    for rows, factor in (e.inputs, e.inputs[::-1]):
+        found = find(rows)
+        if isinstance(found, Rows):
+            numbers = column(factor, found.axis, found.width)
+            if numbers is not None:
+                return found.after(False, numbers)
+            obstacle = Obstacle(
+                f"the rows are multiplied by something else than a number for each index, {factor}: of [.., 1], or "
+                "known to repeat one number in all columns"
+            )
+        elif found is not None:
+            obstacle = obstacle or found
+    return obstacle
+
+
+def _where(e: Expression, find: _Find) -> _Found:
+    if len(e.inputs) != 3:
+        return None
+    condition, then, otherwise = e.inputs
+    obstacle: Obstacle | None = None
+    for rows, other, negated in ((then, otherwise, False), (otherwise, then, True)):
+        found = find(rows)
+        if not isinstance(found, Rows) or other is None:
+            obstacle = obstacle or (found if isinstance(found, Obstacle) else None)
+            continue
+        if not is_filled_with(other, 0) or not _fits_rows(other, found):
+            obstacle = Obstacle(f"the Where puts something else than zero in the place of rows, {other}")
+            continue
+        mask = column(condition, found.axis, found.width)
+        if mask is None:
+            obstacle = Obstacle(
+                f"the Where selects rows by something else than one truth value for each index, {condition}"
+            )
+            continue
+        return found.after(True, make("Not", mask) if negated else mask)
+    return obstacle
+
+
+def _fits_rows(e: Expression, rows: Rows) -> bool:
+    """Whether a Where of this and rows has the rows' shape."""
+    if e.dims is None or len(e.dims) > rows.rank:
+        return False
+    inner = rows.dims[rows.rank - len(e.dims) :]
+    return all(a == 1 or (a is not None and a == b) for a, b in zip(e.dims, inner, strict=True))
+
+
+def _neg(e: Expression, find: _Find) -> _Found:
+    found = find(e.inputs[0])
+    if not isinstance(found, Rows):
+        return found
+    return found.after(False, make("Cast", constant(-1), to=int(found.type)))
+
+
+def _cast(e: Expression, find: _Find) -> _Found:
+    """Between types of floats; rows of 16 bits are exact in wider ones."""
+    found = find(e.inputs[0])
+    if not isinstance(found, Rows):
+        return found
+    to = ir.DataType(e.attributes["to"])
+    if to not in FLOATS or (to.itemsize <= found.type.itemsize):
+        name = FLOATS.get(to, to.name.lower())
+        return Obstacle(f"the rows are cast from {FLOATS[found.type]} to {name} before they are pooled")
+    steps = tuple(s if s.selects else s._replace(numbers=make("Cast", s.numbers, to=int(to))) for s in found.steps)
+    return dataclasses.replace(found, type=to, steps=steps)
+
+
+# ---- What moves rows.
+
+
+def _transpose(e: Expression, find: _Find) -> _Found:
+    found = find(e.inputs[0])
+    if not isinstance(found, Rows):
+        return found
+    perm = list(e.attributes.get("perm", reversed(range(found.rank))))
+    if sorted(perm) != list(range(found.rank)):
+        return None
+    rest = [found.index_axis(p) for p in perm if p != found.place]
+    return found.moved(lambda x: permuted(x, rest), perm.index(found.place) - found.rank)
+
+
+def _positions(e: Expression, rank: int) -> list[int] | None:
+    axes = e.inputs[1] if len(e.inputs) == 2 else None
+    if axes is None or axes.array is None:
+        return None
+    return sorted(int(a) + (rank if a < 0 else 0) for a in axes.array.reshape(-1))
+
+
+def _unsqueeze(e: Expression, find: _Find) -> _Found:
+    found = find(e.inputs[0])
+    if not isinstance(found, Rows):
+        return found
+    axes = e.inputs[1].array if len(e.inputs) == 2 and e.inputs[1] is not None else None
+    rank = found.rank + (0 if axes is None else axes.size)
+    positions = _positions(e, rank)
+    if positions is None:
+        return None
+    place = [k for k in range(rank) if k not in positions][found.place]
+    inner = [a - (a > place) for a in positions]
+    return found.moved(lambda x: make("Unsqueeze", x, inner), place - rank)
+
+
+def _squeeze(e: Expression, find: _Find) -> _Found:
+    found = find(e.inputs[0])
+    if not isinstance(found, Rows):
+        return found
+    positions = _positions(e, found.rank)
+    if positions is None or found.place in positions:
+        return None
+    inner = [found.index_axis(a) for a in positions]
+    place = found.place - sum(a < found.place for a in positions)
+    return found.moved(lambda x: make("Squeeze", x, inner), place - (found.rank - len(positions)))
+
+
+def _reshape(e: Expression, find: _Find) -> _Found:
+    """Reshape to [.., D], which is one of the indices."""
+    found = find(e.inputs[0])
+    if not isinstance(found, Rows):
+        return found
+    target = e.inputs[1] if len(e.inputs) == 2 else None
+    sizes = elements(target)
+    if target is None or sizes is None or not sizes or found.axis != -1:
+        return None
+    whole = sizes[-1] == -1 and _known_equal(sizes[:-1], found.dims[:-1])
+    rest = without_element(target, -1)
+    if rest is None or not (whole or (isinstance(sizes[-1], int) and sizes[-1] == found.width and found.width > 0)):
+        return None
+    return found.moved(lambda x: make("Reshape", x, rest, **e.attributes), -1)
+
+
+def _known_equal(a: Sequence[Dim], b: Sequence[Dim]) -> bool:
+    return len(a) == len(b) and all(x is not None and x == y for x, y in zip(a, b, strict=True))
+
+
+def _slice(e: Expression, find: _Find) -> _Found:
+    """Some of the indices."""
+    found = find(e.inputs[0])
+    if not isinstance(found, Rows):
+        return found
+    axes = None if len(e.inputs) < 4 or e.inputs[3] is None else e.inputs[3].array
+    if axes is None:
+        return None
+    positions = [int(a) + (found.rank if a < 0 else 0) for a in axes.reshape(-1)]
+    if found.place in positions:
+        return None
+    inner = constant([found.index_axis(a) for a in positions])
+    rest = (*e.inputs[1:3], inner, *e.inputs[4:])
+    return found.moved(lambda x: make("Slice", x, *rest), found.axis)
+
+
+def _expand(e: Expression, find: _Find) -> _Found:
+    found = find(e.inputs[0])
+    sizes = elements(e.inputs[1] if len(e.inputs) == 2 else None)
+    if isinstance(found, Rows) and sizes is not None and _known_equal(sizes, found.dims):
+        return found
+    return _changed(e, find)
+
+
+_RULES: dict[str, Callable[[Expression, _Find], _Found]] = {
+    "Cast": _cast,
+    "Expand": _expand,
+    "Gather": _gather,
+    "Mul": _mul,
+    "Neg": _neg,
+    "Reshape": _reshape,
+    "Slice": _slice,
+    "Squeeze": _squeeze,
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
+    "Where": _where,
+}
