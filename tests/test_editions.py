@@ -17,7 +17,7 @@ import pytest
 import lucid_onnx
 from lucid_onnx.builder.conformance import case_model
 from lucid_onnx.ops import OPERATORS
-from lucid_testing.kernels import needs_library
+from lucid_testing.kernels import arguments, call, needs_library
 
 #: The attributes that the first edition had not.
 LATER = ("negative", "divisor")
@@ -59,6 +59,14 @@ def test_a_node_of_the_first_edition_means_the_same(name: str) -> None:
     node.attribute.extend(kept)
     assert bits(model, case.inputs, native=True) == expected
     assert bits(lucid_onnx.to_form(model, "native"), case.inputs, native=True) == expected
+
+
+@needs_library
+def test_a_caller_that_was_compiled_for_the_first_edition_is_rejected() -> None:
+    case = BAGS["sum_ragged_float32"]
+    output = np.zeros(case.expected().shape, np.float32)
+    assert call(arguments(case, output, size_bytes=176)) == (1, "size_bytes = 176 is not 184")
+    assert call(arguments(case, output)) == (0, "")
 
 
 #: A case of each addition to each operator, and what the first library says of it.

@@ -81,22 +81,36 @@ double GeneralNorm(const PoolJob& job, const char* row, const Affine* affine) {
   return std::pow(sum, 1 / p);
 }
 
-template <class Weight>
-double WeightSum(const PoolJob& job, int64_t begin, int64_t end) {
+// kSkips: some positions may be skipped.
+template <class Weight, bool kSkips>
+double WeightSumOf(const PoolJob& job, int64_t begin, int64_t end) {
   const bool squares = job.mode == kSqrtn;
+  const auto value = [&](int64_t k) {
+    const double weight = ToAccumulator(LoadUnaligned<Weight>(job.per_sample_weights, k));
+    const double added = squares ? weight * weight : weight;
+    if constexpr (!kSkips) return added;
+    const int64_t index = IndexAt(job.indices, job.index_type, k);
+    return index == job.padding || index < 0 ? 0.0 : added;
+  };
   double total = 0;
   for (int64_t piece = begin; piece < end; piece += kPiece) {
     double sum[4] = {};
     const int64_t stop = std::min(piece + kPiece, end);
-    for (int64_t k = piece; k < stop; ++k) {
-      const int64_t index = IndexAt(job.indices, job.index_type, k);
-      if (index == job.padding || index < 0) continue;
-      const double weight = ToAccumulator(LoadUnaligned<Weight>(job.per_sample_weights, k));
-      sum[(k - piece) % 4] += squares ? weight * weight : weight;
+    int64_t k = piece;
+    for (; k + 4 <= stop; k += 4) {
+      for (int64_t i = 0; i < 4; ++i) sum[i] += value(k + i);
     }
+    for (int64_t i = 0; k < stop; ++i, ++k) sum[i] += value(k);
     total += (sum[0] + sum[1]) + (sum[2] + sum[3]);
   }
   return total;
+}
+
+template <class Weight>
+double WeightSum(const PoolJob& job, int64_t begin, int64_t end) {
+  const bool skips = job.padding >= 0 || job.skips_negative;
+  return skips ? WeightSumOf<Weight, true>(job, begin, end)
+               : WeightSumOf<Weight, false>(job, begin, end);
 }
 
 struct LongBag {

@@ -590,28 +590,30 @@ LUCID_INLINE int64_t AddPositions(const PoolJob& job, const Positions& from, int
   };
   // The place in the bag of position k is k - skipped: what changes at skipped positions only.
   int64_t skipped = k - *count;
-  for (; k < end; ++k) {
-    const int64_t index = IndexAt(from.indices, wide, k);
-    if (static_cast<uint64_t>(index) >= from.rows) {
-      if (IsBad(from, index)) break;
+  for (int64_t index = 0;;) {
+    for (; k < end; ++k) {
+      index = IndexAt(from.indices, wide, k);
+      if (static_cast<uint64_t>(index) >= from.rows) break;
       fetch_ahead();
-      ++skipped;
-      continue;
+      if (index == from.padding) {
+        ++skipped;
+        continue;
+      }
+      const char* const row = InOneRegister(from.weight + index * from.row_bytes);
+      Factor<T> factor;
+      if (kScaled || kIsQuantized<T>) factor = FactorOf<T, kScaled>(job, from, k, index, row);
+      if (kListed) {
+        bag->row[k - skipped] = row;
+        if (kScaled || kIsQuantized<T>) bag->factor[k - skipped] = factor;
+      }
+      AddRow<T, N, kVectors, kMaximum, kScaled>(row, factor, kScaled && from.has_zero, span, acc,
+                                                shift);
     }
+    // Out of the loop over rows, which has no instruction more for it.
+    if (k == end || IsBad(from, index)) break;
     fetch_ahead();
-    if (index == from.padding) {
-      ++skipped;
-      continue;
-    }
-    const char* const row = InOneRegister(from.weight + index * from.row_bytes);
-    Factor<T> factor;
-    if (kScaled || kIsQuantized<T>) factor = FactorOf<T, kScaled>(job, from, k, index, row);
-    if (kListed) {
-      bag->row[k - skipped] = row;
-      if (kScaled || kIsQuantized<T>) bag->factor[k - skipped] = factor;
-    }
-    AddRow<T, N, kVectors, kMaximum, kScaled>(row, factor, kScaled && from.has_zero, span, acc,
-                                              shift);
+    ++skipped;
+    ++k;
   }
   *count = k - skipped;
   return k;
