@@ -171,3 +171,11 @@ def test_float64_is_torchs_arithmetic_and_autograd(mode: str, divisor: str | Non
         results.append([output.detach(), *torch.autograd.grad(output, used, gradient)])
     for expected, got in zip(*results, strict=True):
         np.testing.assert_allclose(got.numpy(), expected.numpy(), rtol=1e-10, atol=1e-10)
+
+
+def test_made_up_inputs_have_positions_to_skip() -> None:
+    from lucid_onnx.parity.inputs import random_inputs
+
+    for negative, two_d in itertools.product(("refuse", "skip"), (False, True)):
+        model = lucid_onnx.build_model(TABLE, negative=negative, two_d=two_d)  # type: ignore[arg-type]
+        assert (random_inputs(model, {})["indices"] < 0).any() == (negative == "skip")
