@@ -571,7 +571,7 @@ template <class T>
 __device__ __forceinline__ Accumulator<T> DivisorOf(const CudaJob& job, int64_t count,
                                                     int64_t begin, int64_t end) {
   using A = Accumulator<T>;
-  if (!Divides(job.mode)) return 1;
+  if (job.mode != kMean && job.mode != kSqrtn) return 1;
   if (job.mode == kMean && !job.by_weights) return static_cast<A>(count);
   const double total = job.by_weights ? WeightSum<T>(job, begin, end) : static_cast<double>(count);
   return static_cast<A>(job.mode == kSqrtn ? sqrt(total) : total);

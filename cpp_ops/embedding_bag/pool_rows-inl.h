@@ -567,8 +567,8 @@ enum class Lookup {
 };
 
 // Adds the rows of the positions [k, end) to the first block of columns; those of kListed jobs are
-// noted in the bag too. Returns end, or the first position whose index is outside the table. *count
-// is the number of rows in the bag.
+// noted in the bag too. Returns end, or the first position whose index is outside the table: a bad
+// one, or one to skip, which costs the loop nothing so. *count is the number of rows in the bag.
 //
 // Few instructions a row matter here: the fewer, the more rows the processor has under way at once.
 // So whatever stays as it is over many positions is a constant of the template or was cut away by
@@ -583,37 +583,28 @@ LUCID_INLINE int64_t AddPositions(const PoolJob& job, const Positions& from, int
   const int64_t index_bytes = kWide ? 8 : from.index_bytes;
   const bool near = kWide ? kLookup == Lookup::kNearWide : from.fetch == Fetch::kNear;
   const int64_t distance = near ? kNearDistance : kFarDistance;
-  const auto fetch_ahead = [&]() LUCID_ALWAYS_INLINE {
-    if (kLookup == Lookup::kUnfetched) return;
-    FetchRows<T>(from, index_bytes, near, k + distance, k + distance + 1,
-                 kListed && (kWholeRows || sizeof(T) < 4) ? from.row_bytes : kBlockBytes);
-  };
   // The place in the bag of position k is k - skipped: what changes at skipped positions only.
   int64_t skipped = k - *count;
-  for (int64_t index = 0;;) {
-    for (; k < end; ++k) {
-      index = IndexAt(from.indices, wide, k);
-      if (static_cast<uint64_t>(index) >= from.rows) break;
-      fetch_ahead();
-      if (index == from.padding) {
-        ++skipped;
-        continue;
-      }
-      const char* const row = InOneRegister(from.weight + index * from.row_bytes);
-      Factor<T> factor;
-      if (kScaled || kIsQuantized<T>) factor = FactorOf<T, kScaled>(job, from, k, index, row);
-      if (kListed) {
-        bag->row[k - skipped] = row;
-        if (kScaled || kIsQuantized<T>) bag->factor[k - skipped] = factor;
-      }
-      AddRow<T, N, kVectors, kMaximum, kScaled>(row, factor, kScaled && from.has_zero, span, acc,
-                                                shift);
+  for (; k < end; ++k) {
+    const int64_t index = IndexAt(from.indices, wide, k);
+    if (static_cast<uint64_t>(index) >= from.rows) break;
+    if (kLookup != Lookup::kUnfetched) {
+      FetchRows<T>(from, index_bytes, near, k + distance, k + distance + 1,
+                   kListed && (kWholeRows || sizeof(T) < 4) ? from.row_bytes : kBlockBytes);
     }
-    // Out of the loop over rows, which has no instruction more for it.
-    if (k == end || IsBad(from, index)) break;
-    fetch_ahead();
-    ++skipped;
-    ++k;
+    if (index == from.padding) {
+      ++skipped;
+      continue;
+    }
+    const char* const row = InOneRegister(from.weight + index * from.row_bytes);
+    Factor<T> factor;
+    if (kScaled || kIsQuantized<T>) factor = FactorOf<T, kScaled>(job, from, k, index, row);
+    if (kListed) {
+      bag->row[k - skipped] = row;
+      if (kScaled || kIsQuantized<T>) bag->factor[k - skipped] = factor;
+    }
+    AddRow<T, N, kVectors, kMaximum, kScaled>(row, factor, kScaled && from.has_zero, span, acc,
+                                              shift);
   }
   *count = k - skipped;
   return k;
@@ -793,8 +784,15 @@ int64_t PoolFirstBlock(const PoolJob& job, const Range& range, int64_t last, Bag
             at = add(Constant<Lookup::kFarWide>());
           }
         }
-        if (at < stop) return at;
         k = stop;
+        if (at < stop) {
+          if (IsBad(from, IndexAt(from.indices, from.wide, at))) return at;
+          k = at + 1;
+          if (at < fetch_end) {
+            const int64_t later = at + (near ? kNearDistance : kFarDistance);
+            FetchRows<T>(from, from.index_bytes, near, later, later + 1, from.row_bytes);
+          }
+        }
         // Padded positions do not fill a group, and a group without rows must not turn -0 into 0.
         if (kMaximum || (n < group + kGroup && k < end) || n == group) continue;
         EndGroup<T, N, kVectors>(acc, &shift);
@@ -894,9 +892,12 @@ int64_t PoolShortBags(const PoolJob& job, const Range& range, int64_t last, Bag<
       for (int v = 0; v < kVectors; ++v) acc[v] = V{};
       A shift = 0;
       int64_t n = 0;
-      const int64_t at = AddPositions<T, N, kVectors, false, false, false, Lookup::kUnfetched>(
-          job, from, begin, end, span, bag, &n, acc, &shift);
-      if (at < end) return at;
+      for (int64_t k = begin;; ++k) {
+        k = AddPositions<T, N, kVectors, false, false, false, Lookup::kUnfetched>(
+            job, from, k, end, span, bag, &n, acc, &shift);
+        if (k == end) break;
+        if (IsBad(from, IndexAt(from.indices, from.wide, k))) return k;
+      }
       begin = end;
       if (n == 0) {
         memset(out, 0, static_cast<size_t>(job.output_row_bytes));

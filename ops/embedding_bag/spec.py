@@ -258,15 +258,21 @@ def check_inputs(
         check_offsets(offsets, len(indices), attributes.include_last_offset)
         if attributes.include_last_offset:
             used = indices[: int(offsets[-1])]
-    bad = (used < 0) | (used >= num_rows)
-    if attributes.padding_idx is not None:
-        bad &= used != attributes.padding_idx % num_rows
-    if attributes.negative == "skip":
-        bad &= used >= 0
+    bad = bad_indices(used, num_rows, attributes)
     if bad.any():
         k = np.unravel_index(int(bad.argmax()), bad.shape)
         where = ", ".join(str(int(i)) for i in k)
         raise IndexError(f"indices[{where}] = {int(used[k])} is outside [0, {num_rows})")
+
+
+def bad_indices(indices: np.ndarray, num_rows: int, attributes: Attributes) -> np.ndarray:
+    """Which indices are neither of a row nor skipped, bool."""
+    bad = (indices < 0) | (indices >= num_rows)
+    if attributes.padding_idx is not None:
+        bad &= indices != attributes.padding_idx % num_rows
+    if attributes.negative == "skip":
+        bad &= indices >= 0
+    return np.asarray(bad)
 
 
 def check_layout(

@@ -890,8 +890,8 @@ void TestInvalidArguments() {
   with("max_norm = -1 must be >= 0", [](Case* c) { c->max_norm = -1; });
   with("max_norm = nan must be >= 0", [](Case* c) { c->max_norm = std::abs(kNan); });
   with("norm_type = 0 must be > 0", [](Case* c) { c->norm_type = 0; });
-  with("mode = 3 is not 0 (sum), 1 (mean) or 2 (max)", [](Case* c) { c->mode = 3; });
-  with("mode = -1 is not 0 (sum), 1 (mean) or 2 (max)", [](Case* c) { c->mode = -1; });
+  with("mode = 4 is not 0 (sum), 1 (mean), 2 (max) or 3 (sqrtn)", [](Case* c) { c->mode = 4; });
+  with("mode = -1 is not 0 (sum), 1 (mean), 2 (max) or 3 (sqrtn)", [](Case* c) { c->mode = -1; });
   with("per_sample_weights needs mode 'sum', got mode = 'mean'", [](Case* c) {
     c->mode = kMean;
     c->weighted = true;
