@@ -26,6 +26,8 @@ _COMPUTED |= {"Abs", "Add", "And", "Clip", "ConstantOfShape", "Div", "Erf", "Exp
 _COMPUTED |= {"LessOrEqual", "Log", "Max", "Min", "Mod", "Mul", "Neg", "Or", "Pow", "Reciprocal", "ReduceMax", "Relu"}
 _COMPUTED |= {"ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Sigmoid", "Sign", "Sqrt", "Tanh", "Tile", "Xor"}
 _COMPUTED |= {"Ceil", "IsInf", "IsNaN", "LeakyRelu", "Round", "Softplus"}
+#: The first opset whose Shape gives one axis alone; its Reshape keeps zeros on demand.
+_SHAPE_OF_AN_AXIS = 15
 _ATEN_DOMAINS = ("org.pytorch.aten", "aten")
 _ATEN_OPERATORS = ("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
 
@@ -67,12 +69,13 @@ class Search:
 
     Args:
         known: what shape inference found for the values of the graph, by name.
+        assume_nonempty: as of `patterns.GatherReduce`.
 
     Attributes:
         fused, unfused: what was found, the last node first.
     """
 
-    def __init__(self, model: ir.Model, known: Known, *, assume_nonempty: bool) -> None:
+    def __init__(self, model: ir.Model, known: Known, *, assume_nonempty: bool = False) -> None:
         self.fused: list[Fused] = []
         self.unfused: list[Unfused] = []
         self._model = model
@@ -85,7 +88,9 @@ class Search:
             "tf2onnx segments": patterns.segments,
             "standard form": patterns.Lowered(self._opset),
             "quantized standard form": patterns.QuantizedLowered(self._opset),
-            "Gather and reduction": patterns.GatherReduce(assume_nonempty=assume_nonempty),
+            "Gather and reduction": patterns.GatherReduce(
+                assume_nonempty=assume_nonempty, keep_empty=self._opset >= _SHAPE_OF_AN_AXIS
+            ),
         }
         self._names = nodes.free_names(model, "bag")
         self._outer: dict[ir.Graph, ir.Graph | None] = {}  # the graph around each graph
@@ -245,7 +250,7 @@ class Search:
         needed = dict(bag.inputs)
         pooled = _pooled(bag, None)
         if bag.result is not None:
-            needed["result's shape"] = bag.result(pooled)
+            needed["numbers around it"] = bag.result(pooled)
         for name, e in needed.items():
             waiting: list[Expression | None] = [e]
             while waiting:

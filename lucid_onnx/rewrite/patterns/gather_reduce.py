@@ -44,16 +44,18 @@ class GatherReduce:
     is NaN.) Any other mask that selects becomes weights 0 and 1, and an index that it does not select is replaced by
     that of a finite row, if the table is a constant; else the two differ where such a row is not finite.
 
-    A mean or maximum over no columns is not a row of zeros, so L must be known to be above zero, or be assumed to be.
+    A mean or maximum over no columns is not a row of zeros: L must be known to be above zero, or be assumed to be, or
+    nodes beside the bag keep what the model says.
     An index of -1 is legal for Gather and means the last row; a bag rejects it. Where a mask tells indices below zero
     from others, they are counted from the end before the bag.
 
     Args:
         assume_nonempty: L is above zero, though the model does not say so.
+        keep_empty: where L may be 0, write what keeps a mean over nothing NaN and a maximum an error, in opset 15.
     """
 
-    def __init__(self, *, assume_nonempty: bool = False) -> None:
-        self._assume_nonempty = assume_nonempty
+    def __init__(self, *, assume_nonempty: bool = False, keep_empty: bool = False) -> None:
+        self._assume_nonempty, self._keep_empty = assume_nonempty, keep_empty
 
     def __call__(self, root: Expression) -> Iterator[Guess | Obstructed]:
         if root.op == "Div":
@@ -64,7 +66,7 @@ class GatherReduce:
             yield from self._squeezed(root)
         else:
             found = _pooled(root)
-            if found is None or _is_lowered(found.rows):
+            if found is None or (found.rows is not None and (_is_lowered(found.rows) or _is_of_a_loop(found.rows))):
                 return
             if isinstance(found, Obstacle):
                 if found.rows is None or not _is_of_rows(found.rows.table):
@@ -82,9 +84,10 @@ class GatherReduce:
                 f"rows of {bag.table_dtype} are pooled in {FLOATS[to]} and the result stays so, while a bag's result "
                 f"has its table's type; with the table in {FLOATS[to]} it is a bag"
             )
-        if pooled.mode != "sum" and pooled.rows.is_plain:
-            return bag, self._why_maybe_empty(pooled) or root
-        return bag, root
+        reason = self._why_maybe_empty(pooled) if pooled.mode != "sum" and pooled.rows.is_plain else None
+        if reason is not None and self._keep_empty and 0 not in (pooled.rows.indices.dims or ()):
+            return _keeping_empty(bag), root
+        return bag, reason or root
 
     def _why_maybe_empty(self, pooled: _Pooled) -> str | None:
         """Why bags may be empty in a mode where that matters, or None."""
@@ -219,12 +222,10 @@ def _pooled(root: Expression) -> _Pooled | Obstacle | None:
 
 
 def _is_one_of_several(root: Expression, pooled: _Pooled) -> bool:
-    """Whether this is one of the bags that are written one after another, or in a Loop: not to be fused by itself."""
+    """Whether this is one of the bags that are written one after another: not to be fused by itself."""
     indices = pooled.rows.indices
     if pooled.kept or indices.op != "Slice":
         return False
-    if any(e is None or e.array is None for e in indices.inputs[1:]):
-        return True
     waiting = [] if root.value is None else [root.value]
     while waiting:
         for user, _ in waiting.pop().uses():
@@ -240,10 +241,14 @@ def _is_of_rows(table: Expression) -> bool:
     return any(e.op == "Gather" and e.rank != 1 for e in subexpressions(table, 100))
 
 
-def _is_lowered(rows: Rows | None) -> bool:
+def _is_of_a_loop(rows: Rows) -> bool:
+    """Whether indices [L] are cut out of others at bounds that are computed, as for a bag in a Loop."""
+    indices = rows.indices
+    return indices.rank == 1 and indices.op == "Slice" and any(e is None or e.array is None for e in indices.inputs[1:])
+
+
+def _is_lowered(rows: Rows) -> bool:
     """Whether these are a part of a bag that `lower` wrote, which sends indices below zero behind the table."""
-    if rows is None:
-        return False
     table_rows = rows.table.dims[0] if rows.table.dims else None
     for e in subexpressions(rows.indices, 300):
         less = input_of(e, "Where")
@@ -304,15 +309,15 @@ def _reduced(root: Expression) -> _Pooled | Obstacle | None:
             )
         return found
     if axes is None or axes.array is None or not axes.array.size:
-        return Obstacle(f"{root.op} goes over {_axes_name(axes)}, not over an axis of the indices")
+        return Obstacle(f"{root.op} goes over {_axes_name(axes)}, not over an axis of the indices", found)
     places = {int(a) + (found.rank if a < 0 else 0) for a in axes.array.reshape(-1)}
     if found.place in places or not all(0 <= p < found.rank for p in places):
         if not found.is_plain:
             return None
         rows = "axis 1" if found.rank == 3 else "an axis of the indices"
-        return Obstacle(f"{root.op} goes over {_axes_name(axes)}, not over the rows of a bag, {rows}")
+        return Obstacle(f"{root.op} goes over {_axes_name(axes)}, not over the rows of a bag, {rows}", found)
     if root.op in _OTHER_REDUCTIONS:
-        return Obstacle(f"{root.op} pools rows, and a bag has the modes sum, mean and max")
+        return Obstacle(f"{root.op} pools rows, and a bag has the modes sum, mean and max", found)
     return _over(found, places, MODES[root.op], keepdims=bool(root.attributes["keepdims"]))
 
 
@@ -447,6 +452,23 @@ def _bag(pooled: _Pooled) -> Bag | Obstacle:
     return bag if plain else dataclasses.replace(bag, result=result)
 
 
+def _keeping_empty(bag: Bag) -> Bag:
+    """A bag [B, L] whose mean is NaN and whose maximum an error where L is 0."""
+    if bag.attributes.mode == "max":  # [B, 0] has no reshape to [B, 1]
+        checked = make("Reshape", bag.indices, make("Max", make("Shape", bag.indices), [0, 1]), allowzero=1)
+        return dataclasses.replace(bag, indices=declared(checked, bag.indices.type, (None, None)))
+    dtype = bag.weight.type or ir.DataType.FLOAT
+    wide = dtype if dtype in _WIDE else ir.DataType.FLOAT  # there and back is exact; few runtimes add in 16 bits
+
+    def result(e: Expression) -> Expression:
+        length = make("Cast", make("Shape", bag.indices, start=1, end=2), to=int(wide))
+        nothing = make("Div", constant([0], wide.numpy()), length)
+        e = make("Cast", make("Add", make("Cast", e, to=int(wide)), nothing), to=int(dtype))
+        return e if bag.result is None else bag.result(e)
+
+    return dataclasses.replace(bag, result=result)
+
+
 def _flat(e: Expression, pooled: _Pooled) -> Expression:
     """[B, L] of an expression in the shape of the indices."""
     e = permuted(e, (*pooled.kept, *pooled.reduced))
@@ -471,12 +493,12 @@ def _number_of(pooled: _Pooled, dtype: ir.DataType) -> Expression:
 
 
 def _like(value: int, indices: Expression) -> Expression:
-    return make("CastLike", constant(value), indices)
+    return make("Cast", constant(value), to=int(indices.type or ir.DataType.INT64))
 
 
 def _counted_from_the_start(indices: Expression, table: Expression) -> Expression:
     """What Gather makes of indices below zero."""
-    rows = make("CastLike", make("Gather", make("Shape", table), 0), indices)
+    rows = make("Cast", make("Gather", make("Shape", table), 0), to=int(indices.type or ir.DataType.INT64))
     return make("Where", make("Less", indices, _like(0, indices)), make("Add", indices, rows), indices)
 
 
