@@ -123,6 +123,54 @@ _SANITIZED = (
 )
 
 
+#: Packages whose poolings must become bags, and what they need at import beside torch.
+MODULES = [
+    "sentence-transformers==6.2.0",
+    "transformers==5.24.0",
+    "model2vec==0.10.0",
+    "skeletoken==0.6.1",
+    "torch-rechub==0.9.0",
+    "deepctr-torch==0.3.0",
+    "keras==3.15.1",
+    "keras-rs==0.4.0",
+    "torchrec==1.8.0",
+    "fbgemm-gpu-cpu==1.8.0",
+    "torchmetrics==1.0.3",
+]
+_IMPORTED = [
+    "absl-py",
+    "h5py",
+    "iopath",
+    "joblib",
+    "lightning-utilities",
+    "namex",
+    "optree",
+    "pandas",
+    "pyre-extensions",
+]
+_IMPORTED += ["scikit-learn", "tensordict", "tqdm"]
+
+
+@nox.session(python="3.11")
+def modules(session: nox.Session) -> None:
+    """Modules of other packages, through export and fuse; arguments after -- go to pytest.
+
+    Without their dependencies, some of which ask for another torch.
+    """
+    cpu = "https://download.pytorch.org/whl/cpu"
+    session.install("torch==2.13.*", env={"PIP_EXTRA_INDEX_URL": cpu})
+    session.install(f"{_wheel(session)}[cpu,test,torch]", *_IMPORTED, "tokenizers", "safetensors", "huggingface-hub")
+    session.install("--no-deps", *MODULES)
+    session.run("pytest", "tests/real_modules.py", *session.posargs)
+
+
+@nox.session(python=False)
+def sweep(session: nox.Session) -> None:
+    """200 random poolings and 200 near misses through every exporter, in the environment as it is."""
+    environment = {"LUCID_SWEEP_POOLINGS": "200", "LUCID_SWEEP_MISSES": "200", "LUCID_SWEEP_MODULES": "60"}
+    session.run("pytest", "-s", "tests/test_poolings.py", "tests/test_sweep.py", *session.posargs, env=environment)
+
+
 @nox.session(python=False)
 def fuzz(session: nox.Session) -> None:
     """Every fuzzer for a minute, in the environment as it is."""

@@ -1520,7 +1520,7 @@ struct Options {
   uint64_t seed = 0;
   int64_t first = 0, cases = INT64_MAX / 2;
   double seconds = 60;
-  double limit = 10;
+  double limit = 60;
   int jobs = 1;
 };
 
@@ -1532,7 +1532,7 @@ void Usage(const char* name, FILE* to) {
                "  --first N     the number of the first case (0)\n"
                "  --seed S      other cases (0)\n"
                "  --jobs N      so many callers at once (1)\n"
-               "  --limit S     a case that takes longer is a failure (10)\n"
+               "  --limit S     a case that takes longer is a failure (60)\n"
                "  --plant KIND  a fault to be found:",
                name);
   for (const char* plant : kPlants) std::fprintf(to, " %s", plant);

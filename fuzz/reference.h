@@ -466,8 +466,10 @@ class Reference {
       x.low = x.high = a;
       if (a != b) x.anything = true;
     } else {
+      // (scale * clip may lose eta, which is multiplied with the quantized value.)
+      const Real lost = 2 * p_->eta * (1 + std::fabs(e.difference)) * (1 + std::fabs(e.scale));
       const Real error =
-          ErrorOf(e) * clip.high + (clips_ ? 2 * Gamma(*p_, 1) * std::fabs(b) + 2 * p_->eta : 0);
+          ErrorOf(e) * clip.high + (clips_ ? 2 * Gamma(*p_, 1) * std::fabs(b) + lost : 0);
       x.low = std::min(a, b) - error;
       x.high = std::max(a, b) + error;
     }

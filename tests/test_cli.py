@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -83,6 +84,11 @@ def table_of(path):
 
 def test_version(run):
     assert run("--version") == (0, f"lucid-onnx {lucid_onnx.__version__}\n", "")
+
+
+def test_the_version_has_a_short_option(run):
+    assert run("-V") == run("--version")
+    assert run("fuse", "-h") == run("fuse", "--help")
 
 
 def test_no_arguments_show_the_help(run):
@@ -287,6 +293,17 @@ def test_several_outputs_go_to_a_folder(run):
     np.testing.assert_array_equal(np.load("results/a_b.npy"), [-1, 2])
 
 
+@pytest.mark.parametrize("name", ["out.csv", "out.txt", "pooled.v2"])
+def test_outputs_are_npy_files(bag, run, refused, name):
+    message = f"--output {name}: outputs are written as .npy files; give FILE.npy for one output, or a folder, whose "
+    assert refused("run", "model.onnx", *BAG, "-o", name) == message + "name has no dot or which exists"
+    Path(name).mkdir()
+    assert run("run", "model.onnx", *BAG, "-o", name)[0] == 0
+    assert (Path(name) / "output.npy").is_file()
+    assert run("run", "model.onnx", *BAG, "-o", "pooled.NPY")[0] == 0
+    assert Path("pooled.NPY").is_file()
+
+
 def test_info(run):
     code, out, err = run("info")
     assert (code, err) == (0, "")
@@ -484,7 +501,7 @@ def test_info_of_the_library(run, monkeypatch):
         (["build", "table.npy", "-o", "x.onnx", "--per-sample-weights"], r"per_sample_weights needs mode 'sum', .*"),
         (["run", "no.onnx"], r"no\.onnx: no such file"),
         (["run", "."], r"\.: is a directory"),
-        (["run", "model.onnx"], r"--input indices: missing; model\.onnx takes tensor\(int64\) \[num_indices\]"),
+        (["run", "model.onnx"], r"--input indices: missing; model\.onnx takes int64 \[num_indices\]"),
         (["run", "model.onnx", *BAG[:2]], r"--input offsets: missing; model\.onnx takes .*"),
         (["run", "model.onnx", *BAG, "-i", "x=line.npy"], r"--input x: .* no such input; it has: indices, offsets"),
         (["run", "model.onnx", *BAG, "-i", "offsets=o.npy"], r"--input offsets: given twice, offsets\.npy and o\.npy"),
@@ -790,7 +807,34 @@ def process(code_or_module, *arguments):
 def test_as_a_module(bag, module):
     done = process(["-m", module], "run", "model.onnx", "-i", "indices=indices.npy")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == ("lucid-onnx: error: --input offsets: missing; model.onnx takes tensor(int64) [num_bags]\n")
+    assert done.stderr == ("lucid-onnx: error: --input offsets: missing; model.onnx takes int64 [num_bags]\n")
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("info", "model.onnx", "--json")], ids=" ".join)
+def test_output_that_nobody_reads(bag, arguments):
+    """As in ``lucid-onnx info model.onnx | true``: no traceback, and the exit code of a process that SIGPIPE ends."""
+    command = [sys.executable, "-m", "lucid_onnx", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as started:
+        started.stdout.close()
+        assert started.stderr.read() == b""
+        assert started.wait(60) == cli.EXIT_BROKEN_PIPE == 141
+
+
+def test_completion():
+    """The script for a shell, and what it asks for."""
+    environment = {**os.environ, "COLUMNS": "100"}
+    command = [sys.executable, "-m", "lucid_onnx"]
+    shown = subprocess.run(
+        [*command, "--show-completion", "bash"], capture_output=True, text=True, timeout=60, env=environment
+    )
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "complete -o default -F _lucid_onnx_completion lucid-onnx" in shown.stdout
+    asked = {"_LUCID_ONNX_COMPLETE": "complete_bash", "COMP_WORDS": "lucid-onnx fuse --si", "COMP_CWORD": "2"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**environment, **asked})
+    assert done.stdout.split() == ["--single-file"]
+    asked |= {"COMP_WORDS": "lucid-onnx lower --ragged p", "COMP_CWORD": "3"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**environment, **asked})
+    assert done.stdout.split() == ["padded"]
 
 
 def test_the_version_as_a_module():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -577,3 +578,81 @@ def test_more_kinds_than_there_are_names(native: None) -> None:
         "the model has collections of 8 kinds already, and may not have more"
     }
     assert types(report.model)["EmbeddingBag2D"] == 10
+
+
+def _joined(made: list[onnx.NodeProto], outputs: Sequence[str] = ("y",)) -> onnx.ModelProto:
+    """A model of nodes over tables q, r and t, and a matrix; flat indices i and offsets o."""
+    tables = {n: np.random.default_rng(k).standard_normal((20, 4)).astype(np.float32) for k, n in enumerate("qrt")}
+    graph = helper.make_graph(
+        made,
+        "g",
+        [helper.make_tensor_value_info(n, TensorProto.INT64, [n]) for n in ("i", "o")],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in outputs],
+        [numpy_helper.from_array(a, n) for n, a in {**tables, "p": np.eye(4, dtype=np.float32)}.items()],
+    )
+    for value in graph.output:
+        value.type.tensor_type.shape.dim.add(), value.type.tensor_type.shape.dim.add()
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    return lucid_onnx.to_form(model, "portable")
+
+
+def _bags_of(names: str, **keywords: Any) -> list[onnx.NodeProto]:
+    return [lucid_onnx.make_node(n, "i", "o", f"{n}_bag", name=f"{n}_node", mode="sum", **keywords) for n in names]
+
+
+@pytest.mark.parametrize(
+    ("made", "outputs", "reasons"),
+    [
+        (  # quotient and remainder
+            [*_bags_of("qr"), helper.make_node("Mul", ["q_bag", "r_bag"], ["y"], name="qr")],
+            ("y",),
+            {n: ("node 'qr' (Mul)", f"'{n}_bag' is read by node 'qr' (Mul)") for n in "qr"},
+        ),
+        (  # mixed dimensions: some are projected
+            [
+                *_bags_of("qrt"),
+                helper.make_node("MatMul", ["q_bag", "p"], ["wide"], name="project"),
+                helper.make_node("Concat", ["wide", "r_bag", "t_bag"], ["y"], axis=1),
+            ],
+            ("y",),
+            {"q": ("node 'project' (MatMul)", "'q_bag' is read by node 'project' (MatMul)")},
+        ),
+        (
+            [*_bags_of("q"), helper.make_node("Relu", ["q_bag"], ["y"], name="next")],
+            ("y",),
+            {"q": ("node 'next' (Relu)", "it is the only bag of the model")},
+        ),
+        (
+            [
+                *_bags_of("qr"),
+                helper.make_node("Concat", ["q_bag", "p"], ["y"], axis=0, name="join"),
+                helper.make_node("Concat", ["p", "r_bag"], ["z"], axis=0, name="other"),
+            ],
+            ("y", "z"),
+            {"q": ("node 'join' (Concat)", "no Concat has"), "r": ("node 'other' (Concat)", "no Concat has")},
+        ),
+        (_bags_of("qr"), ("q_bag", "r_bag"), dict.fromkeys("qr", ("", "is an output of the graph, and no Concat"))),
+        (
+            [
+                *_bags_of("qr"),
+                *(helper.make_node(op, ["q_bag"], [f"{op}_y"], name=op) for op in ("Relu", "Neg")),
+                helper.make_node("Concat", ["r_bag", "Relu_y", "Neg_y"], ["y"], axis=1, name="join"),
+            ],
+            ("y",),
+            {"q": ("node 'Relu' (Relu)", "'q_bag' is read 2 times"), "r": ("node 'join' (Concat)", "no Concat has")},
+        ),
+    ],
+    ids=["quotient and remainder", "mixed dimensions", "one bag", "apart", "outputs", "read twice"],
+)
+def test_every_bag_that_is_not_merged_says_why(
+    made: list[onnx.NodeProto], outputs: tuple[str, ...], reasons: dict[str, tuple[str, str]]
+) -> None:
+    pytest.importorskip("onnx_ir")
+    report = lucid_onnx.fuse(_joined(made, outputs), merge_tables=True)
+    found = {u.bag: u for u in report.unmerged}
+    assert set(found) == {f"node '{n}_node' (EmbeddingBag)" for n in reasons}
+    for name, (where, reason) in reasons.items():
+        unmerged = found[f"node '{name}_node' (EmbeddingBag)"]
+        assert unmerged.where == where
+        assert reason in unmerged.reason
+    assert len(report.merged) == ("t_bag" in [i for n in made for i in n.input])

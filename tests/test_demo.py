@@ -70,6 +70,8 @@ def test_the_command(tmp_path, monkeypatch, capfd):
     assert re.search(r"^wrote my\.onnx \(\d+\.\d MiB\)$", out, re.M)
     assert re.search(r"^anonymous function\n  0\.\d\d  lambda ", out, re.M)
     assert re.search(r"\d+ standard nodes \(CPU\)", out)
+    assert re.search(r"median ms +as long as the (native kernel|file)$", out, re.M)
+    assert re.search(r"^These bags have \d+ weighted rows of 256 columns .* torch is not compared", out, re.M)
     assert re.search(
         r"^largest difference between forms: \S+, \S+ of the sum of magnitudes \(allowed: 1e-06\)$", out, re.M
     )

@@ -30,6 +30,7 @@ def test_commands(lowered: Path, run: Callable[..., tuple[int, str, str]], monke
     assert (code, err) == (0, "")
     assert "would fuse" in out
     assert "standard form" in out
+    assert out.splitlines()[-1] == "lucid-onnx fuse model.onnx -o OUTPUT.onnx writes the model with these fused"
     code, out, err = run("inspect", "model.onnx", "--json")
     assert [f["op"] for f in json.loads(out)["fused"]] == ["EmbeddingBag"]
     code, out, err = run("fuse", "model.onnx", "-o", "fused.onnx", "--report", "report.json")
@@ -121,7 +122,7 @@ def test_pictures_of_loops_and_of_nothing(legacy: Callable[[str], Export]) -> No
 
 
 def test_inspect_says_why_not(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
-    g = Small(shape=("b", "l"))
+    g = Small(shape=("b", "l"), opset=14)
     onnx.save(g.model(g.reduced(g("Gather", "table", "i"), "ReduceMean")), tmp_path / "m.onnx")
     code, out, _ = run("inspect", tmp_path / "m.onnx")
     assert code == 0
@@ -161,7 +162,7 @@ def test_fuse_says_that_nothing_was_fused(
     tmp_path: Path, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    g = Small(shape=("b", "l"))
+    g = Small(shape=("b", "l"), opset=14)
     onnx.save(g.model(g.reduced(g("Gather", "table", "i"), "ReduceMean")), "mean.onnx")
     lucid_onnx.save(lucid_onnx.build_model(np.eye(3, dtype=np.float32)), "bag.onnx")
     for name, why in (("mean.onnx", "--assume-nonempty takes it to be above 0"), ("bag.onnx", "nothing to fuse")):

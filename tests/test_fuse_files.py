@@ -276,3 +276,49 @@ def test_a_full_disk_leaves_nothing_and_a_copy_is_not_loaded(tmp_path: Path) -> 
         assert copy.seek(2**27 - 1) + len(copy.read(5) + copy.read()) == 2**28
         copy.seek(2**27 - 1)
         assert copy.read(6) == b"a row\0"
+
+
+def test_the_ir_version_is_the_lowest_that_suffices(dynamo: Callable[[str], Export]) -> None:
+    """torch asks for IR version 10, which ONNX Runtime reads from 1.18 on; a bag at opset 18 needs 8."""
+    export = onnx.load(dynamo("sum").path)
+    assert export.ir_version >= 10
+    opset = next(i for i in export.opset_import if not i.domain)
+    needed = helper.find_min_ir_version_for([opset])
+    assert lucid_onnx.fuse(export).model.ir_version == needed
+    for form in ("standard", "native"):
+        assert lucid_onnx.fuse(export, form=form).model.ir_version == needed
+
+
+def _standard(ir_version: int, opset: int = 18) -> onnx.ModelProto:
+    model = lucid_onnx.build_model(np.eye(3, dtype=np.float32), mode="sum", form="standard", opset=opset)
+    model.ir_version = ir_version
+    return model
+
+
+def test_what_a_model_needs_keeps_its_ir_version() -> None:
+    assert lucid_onnx.fuse(_standard(10)).model.ir_version == 8
+    assert lucid_onnx.fuse(_standard(8)).model.ir_version == 8
+    assert lucid_onnx.fuse(_standard(10, opset=21)).model.ir_version == 10
+    four_bits = _standard(11)
+    four_bits.graph.initializer.append(helper.make_tensor("codes", TensorProto.INT4, [2], [1, 2]))
+    four_bits.graph.node.append(helper.make_node("Custom", ["codes"], ["c"], domain="mine"))
+    four_bits.graph.output.append(helper.make_tensor_value_info("c", TensorProto.FLOAT, [2]))
+    four_bits.opset_import.append(helper.make_opsetid("mine", 1))
+    assert lucid_onnx.fuse(four_bits, form="native").model.ir_version == 10
+    with_defaults = _standard(10)
+    body = [helper.make_node("Relu", ["x"], ["y"])]
+    function = helper.make_function("mine", "F", ["x"], ["y"], body, [helper.make_opsetid("", 18)])
+    function.attribute_proto.append(helper.make_attribute("a", 1))
+    with_defaults.functions.append(function)
+    with_defaults.opset_import.append(helper.make_opsetid("mine", 1))
+    assert lucid_onnx.fuse(with_defaults).model.ir_version == 9
+    function.overload = "o"
+    del with_defaults.functions[:]
+    with_defaults.functions.append(function)
+    assert lucid_onnx.fuse(with_defaults).model.ir_version == 10
+    # Without a bag nothing is changed.
+    model = onnx.ModelProto()
+    model.CopyFrom(_standard(10))
+    del model.graph.node[:]
+    model.graph.node.append(helper.make_node("Identity", ["weight"], ["output"]))
+    assert lucid_onnx.fuse(model).model.ir_version == 10

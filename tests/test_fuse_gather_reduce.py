@@ -46,8 +46,8 @@ def test_a_sum_over_no_columns_is_zeros_to_both() -> None:
 
 @pytest.mark.parametrize("op", ["ReduceMean", "ReduceMax"])
 @pytest.mark.parametrize("length", ["l", None, 0])
-def test_a_length_that_may_be_zero_needs_a_word(op: str, length: Any) -> None:
-    g = Small(shape=("b", length))
+def test_a_length_that_may_be_zero_needs_a_word_in_old_opsets(op: str, length: Any) -> None:
+    g = Small(shape=("b", length), opset=14)
     model = g.model(g.reduced(g("Gather", "table", "i"), op))
     report = lucid_onnx.fuse(model)
     assert report.fused == ()
@@ -59,6 +59,36 @@ def test_a_length_that_may_be_zero_needs_a_word(op: str, length: Any) -> None:
         report = lucid_onnx.fuse(model, assume_nonempty=True)
         assert len(report.fused) == 1
         same_as_before(model, report, {"i": np.array([[1, 2, 3]])})
+
+
+@pytest.mark.parametrize("opset", [15, 18, 20])
+@pytest.mark.parametrize("length", ["l", None])
+def test_a_length_that_may_be_zero(length: Any, opset: int) -> None:
+    """A mean over nothing stays NaN, and a maximum an error; both are zeros to a bag."""
+    for op in ("ReduceMean", "ReduceMax"):
+        g = Small(shape=("b", length), opset=opset)
+        model = g.model(g.reduced(g("Gather", "table", "i"), op))
+        report = lucid_onnx.fuse(model)
+        assert [f.op for f in report.fused] == ["EmbeddingBag2D"]
+        same_as_before(model, report, {"i": np.array([[1, 2, 3], [4, 4, 0]])})
+        same_as_before(model, report, {"i": np.zeros((0, 3), np.int64)})
+        nothing = {"i": np.zeros((2, 0), np.int64)}
+        if op == "ReduceMean":
+            assert np.isnan(results(report.model, nothing)[0]).all()
+        else:
+            with pytest.raises(Exception, match="cannot be reshaped"):
+                results(report.model, nothing)
+        assumed = lucid_onnx.fuse(model, assume_nonempty=True)
+        left = {n.op_type for n in assumed.model.graph.node} - {n.op_type for n in bags(assumed.model)}
+        assert left <= {"Cast"}
+
+
+@pytest.mark.parametrize("op", ["ReduceMean", "ReduceMax"])
+def test_a_length_of_zero_is_no_bag(op: str) -> None:
+    g = Small(shape=("b", 0))
+    report = lucid_onnx.fuse(g.model(g.reduced(g("Gather", "table", "i"), op)))
+    assert report.fused == ()
+    assert report.unfused[0].reason.startswith("the length of the bags is 0: a")
 
 
 @pytest.mark.parametrize("order", [0, 1])

@@ -207,3 +207,32 @@ def test_a_changed_number_of_a_fixed_size_is_seen(static: onnx.ModelProto) -> No
             np.testing.assert_allclose(results(report.model, FLAT)[0], expected, rtol=1e-5, atol=1e-6, err_msg=what)
     assert changed > 10
     assert stayed > changed // 2
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("rows", "a Loop that pools rows of 'bags.0.weight', but Relu 'changed' changes them between"),
+        ("reduction", "by ReduceMin"),
+    ],
+)
+def test_a_loop_of_no_exporter_says_why(static: onnx.ModelProto, what: str, reason: str) -> None:
+    model = onnx.ModelProto()
+    model.CopyFrom(static)
+    if what == "rows":
+        gather = next(n for n in model.graph.node if n.op_type == "Gather")
+        at = list(model.graph.node).index(gather)
+        for node in nodes(model.graph):
+            for k, name in enumerate(node.input):
+                if name == gather.output[0]:
+                    node.input[k] = "changed"
+        model.graph.node.insert(at + 1, onnx.helper.make_node("Relu", [gather.output[0]], ["changed"]))
+    else:
+        for node in nodes(model.graph):
+            if node.op_type.startswith("Reduce"):
+                node.op_type = "ReduceMin"
+    report = lucid_onnx.fuse(model)
+    assert bags(report.model) == []
+    (unfused,) = report.unfused
+    assert unfused.pattern == "Loop"
+    assert reason in unfused.reason

@@ -155,11 +155,11 @@ def ends_early(model: onnx.ModelProto) -> None:
 
 LEGACY_LOOK_ALIKES: dict[str, tuple[Callable[[onnx.ModelProto], None], str]] = {
     "keepdims": (kept_axis, "keepdims=1"),
-    "other reduction": (smallest, ""),
+    "other reduction": (smallest, "by ReduceProd("),
     "other slice": (other_slice, "where such a bag has Slice"),
     "every other": (every_other, "Slice"),
     "one bag less": (one_bag_less, "Sub 'fewer' where such a bag has Gather"),
-    "negated": (negated, "a Loop that gathers rows and reduces them"),
+    "negated": (negated, "but Neg 'negated' changes them between the Gather and the ReduceSum"),
     "ends early": (ends_early, "the constant"),
 }
 

@@ -712,8 +712,13 @@ def test_calls_say_that_they_give_no_gradient() -> None:
 @each_way
 def test_a_call_raises_its_error_and_logs_nothing(form: str, native: bool, capfd: pytest.CaptureFixture[str]) -> None:
     table = np.ones((5, 4), np.float32)
-    with pytest.raises(IndexError, match=r"indices\[0\] = 9 is outside \[0, 5\)"):
-        lucid_onnx.embedding_bag([9], table, [0], form=form, native=native)
+    ort.set_default_logger_severity(2)  # as onnxruntime has it
+    try:
+        lucid_onnx.embedding_bag([4], table, [0], max_norm=0.3, form=form, native=native)  # a session of its own
+        with pytest.raises(IndexError, match=r"indices\[0\] = 9 is outside \[0, 5\)"):
+            lucid_onnx.embedding_bag([9], table, [0], max_norm=0.3, form=form, native=native)
+    finally:
+        ort.set_default_logger_severity(3)
     assert capfd.readouterr() == ("", "")
 
 
@@ -829,6 +834,27 @@ def test_bytes_do_not_say_where_external_data_is(tmp_path: Path, monkeypatch: py
         lucid_onnx.InferenceSession(content, native=False)
     monkeypatch.chdir(tmp_path)
     case.check(run(lucid_onnx.InferenceSession(content, native=False), case))
+
+
+@pytest.mark.parametrize("name", ["nowhere/model.onnx", "m" * 300])
+def test_errors_name_the_file_that_is_wanted(name: str, tmp_path: Path) -> None:
+    """And no temporary one."""
+    with pytest.raises(OSError) as raised:
+        lucid_onnx.save(lucid_onnx.build_model(np.eye(3, dtype=np.float32)), tmp_path / name)
+    assert raised.value.filename == str(tmp_path / name)
+    assert raised.value.filename2 is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_of_a_large_model_name_no_temporary_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes through a file where protobuf would not hold it; smaller ones here."""
+    monkeypatch.setattr(session_module, "_LARGEST_IN_MEMORY", 0)
+    model = lucid_onnx.build_model(np.eye(3, dtype=np.float32), form="native")
+    with pytest.raises(Exception, match="is not a registered function/op") as raised:
+        lucid_onnx.InferenceSession(model, native=False)
+    assert type(raised.value).__module__.startswith("onnxruntime")
+    assert "lucid_onnx" not in str(raised.value).replace("ai.lucid", "")
+    assert ".onnx" not in str(raised.value)
 
 
 def test_models_are_remembered_as_long_as_they_live(tmp_path: Path) -> None:

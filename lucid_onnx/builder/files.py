@@ -7,7 +7,7 @@ import mmap
 import os
 import re
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,8 @@ class Replacing:
         while True:
             path = self._folder / f".{name[:50]}.{secrets.token_hex(4)}"
             try:
-                return open(path, "x+b")  # closed in __exit__
+                with _about(self._folder / name):
+                    return open(path, "x+b")  # closed in __exit__
             except FileExistsError:
                 continue
 
@@ -182,11 +183,13 @@ class Replacing:
                 target = self._folder / location
                 os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # nobody else takes the name now
                 placed.append(target)
-                os.replace(file.name, target)
+                with _about(target):
+                    os.replace(file.name, target)
             if self._data:
                 self._sync_folder()
             for name, file in self._open.items():
-                os.replace(file.name, self._folder / name)
+                with _about(self._folder / name):
+                    os.replace(file.name, self._folder / name)
                 placed.clear()
         except BaseException:
             for target in placed:
@@ -220,6 +223,15 @@ class Replacing:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextlib.contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Errors name ``path``, which the caller knows, and no temporary file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _refers(model: Path, location: str) -> bool:

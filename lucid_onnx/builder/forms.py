@@ -18,6 +18,7 @@ from lucid_onnx.ops.embedding_bag.lowering import BLOCKS, Ragged
 from lucid_onnx.ops.emit import needed
 from lucid_onnx.ops.variants import Known
 
+from .axes import separate
 from .functions import restore_names
 from .origins import data_of, remember_data
 
@@ -62,6 +63,7 @@ def convert(model: onnx.ModelProto, form: str, ragged: Ragged = BLOCKS) -> None:
     for function in [f for f in model.functions if f.domain == spec.DOMAIN and f.name in OPERATOR_OF]:
         model.functions.remove(function)
     others = {f.name for f in model.functions if f.domain == spec.DOMAIN}
+    separate(model)
     tables = _table_types(model)
     # A function's names are its own: what the graph knows of the same ones says nothing of them.
     lists = [(nodes, tables) for nodes in node_lists_of(model.graph.node)]

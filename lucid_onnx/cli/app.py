@@ -6,6 +6,8 @@ defect, and shows its traceback.
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, cast
@@ -14,7 +16,7 @@ from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.runtime import info
 from lucid_onnx.runtime.installation import missing_package
 
-from .files import EXIT_DIFFERS, EXIT_ERROR, EXIT_INTERRUPTED, UserError
+from .files import EXIT_BROKEN_PIPE, EXIT_DIFFERS, EXIT_ERROR, EXIT_INTERRUPTED, UserError
 
 _MISSING: ImportError | None = None
 try:  # typer and rich come with the extras cpu, gpu and cli
@@ -27,7 +29,10 @@ except ImportError as error:
         raise
     _MISSING = error
 
-__all__ = ["EXIT_DIFFERS", "EXIT_ERROR", "EXIT_INTERRUPTED", "main"]
+# Without any handler Python prints warnings: of a broken model onnx_ir would have lines above our one.
+logging.getLogger("onnx_ir").addHandler(logging.NullHandler())
+
+__all__ = ["EXIT_BROKEN_PIPE", "EXIT_DIFFERS", "EXIT_ERROR", "EXIT_INTERRUPTED", "main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,8 +40,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 1 if the demo's forms or parity's runtimes differ; 2 after an error, which is on stderr;
-        130 if interrupted.
+        130 if interrupted; 141 if nobody reads the output to its end, as after ``| head``.
     """
+    try:
+        code = _main_of(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    except SystemExit as error:  # rich raises it where it finds the pipe broken
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+    else:
+        return code
+    # What is left in the stream has nowhere to go, and the interpreter would complain of it at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_BROKEN_PIPE
+
+
+def _main_of(argv: Sequence[str] | None) -> int:
     if _MISSING is not None:
         package = missing_package(_MISSING, ("typer", "rich"))
         if package is not None:
@@ -71,9 +92,9 @@ def _usage_error() -> type[typer.BadParameter]:
 def _app() -> typer.Typer:
     app = typer.Typer(
         help="embedding_bag for ONNX: build models, run them, and see what runs.",
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode="markdown",
+        context_settings={"help_option_names": ["--help", "-h"]},
     )
     app.callback(invoke_without_command=True)(_main)
     app.command("demo")(commands_run.demo)
@@ -97,7 +118,7 @@ def _version(asked: bool) -> None:
 def _main(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:

@@ -17,12 +17,17 @@ from . import files as cli_files
 from . import show as cli_show
 from .extras import rewriting
 from .files import UserError
+from .options import choice
 
 
 def info(
     model: Annotated[str | None, typer.Argument(metavar="MODEL", help="An .onnx file to show as well.")] = None,
     table_memory: Annotated[
-        str, typer.Option(help="The table_memory to assume: auto, inplace, hugepage_copy or mmap.")
+        str,
+        choice(
+            ("auto", "inplace", "hugepage_copy", "mmap"),
+            "The table_memory to assume: auto, inplace, hugepage_copy or mmap.",
+        ),
     ] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -87,5 +92,7 @@ def inspect(
     console = cli_show.new_console()
     cli_show.show_model(console, found)
     cli_show.show_fused(console, report, "would fuse")
+    if report.fused:
+        cli_show.say(console, f"lucid-onnx fuse {model} -o OUTPUT.onnx writes the model with these fused")
     if svg is not None:
         cli_show.say(console, f"wrote {svg}")

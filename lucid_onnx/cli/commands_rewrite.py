@@ -7,13 +7,18 @@ from typing import Annotated
 
 import typer
 
-from lucid_onnx.builder import model_files
+from lucid_onnx.builder import FORMS, model_files
+from lucid_onnx.ops.embedding_bag.lowering import RAGGED
+from lucid_onnx.ops.quantized_embedding_bag.spec import CODES_TYPES
 
 from . import files as cli_files
 from . import show as cli_show
 from .extras import rewriting
-from .options import SingleFile, integer
+from .options import SingleFile, choice, integer
 from .progress import writing_bar
+
+#: What `quantize` makes of tables.
+SMALLER_DTYPES = (*CODES_TYPES, "float16", "bfloat16")
 
 
 def fuse(
@@ -22,11 +27,11 @@ def fuse(
         Path, typer.Option("--output", "-o", help="The model to write; a file of that name is replaced.")
     ],
     form: Annotated[
-        str, typer.Option(help="portable (runs everywhere), standard (no custom domain) or native (needs the library).")
+        str, choice(FORMS, "portable (runs everywhere), standard (no custom domain) or native (needs the library).")
     ] = "portable",
     assume_nonempty: Annotated[
         bool,
-        typer.Option("--assume-nonempty", help="Assume L > 0 for indices [B, L] under a mean or maximum."),
+        typer.Option("--assume-nonempty", help="Indices [B, L] under a mean or maximum never come with L = 0."),
     ] = False,
     merge_tables: Annotated[
         bool,
@@ -75,11 +80,11 @@ def lower(
         Path, typer.Option("--output", "-o", help="The model to write; a file of that name is replaced.")
     ],
     form: Annotated[
-        str, typer.Option(help="standard (no custom domain), portable (runs everywhere) or native (needs the library).")
+        str, choice(FORMS, "portable (runs everywhere), standard (no custom domain) or native (needs the library).")
     ] = "standard",
     ragged: Annotated[
         str,
-        typer.Option(help="blocks (all bags at once, in bounded memory), loop (small, slow) or padded (one matrix)."),
+        choice(RAGGED, "blocks (all bags at once, in bounded memory), loop (small, slow) or padded (one matrix)."),
     ] = "blocks",
     longest_bag: Annotated[
         int | None,
@@ -108,12 +113,12 @@ def quantize(
         Path, typer.Option("--output", "-o", help="The model to write; a file of that name is replaced.")
     ],
     dtype: Annotated[
-        str, typer.Option(help="int8 or int4 (symmetric), uint8 or uint4 (with a bias), float16 or bfloat16.")
+        str, choice(SMALLER_DTYPES, "int8 or int4 (symmetric), uint8 or uint4 (with a bias), float16 or bfloat16.")
     ] = "int8",
     min_bytes: Annotated[
         int, typer.Option(parser=integer, metavar="INTEGER", help="Skip tables with fewer bytes.")
     ] = 0,
-    form: Annotated[str | None, typer.Option(help="portable, standard or native; by default the model's own.")] = None,
+    form: Annotated[str | None, choice(FORMS, "portable, standard or native; by default the model's own.")] = None,
     single_file: SingleFile = False,
     report: Annotated[Path | None, typer.Option("--report", help="Write the result for each table as JSON.")] = None,
 ) -> None:

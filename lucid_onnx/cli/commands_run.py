@@ -12,7 +12,7 @@ import numpy as np
 import typer
 from rich.text import Text
 
-from lucid_onnx.builder import ExternalData, build_model, load, remember_data, save
+from lucid_onnx.builder import FORMS, ExternalData, build_model, load, remember_data, save
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.runtime import info
 from lucid_onnx.runtime.installation import install_gpu
@@ -24,7 +24,7 @@ from . import files as cli_files
 from . import show as cli_show
 from .extras import need_onnxruntime
 from .files import EXIT_DIFFERS, UserError
-from .options import integer
+from .options import choice, integer
 from .progress import writing_bar
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ def build(
     per_sample_weights: Annotated[
         bool, typer.Option("--per-sample-weights", help="The model takes a weight per index; mode sum only.")
     ] = False,
-    index_dtype: Annotated[str, typer.Option(help="int32 or int64, of indices and offsets.")] = "int64",
+    index_dtype: Annotated[str, choice(("int32", "int64"), "int32 or int64, of indices and offsets.")] = "int64",
     form: Annotated[
-        str, typer.Option(help="portable (runs everywhere), standard (no custom domain) or native (needs the library).")
+        str, choice(FORMS, "portable (runs everywhere), standard (no custom domain) or native (needs the library).")
     ] = "portable",
     opset: Annotated[
         int,
@@ -84,12 +84,12 @@ def build(
     external_data: Annotated[
         bool | None,
         typer.Option(
-            "--external-data/--no-external-data",
-            " /--single-file",
+            "--external-data/--single-file",
             help="Put the table beside the model, in OUTPUT.data, or into OUTPUT itself. By default it is beside the "
             "model only if it exceeds 2 GiB.",
         ),
     ] = None,
+    no_external_data: Annotated[bool, typer.Option("--no-external-data", hidden=True)] = False,
     **attributes: Any,
 ) -> None:
     """Make a model of one bag from a table.
@@ -114,7 +114,7 @@ def build(
             **attributes,
         )
     with cli_files.user_errors(ValueError), cli_files.writing(output), writing_bar() as progress:
-        files = save(model, output, external_data=external_data, progress=progress)
+        files = save(model, output, external_data=False if no_external_data else external_data, progress=progress)
     cli_show.show_built(files, rows, model, form)
 
 
@@ -127,7 +127,7 @@ def run(
         bool | None,
         typer.Option("--native/--no-native", help="Use the native kernels; by default if they are installed."),
     ] = None,
-    provider: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    provider: Annotated[str, choice(PROVIDERS, "cpu or cuda.")] = "cpu",
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Write the outputs: a folder, or FILE.npy for a single output."),

@@ -388,11 +388,16 @@ def show(result: Result, console: Console) -> None:
     table.add_column("form")
     table.add_column("ran, by onnxruntime's profile")
     table.add_column("median ms", justify="right")
-    table.add_column("ratio", justify="right")
+    first = "the native kernel" if result.library else "the file"
+    table.add_column(f"as long as {first}", justify="right")
     for form in result.forms:
         ratio = form.milliseconds / result.forms[0].milliseconds
         table.add_row(form.name, _ran(form.ran), f"{form.milliseconds:.2f}", f"{ratio:.1f}x")
     console.print(table)
+    say(
+        f"These bags have {result.num_indices / result.num_bags:.0f} weighted rows of {DIM} columns on average. Other "
+        "bags have other ratios, and torch is not compared here: see docs/benchmarks.md."
+    )
     if result.library is None:
         say("native kernel: not installed; the same file runs as standard operators")
     else:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 #: Exit codes.
 EXIT_DIFFERS, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+#: Nobody reads the output any more: what a shell reports of other tools, which SIGPIPE ends.
+EXIT_BROKEN_PIPE = 141
 #: onnxruntime's names of the element types that a .npy file can hold, and bfloat16.
 _DTYPES = {
     f"tensor({name})": np.dtype(dtype)
@@ -170,12 +172,12 @@ def check_output(path: Path, option: str = "--output") -> None:
         raise UserError(f"{option} {path}: there is no directory {path.parent}")
 
 
-def read_npy(path: str) -> np.ndarray:
+def read_npy(path: str, other: str = "file") -> np.ndarray:
     """The array of a .npy file, mapped and in native byte order; raw items of two bytes are bfloat16."""
     check_file(path)
     with reading(path), open(path, "rb") as file:
         if file.read(6) != b"\x93NUMPY":
-            raise UserError(f"{path}: not a .npy file")
+            raise UserError(f"{path}: not a .npy {other}")
     try:
         with reading(path), warnings.catch_warnings():
             warnings.simplefilter(
@@ -202,7 +204,7 @@ def split_key(table: str) -> tuple[str, str | None]:
 def read_table(table: str) -> np.ndarray:
     path, key = split_key(table)
     check_file(path)
-    rows = _read_safetensors(path, key) if path.endswith(".safetensors") else read_npy(path)
+    rows = _read_safetensors(path, key) if path.endswith(".safetensors") else read_npy(path, "or .safetensors file")
     with user_errors(TypeError, ValueError, prefix=f"{table}: "):
         spec.check_table(rows)
     return rows
@@ -240,7 +242,7 @@ def read_feeds(session: onnxruntime.InferenceSession, model: str, files: Mapping
             raise UserError(f"--input {name}: {model} has no such input; it has: {', '.join(wanted) or 'none'}")
     for name, value in wanted.items():
         if name not in files:
-            raise UserError(f"--input {name}: missing; {model} takes {value.type} {shape_text(value.shape)}")
+            raise UserError(f"--input {name}: missing; {model} takes {_type(value)} {shape_text(value.shape)}")
     feeds = {}
     for name, value in wanted.items():
         if value.type not in _DTYPES:
@@ -248,6 +250,11 @@ def read_feeds(session: onnxruntime.InferenceSession, model: str, files: Mapping
         dtype = _DTYPES[value.type]
         feeds[name] = _read_feed(name, files[name], model, dtype, value.shape)
     return feeds
+
+
+def _type(value: Any) -> str:
+    """The dtype of an input as NumPy calls it; onnxruntime's own name for what is no tensor of numbers."""
+    return _DTYPES[value.type].name if value.type in _DTYPES else value.type
 
 
 def _read_feed(name: str, path: str, model: str, dtype: np.dtype, shape: Sequence[int | str | None]) -> np.ndarray:
@@ -281,13 +288,18 @@ def _exact_bfloat16(name: str, path: str, array: np.ndarray) -> np.ndarray:
 
 def targets_of(output: Path, names: Sequence[str]) -> dict[str, Path]:
     """The file of each output."""
-    if output.suffix == ".npy":
+    if output.suffix.lower() == ".npy":
         check_output(output)
         if len(names) != 1:
             raise UserError(f"--output {output}: one file, but the model has {len(names)} outputs; name a folder")
         return {names[0]: output}
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: is neither a folder nor FILE.npy")
+    if output.suffix and not output.exists():
+        raise UserError(
+            f"--output {output}: outputs are written as .npy files; give FILE.npy for one output, or a folder, whose "
+            "name has no dot or which exists"
+        )
     if not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no directory {output.parent}")
     targets = {name: output / (re.sub(r"[^\w.-]", "_", name) + ".npy") for name in names}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, cast, get_type_hints
 
 import typer
@@ -14,6 +14,12 @@ from lucid_onnx.ops.attributes import Attribute, BaseAttributes, Choice, Flag, R
 SingleFile = Annotated[
     bool, typer.Option("--single-file", help="Put all tables into OUTPUT itself, which must stay below 2 GiB.")
 ]
+
+
+def choice(names: Iterable[str], text: str) -> Any:
+    """An option that takes one of these names, which shells complete. The command checks it, in its own words."""
+    known = list(names)
+    return typer.Option(metavar="NAME", autocompletion=lambda: known, help=text)
 
 
 def real(text: str) -> float:
@@ -51,7 +57,7 @@ def _option(attribute: Attribute) -> Any:
         return Annotated[bool, typer.Option(f"--{attribute.name.replace('_', '-')}", help=text)]
     if isinstance(attribute.kind, Choice):
         texts = str if attribute.default is not None else str | None
-        return Annotated[texts, typer.Option(help=text)]
+        return Annotated[texts, choice(attribute.kind.numbers, text)]
     if isinstance(attribute.kind, Real):
         return Annotated[float | None, typer.Option(parser=real, metavar="NUMBER", help=text)]
     return Annotated[int | None, typer.Option(parser=integer, metavar="INTEGER", help=text)]

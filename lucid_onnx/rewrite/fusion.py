@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import os
 from typing import Any
 
@@ -17,7 +18,7 @@ import onnx_ir as ir
 from onnx import helper, version_converter
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from lucid_onnx.builder import ExternalData, Form, check_form, convert, is_external
+from lucid_onnx.builder import ExternalData, Form, check_form, convert, is_external, tensors
 from lucid_onnx.ops.embedding_bag import spec
 
 from . import files, nodes
@@ -28,8 +29,10 @@ __all__ = ["FuseReport", "Fused", "Unfused", "fuse"]
 
 #: What an opset before `spec.MIN_OPSET` is raised to.
 _RAISED_OPSET = spec.DEFAULT_OPSET
-#: The first IR version with model-local functions.
-_FUNCTIONS_IR = 8
+#: The first IR version with model-local functions, with defaults of their attributes, with overloads, and with devices.
+_FUNCTIONS_IR, _DEFAULTS_IR, _OVERLOADS_IR, _DEVICES_IR = 8, 9, 10, 11
+#: The first IR versions of types: those of 8 bits, of 4 bits, and so on, by the first type of each.
+_TYPES_IR = {"FLOAT8E4M3FN": 9, "UINT4": 10, "FLOAT4E2M1": 11, "FLOAT8E8M0": 12, "UINT2": 13, "FLOAT6E2M3": 14}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +74,16 @@ def fuse(
 ) -> FuseReport:
     """Find the bags that a model has written out, and put one node in the place of each.
 
-    Found are nn.EmbeddingBag as torch exports it (dynamo or not, optimized or not, and as an ATen node), a Gather
-    over indices [B, L] with a reduction over L, a fixed number of bags written out one after another, lookups that
-    TensorFlow's segment operators pool, as tf2onnx writes them, and what `lower` writes, of quantized tables too. A
-    lowered file is recognised by the release that wrote it, and by any later release whose lowering did not change.
+    Found are nn.EmbeddingBag as torch exports it (dynamo or not, optimized or not, and as an ATen node), embeddings
+    that are pooled by hand, with masks, weights and divisors (see `docs/fuse.md`), a fixed number of bags written
+    out one after another, lookups that TensorFlow's segment operators pool, as tf2onnx writes them, and what
+    `lower` writes, of quantized tables too. A lowered file is recognised by the release that wrote it, and by any
+    later release whose lowering did not change.
 
-    A graph is fused only if it is, node for node and up to what changes no value, what such a bag is written as. The
-    docstrings of the patterns in `lucid_onnx.rewrite.patterns` say where the two differ all the same. Above all, a bag
-    rejects a negative index, where ONNX's Gather counts from the end.
+    A graph is fused only if it is, node for node and up to what changes no value, what such a bag is written as; of
+    what is pooled by hand, only what provably has the same meaning. The docstrings of the patterns in
+    `lucid_onnx.rewrite.patterns` say where the two differ all the same. Above all, a bag rejects a negative index,
+    where ONNX's Gather counts from the end.
 
     What torch.onnx.export's own optimizer lost before stays lost: by default it drops ``x + 1e-8`` and
     ``x * 1.000009``. `lucid_onnx.torch.export`, and torch with ``optimize=False``, keep them.
@@ -93,7 +98,8 @@ def fuse(
         output: where to write the result; it appears whole or not at all, and may be the input's path.
         form: the form of all ``ai.lucid`` nodes in the result, as in `lucid_onnx.to_form`. Strict shape inference fails
             where a function of the model has a node in the "native" form, whose type it cannot know.
-        assume_nonempty: indices [B, L] under a mean or a maximum have L > 0, though the model does not say so.
+        assume_nonempty: indices [B, L] under a mean or a maximum have L > 0, though the model does not say so. Without
+            it, nodes beside the bag keep a mean over nothing NaN and a maximum an error, from opset 15 on.
         merge_tables: bags of equal attributes whose results are concatenated by a Concat, those that the model had
             before among them, become one ``ai.lucid::EmbeddingBagCollection``; see `lucid_onnx.rewrite.merging`.
         single_file: put all external data into ``output``, and into the report's model.
@@ -139,6 +145,9 @@ def _fuse(
         result.CopyFrom(proto)
     if search.fused or any(i.domain == spec.DOMAIN for i in proto.opset_import):
         convert(result, form)
+        # torch's dynamo exporter asks for IR version 10 whatever the model has; ONNX Runtime 1.17 does not read it.
+        if search.fused:
+            result.ir_version = min(result.ir_version, _needed_ir(result))
         if form == "portable":
             result.ir_version = max(result.ir_version, _FUNCTIONS_IR)
         complaint = files.check(result)
@@ -160,6 +169,25 @@ def _from_proto(proto: onnx.ModelProto, data: ExternalData | None) -> ir.Model:
             with contextlib.suppress(FileNotFoundError):  # a model can be looked at without its tables
                 model.graph.initializers[tensor.name].meta[nodes.REGION] = data.region(tensor)
     return model
+
+
+def _needed_ir(model: onnx.ModelProto) -> int:
+    """The lowest IR version that has everything that a model has."""
+    imports = [i for held in (model, *model.functions) for i in held.opset_import]
+    versions = [helper.find_min_ir_version_for(imports, True)]
+    for held, version in (
+        (model.functions, _FUNCTIONS_IR),
+        ([f for f in model.functions if f.attribute_proto], _DEFAULTS_IR),
+        ([f for f in model.functions if f.overload], _OVERLOADS_IR),
+        (model.configuration, _DEVICES_IR),
+    ):
+        if len(held):
+            versions.append(version)
+    values = itertools.chain(model.graph.input, model.graph.output, model.graph.value_info)
+    types = {t.data_type for t in tensors(model)} | {v.type.tensor_type.elem_type for v in values}
+    known = {name: number for name, number in onnx.TensorProto.DataType.items() if name in _TYPES_IR}
+    versions += [_TYPES_IR[name] for name, number in known.items() if max(types, default=0) >= number]
+    return max(versions)
 
 
 def _causes(error: BaseException | None) -> str:

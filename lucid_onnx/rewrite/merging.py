@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from lucid_onnx.ops import OPERATOR_OF
+from lucid_onnx.ops import OPERATOR_OF, quantized_embedding_bag
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.ops.embedding_bag_collection import spec as collection
 
@@ -29,7 +29,7 @@ class Merged:
 
 @dataclasses.dataclass(frozen=True)
 class Unmerged:
-    """A bag that a Concat concatenates with others, and that was left as it is, and why."""
+    """A bag that was left as it is, and why. ``where`` is the node that reads its result: a Concat, or another."""
 
     where: str
     bag: str
@@ -72,6 +72,7 @@ class _Merging:
     def __init__(self, model: ir.Model) -> None:
         self.merged: list[Merged] = []
         self.unmerged: list[Unmerged] = []
+        self._told: set[ir.Node] = set()  # bags that are in one of these lists
         bodies = [f for f in model.functions.values() if f.domain != spec.DOMAIN]
         self._nodes = [n for graph in (model.graph, *bodies) for n in graph.all_nodes()]
         self._names = nodes.free_names(model, "collection")
@@ -85,6 +86,16 @@ class _Merging:
                 parts = [self._part(value) for value in node.inputs]
                 if sum(part is not None for part in parts) > 1:
                     self._merge_inputs(node, parts)
+        self._report_others()
+
+    def _report_others(self) -> None:
+        """Tell of the bags that no Concat has beside others."""
+        names = {*spec.VARIANTS, *quantized_embedding_bag.spec.VARIANTS}
+        bags = [n for n in self._nodes if n.domain == spec.DOMAIN and n.op_type in names]
+        for bag in bags:
+            if bag not in self._told:
+                reader, reason = _why_apart(bag, alone=len(bags) == 1)
+                self.unmerged.append(Unmerged(reader, nodes.where(bag), reason))
 
     def _part(self, value: ir.Value | None) -> _Part | None:
         node = None if value is None else value.producer()
@@ -102,6 +113,7 @@ class _Merging:
 
     def _merge_inputs(self, concat: ir.Node, parts: Sequence[_Part | None]) -> None:
         """Merge what can be among the inputs of a Concat."""
+        self._told.update(part.node for part in parts if part is not None)
         reasons = [None if part is None else _why_not(concat, part) for part in parts]
         inputs: list[ir.Value | None] = []
         written: list[ir.Node] = []
@@ -152,7 +164,7 @@ class _Merging:
 def _why_not(concat: ir.Node, part: _Part) -> str | None:
     """Why a bag cannot be part of a collection, whatever its neighbours are; None if it can."""
     if part.node.op_type not in spec.VARIANTS:
-        return f"it is {part.node.op_type}, and collections do not support quantized tables"
+        return _why_quantized(part.node)
     axis = concat.attributes["axis"].as_int()
     if axis not in ((1, -1) if part.unsqueeze is None else (1, -2)):
         return f"the Concat is over axis {axis}, and not over the one that a collection concatenates over"
@@ -169,6 +181,32 @@ def _why_not(concat: ir.Node, part: _Part) -> str | None:
     if part.unsqueeze is not None and not _columns(part.node):
         return "the columns of its table are not known, which a collection with an axis for the tables needs"
     return None
+
+
+def _why_quantized(bag: ir.Node) -> str:
+    return f"it is {bag.op_type}, and collections do not support quantized tables"
+
+
+def _why_apart(bag: ir.Node, *, alone: bool) -> tuple[str, str]:
+    """What reads the result of a bag that no Concat has beside another one, and why that is not merged."""
+    result = bag.outputs[0]
+    readers = [use.node for use in result.uses()]
+    name = _name(result)
+    if result.is_graph_output() or not readers:
+        return "", f"its result {name!r} is an output of the graph, and no Concat joins it with another bag's"
+    reader = readers[0]
+    where = nodes.where(reader)
+    if bag.op_type not in spec.VARIANTS:
+        return where, _why_quantized(bag)
+    if alone:
+        return where, "it is the only bag of the model"
+    if len(readers) > 1:
+        return where, f"its result {name!r} is read {len(readers)} times, and not by a Concat alone"
+    if reader.op_type == "Unsqueeze" and nodes.is_standard(reader) and _axes(reader) in ([1], [-2]):
+        where = nodes.where(next((use.node for use in reader.outputs[0].uses()), reader))
+    if reader.op_type in ("Concat", "Unsqueeze") and nodes.is_standard(reader):
+        return where, "no Concat has its result beside another bag's, as it is or behind an Unsqueeze over axis 1"
+    return where, f"its result {name!r} is read by {where}, and not by a Concat with other bags' results"
 
 
 def _runs(parts: Sequence[_Part | None], reasons: Sequence[str | None]) -> Iterator[list[int]]:

@@ -14,8 +14,8 @@ from lucid_onnx.ops import OPERATOR_OF
 from lucid_onnx.ops.embedding_bag import spec
 
 from . import nodes, patterns
-from .expressions import Expression, difference, input_of, subexpressions
-from .normal_form import as_opset, set_attributes
+from .expressions import Expression, constant, difference, from_array, subexpressions
+from .normal_form import as_opset, make, set_attributes
 from .reader import Known, Reader
 
 #: What `Search` may compute anew, as it is written in every opset from 11 on.
@@ -26,6 +26,8 @@ _COMPUTED |= {"Abs", "Add", "And", "Clip", "ConstantOfShape", "Div", "Erf", "Exp
 _COMPUTED |= {"LessOrEqual", "Log", "Max", "Min", "Mod", "Mul", "Neg", "Or", "Pow", "Reciprocal", "ReduceMax", "Relu"}
 _COMPUTED |= {"ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Sigmoid", "Sign", "Sqrt", "Tanh", "Tile", "Xor"}
 _COMPUTED |= {"Ceil", "IsInf", "IsNaN", "LeakyRelu", "Round", "Softplus"}
+#: The first opset whose Shape gives one axis alone; its Reshape keeps zeros on demand.
+_SHAPE_OF_AN_AXIS = 15
 _ATEN_DOMAINS = ("org.pytorch.aten", "aten")
 _ATEN_OPERATORS = ("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
 
@@ -67,12 +69,13 @@ class Search:
 
     Args:
         known: what shape inference found for the values of the graph, by name.
+        assume_nonempty: as of `patterns.GatherReduce`.
 
     Attributes:
         fused, unfused: what was found, the last node first.
     """
 
-    def __init__(self, model: ir.Model, known: Known, *, assume_nonempty: bool) -> None:
+    def __init__(self, model: ir.Model, known: Known, *, assume_nonempty: bool = False) -> None:
         self.fused: list[Fused] = []
         self.unfused: list[Unfused] = []
         self._model = model
@@ -85,7 +88,9 @@ class Search:
             "tf2onnx segments": patterns.segments,
             "standard form": patterns.Lowered(self._opset),
             "quantized standard form": patterns.QuantizedLowered(self._opset),
-            "Gather and reduction": patterns.GatherReduce(assume_nonempty=assume_nonempty),
+            "Gather and reduction": patterns.GatherReduce(
+                assume_nonempty=assume_nonempty, keep_empty=self._opset >= _SHAPE_OF_AN_AXIS
+            ),
         }
         self._names = nodes.free_names(model, "bag")
         self._outer: dict[ir.Graph, ir.Graph | None] = {}  # the graph around each graph
@@ -120,10 +125,31 @@ class Search:
                 self._reject(node, "function", other_function(node.op_type))
             elif nodes.is_standard(node):
                 self._try_patterns(node)
+        self._forget_rows(graph)
         # No RecursiveGraphIterator: subgraphs come behind the nodes around them, which may have been removed.
         for node in reversed(graph):
             for inner in nodes.subgraphs(node):
                 self._search(inner, graph)
+
+    def _forget_rows(self, graph: ir.Graph) -> None:
+        """Take the shape of rows from their indices, where nothing else of the rows is read any more."""
+        for node in list(graph) if self.fused else ():
+            rows = node.inputs[0] if nodes.is_standard(node) and node.op_type == "Shape" and node.inputs else None
+            if rows is None or rows.is_graph_output() or any(user.op_type != "Shape" for user, _ in rows.uses()):
+                continue
+            shape, gathered = self._reader.of[node.outputs[0]], self._reader.of[rows]
+            sizes = _sizes_of_rows(gathered)
+            if sizes is None or gathered.rank is None:
+                continue
+            if shape.array is not None:
+                sizes = from_array(shape.array)
+            elif shape.attributes:
+                places = range(gathered.rank)[slice(shape.attributes.get("start"), shape.attributes.get("end"))]
+                sizes = make("Gather", sizes, list(places))
+            name, last = node.outputs[0].name or next(self._names), self._value(sizes, graph, node).producer()
+            assert last is not None
+            nodes.replace(node, [last], name, f"{name}_unfused")
+            _remove_unused([node])
 
     def _try_patterns(self, node: ir.Node) -> None:
         root = self._reader.of[node.outputs[0]]
@@ -141,11 +167,11 @@ class Search:
                     self._replace(node, bag, name)
                     return
                 rejected = rejected or (name, reason)  # the first guess is the plainest
-        if rejected is None and _is_unknown_loop(root):
-            rejected = ("Loop", "a Loop that gathers rows and reduces them, but not in the way of a known exporter")
+        if rejected is None and (reason := _why_unknown_loop(root)) is not None:
+            rejected = ("Loop", reason)
         if rejected is not None and node not in self._reported:
             self._reject(node, *rejected)
-            self._reported.update(_inner_producers(root))
+            self._reported.update(_inner_producers(root), nodes.with_inner(node))
 
     def _try_aten(self, node: ir.Node) -> None:
         operator = node.attributes.get("operator")
@@ -224,7 +250,7 @@ class Search:
         needed = dict(bag.inputs)
         pooled = _pooled(bag, None)
         if bag.result is not None:
-            needed["result's shape"] = bag.result(pooled)
+            needed["numbers around it"] = bag.result(pooled)
         for name, e in needed.items():
             waiting: list[Expression | None] = [e]
             while waiting:
@@ -298,21 +324,72 @@ def _mismatch(root: Expression, written: Expression | str) -> str | None:
     return None if found is None else f"it has {found[0]} where such a bag has {found[1]}"
 
 
+def _sizes_of_rows(gathered: Expression) -> Expression | None:
+    """The shape of ``Gather(table, indices)``, from both; None for everything else."""
+    table, indices = gathered.inputs if gathered.op == "Gather" and len(gathered.inputs) == 2 else (None, None)
+    if table is None or indices is None or table.rank != 2 or gathered.attributes["axis"] != 0:
+        return None
+    width = None if table.dims is None else table.dims[1]
+    columns = constant([width]) if isinstance(width, int) else make("Gather", make("Shape", table), [1])
+    return make("Concat", make("Shape", indices), columns, axis=0)
+
+
 def _pooled(bag: patterns.Bag, value: ir.Value | None) -> Expression:
     """A bag's result, [B, D]."""
     return Expression("Value", dtype=bag.weight.type, shape=(None, *bag.table_shape[1:]), value=value)
 
 
-def _is_unknown_loop(root: Expression) -> bool:
-    """Whether this is a Loop that gathers rows of a table and reduces them."""
-    if root.op != "Loop" or root.output != 0 or root.body is None:
-        return False
-    return any(
-        e.op in ("ReduceSum", "ReduceMean", "ReduceMax")
-        and any((table := input_of(g, "Gather")) is not None and table.rank == 2 for g in subexpressions(e, 20))
-        for result in root.body.results
-        for e in subexpressions(result, 200)
-    )
+#: What may stand between a Gather of rows and their reduction in a Loop of a known exporter.
+_PASSES = frozenset(("Cast", "Gather", "Identity", "If", "Mul", "Reshape", "Slice", "Squeeze", "Unsqueeze"))
+
+
+def _why_unknown_loop(root: Expression) -> str | None:
+    """Why a Loop that gathers rows of a table and reduces them is no bag; None for another one."""
+    if root.op != "Loop" or root.body is None:
+        return None
+    for result in root.body.results:
+        for e in subexpressions(result, 200):
+            path = _path_to_rows(e) if e.op.startswith("Reduce") else None
+            if path is None:
+                continue
+            table = path[-1].inputs[0]
+            value = None if table is None else table.value
+            pools = f"a Loop that pools rows of {table if value is None else repr(value.name)}"
+            if e.op not in _REDUCTIONS:
+                return f"{pools} by {e}, and a bag pools by sum, mean or max"
+            changed = next((p for p in path[1:] if p.op not in _PASSES), None)
+            if changed is not None:
+                return f"{pools}, but {changed} changes them between the Gather and the {e.op}"
+            return f"{pools} by {e}, but not in the way of a known exporter"
+    return None
+
+
+_REDUCTIONS = ("ReduceSum", "ReduceMean", "ReduceMax")
+
+
+def _path_to_rows(reduction: Expression) -> list[Expression] | None:
+    """The expressions from a reduction to the nearest Gather of rows [.., D] of a table that it is computed from."""
+    before: dict[int, Expression | None] = {id(reduction): None}
+    waiting = [reduction]
+    for e in waiting:  # grows while it is walked
+        table = e.inputs[0] if e.op == "Gather" else None
+        if table is not None and table.rank == 2 and e.attributes.get("axis") == 0:
+            path: list[Expression] = []
+            step: Expression | None = e
+            while step is not None:
+                path.insert(0, step)
+                step = before[id(step)]
+            return path
+        if len(waiting) > _LONGEST_PATH:
+            return None
+        for inner in e.inputs:
+            if inner is not None and id(inner) not in before:
+                before[id(inner)] = e
+                waiting.append(inner)
+    return None
+
+
+_LONGEST_PATH = 200
 
 
 def _inner_producers(root: Expression) -> Iterator[ir.Node]:

@@ -408,16 +408,18 @@ def _session(
     provider: str,
 ) -> InferenceSession:
     """A session for everything that shapes the graph; the tables are inputs."""
-    if provider == "cuda":
-        import onnxruntime
+    import onnxruntime
 
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # onnxruntime warns of what it cannot simplify in functions, which is no news here
+    if provider == "cuda":
         if CUDA not in onnxruntime.get_available_providers():
             raise RuntimeError(f"provider = 'cuda', but this onnxruntime has no {CUDA}: {install_gpu()}")
         why = why_no_cuda() if native else None
         if why is not None:
             raise RuntimeError(f"provider = 'cuda', but {why}")
     model = op_model(op, attributes, dict(dtypes), form=form, opset=spec.DEFAULT_OPSET)
-    session = InferenceSession(model, native=native, providers=PROVIDERS[provider])
+    session = InferenceSession(model, options, PROVIDERS[provider], native=native)
     if PROVIDERS[provider][0] not in session.get_providers():
         raise RuntimeError(f"provider = {provider!r}, but {PROVIDERS[provider][0]} did not start here")
     return session

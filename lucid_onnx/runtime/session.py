@@ -55,6 +55,9 @@ _HAS_FOLDER_ENTRY = tuple(int(part) for part in ort.__version__.split(".")[:2]) 
 #: Held while a session starts whose options have that entry for its sake alone.
 _folder_lock = threading.RLock()
 
+#: Larger models go to onnxruntime by a file: a protobuf message has 2 GiB at most, and is copied on its way.
+_LARGEST_IN_MEMORY = 2**30
+
 _BFLOAT16_TYPE = "tensor(bfloat16)"
 _FLOAT32_SUFFIX = "__float32"
 
@@ -230,6 +233,8 @@ class InferenceSession(ort.InferenceSession):
             except Exception as error:
                 if _ALREADY in str(error):
                     raise ValueError(_REGISTERED_ELSEWHERE) from error
+                if isinstance(source, str) and not isinstance(model, (str, os.PathLike)):  # a file for this call alone
+                    raise type(error)(str(error).replace(source, "the model")) from None
                 if isinstance(model, bytes) and _names_data(str(error), model):
                     raise ValueError(f"{error} (the bytes of a model do not say where it is: give its path)") from error
                 raise
@@ -401,7 +406,7 @@ def _source(
         model = _with_float32_inputs(model)
     if not isinstance(model, onnx.ModelProto):
         return model
-    if sum(len(t.raw_data) for t in model.graph.initializer) < 2**30 or _refers(model):
+    if sum(len(t.raw_data) for t in model.graph.initializer) < _LARGEST_IN_MEMORY or _refers(model):
         return model.SerializeToString()
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lucid_onnx"))
     path = os.path.join(folder, "model.onnx")

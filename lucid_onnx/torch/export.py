@@ -193,7 +193,7 @@ def _translated(
     restore_doubles(program.model)
     resolve_placeholders(program.model)
     simplify(program.model)
-    unfused = pool_lookups(program.model)
+    unfused = pool_lookups(program.model) if _ATEN.embedding.default in translations else []
     take_over_norms(program.model)
     tidy(program.model)
     _share_tables(program.model)

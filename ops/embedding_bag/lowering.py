@@ -221,9 +221,11 @@ def read_bags(e: Emitter, op: Layout, named: Mapping[str, str], num_rows: str) -
         # Without any offset the first bound is the number of indices, which must be 0 too.
         # There are -1 bags with include_last_offset and no offset.
         first = e.Slice(bounds, [0], [1])
+        # Nothing is subtracted: the difference of two int64 may have another sign than theirs.
         below = e.Less(e.Concat(first, num_bags, axis=0), 0)
-        above = e.Greater(e.Concat(first, e.Sub(starts, ends), e.Sub(ends, e.Shape(indices)), axis=0), 0)
-        starts = e.Add(starts, refusal(e, e.Concat(below, above, axis=0)))
+        past = e.Greater(ends, e.Shape(indices))
+        wrong = e.Concat(below, e.Greater(first, 0), e.Greater(starts, ends), past, axis=0)
+        starts = e.Add(starts, refusal(e, wrong))
     lengths = e.Sub(ends, starts)
     num_indices = e.Shape(indices)
     indices = e.Cast(indices, to=onnx.TensorProto.INT64)

@@ -544,6 +544,13 @@ void TestEmpty() {
   CHECK(RunEmbeddingBag(c.args, Isa::baseline, {RunNothing, nullptr}).ok(), "D = 2^62, B = V = 0");
 }
 
+// ThreadSanitizer makes them fifty times as slow, and wide rows have no other threads.
+#if defined(__SANITIZE_THREAD__)
+constexpr int64_t kMostLongColumns = 7;
+#else
+constexpr int64_t kMostLongColumns = INT64_MAX;
+#endif
+
 void TestLongBags() {
   const std::vector<std::vector<int64_t>> lengths = {
       {kPiece, 3, kPiece + 1, 0, 3 * kPiece, 2 * kPiece - 1, 7},
@@ -555,6 +562,7 @@ void TestLongBags() {
     for (const int32_t dtype : {kFloat32, kFloat16, kBFloat16, kFloat64}) {
       for (const int mode : {0, 1, 2, 3}) {
         for (const int64_t columns : {1, 7, 64, 223}) {
+          if (columns > kMostLongColumns) continue;
           Case c;
           c.dtype = dtype;
           c.mode = mode == 3 ? static_cast<int32_t>(kSum) : mode;

@@ -37,21 +37,15 @@ def over_codes(bag: Bag) -> Bag:
         return bag
     second = None
     if zero_point is not None and not (zero_point.array is not None and not zero_point.array.any()):
-        second = ("zero_point", _for_each_row(make("Cast", zero_point, to=int(scale.type)), dims[0]))
+        numbers = make("Cast", zero_point, to=int(scale.type or ir.DataType.FLOAT))
+        second = ("zero_point", _for_each_row(numbers, dims[0]))
     fields = {f.name: getattr(bag.attributes, f.name) for f in dataclasses.fields(bag.attributes)}
     meaning = quantized_embedding_bag.spec.Attributes(
         **fields, codes_type=_CODES_TYPES[codes.type], embedding_dim=dims[1]
     )
-    return QuantizedBag(
-        weight=_for_each_row(scale, dims[0]),
-        indices=bag.indices,
-        offsets=bag.offsets,
-        per_sample_weights=bag.per_sample_weights,
-        attributes=meaning,
-        result=bag.result,
-        codes=codes,
-        second=second,
-    )
+    whole = {f.name: getattr(bag, f.name) for f in dataclasses.fields(bag)}
+    whole |= {"weight": _for_each_row(scale, dims[0]), "attributes": meaning}
+    return QuantizedBag(**whole, codes=codes, second=second)
 
 
 def _is_for_rows(scale: Expression, zero_point: Expression | None, rows: int, axis: int) -> bool:

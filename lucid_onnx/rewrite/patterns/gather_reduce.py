@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.rewrite import nodes
-from lucid_onnx.rewrite.expressions import Dim, Expression, constant, from_array, input_of
+from lucid_onnx.rewrite.expressions import Dim, Expression, constant, from_array, input_of, number, subexpressions
 from lucid_onnx.rewrite.normal_form import make
 
 from .bag import FLOATS, Bag, Guess, Obstructed
@@ -44,16 +44,18 @@ class GatherReduce:
     is NaN.) Any other mask that selects becomes weights 0 and 1, and an index that it does not select is replaced by
     that of a finite row, if the table is a constant; else the two differ where such a row is not finite.
 
-    A mean or maximum over no columns is not a row of zeros, so L must be known to be above zero, or be assumed to be.
+    A mean or maximum over no columns is not a row of zeros: L must be known to be above zero, or be assumed to be, or
+    nodes beside the bag keep what the model says.
     An index of -1 is legal for Gather and means the last row; a bag rejects it. Where a mask tells indices below zero
     from others, they are counted from the end before the bag.
 
     Args:
         assume_nonempty: L is above zero, though the model does not say so.
+        keep_empty: where L may be 0, write what keeps a mean over nothing NaN and a maximum an error, in opset 15.
     """
 
-    def __init__(self, *, assume_nonempty: bool = False) -> None:
-        self._assume_nonempty = assume_nonempty
+    def __init__(self, *, assume_nonempty: bool = False, keep_empty: bool = False) -> None:
+        self._assume_nonempty, self._keep_empty = assume_nonempty, keep_empty
 
     def __call__(self, root: Expression) -> Iterator[Guess | Obstructed]:
         if root.op == "Div":
@@ -64,9 +66,12 @@ class GatherReduce:
             yield from self._squeezed(root)
         else:
             found = _pooled(root)
+            if found is None or (found.rows is not None and (_is_lowered(found.rows) or _is_of_a_loop(found.rows))):
+                return
             if isinstance(found, Obstacle):
-                yield None, found.reason
-            elif found is not None and not _is_one_of_several(root, found):
+                if found.rows is None or not _is_of_rows(found.rows.table):
+                    yield None, found.reason
+            elif not _is_one_of_several(root, found):
                 yield self._guess(found, root, found.rows.type)
 
     def _guess(self, pooled: _Pooled, root: Expression, to: ir.DataType) -> Guess | Obstructed:
@@ -76,12 +81,13 @@ class GatherReduce:
             return None, bag.reason
         if pooled.rows.table.type != to:
             return bag, (
-                f"16-bit rows are pooled in {FLOATS[to]} and the result stays so, while a bag's result has its table's "
-                f"type; with the table in {FLOATS[to]}, or a Cast of the result to the table's type, it is a bag"
+                f"rows of {bag.table_dtype} are pooled in {FLOATS[to]} and the result stays so, while a bag's result "
+                f"has its table's type; with the table in {FLOATS[to]} it is a bag"
             )
-        if pooled.mode != "sum" and pooled.rows.is_plain:
-            return bag, self._why_maybe_empty(pooled) or root
-        return bag, root
+        reason = self._why_maybe_empty(pooled) if pooled.mode != "sum" and pooled.rows.is_plain else None
+        if reason is not None and self._keep_empty and 0 not in (pooled.rows.indices.dims or ()):
+            return _keeping_empty(bag), root
+        return bag, reason or root
 
     def _why_maybe_empty(self, pooled: _Pooled) -> str | None:
         """Why bags may be empty in a mode where that matters, or None."""
@@ -100,32 +106,55 @@ class GatherReduce:
         )
 
     def _mean(self, root: Expression) -> Iterator[Guess | Obstructed]:
-        """A Div that is no mean stays behind the bag of its sum, which is found by itself."""
-        sums, divisor = (*root.inputs, None)[:2]
-        pooled = _reshaped_pool(sums)
-        if pooled is None and sums is not None and sums.op == "Cast":
-            pooled = _reshaped_pool(sums.inputs[0])
-        if pooled is None or pooled.mode != "sum" or pooled.rows.table.type not in _WIDE or sums is None:
+        """A Div that is no mean stays behind the bag of its sum, which is found by itself.
+
+        Where the divisor is repeated in all columns, as by sentence-transformers, it is divided by one number per bag.
+        """
+        pooled, bag = _mean_of(root)
+        if pooled is not None and bag is not None and pooled.rows.table.type == pooled.rows.type:
+            yield bag, root
             return
-        bag = _bag(pooled) if pooled.rows.type == pooled.rows.table.type == sums.type else None
-        if isinstance(bag, Bag) and bag.per_sample_weights is None and _is_count(divisor, pooled, bag):
-            yield bag.with_attributes(mode="mean"), root
+        sums, divisor = (*root.inputs, None)[:2]
+        pooled = _reshaped_pool(sums) if _has_one_user(sums) else None
+        if pooled is None or divisor is None or "D" not in pooled.layout or pooled.rows.table.type != pooled.rows.type:
+            return
+        axis = pooled.layout.index("D") - len(pooled.layout)
+        is_wide = divisor.dims is not None and len(divisor.dims) >= -axis and divisor.dims[axis] not in (1, None)
+        numbers = column(divisor, axis, pooled.rows.width) if is_wide else None
+        bag, written = self._guess(pooled, root, pooled.rows.type)
+        if numbers is not None and numbers.rank is not None and bag is not None and written is root:
+            inner = bag.result or (lambda e: e)
+            narrow = make("Unsqueeze", numbers, [numbers.rank + 1 + axis])
+            yield dataclasses.replace(bag, result=lambda e: make("Div", inner(e), narrow)), root
 
     def _narrowed(self, root: Expression) -> Iterator[Guess | Obstructed]:
-        pooled = _reshaped_pool(root.inputs[0])
-        to = ir.DataType(root.attributes["to"])
-        if pooled is not None and pooled.rows.type != to and pooled.rows.table.type == to:
+        """Rows of 16 bits that are pooled in float32: so does a bag, which rounds once, at the end."""
+        x, to = root.inputs[0], ir.DataType(root.attributes["to"])
+        if x is None or to not in FLOATS or to.itemsize != 2:
+            return
+        mean, bag = _mean_of(x)
+        pooled = mean or _reshaped_pool(x)
+        if pooled is None or (pooled.rows.table.type, pooled.rows.type) != (to, ir.DataType.FLOAT):
+            return
+        if bag is not None:
+            yield bag, root
+        else:
             yield self._guess(pooled, root, to)
 
     def _squeezed(self, root: Expression) -> Iterator[Guess | Obstructed]:
         """The [B, 1, D] of a MatMul, which nothing else uses, as [B, D]."""
-        value = None if root.inputs[0] is None else root.inputs[0].value
-        pooled = _reshaped_pool(root)
-        if pooled is None or value is None or value.is_graph_output() or len(value.uses()) != 1:
+        pooled = _reshaped_pool(root) if _has_one_user(root.inputs[0]) else None
+        if pooled is None:
             return
         bag, written = self._guess(pooled, root, pooled.rows.type)
         if bag is not None and written is root:
             yield bag, root
+
+
+def _has_one_user(e: Expression | None) -> bool:
+    """Whether a value is read once, so that it goes with what reads it."""
+    value = None if e is None else e.value
+    return value is not None and not value.is_graph_output() and len(value.uses()) == 1
 
 
 # ---- What is reduced.
@@ -137,7 +166,8 @@ class _Pooled:
 
     Attributes:
         reduced: the axes of the rows' indices that are reduced.
-        layout: the result's axes: an axis of the indices, "D", or None for one of size 1.
+        layout: the result's axes: an axis of the indices, "D" for the table's columns (missing where there is one
+            column, whose axis is not kept), or None for an axis of size 1.
     """
 
     rows: Rows
@@ -159,6 +189,8 @@ class _Pooled:
             dims = [(indices.dims or (None,) * (kept[-1] + 1))[k] for k in kept]
             e = make("Reshape", e, _shape_of(indices, kept, dims, table, self.rows.width))
         order: list[int | str] = [*kept, "D"]
+        if "D" not in self.layout:
+            e, order = make("Squeeze", e, [len(kept)]), [*kept]
         present = [label for label in self.layout if label is not None]
         e = permuted(e, [order.index(label) for label in present])
         ones = [k for k, label in enumerate(self.layout) if label is None]
@@ -190,12 +222,10 @@ def _pooled(root: Expression) -> _Pooled | Obstacle | None:
 
 
 def _is_one_of_several(root: Expression, pooled: _Pooled) -> bool:
-    """Whether this is one of the bags that are written one after another, or in a Loop: not to be fused by itself."""
+    """Whether this is one of the bags that are written one after another: not to be fused by itself."""
     indices = pooled.rows.indices
     if pooled.kept or indices.op != "Slice":
         return False
-    if any(e is None or e.array is None for e in indices.inputs[1:]):
-        return True
     waiting = [] if root.value is None else [root.value]
     while waiting:
         for user, _ in waiting.pop().uses():
@@ -203,6 +233,32 @@ def _is_one_of_several(root: Expression, pooled: _Pooled) -> bool:
                 return True
             if user.op_type in ("Reshape", "Unsqueeze"):
                 waiting += user.outputs
+    return False
+
+
+def _is_of_rows(table: Expression) -> bool:
+    """Whether a table was computed from rows of another one, so that it is none that a bag was meant for."""
+    return any(e.op == "Gather" and e.rank != 1 for e in subexpressions(table, 100))
+
+
+def _is_of_a_loop(rows: Rows) -> bool:
+    """Whether indices [L] are cut out of others at bounds that are computed, as for a bag in a Loop."""
+    indices = rows.indices
+    return indices.rank == 1 and indices.op == "Slice" and any(e is None or e.array is None for e in indices.inputs[1:])
+
+
+def _is_lowered(rows: Rows) -> bool:
+    """Whether these are a part of a bag that `lower` wrote, which sends indices below zero behind the table."""
+    table_rows = rows.table.dims[0] if rows.table.dims else None
+    for e in subexpressions(rows.indices, 300):
+        less = input_of(e, "Where")
+        if less is None or less.op != "Less" or less.inputs[0] is not e.inputs[2] or number(less.inputs[1]) != 0:
+            continue
+        behind = e.inputs[1]
+        if number(behind) == table_rows or any(
+            part.op == "Shape" for part in subexpressions(input_of(behind, "Cast"), 10)
+        ):
+            return True
     return False
 
 
@@ -229,8 +285,9 @@ def _reshaped_pool(e: Expression | None) -> _Pooled | None:
 
 def _labels(rows: Rows) -> list[int | str | None]:
     """The axes of rows, as a result's layout has them."""
-    axes: list[int | str | None] = list(range(rows.rank - 1))
-    axes.insert(rows.place, "D")
+    axes: list[int | str | None] = list(range(rows.indices.rank or 0))
+    if rows.place is not None:
+        axes.insert(rows.place, "D")
     return axes
 
 
@@ -247,18 +304,20 @@ def _reduced(root: Expression) -> _Pooled | Obstacle | None:
         if root.op == "ReduceMax":
             return Obstacle(
                 f"ReduceMax over rows that were changed is not a max of rows ({found.reason}); where all rows of a bag "
-                "are masked, a bag is zeros"
+                "are masked, a bag is zeros",
+                found.rows,
             )
         return found
     if axes is None or axes.array is None or not axes.array.size:
-        return Obstacle(f"{root.op} goes over {_axes_name(axes)}, not over an axis of the indices")
+        return Obstacle(f"{root.op} goes over {_axes_name(axes)}, not over an axis of the indices", found)
     places = {int(a) + (found.rank if a < 0 else 0) for a in axes.array.reshape(-1)}
     if found.place in places or not all(0 <= p < found.rank for p in places):
         if not found.is_plain:
             return None
-        return Obstacle(f"{root.op} goes over {_axes_name(axes)}, not over the rows of a bag, an axis of the indices")
+        rows = "axis 1" if found.rank == 3 else "an axis of the indices"
+        return Obstacle(f"{root.op} goes over {_axes_name(axes)}, not over the rows of a bag, {rows}", found)
     if root.op in _OTHER_REDUCTIONS:
-        return Obstacle(f"{root.op} pools rows, and a bag has the modes sum, mean and max")
+        return Obstacle(f"{root.op} pools rows, and a bag has the modes sum, mean and max", found)
     return _over(found, places, MODES[root.op], keepdims=bool(root.attributes["keepdims"]))
 
 
@@ -322,7 +381,7 @@ def _einsum(root: Expression) -> _Pooled | Obstacle | None:
             continue
         if isinstance(rows, Obstacle):
             return rows if mine[-1:] in set(output) - set(theirs) and set(mine) - set(output) else None
-        if len(mine) != rows.rank or any(len(set(t)) != len(t) for t in (mine, theirs, output)):
+        if rows.place is None or len(mine) != rows.rank or any(len(set(t)) != len(t) for t in (mine, theirs, output)):
             continue
         columns = mine[rows.place]
         summed = [k for k, letter in enumerate(mine) if letter not in output]
@@ -364,6 +423,8 @@ def _bag(pooled: _Pooled) -> Bag | Obstacle:
         return Obstacle("ReduceMean over weighted rows of 16 bits is not a mean of rows, and its sum may be too large")
     if any(means_negatives(s.numbers, indices) for s in steps):
         indices = _counted_from_the_start(indices, rows.table)
+        # No mask of theirs is that of a bag's indices, which are not below zero.
+        rows = dataclasses.replace(rows, steps=tuple(s._replace(padding=None) for s in steps))
     found = _taken_apart(rows)
     if isinstance(found, Obstacle):
         return found
@@ -391,6 +452,23 @@ def _bag(pooled: _Pooled) -> Bag | Obstacle:
     return bag if plain else dataclasses.replace(bag, result=result)
 
 
+def _keeping_empty(bag: Bag) -> Bag:
+    """A bag [B, L] whose mean is NaN and whose maximum an error where L is 0."""
+    if bag.attributes.mode == "max":  # [B, 0] has no reshape to [B, 1]
+        checked = make("Reshape", bag.indices, make("Max", make("Shape", bag.indices), [0, 1]), allowzero=1)
+        return dataclasses.replace(bag, indices=declared(checked, bag.indices.type, (None, None)))
+    dtype = bag.weight.type or ir.DataType.FLOAT
+    wide = dtype if dtype in _WIDE else ir.DataType.FLOAT  # there and back is exact; few runtimes add in 16 bits
+
+    def result(e: Expression) -> Expression:
+        length = make("Cast", make("Shape", bag.indices, start=1, end=2), to=int(wide))
+        nothing = make("Div", constant([0], wide.numpy()), length)
+        e = make("Cast", make("Add", make("Cast", e, to=int(wide)), nothing), to=int(dtype))
+        return e if bag.result is None else bag.result(e)
+
+    return dataclasses.replace(bag, result=result)
+
+
 def _flat(e: Expression, pooled: _Pooled) -> Expression:
     """[B, L] of an expression in the shape of the indices."""
     e = permuted(e, (*pooled.kept, *pooled.reduced))
@@ -415,12 +493,12 @@ def _number_of(pooled: _Pooled, dtype: ir.DataType) -> Expression:
 
 
 def _like(value: int, indices: Expression) -> Expression:
-    return make("CastLike", constant(value), indices)
+    return make("Cast", constant(value), to=int(indices.type or ir.DataType.INT64))
 
 
 def _counted_from_the_start(indices: Expression, table: Expression) -> Expression:
     """What Gather makes of indices below zero."""
-    rows = make("CastLike", make("Gather", make("Shape", table), 0), indices)
+    rows = make("Cast", make("Gather", make("Shape", table), 0), to=int(indices.type or ir.DataType.INT64))
     return make("Where", make("Less", indices, _like(0, indices)), make("Add", indices, rows), indices)
 
 
@@ -453,14 +531,14 @@ def _taken_apart(rows: Rows) -> tuple[int | None, Expression | None, Expression 
         numbers = _narrowed_numbers(step, rows)
         if numbers is None:
             return Obstacle(
-                f"16-bit rows are multiplied by {step.numbers} in a wider type, while per_sample_weights have the "
+                f"rows of 16 bits are multiplied by {step.numbers} in a wider type, while per_sample_weights have the "
                 "table's type; numbers that are cast from that type, or from bool, would fit"
             )
         narrow += step.numbers.type != rows.table.type and not _is_truth(step.numbers)
         weights = numbers if weights is None else make("Mul", weights, numbers)
     if narrow > 1:
         return Obstacle(
-            "16-bit rows are multiplied twice in a wider type, and per_sample_weights have the table's type"
+            "rows of 16 bits are multiplied twice in a wider type, and per_sample_weights have the table's type"
         )
     return padding_idx, weights, selected
 
@@ -521,6 +599,18 @@ def _finite_row(weight: Expression) -> int | None:
 
 
 # ---- Means.
+
+
+def _mean_of(root: Expression) -> tuple[_Pooled, Bag] | tuple[None, None]:
+    """What is pooled, and the bag, of a sum that is divided by the number of the rows that it has left."""
+    sums, divisor = root.inputs if root.op == "Div" and len(root.inputs) == 2 else (None, None)
+    pooled = _reshaped_pool(sums)
+    if pooled is None or pooled.mode != "sum" or pooled.rows.type not in _WIDE:
+        return None, None
+    bag = _bag(pooled)
+    if not isinstance(bag, Bag) or bag.per_sample_weights is not None or not _is_count(divisor, pooled, bag):
+        return None, None
+    return pooled, bag.with_attributes(mode="mean")
 
 
 def _is_count(divisor: Expression | None, pooled: _Pooled, bag: Bag) -> bool:

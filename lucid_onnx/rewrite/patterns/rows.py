@@ -52,9 +52,10 @@ class Step(NamedTuple):
 
 
 class Obstacle(NamedTuple):
-    """Why rows are not those of a bag."""
+    """Why rows are not those of a bag, and the rows before that."""
 
     reason: str
+    rows: Rows | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -62,7 +63,8 @@ class Rows:
     """Rows of ``table`` at ``indices``, of which one axis is the table's columns.
 
     Attributes:
-        axis: the axis of the table's columns, counted from the end.
+        axis: the axis of the table's columns, counted from the end; 0 if the table has one column and its axis was
+            taken away.
         steps: what was done to the rows, the first one first.
         type: the type of the numbers now.
     """
@@ -76,12 +78,12 @@ class Rows:
     @property
     def rank(self) -> int:
         """The number of dimensions."""
-        return (self.indices.rank or 0) + 1
+        return (self.indices.rank or 0) + (self.axis != 0)
 
     @property
-    def place(self) -> int:
-        """The axis of the table's columns, counted from the first."""
-        return self.axis + self.rank
+    def place(self) -> int | None:
+        """The axis of the table's columns, counted from the first; None if there is none."""
+        return self.axis + self.rank if self.axis else None
 
     @property
     def width(self) -> Dim:
@@ -91,8 +93,12 @@ class Rows:
     @property
     def dims(self) -> tuple[Dim, ...]:
         """The dimensions."""
-        dims = list(self.indices.dims or ())
-        return (*dims[: self.place], self.width, *dims[self.place :])
+        dims = tuple(self.indices.dims or ())
+        return dims if self.place is None else (*dims[: self.place], self.width, *dims[self.place :])
+
+    def column(self, e: Expression | None) -> Expression | None:
+        """Of an expression that the rows are broadcast with: one number for each index, or None."""
+        return e if self.axis == 0 else column(e, self.axis, self.width)
 
     @property
     def is_plain(self) -> bool:
@@ -101,10 +107,14 @@ class Rows:
 
     def index_axis(self, axis: int) -> int:
         """The axis of the indices that an axis of the rows is; it is not that of the columns."""
-        return axis - (axis > self.place)
+        return axis - (self.place is not None and axis > self.place)
 
     def moved(self, move: Callable[[Expression], Expression], axis: int) -> Rows:
-        """The rows after an operator that moves indices, and with them all numbers."""
+        """The rows after an operator that moves indices, and with them all numbers.
+
+        Args:
+            axis: where the table's columns are from then on.
+        """
         shape = make("Shape", self.indices)
         steps = tuple(s._replace(numbers=move(expanded(s.numbers, shape))) for s in self.steps)
         return dataclasses.replace(self, indices=move(self.indices), axis=axis, steps=steps)
@@ -149,8 +159,12 @@ def _gather(e: Expression, find: _Find) -> _Found:
     table, indices = (*e.inputs, None)[:2]
     if table is None or indices is None or e.attributes.get("axis") != 0 or table.rank != 2 or table.type not in FLOATS:
         return None
+    if indices.rank is None and indices.op == "Slice":
+        return None  # of one bag in a Loop, which is looked at as a whole
     if indices.rank is None:
-        return Obstacle(f"the number of dimensions of its indices, {indices}, is not known")
+        return Obstacle(
+            f"the number of dimensions of its indices, {indices}, is not known; declare a shape, and it may be a bag"
+        )
     return Rows(table, indices, -1, table.type)
 
 
@@ -162,7 +176,7 @@ def _changed(e: Expression, find: _Find) -> _Found:
             return found
         if found is not None:
             return Obstacle(
-                f"the rows go through {e.op} before they are pooled; a bag only multiplies each row by a number"
+                f"the rows go through {e.op} before they are pooled; a bag only multiplies each row by a number", found
             )
     return None
 
@@ -172,12 +186,13 @@ def _mul(e: Expression, find: _Find) -> _Found:
     for rows, factor in (e.inputs, e.inputs[::-1]):
         found = find(rows)
         if isinstance(found, Rows):
-            numbers = column(factor, found.axis, found.width)
+            numbers = found.column(factor)
             if numbers is not None:
                 return found.after(False, numbers)
             obstacle = Obstacle(
                 f"the rows are multiplied by something else than a number for each index, {factor}: of [.., 1], or "
-                "known to repeat one number in all columns"
+                "known to repeat one number in all columns",
+                found,
             )
         elif found is not None:
             obstacle = obstacle or found
@@ -195,12 +210,12 @@ def _where(e: Expression, find: _Find) -> _Found:
             obstacle = obstacle or (found if isinstance(found, Obstacle) else None)
             continue
         if not is_filled_with(other, 0) or not _fits_rows(other, found):
-            obstacle = Obstacle(f"the Where puts something else than zero in the place of rows, {other}")
+            obstacle = Obstacle(f"the Where puts something else than zero in the place of rows, {other}", found)
             continue
-        mask = column(condition, found.axis, found.width)
+        mask = found.column(condition)
         if mask is None:
             obstacle = Obstacle(
-                f"the Where selects rows by something else than one truth value for each index, {condition}"
+                f"the Where selects rows by something else than one truth value for each index, {condition}", found
             )
             continue
         return found.after(True, make("Not", mask) if negated else mask)
@@ -230,7 +245,7 @@ def _cast(e: Expression, find: _Find) -> _Found:
     to = ir.DataType(e.attributes["to"])
     if to not in FLOATS or (to.itemsize <= found.type.itemsize):
         name = FLOATS.get(to, to.name.lower())
-        return Obstacle(f"the rows are cast from {FLOATS[found.type]} to {name} before they are pooled")
+        return Obstacle(f"the rows are cast from {FLOATS[found.type]} to {name} before they are pooled", found)
     steps = tuple(s if s.selects else s._replace(numbers=make("Cast", s.numbers, to=int(to))) for s in found.steps)
     return dataclasses.replace(found, type=to, steps=steps)
 
@@ -246,7 +261,8 @@ def _transpose(e: Expression, find: _Find) -> _Found:
     if sorted(perm) != list(range(found.rank)):
         return None
     rest = [found.index_axis(p) for p in perm if p != found.place]
-    return found.moved(lambda x: permuted(x, rest), perm.index(found.place) - found.rank)
+    axis = 0 if found.place is None else perm.index(found.place) - found.rank
+    return found.moved(lambda x: permuted(x, rest), axis)
 
 
 def _positions(e: Expression, rank: int) -> list[int] | None:
@@ -265,6 +281,8 @@ def _unsqueeze(e: Expression, find: _Find) -> _Found:
     positions = _positions(e, rank)
     if positions is None:
         return None
+    if found.place is None:
+        return found.moved(lambda x: make("Unsqueeze", x, positions), 0)
     place = [k for k in range(rank) if k not in positions][found.place]
     inner = [a - (a > place) for a in positions]
     return found.moved(lambda x: make("Unsqueeze", x, inner), place - rank)
@@ -275,11 +293,13 @@ def _squeeze(e: Expression, find: _Find) -> _Found:
     if not isinstance(found, Rows):
         return found
     positions = _positions(e, found.rank)
-    if positions is None or found.place in positions:
+    if positions is None or (found.place in positions and found.width != 1):
         return None
-    inner = [found.index_axis(a) for a in positions]
-    place = found.place - sum(a < found.place for a in positions)
-    return found.moved(lambda x: make("Squeeze", x, inner), place - (found.rank - len(positions)))
+    inner = [found.index_axis(a) for a in positions if a != found.place]
+    axis = 0
+    if found.place is not None and found.place not in positions:
+        axis = found.place - sum(a < found.place for a in positions) - (found.rank - len(positions))
+    return found.moved(lambda x: make("Squeeze", x, inner) if inner else x, axis)
 
 
 def _reshape(e: Expression, find: _Find) -> _Found:
@@ -289,8 +309,10 @@ def _reshape(e: Expression, find: _Find) -> _Found:
         return found
     target = e.inputs[1] if len(e.inputs) == 2 else None
     sizes = elements(target)
-    if target is None or sizes is None or not sizes or found.axis != -1:
+    if target is None or sizes is None or not sizes or found.axis not in (0, -1):
         return None
+    if found.axis == 0:
+        return found.moved(lambda x: make("Reshape", x, target, **e.attributes), 0)
     whole = sizes[-1] == -1 and _known_equal(sizes[:-1], found.dims[:-1])
     rest = without_element(target, -1)
     if rest is None or not (whole or (isinstance(sizes[-1], int) and sizes[-1] == found.width and found.width > 0)):
