@@ -178,10 +178,13 @@ def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) 
     """Check a node against the contract and write all of its attributes on it; returns them, and its operator name."""
     at = where(node)
     if node.op_type not in OPERATOR_OF:
-        lost = ""
+        known = ", ".join(OPERATOR_OF)
         if any(node.op_type.endswith(name) for name in OPERATOR_OF):
-            lost = "; a tool has renamed it, and its function, which would tell what it is, is not in the model"
-        raise ValueError(f"{at}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(OPERATOR_OF)}{lost}")
+            raise ValueError(
+                f"{at}: {spec.DOMAIN}::{node.op_type} is not one of {known}; a tool has renamed it, and its function, "
+                "which would tell what it is, is not in the model"
+            )
+        raise ValueError(f"{at}: {spec.DOMAIN}::{node.op_type} is not one of {known}")
     meaning = OPERATOR_OF[node.op_type].spec
     integers = {a.name: a.i for a in node.attribute if a.type == onnx.AttributeProto.INT and not a.ref_attr_name}
     with _named(at):
