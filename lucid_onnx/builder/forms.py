@@ -41,8 +41,12 @@ def to_form(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
     it. "portable" adds one function per operator name, "native" takes them away, and "standard" puts standard
     nodes in place of each node and leaves no trace of the domain.
 
+    Functions of ours that a tool has renamed are recognised by what they compute. An axis name that the indices of a
+    ragged bag share with another input is replaced, since a runtime would plan memory for equal sizes.
+
     Raises:
-        ValueError: an unknown form, an opset that is not supported, or a node that breaks the operator's contract.
+        ValueError: an unknown form, an opset that is not supported, a node that breaks the operator's contract, or in
+            the "standard" form a function in the domain that computes something else than an operator.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
