@@ -522,6 +522,24 @@ def test_sixteen_bits_may_be_pooled_in_float32(what: str) -> None:
     same(g, model, report, {**feed, "w": w} if what == "weights" else feed)
 
 
+@pytest.mark.parametrize("opset", [11, 12])
+def test_axes_are_attributes_in_older_opsets(opset: int) -> None:
+    """What is written around a bag is written as the model's opset has it, and raised with the model."""
+    g = small()
+    g.opset = opset
+    g.inputs["m"] = (TensorProto.FLOAT, (*g.inputs["i"][1], 1))
+    rows = g("Mul", g("Gather", "table", "i"), g("Expand", "m", g("Shape", g("Gather", "table", "i"))))
+    number = g("ReduceSum", g("Expand", "m", g("Shape", g("Gather", "table", "i"))), axes=[1], keepdims=1)
+    model = model_of(
+        g, g("Div", g("ReduceSum", rows, axes=[1], keepdims=1), g("Clip", number, np.array(1, np.float32))), 1
+    )
+    report = fused(model)
+    assert [f.op for f in report.fused] == ["EmbeddingBag2DWeighted"]
+    assert not {"Gather", "Expand"} & {n.op_type for n in report.model.graph.node}
+    mask = np.array([[1, 0, 1], [0, 0, 0]], np.float32)[..., None]
+    same(g, model, report, {"i": np.array([[1, 2, 3], [4, 5, 6]]), "m": mask})
+
+
 def test_what_is_in_the_way_is_named() -> None:
     def product(g: Graph, rows: str) -> str:
         return g.reduced("ReduceSum", g("Mul", rows, rows), 1, 0)

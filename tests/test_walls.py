@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -379,7 +379,7 @@ def _adapter_defaults() -> dict[str, str]:
 
 def test_the_adapters_defaults_are_the_specs() -> None:
     infinity = "std::numeric_limits<float>::infinity()"
-    values: dict[str, Any] = {"kMean": 1, "kSum": 0, "kMax": 2, "kNoPadding": -(2**63), infinity: math.inf}
+    values: dict[str, Any] = {"kMean": 1, "kNoPadding": -(2**63), infinity: math.inf, "kRefuse": 0, "kNone": 0}
     quantized = {"codes_type", "embedding_dim"}  # which the builder asks for
     defaults = {k: v for k, v in _adapter_defaults().items() if k not in quantized}
     found = {k: float(values.get(v, v)) for k, v in defaults.items() if k != "stash_type"}
@@ -389,9 +389,13 @@ def test_the_adapters_defaults_are_the_specs() -> None:
     assert found == {k: float(v) for k, v in expected.items() if k != "stash_type"}
     header = (ROOT / "cpp_ops" / "embedding_bag" / "embedding_bag.h").read_text()
     assert "kNoPadding = INT64_MIN" in header
-    assert re.search(r"kSum = 0, kMean = 1, kMax = 2", header)
+    assert re.search(r"kSum = 0, kMean = 1, kMax = 2, kSqrtn = 3 }", header)
+    assert re.search(r"kRefuse = 0, kSkip = 1 }", header)
+    assert re.search(r"kNone = 0, kCount = 1, kWeights = 2 }", header)
     assert spec.NO_PADDING == -(2**63)
-    assert spec.MODES == ("sum", "mean", "max")
+    assert spec.MODES == (*spec.ATEN_MODES, "sqrtn") == ("sum", "mean", "max", "sqrtn")
+    assert get_args(spec.Negative) == ("refuse", "skip")
+    assert get_args(spec.Divisor) == ("count", "weights")
 
 
 def test_the_adapters_names_are_the_specs() -> None:

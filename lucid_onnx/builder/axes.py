@@ -8,7 +8,8 @@ Runtime, which then gives one's memory to another.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -101,12 +102,17 @@ def _sources(
 
 
 def _joined(groups: Iterable[set[str]]) -> list[list[str]]:
-    """The groups, those that share an input as one; in the order of their first inputs."""
-    joined: list[set[str]] = []
+    """The groups, those that share an input as one."""
+    group_of: dict[str, set[str]] = {}
     for group in groups:
-        apart = [other for other in joined if not other & group]
-        joined = [*apart, group.union(*(other for other in joined if other & group))]
-    return [sorted(group) for group in joined]
+        joined = group.union(*(group_of[name] for name in group if name in group_of))
+        group_of.update(dict.fromkeys(joined, joined))
+    return [sorted(group) for group in {id(group): group for group in group_of.values()}.values()]
+
+
+def _axes(values: Iterable[onnx.ValueInfoProto]) -> Iterator[str]:
+    """The names of all axes of values."""
+    return (dim.dim_param for value in values for dim in value.type.tensor_type.shape.dim)
 
 
 def _last_axis(value: onnx.ValueInfoProto) -> str:
@@ -116,22 +122,16 @@ def _last_axis(value: onnx.ValueInfoProto) -> str:
 
 
 class _Names:
-    """The names of axes of a graph's inputs."""
+    """The names of axes of a graph."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
-        self._graph = graph
         self.replaced: set[str] = set()
-        values = itertools.chain(graph.input, graph.output, graph.value_info)
-        self._taken = {dim.dim_param for value in values for dim in value.type.tensor_type.shape.dim}
+        self._of_inputs = Counter(_axes(graph.input))
+        self._taken = set(_axes(itertools.chain(graph.input, graph.output, graph.value_info)))
 
-    def has_another(self, axis: str, members: Iterable[str]) -> bool:
-        """Whether an axis of an input has this name, and is not the last one of the members."""
-        last = set(members)
-        return axis in self.replaced or any(
-            dim.dim_param == axis
-            for value in self._graph.input
-            for dim in list(value.type.tensor_type.shape.dim)[: -1 if value.name in last else None]
-        )
+    def has_another(self, axis: str, members: Sequence[str]) -> bool:
+        """Whether more axes of inputs had this name than the last ones of the members."""
+        return self._of_inputs[axis] > len(members)
 
     def fresh(self, stem: str) -> str:
         """A name that no axis has."""

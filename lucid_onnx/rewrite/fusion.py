@@ -74,14 +74,16 @@ def fuse(
 ) -> FuseReport:
     """Find the bags that a model has written out, and put one node in the place of each.
 
-    Found are nn.EmbeddingBag as torch exports it (dynamo or not, optimized or not, and as an ATen node), a Gather
-    over indices [B, L] with a reduction over L, a fixed number of bags written out one after another, lookups that
-    TensorFlow's segment operators pool, as tf2onnx writes them, and what `lower` writes, of quantized tables too. A
-    lowered file is recognised by the release that wrote it, and by any later release whose lowering did not change.
+    Found are nn.EmbeddingBag as torch exports it (dynamo or not, optimized or not, and as an ATen node), embeddings
+    that are pooled by hand, with masks, weights and divisors (see `docs/fuse.md`), a fixed number of bags written
+    out one after another, lookups that TensorFlow's segment operators pool, as tf2onnx writes them, and what
+    `lower` writes, of quantized tables too. A lowered file is recognised by the release that wrote it, and by any
+    later release whose lowering did not change.
 
-    A graph is fused only if it is, node for node and up to what changes no value, what such a bag is written as. The
-    docstrings of the patterns in `lucid_onnx.rewrite.patterns` say where the two differ all the same. Above all, a bag
-    rejects a negative index, where ONNX's Gather counts from the end.
+    A graph is fused only if it is, node for node and up to what changes no value, what such a bag is written as; of
+    what is pooled by hand, only what provably has the same meaning. The docstrings of the patterns in
+    `lucid_onnx.rewrite.patterns` say where the two differ all the same. Above all, a bag rejects a negative index,
+    where ONNX's Gather counts from the end.
 
     What torch.onnx.export's own optimizer lost before stays lost: by default it drops ``x + 1e-8`` and
     ``x * 1.000009``. `lucid_onnx.torch.export`, and torch with ``optimize=False``, keep them.

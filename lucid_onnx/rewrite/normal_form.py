@@ -310,9 +310,14 @@ def _dequantized_rows_are_rows_of_what_is_dequantized(node: _Node) -> Expression
     if rows is None or rows.op != "Gather" or len(rows.inputs) != 2 or rows.attributes["axis"] != 0:
         return None
     codes, indices = rows.inputs
-    if codes is None or len(codes.shape or ()) != 2 or codes.dtype not in (ir.DataType.INT8, ir.DataType.UINT8):
+    if codes is None or len(codes.shape or ()) != 2 or not _are_fixed(codes.shape or ()):
         return None
-    if not numbers or any(e is None or e.shape not in ((), (1,)) for e in numbers):
+    scale = numbers[0] if numbers else None
+    if codes.dtype not in (ir.DataType.INT8, ir.DataType.UINT8) or scale is None or scale.shape not in ((), (1,)):
+        return None
+    if scale.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16) or any(
+        e is None or e.shape != scale.shape for e in numbers
+    ):
         return None
     table = make("DequantizeLinear", codes, *numbers, **node.attributes)
     return node.again("Gather", (table, indices), {"axis": 0})

@@ -250,7 +250,7 @@ class Search:
         needed = dict(bag.inputs)
         pooled = _pooled(bag, None)
         if bag.result is not None:
-            needed["result's shape"] = bag.result(pooled)
+            needed["numbers around it"] = bag.result(pooled)
         for name, e in needed.items():
             waiting: list[Expression | None] = [e]
             while waiting:

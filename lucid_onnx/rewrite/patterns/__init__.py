@@ -7,7 +7,9 @@ says where the meaning of the bag and of the graph differ all the same.
 
 `torch_legacy`, `torch_dynamo`: nn.EmbeddingBag as torch.onnx.export writes it. `aten`: as an ATen node. `unrolled`: a
 fixed number of bags, one after another. `tensorflow`: segment operators, as tf2onnx writes them. `gather_reduce`: a
-Gather and a reduction. `lowered`: our own standard form.
+pooled embedding, as anybody may write it; here nothing is compared node for node, but each step keeps its meaning:
+`rows` follows what was done to rows, `columns` finds numbers that are the same in all columns, `masks` those that
+depend on one index. `lowered`: our own standard form.
 """
 
 from __future__ import annotations

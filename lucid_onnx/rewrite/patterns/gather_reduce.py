@@ -66,7 +66,7 @@ class GatherReduce:
             yield from self._squeezed(root)
         else:
             found = _pooled(root)
-            if found is None or _is_lowered(found.rows):
+            if found is None or (found.rows is not None and (_is_lowered(found.rows) or _is_of_a_loop(found.rows))):
                 return
             if isinstance(found, Obstacle):
                 if found.rows is None or not _is_of_rows(found.rows.table):
@@ -222,12 +222,10 @@ def _pooled(root: Expression) -> _Pooled | Obstacle | None:
 
 
 def _is_one_of_several(root: Expression, pooled: _Pooled) -> bool:
-    """Whether this is one of the bags that are written one after another, or in a Loop: not to be fused by itself."""
+    """Whether this is one of the bags that are written one after another: not to be fused by itself."""
     indices = pooled.rows.indices
     if pooled.kept or indices.op != "Slice":
         return False
-    if any(e is None or e.array is None for e in indices.inputs[1:]):
-        return True
     waiting = [] if root.value is None else [root.value]
     while waiting:
         for user, _ in waiting.pop().uses():
@@ -243,10 +241,14 @@ def _is_of_rows(table: Expression) -> bool:
     return any(e.op == "Gather" and e.rank != 1 for e in subexpressions(table, 100))
 
 
-def _is_lowered(rows: Rows | None) -> bool:
+def _is_of_a_loop(rows: Rows) -> bool:
+    """Whether indices [L] are cut out of others at bounds that are computed, as for a bag in a Loop."""
+    indices = rows.indices
+    return indices.rank == 1 and indices.op == "Slice" and any(e is None or e.array is None for e in indices.inputs[1:])
+
+
+def _is_lowered(rows: Rows) -> bool:
     """Whether these are a part of a bag that `lower` wrote, which sends indices below zero behind the table."""
-    if rows is None:
-        return False
     table_rows = rows.table.dims[0] if rows.table.dims else None
     for e in subexpressions(rows.indices, 300):
         less = input_of(e, "Where")
@@ -307,15 +309,15 @@ def _reduced(root: Expression) -> _Pooled | Obstacle | None:
             )
         return found
     if axes is None or axes.array is None or not axes.array.size:
-        return Obstacle(f"{root.op} goes over {_axes_name(axes)}, not over an axis of the indices")
+        return Obstacle(f"{root.op} goes over {_axes_name(axes)}, not over an axis of the indices", found)
     places = {int(a) + (found.rank if a < 0 else 0) for a in axes.array.reshape(-1)}
     if found.place in places or not all(0 <= p < found.rank for p in places):
         if not found.is_plain:
             return None
         rows = "axis 1" if found.rank == 3 else "an axis of the indices"
-        return Obstacle(f"{root.op} goes over {_axes_name(axes)}, not over the rows of a bag, {rows}")
+        return Obstacle(f"{root.op} goes over {_axes_name(axes)}, not over the rows of a bag, {rows}", found)
     if root.op in _OTHER_REDUCTIONS:
-        return Obstacle(f"{root.op} pools rows, and a bag has the modes sum, mean and max")
+        return Obstacle(f"{root.op} pools rows, and a bag has the modes sum, mean and max", found)
     return _over(found, places, MODES[root.op], keepdims=bool(root.attributes["keepdims"]))
 
 
@@ -491,12 +493,12 @@ def _number_of(pooled: _Pooled, dtype: ir.DataType) -> Expression:
 
 
 def _like(value: int, indices: Expression) -> Expression:
-    return make("CastLike", constant(value), indices)
+    return make("Cast", constant(value), to=int(indices.type or ir.DataType.INT64))
 
 
 def _counted_from_the_start(indices: Expression, table: Expression) -> Expression:
     """What Gather makes of indices below zero."""
-    rows = make("CastLike", make("Gather", make("Shape", table), 0), indices)
+    rows = make("Cast", make("Gather", make("Shape", table), 0), to=int(indices.type or ir.DataType.INT64))
     return make("Where", make("Less", indices, _like(0, indices)), make("Add", indices, rows), indices)
 
 

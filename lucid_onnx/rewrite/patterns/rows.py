@@ -159,8 +159,12 @@ def _gather(e: Expression, find: _Find) -> _Found:
     table, indices = (*e.inputs, None)[:2]
     if table is None or indices is None or e.attributes.get("axis") != 0 or table.rank != 2 or table.type not in FLOATS:
         return None
+    if indices.rank is None and indices.op == "Slice":
+        return None  # of one bag in a Loop, which is looked at as a whole
     if indices.rank is None:
-        return Obstacle(f"the number of dimensions of its indices, {indices}, is not known")
+        return Obstacle(
+            f"the number of dimensions of its indices, {indices}, is not known; declare a shape, and it may be a bag"
+        )
     return Rows(table, indices, -1, table.type)
 
 
