@@ -101,18 +101,12 @@ UNKNOWN = {
 
 @first_edition
 @pytest.mark.parametrize("form", ["portable", "native"])
-@pytest.mark.parametrize(
-    ("operator", "name", "message"),
-    [(operator, name, message) for operator, names in UNKNOWN.items() for name, message in names.items()],
-)
-def test_the_first_library_rejects_what_it_does_not_know(operator: str, name: str, message: str, form: Any) -> None:
-    case = OPERATORS[operator].cases.all_cases()[name]
-    options = ort.SessionOptions()
-    options.register_custom_ops_library(os.environ["LUCID_FIRST_EDITION"])
-    model = case_model(case, form).SerializeToString()
-
-    def run() -> None:
-        ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(None, case.inputs)
-
-    with pytest.raises(Exception, match=message):
-        run()
+def test_the_first_library_rejects_what_it_does_not_know(form: Any) -> None:
+    for operator, names in UNKNOWN.items():
+        for name, message in names.items():
+            case = OPERATORS[operator].cases.all_cases()[name]
+            options = ort.SessionOptions()
+            options.register_custom_ops_library(os.environ["LUCID_FIRST_EDITION"])
+            model = case_model(case, form).SerializeToString()
+            with pytest.raises(Exception, match=message):
+                ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(None, case.inputs)
