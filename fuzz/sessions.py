@@ -96,7 +96,7 @@ def plan_of(seed: int, number: int, operators: Sequence[str] = OPERATORS) -> Pla
     else:
         indices, offsets = (tuple(one(spec.INDEX_DTYPES).name for _ in range(tables)) for _ in range(2))
     way = one((*RAGGED, "blocks"))  # a gradient is in blocks whatever is asked for
-    return Plan(
+    plan = Plan(
         number,
         operator,
         one(dtypes).name,
@@ -122,6 +122,11 @@ def plan_of(seed: int, number: int, operators: Sequence[str] = OPERATORS) -> Pla
         one((None, *quantized_spec.SECOND_NUMBERS)),
         one(_DIMS),
     )
+    further: dict[str, Any] = {"negative": one(("refuse", "refuse", "skip"))}
+    if mode == "mean":
+        further |= {"mode": one(("mean", "sqrtn")), "divisor": one((None, "count", "weights"))}
+    weighted = plan.weighted or further.get("divisor") is not None
+    return dataclasses.replace(plan, keywords=plan.keywords | further, weighted=weighted)
 
 
 @functools.cache
@@ -219,6 +224,8 @@ def bag_of(plan: Plan, r: np.random.RandomState, t: int, table: Table, num_bags:
     index_dtype = np.dtype(plan.index_dtypes[t])
     skew = r.choice([0, 0, 1, 4])  # towards few rows, so that rows repeat
     indices = np.floor(max(rows, 1) * r.uniform(size=count) ** (1 + skew)).astype(index_dtype)
+    if plan.keywords["negative"] == "skip":
+        indices[r.random_sample(count) < r.choice([0.0, 0.2])] = r.choice([-1, np.iinfo(index_dtype).min])
     padding = plan.keywords["padding_idx"]
     if padding is not None:
         indices[r.random_sample(count) < r.choice([0.0, 0.1, 0.5, 1.0])] = padding % rows
@@ -233,10 +240,22 @@ def bag_of(plan: Plan, r: np.random.RandomState, t: int, table: Table, num_bags:
         offsets = (bounds[:-1] if plan.layout == "ragged" else bounds).astype(plan.offsets_dtypes[t])
     weights = None
     if plan.weighted:
-        weights = numbers(r, (len(indices),), plan.dtype, infinite=True, huge=False).reshape(shape)
+        infinite = plan.keywords["max_norm"] is None or not _may_underflow(table.weight)
+        weights = numbers(r, (len(indices),), plan.dtype, infinite=infinite, huge=False).reshape(shape)
+        if plan.keywords.get("divisor") == "weights":  # roundings would decide of sums that nearly cancel
+            weights = r.uniform(0.5, 2.0, shape).astype(weights.dtype)
     attributes = spec.Attributes(**plan.keywords, include_last_offset=plan.layout in ("ends", "packed"))
     weight = table.weight if table.scale is None else np.zeros(table.weight.shape, table.scale.dtype)
     return bags.Case("", weight, indices.reshape(shape), offsets, weights, attributes)
+
+
+def _may_underflow(weight: np.ndarray) -> bool:
+    """Whether a number of a clipped row may underflow: graphs have 0 there, and NaN for 0 times infinity."""
+    with np.errstate(all="ignore"):
+        sizes = np.abs(weight.astype(np.float64))
+    sizes = sizes[np.isfinite(sizes) & (sizes > 0)]
+    smallest = 1e-290 if weight.dtype == np.float64 else 1e-32
+    return bool(sizes.size) and bool(sizes.min() / max(1.0, sizes.max()) < smallest)
 
 
 def call_of(plan: Plan, r: np.random.RandomState, tables: Sequence[Table], *, broken: float = 0.05) -> Any:
@@ -329,7 +348,7 @@ def _check_decided(case: gradients.Case) -> None:
     skipped = None if a.padding_idx is None else a.padding_idx % len(case.weight)
     with np.errstate(all="ignore"):
         for bag in gradient_reference._bags(case.indices, case.offsets, a):
-            used = np.unique([flat[k] for k in bag if flat[k] != skipped]).astype(np.int64)
+            used = np.unique([flat[k] for k in bag if flat[k] != skipped and flat[k] >= 0]).astype(np.int64)
             rows = gradient_reference._clipped(case.weight[used], a).astype(np.float64)
             if len(rows) < 2:
                 continue
@@ -505,7 +524,7 @@ def _candidates(case: Any) -> Iterator[Any]:
             columns = {n: np.delete(getattr(case, n), d, 1) for n in ("weight", "grad_output") if hasattr(case, n)}
             yield dataclasses.replace(case, **columns)
         used = np.unique(case.indices)
-        if case.attributes.padding_idx is None and len(used) < len(case.weight):
+        if case.attributes.padding_idx is None and case.indices.min(initial=0) >= 0 and len(used) < len(case.weight):
             fields = {"weight": case.weight[used], "indices": np.searchsorted(used, case.indices)}
             yield dataclasses.replace(
                 case, weight=fields["weight"], indices=fields["indices"].astype(case.indices.dtype)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import lucid_onnx
-from lucid_onnx.ops.embedding_bag import cases, lowering, reference
+from lucid_onnx.ops.embedding_bag import cases, lowering, reference, spec
 from lucid_onnx.ops.embedding_bag_grad import lowering as gradient_lowering
 from lucid_onnx.ops.embedding_bag_grad import reference as gradient_reference
 from lucid_onnx.ops.emit import Emitter
@@ -59,6 +59,15 @@ def test_calls_of_every_operator_are_broken(fuzz: ModuleType) -> None:
     assert {key for key, count in rejected.items() if count > 3} == expected
 
 
+def test_no_infinity_times_what_underflows(fuzz: ModuleType) -> None:
+    ordinary, tiny = np.float32([[1.0, -0.0, 1e-6, np.nan]]), np.float32([[1e25, -1e-30, np.inf, 0.0]])
+    assert not fuzz._may_underflow(ordinary)
+    assert fuzz._may_underflow(tiny)
+    assert not fuzz._may_underflow(tiny.astype(np.float64))
+    assert fuzz._may_underflow(np.array([[1e200, 1e-200]]))
+    assert not fuzz._may_underflow(np.zeros((0, 3), np.float16))
+
+
 def test_a_plan_and_its_calls_follow_from_their_numbers(fuzz: ModuleType) -> None:
     def drawn(number: int) -> tuple[Any, list[bytes]]:
         plan, r = fuzz.plan_of(3, number), np.random.RandomState(number)
@@ -77,6 +86,12 @@ def test_a_plan_and_its_calls_follow_from_their_numbers(fuzz: ModuleType) -> Non
     ):
         assert len({getattr(plan, field) for plan in plans}) == count, field
     assert {plan.opset for plan in plans} == set(range(16, fuzz.newest_opset() + 1))
+    assert {plan.keywords["mode"] for plan in plans} == set(spec.MODES)
+    assert {plan.keywords["divisor"] for plan in plans if plan.weighted and plan.keywords["mode"] != "sum"} == {
+        "count",
+        "weights",
+    }
+    assert {plan.keywords["negative"] for plan in plans} == {"refuse", "skip"}
     assert {plan.ragged.way for plan in plans} == set(lowering.RAGGED)
 
 
@@ -87,8 +102,8 @@ def _drops_nan(e: Emitter, blocks: str, axis: int = 1, keepdims: int = 0) -> str
     return e.reduce("ReduceMax", blocks, axis, keepdims)
 
 
-def _divides_by_all(e: Emitter, pooled: str, counts: str) -> str:
-    return pooled
+def _divides_by_nothing(e: Emitter, op: Any, pooled: str, counts: str, table: Any) -> str:
+    return str(e.Slice(pooled, [0], table.dim, [1]))  # behind them may be a sum of weights
 
 
 def _no_ties(e: Emitter, weight: str, index: str, *, ties: bool = False) -> str:
@@ -119,7 +134,7 @@ _DEQUANTIZE = quantized_reference.dequantize
     ("module", "name", "fault", "operator"),
     [
         (lowering, "_maximum", _drops_nan, "embedding_bag"),
-        (lowering, "_averaged", _divides_by_all, "embedding_bag_collection"),
+        (lowering, "_divided", _divides_by_nothing, "embedding_bag_collection"),
         (lowering, "refusal", _takes_everything, "embedding_bag"),
         (reference, "_power", _nearly, "embedding_bag"),
         (gradient_lowering, "_rows", _no_ties, "embedding_bag_grad"),
@@ -147,7 +162,7 @@ def test_a_planted_fault_is_found(
 def test_a_failure_is_code_to_paste(
     fuzz: ModuleType, native: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(lowering, "_averaged", _divides_by_all)
+    monkeypatch.setattr(lowering, "_divided", _divides_by_nothing)
     (failure,) = fuzz.run(0, operators=("embedding_bag",), cases=900).failures
     case = failure.case
     assert len(case.exact) == 1, "one bag is enough"
@@ -170,7 +185,7 @@ def test_the_command(
     monkeypatch.setattr(sys, "argv", ["sessions.py", "--cases", "1", "--operators", "embedding_bag"])
     assert fuzz.main() == 0
     assert "0 failed" in capsys.readouterr().out
-    monkeypatch.setattr(lowering, "_averaged", _divides_by_all)
+    monkeypatch.setattr(lowering, "_divided", _divides_by_nothing)
     monkeypatch.setattr(sys, "argv", ["sessions.py", "--cases", "900", "--operators", "embedding_bag"])
     assert fuzz.main() == 1
     out = capsys.readouterr().out
