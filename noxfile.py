@@ -89,6 +89,14 @@ def ort(session: nox.Session, onnxruntime: str) -> None:
     )
 
 
+@nox.session(python="3.11")
+def fbgemm(session: nox.Session) -> None:
+    """FBGEMM's weighted means beside ours."""
+    session.install(f"{_wheel(session)}[cpu,test]", "torch==2.13.*")
+    session.install("--no-deps", "fbgemm-gpu-cpu==1.8.0")  # for that torch
+    session.run("pytest", "tests/test_fbgemm.py", *session.posargs)
+
+
 @nox.session(python=False)
 def cuda(session: nox.Session) -> None:
     """The CUDA kernels on this machine's GPU, with compute-sanitizer's tools; arguments after -- go to pytest.

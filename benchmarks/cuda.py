@@ -46,7 +46,7 @@ COPY_BYTES = 2 << 30
 _POINTERS = ("weight", "indices", "offsets", "per_sample_weights", "output", "scale", "zero_point", "bias")
 _INTS = (
     "dtype", "index_type", "offset_type", "mode", "indices_rank", "include_last_offset",
-    "scale_type", "scale_stride", "output_type", "reserved",
+    "scale_type", "scale_stride", "output_type", "row_stride", "negative", "divisor",
 )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """The cost of each mode relative to a sum: python benchmarks/modes.py [--rows 1000000 --dim 64 --bags 2048 --length 20]
 
 The same indices as a sum, a mean, a maximum, with per_sample_weights, with padding_idx (one index in twenty), with
-both, and with max_norm. Every side is checked against torch first; then they take turns, with io-binding, over one
-constant table. Each line has the sum's time over the mode's, and torch's over ours in that mode.
+both, with max_norm, and what torch has not: sqrtn, weighted means, and one index in twenty that is -1. Every side is
+checked against torch, or NumPy, first; then they take turns, with io-binding, over one constant table. Each line has
+the sum's time over the mode's, and torch's over ours in that mode.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ MODES: dict[str, dict[str, Any]] = {
     "mean, padding": {"mode": "mean", "padding_idx": PADDING},
     "max": {"mode": "max"},
     "max_norm": {"mode": "sum", "max_norm": 7.0},
+    "sqrtn": {"mode": "sqrtn"},
+    "may skip": {"mode": "sum", "negative": "skip"},
+    "skip": {"mode": "sum", "negative": "skip"},
+    "mean by count": {"mode": "mean", "per_sample_weights": True, "divisor": "count"},
+    "mean by weights": {"mode": "mean", "per_sample_weights": True, "divisor": "weights"},
+    "sqrtn by weights": {"mode": "sqrtn", "per_sample_weights": True, "divisor": "weights"},
 }
 
 
@@ -41,7 +48,7 @@ def main() -> int:
     table = random.standard_normal((a.rows, a.dim), dtype=np.float32)
     size = a.bags * a.length
     offsets = np.arange(a.bags) * a.length
-    weights = random.standard_normal(size, dtype=np.float32)
+    weights = random.random(size, dtype=np.float32) + np.float32(0.1)
     feeds = []
     for _ in range(BATCHES):
         indices = random.integers(0, a.rows, size)
@@ -55,16 +62,26 @@ def main() -> int:
         torch.set_num_threads(threads)
         sides = {}
         for name, settings in MODES.items():
-            ours, theirs = _ours(table, settings, feeds, weights, threads), _theirs(table, settings, feeds, weights)
+            given = feeds
+            if name == "skip":
+                given = [
+                    {**feed, "indices": np.where(feed["indices"] == PADDING, -1, feed["indices"])} for feed in feeds
+                ]
+            sides[name] = _ours(table, settings, given, weights, threads)
+            if settings["mode"] == "sqrtn" or {"negative", "divisor"}.intersection(settings):
+                expected = _numpys(table, settings, given[0]["indices"].reshape(a.bags, a.length), weights)
+            else:
+                sides[f"torch {name}"] = _theirs(table, settings, feeds, weights)
+                expected = sides[f"torch {name}"](0)
             # Sums of twenty normal numbers in two orders of additions.
-            np.testing.assert_allclose(ours(0), theirs(0), rtol=1e-4, atol=1e-4, err_msg=name)
-            sides[name], sides[f"torch {name}"] = ours, theirs
+            np.testing.assert_allclose(sides[name](0), expected, rtol=1e-4, atol=1e-4, err_msg=name)
         count = BATCHES if BATCHES % len(sides) else BATCHES - 1
         timings = compare(sides, batches=count, turns=a.turns, unchecked=[n for n in sides if n != "sum"])
         print(f"{threads} threads; the sum's time over the mode's; torch's time over ours")
         for name in MODES:
-            torch_ratio = timings[f"torch {name}"].median / timings[name].median
-            print(f"  {name:18s} {timings[name]}   {torch_ratio:6.2f}x")
+            theirs = timings.get(f"torch {name}")
+            torch_ratio = f"{theirs.median / timings[name].median:6.2f}x" if theirs else ""
+            print(f"  {name:18s} {timings[name]}   {torch_ratio}")
     return 0
 
 
@@ -74,6 +91,18 @@ def _ours(table: np.ndarray, settings: dict[str, Any], feeds: list[Any], weights
     if settings.get("per_sample_weights"):
         feeds = [{**feed, "per_sample_weights": weights} for feed in feeds]
     return binding(session, feeds, (len(feeds[0]["offsets"]), table.shape[1]))
+
+
+def _numpys(table: np.ndarray, settings: dict[str, Any], indices: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Bags of one length: indices [B, L]."""
+    used = (indices >= 0).astype(np.float32)
+    by = used * weights.reshape(indices.shape) if settings.get("per_sample_weights") else used
+    sums = np.einsum("bl,bld->bd", by, table[indices])
+    total = used.sum(axis=1)
+    if settings.get("divisor") == "weights":
+        total = (by if settings["mode"] == "mean" else by * by).sum(axis=1)
+    divisor = {"sum": np.ones_like(total), "mean": total, "sqrtn": np.sqrt(total)}[settings["mode"]]
+    return np.asarray(sums / divisor[:, None])
 
 
 def _theirs(table: np.ndarray, settings: dict[str, Any], feeds: list[Any], weights: np.ndarray) -> Any:

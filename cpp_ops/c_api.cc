@@ -14,22 +14,23 @@ using lucid::Isa;
 using lucid::Status;
 
 static_assert(sizeof(void*) != 8 ||
-                  (sizeof(EmbeddingBagArgs) == 176 && offsetof(EmbeddingBagArgs, output) == 40 &&
+                  (sizeof(EmbeddingBagArgs) == 184 && offsetof(EmbeddingBagArgs, output) == 40 &&
                    offsetof(EmbeddingBagArgs, bias) == 64 &&
                    offsetof(EmbeddingBagArgs, num_offsets) == 104 &&
                    offsetof(EmbeddingBagArgs, max_norm) == 112 &&
                    offsetof(EmbeddingBagArgs, padding_idx) == 128 &&
                    offsetof(EmbeddingBagArgs, dtype) == 136 &&
                    offsetof(EmbeddingBagArgs, include_last_offset) == 156 &&
-                   offsetof(EmbeddingBagArgs, row_stride) == 172),
+                   offsetof(EmbeddingBagArgs, row_stride) == 172 &&
+                   offsetof(EmbeddingBagArgs, divisor) == 180),
               "the table in c_api.h");
 static_assert(sizeof(void*) != 8 ||
-                  (sizeof(EmbeddingBagGradArgs) == 256 &&
+                  (sizeof(EmbeddingBagGradArgs) == 264 &&
                    offsetof(EmbeddingBagGradArgs, forward) == 8 &&
-                   offsetof(EmbeddingBagGradArgs, grad_output) == 184 &&
-                   offsetof(EmbeddingBagGradArgs, grad_per_sample_weights) == 216 &&
-                   offsetof(EmbeddingBagGradArgs, grad_output_shape) == 224 &&
-                   offsetof(EmbeddingBagGradArgs, sparse) == 248),
+                   offsetof(EmbeddingBagGradArgs, grad_output) == 192 &&
+                   offsetof(EmbeddingBagGradArgs, grad_per_sample_weights) == 224 &&
+                   offsetof(EmbeddingBagGradArgs, grad_output_shape) == 232 &&
+                   offsetof(EmbeddingBagGradArgs, sparse) == 256),
               "the table in c_api.h");
 static_assert(sizeof(void*) != 8 || (sizeof(EmbeddingBagCollectionArgs) == 40 &&
                                      offsetof(EmbeddingBagCollectionArgs, packed) == 32),

@@ -4,7 +4,7 @@
  * asserts them. EmbeddingBagArgs, which embedding_bag.h declares:
  *
  *     byte  type        field               byte  type      field
- *        0  int64_t     size_bytes (= 176)   104  int64_t   num_offsets
+ *        0  int64_t     size_bytes (= 184)   104  int64_t   num_offsets
  *        8  const void* weight               112  double    max_norm
  *       16  const void* indices              120  double    norm_type
  *       24  const void* offsets              128  int64_t   padding_idx
@@ -18,16 +18,18 @@
  *                                            164  int32_t   scale_stride
  *                                            168  int32_t   output_type
  *                                            172  int32_t   row_stride
+ *                                            176  int32_t   negative
+ *                                            180  int32_t   divisor
  *
  * EmbeddingBagGradArgs, which embedding_bag_grad.h declares:
  *
  *     byte  type              field                     byte  type        field
- *        0  int64_t           size_bytes (= 256)         216  void*       grad_per_sample_weights
- *        8  EmbeddingBagArgs  forward                    224  int64_t[2]  grad_output_shape
- *      184  const void*       grad_output                240  int64_t     num_entries
- *      192  void*             grad_weight                248  int32_t     sparse
- *      200  int64_t*          rows                       252  int32_t     scale_grad_by_freq
- *      208  void*             values
+ *        0  int64_t           size_bytes (= 264)         224  void*       grad_per_sample_weights
+ *        8  EmbeddingBagArgs  forward                    232  int64_t[2]  grad_output_shape
+ *      192  const void*       grad_output                248  int64_t     num_entries
+ *      200  void*             grad_weight                256  int32_t     sparse
+ *      208  int64_t*          rows                       260  int32_t     scale_grad_by_freq
+ *      216  void*             values
  *
  * EmbeddingBagCollectionArgs, whose fields all take 8 bytes: 0 size_bytes (= 40), 8 tables,
  * 16 num_tables, 24 output, 32 packed.

@@ -91,10 +91,14 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Choice(Kind):
-    """One of a few texts, each with its number in ONNX; with ``or_text`` a node may have the text itself."""
+    """One of a few texts, each with its number in ONNX; with ``or_text`` a node may have the text itself.
+
+    With ``none`` None is a value too, and that is its number.
+    """
 
     numbers: Mapping[str, int]
     or_text: bool = False
+    none: int | None = None
 
     @property
     def accepted(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -106,18 +110,25 @@ class Choice(Kind):
 
     @property
     def onnx_words(self) -> str:  # type: ignore[override]
-        return ", ".join(f"{number} {text}" for text, number in self.numbers.items())
+        return ", ".join(f"{number} {text}" for number, text in self._texts)
 
-    def check(self, name: str, value: Any) -> str:
+    @property
+    def _texts(self) -> list[tuple[int, str]]:
+        none = [] if self.none is None else [(self.none, "none")]
+        return [*none, *((number, text) for text, number in self.numbers.items())]
+
+    def check(self, name: str, value: Any) -> str | None:
+        if value is None and self.none is not None:
+            return None
         check_choice(name, value, self.numbers)
         return str(value)
 
     def encode(self, name: str, value: Any) -> dict[str, int | float]:
-        return {name: self.numbers[value]}
+        return {name: self.none if value is None and self.none is not None else self.numbers[value]}
 
-    def decode(self, name: str, given: Mapping[str, Any], default: Any) -> str:
+    def decode(self, name: str, given: Mapping[str, Any], default: Any) -> Any:
         if name not in given:
-            return str(default)
+            return default
         value = given[name]
         if isinstance(value, (bytes, str)) and self.or_text:
             text = value.decode(errors="replace") if isinstance(value, bytes) else value
@@ -125,12 +136,14 @@ class Choice(Kind):
         for text, number in self.numbers.items():
             if number == value:
                 return text
+        if self.none is not None and value == self.none:
+            return None
         raise ValueError(f"{name} = {value} is not {self.known}")
 
     @property
     def known(self) -> str:
         """The numbers with their texts, as a message has them."""
-        return either(f"{number} ({text})" for text, number in self.numbers.items())
+        return either(f"{number} ({text})" for number, text in self._texts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,12 +303,16 @@ def attribute(
     *,
     by_caller: bool = True,
     required: bool = False,
+    keyword_only: bool = False,
     where: str = "",
     applies: Callable[[Any], bool] = lambda op: True,
 ) -> Any:
-    """A field of an operator's Attributes. ``by_caller=False`` is for what a table tells, and no keyword argument."""
+    """A field of an operator's Attributes. ``by_caller=False`` is for what a table tells, and no keyword argument.
+
+    ``keyword_only``: for every attribute that comes later, so that what gives the others by position stays right.
+    """
     declared = Attribute(kind, meaning, default, by_caller, required, None, where, applies)
-    return dataclasses.field(default=default, metadata={"attribute": declared})
+    return dataclasses.field(default=default, kw_only=keyword_only, metadata={"attribute": declared})
 
 
 def decided(kind: Kind, decide: Callable[[Any, bool], Any], meaning: str) -> Any:
@@ -337,10 +354,13 @@ class BaseAttributes:
     def keyword_types(cls) -> dict[str, Any]:
         """The types of the attributes that callers give; of a choice its texts."""
         hints = typing.get_type_hints(cls)
-        return {
-            a.name: typing.Literal[tuple(a.kind.numbers)] if isinstance(a.kind, Choice) else hints[a.name]  # type: ignore[misc]
-            for a in cls.keyword_table()
-        }
+        found: dict[str, Any] = {}
+        for a in cls.keyword_table():
+            found[a.name] = hints[a.name]
+            if isinstance(a.kind, Choice):
+                texts: Any = typing.Literal[tuple(a.kind.numbers)]  # type: ignore[misc]
+                found[a.name] = texts if a.kind.none is None else texts | None
+        return found
 
     @property
     def keywords(self) -> dict[str, Any]:

@@ -242,7 +242,7 @@ BAD_DTYPES = [
 ]
 BAD_ATTRIBUTES = [
     *(
-        bad(ValueError, f"mode = {mode!r} is not one of 'sum', 'mean', 'max'", mode=mode)
+        bad(ValueError, f"mode = {mode!r} is not one of 'sum', 'mean', 'max', 'sqrtn'", mode=mode)
         for mode in ("SUM", "", None, 0, b"sum", "median")
     ),
     *(
@@ -645,9 +645,9 @@ def _node_model(op: spec.Variant, dtype: int = TensorProto.FLOAT, **attributes: 
 PLAIN, WEIGHTED = spec.VARIANTS["EmbeddingBag"], spec.VARIANTS["EmbeddingBagWeighted"]
 FLAT, ROWS = TensorProto.FLOAT, spec.VARIANTS["EmbeddingBag2D"]
 BAD_NODES = [
-    (PLAIN, {"mode": 3}, "mode = 3 is not 0 (sum), 1 (mean) or 2 (max)"),
-    (PLAIN, {"mode": -1}, "mode = -1 is not 0 (sum), 1 (mean) or 2 (max)"),
-    (PLAIN, {"mode": 2**32}, f"mode = {2**32} is not 0 (sum), 1 (mean) or 2 (max)"),
+    (PLAIN, {"mode": 4}, "mode = 4 is not 0 (sum), 1 (mean), 2 (max) or 3 (sqrtn)"),
+    (PLAIN, {"mode": -1}, "mode = -1 is not 0 (sum), 1 (mean), 2 (max) or 3 (sqrtn)"),
+    (PLAIN, {"mode": 2**32}, f"mode = {2**32} is not 0 (sum), 1 (mean), 2 (max) or 3 (sqrtn)"),
     (PLAIN, {"mode": "sum"}, "mode must be an INT attribute"),
     (PLAIN, {"mode": 1.0}, "mode must be an INT attribute"),
     (PLAIN, {"padding_idx": 1.0}, "padding_idx must be an INT attribute"),
@@ -748,8 +748,8 @@ def _make(**keywords: Any) -> Callable[[], Any]:
 
 _FORMS = "is not one of 'portable', 'standard', 'native'"
 _FLOATS = "float32, float16, bfloat16, float64"
-_NUMBERS = "is not 0 (sum), 1 (mean) or 2 (max)"
-_MODES = "is not one of 'sum', 'mean', 'max'"
+_NUMBERS = "is not 0 (sum), 1 (mean), 2 (max) or 3 (sqrtn)"
+_MODES = "is not one of 'sum', 'mean', 'max', 'sqrtn'"
 _TAKES = "EmbeddingBag takes weight, indices, offsets; it was given"
 BAD_BUILDS: list[tuple[str, type[Exception], str, Callable[[], Any]]] = [
     *(
@@ -858,7 +858,7 @@ BAD_BUILDS: list[tuple[str, type[Exception], str, Callable[[], Any]]] = [
         _convert(helper.make_node("EmbeddingBag", ["w", "i", "o"], ["y", "z"], domain=spec.DOMAIN)),
     ),
     ("to_form mode", ValueError, f"node 'y': mode = 'median' {_MODES}", _convert(_ours(mode="median"))),
-    ("to_form mode 3", ValueError, f"node 'y': mode = 3 {_NUMBERS}", _convert(_ours(mode=3))),
+    ("to_form mode 4", ValueError, f"node 'y': mode = 4 {_NUMBERS}", _convert(_ours(mode=4))),
     ("to_form mode 1.5", ValueError, f"node 'y': mode = 1.5 {_NUMBERS}", _convert(_ours(mode=1.5))),
     ("to_form mode 1.0", ValueError, f"node 'y': mode = 1.0 {_NUMBERS}", _convert(_ours(mode=1.0))),
     ("to_form mode bytes", ValueError, None, _convert(_ours(mode=b"\xff\xfe"))),

@@ -304,7 +304,7 @@ def test_nodes_that_are_none(native: None) -> None:
         ({"num_tables": 0}, "num_tables = 0 must be >= 1", "num_tables = 0 and layout = 0 do not match 6 inputs"),
         ({"num_tables": None}, "num_tables is missing", "num_tables = -1"),
         ({"layout": 3}, "layout = 3 is not 0", "layout = 3 do not match"),
-        ({"mode": 3}, "mode = 3 is not", "mode = 3 is not"),
+        ({"mode": 4}, "mode = 4 is not", "mode = 4 is not"),
     ):
         with pytest.raises(ValueError, match=said):
             lucid_onnx.to_form(changed(**attributes), "portable")
@@ -508,7 +508,7 @@ def test_bags_are_merged_without_all_attributes_written_on_them(native: None) ->
     [
         ({"padding_idx": 7}, "padding_idx = 7 is outside [-5, 5), the rows of weight"),
         ({"padding_idx": 1.0}, "padding_idx = 1.0 must be an INT attribute"),
-        ({"mode": "median"}, "mode = 'median' is not one of 'sum', 'mean', 'max'"),
+        ({"mode": "median"}, "mode = 'median' is not one of 'sum', 'mean', 'max', 'sqrtn'"),
         ({"rows": 1}, "EmbeddingBag has no attribute 'rows'"),
     ],
 )

@@ -261,7 +261,7 @@ def test_the_c_interface_refuses_what_the_cpus_does(emulated: Emulated) -> None:
         changes(1, size_bytes=8),
         changes(0, num_offsets=5),
         changes(0, include_last_offset=0),
-        changes(2, mode=3),
+        changes(2, mode=4),
         changes(2, weight_shape=(ctypes.c_int64 * 2)(-1, 3)),
         changes(2, padding_idx=99),
         changes(1, dtype=3, output_type=3),

@@ -258,7 +258,7 @@ def test_another_number_of_entries_is_refused(device: Any) -> None:
         ),
         ({"grad_output_shape": (3, 5)}, "grad_output has shape [3, 5], expected [4, 5]"),
         ({"mode": 2, "grad_per_sample_weights": 256}, "grad_per_sample_weights needs mode 'sum'"),
-        ({"mode": 3}, "mode = 3 is not 0 (sum), 1 (mean) or 2 (max)"),
+        ({"mode": 4}, "mode = 4 is not 0 (sum), 1 (mean), 2 (max) or 3 (sqrtn)"),
         ({"row_stride": 64}, "row_stride = 64 must be 0 on a GPU"),
         ({"num_offsets": 2**31 + 1, "grad_output_shape": (2**31 + 1, 5)}, "the call is too large for one launch"),
         ({"indices_shape": (2**31, 0)}, "the call is too large for one launch"),

@@ -359,8 +359,12 @@ def native_messages() -> str:
     return "\n".join(found)
 
 
+#: How texts have the value "refuse" of the attribute `negative`, which is no wording.
+VALUE = re.compile(r'refuse or skip|default: refuse|0 \(refuse\)|"refuse"')
+
+
 def assert_plain(where: str, text: str) -> None:
-    text = " ".join(text.split())
+    text = VALUE.sub("", " ".join(text.split()))
     found = [
         f"{where}: {m[0]!r} in {text[max(0, m.start() - 40) : m.end() + 40]!r}; write: {better}"
         for pattern, better in WORDINGS.items()

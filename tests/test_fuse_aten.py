@@ -53,14 +53,14 @@ def test_aten_nodes_are_bags(domain: str, mode: int, as_inputs: bool) -> None:
         model = aten_model(domain, [], **settings)
     report = lucid_onnx.fuse(model)
     (fused,) = report.fused
-    assert (fused.mode, fused.padding_idx, fused.include_last_offset) == (spec.MODES[mode], 2, True)
+    assert (fused.mode, fused.padding_idx, fused.include_last_offset) == (spec.ATEN_MODES[mode], 2, True)
     assert {i.domain for i in report.model.opset_import} >= {"", spec.DOMAIN}
     feed = {"i": np.array([1, 2, 4, 2, 9]), "o": np.array([0, 3, 3, 5])}
     expected = lucid_onnx.reference.embedding_bag(
         feed["i"],
         np.arange(40, dtype=np.float32).reshape(10, 4),
         feed["o"],
-        mode=spec.MODES[mode],
+        mode=spec.ATEN_MODES[mode],
         padding_idx=2,
         include_last_offset=True,
     )

@@ -28,8 +28,8 @@ ort = pytest.importorskip("onnxruntime")
 CASES = cases.all_cases()
 #: Those that run where a run is dear: one a mode, an input and an attribute that writes other nodes.
 FEW = [
-    *(f"grad_{mode}_{kind}" for mode in bag_spec.MODES for kind in ("ragged_float16", "sparse_rows_float32")),
-    *(f"grad_{mode}_{kind}everything_float32" for mode in bag_spec.MODES for kind in ("ends_", "sparse_ends_")),
+    *(f"grad_{mode}_{kind}" for mode in bag_spec.ATEN_MODES for kind in ("ragged_float16", "sparse_rows_float32")),
+    *(f"grad_{mode}_{kind}everything_float32" for mode in bag_spec.ATEN_MODES for kind in ("ends_", "sparse_ends_")),
     *(f"grad_weights_{kind}_{dtype}" for kind in ("dense", "sparse") for dtype in ("bfloat16", "float64")),
     *(f"grad_{mode}_dense_{kind}" for mode in ("mean", "max") for kind in ("no_bags_ends", "no_rows", "no_columns")),
     *("grad_max_norm_pinf_dense_max", "grad_max_norm_p3_0_sparse_weights", "grad_max_nan_inf", "grad_max_ties"),
@@ -157,7 +157,7 @@ def float64_calls(seed: int, count: int) -> Iterator[cases.Case]:
     """Random calls in float64 over everything that torch and the contract share."""
     random = np.random.RandomState(seed)
     for k in range(count):
-        mode = bag_spec.MODES[k % 3]
+        mode = bag_spec.ATEN_MODES[k % 3]
         layout = ("ragged", "ends", "rows")[k // 3 % 3]
         padded, clipped, freq, weighted = (random.random_sample() < 0.5 for _ in range(4))
         lengths = (4,) * 3 if layout == "rows" else tuple(random.choice([0, 1, 2, 5, 9], 6))
@@ -450,7 +450,7 @@ REFUSED = [
     ),
     ({"scale_grad_by_freq": 1}, TypeError, "scale_grad_by_freq = 1 must be a bool"),
     ({"sparse": 1}, TypeError, "sparse = 1 must be a bool"),
-    ({"mode": "prod"}, ValueError, "mode = 'prod' is not one of 'sum', 'mean', 'max'"),
+    ({"mode": "prod"}, ValueError, "mode = 'prod' is not one of 'sum', 'mean', 'max', 'sqrtn'"),
     ({"padding_idx": 5}, ValueError, "padding_idx = 5 is outside [-5, 5), the rows of weight"),
     (
         {"with_per_sample_weights": True},

@@ -102,7 +102,7 @@ def test_a_struct_of_another_size_is_refused() -> None:
     args = GradArgs(size_bytes=8, forward=arguments(case))
     message = ctypes.create_string_buffer(256)
     code = library().lucid_embedding_bag_grad(ctypes.byref(args), None, 1, message, ctypes.c_size_t(256))
-    assert (code, message.value.decode()) == (1, "size_bytes = 8 is not 256")
+    assert (code, message.value.decode()) == (1, "size_bytes = 8 is not 264")
 
 
 # ---- In sessions.
@@ -184,7 +184,7 @@ def test_refusals_leave_the_session_usable(change: dict[str, Any], message: str)
     [
         ("scale_grad_by_freq", 2, "scale_grad_by_freq = 2 is not 0 or 1"),
         ("scale_grad_by_freq", 1.0, "scale_grad_by_freq must be an INT attribute"),
-        ("mode", 3, "mode = 3 is not 0 (sum), 1 (mean) or 2 (max)"),
+        ("mode", 4, "mode = 4 is not 0 (sum), 1 (mean), 2 (max) or 3 (sqrtn)"),
         ("max_norm", -1.0, "max_norm = -1 must be >= 0"),
         ("stash_type", 11, "stash_type = 11 must be 1 for this type of weight"),
     ],

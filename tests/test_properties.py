@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import example, given
@@ -39,7 +41,11 @@ def calls(draw: st.DrawFn) -> Case:
             shape = (0,)
     skew = draw(st.sampled_from([0.0, 1.0, 3.0]))  # towards few rows, so that rows repeat
     indices = np.floor(rows * random.uniform(size=shape) ** (1 + skew)).astype(index_dtype)
-    weighted = mode == "sum" and draw(st.booleans())
+    divisor = draw(st.sampled_from([None, *get_args(spec.Divisor)]))
+    weighted = mode != "max" and (mode == "sum" or divisor is not None) and draw(st.booleans())
+    negative = draw(st.sampled_from(get_args(spec.Negative)))
+    if negative == "skip":
+        indices[random.uniform(size=shape) < 0.3] = -1
     return Case(
         f"seed {seed}",
         weight,
@@ -52,6 +58,8 @@ def calls(draw: st.DrawFn) -> Case:
             max_norm=draw(st.one_of(st.none(), st.sampled_from([0.0, 0.7, 2.5]))),
             norm_type=draw(st.sampled_from([2.0, 1.0, np.inf, 3.0, 1.7])),
             include_last_offset=ends and not two_d,
+            negative=negative,
+            divisor=divisor,
         ),
     )
 
@@ -107,6 +115,8 @@ def test_attributes_keep_a_double(value: float) -> None:
         max_norm=st.one_of(st.none(), st.floats(0, 1e6, width=32)),
         norm_type=st.one_of(st.just(np.inf), st.floats(0.125, 100, width=32)),
         include_last_offset=st.booleans(),
+        negative=st.sampled_from(get_args(spec.Negative)),
+        divisor=st.one_of(st.none(), st.sampled_from(get_args(spec.Divisor))),
     )
 )
 def test_attributes_survive_the_node(attributes: spec.Attributes) -> None:

@@ -56,7 +56,7 @@ class Module:
     @classmethod
     def random(cls, seed: int) -> Module:
         rng = np.random.default_rng(seed)
-        mode = str(rng.choice(spec.MODES))
+        mode = str(rng.choice(spec.ATEN_MODES))
         rows = int(rng.integers(1, 40))
         two_d = bool(rng.random() < 0.3)
         # A quarter of all has max_norm, which no other exporter takes but ours and, for p of 1 and 2, dynamo.

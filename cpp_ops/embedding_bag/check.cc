@@ -9,7 +9,7 @@
 namespace lucid {
 namespace {
 
-constexpr const char* kModeNames[] = {"sum", "mean", "max"};
+constexpr const char* kModeNames[] = {"sum", "mean", "max", "sqrtn"};
 
 struct ShapeText {
   char text[80];
@@ -79,14 +79,26 @@ int64_t RowBytes(int32_t dtype, int64_t columns) {
 }
 
 Status CheckMode(int64_t mode) {
-  if (mode >= kSum && mode <= kMax) return Status();
-  return InvalidArgument("mode = %lld is not 0 (sum), 1 (mean) or 2 (max)", Wide(mode));
+  if (mode >= kSum && mode <= kSqrtn) return Status();
+  return InvalidArgument("mode = %lld is not 0 (sum), 1 (mean), 2 (max) or 3 (sqrtn)", Wide(mode));
+}
+
+Status CheckNegative(int64_t negative) {
+  if (negative == kRefuse || negative == kSkip) return Status();
+  return InvalidArgument("negative = %lld is not 0 (refuse) or 1 (skip)", Wide(negative));
+}
+
+Status CheckDivisor(int64_t divisor) {
+  if (divisor >= kNone && divisor <= kWeights) return Status();
+  return InvalidArgument("divisor = %lld is not 0 (none), 1 (count) or 2 (weights)", Wide(divisor));
 }
 
 Status CheckEmbeddingBagAttributes(const EmbeddingBagArgs& a, bool has_per_sample_weights) {
-  const Status status = CheckMode(a.mode);
+  Status status = CheckMode(a.mode);
+  if (status.ok()) status = CheckNegative(a.negative);
+  if (status.ok()) status = CheckDivisor(a.divisor);
   if (!status.ok()) return status;
-  if (has_per_sample_weights && a.mode != kSum) {
+  if (has_per_sample_weights && a.mode != kSum && (a.divisor == kNone || !Divides(a.mode))) {
     return InvalidArgument("per_sample_weights needs mode 'sum', got mode = '%s'",
                            kModeNames[a.mode]);
   }
@@ -182,6 +194,10 @@ Status CheckEmbeddingBag(const EmbeddingBagArgs& a, int64_t* num_bags) {
   Status status = CheckStruct(a);
   if (status.ok()) status = CheckEmbeddingBagAttributes(a, a.per_sample_weights != nullptr);
   return status.ok() ? CheckEmbeddingBagInputs(a, num_bags) : status;
+}
+
+bool DividesByWeights(const EmbeddingBagArgs& a) {
+  return Divides(a.mode) && a.divisor == kWeights && a.per_sample_weights;
 }
 
 int64_t PaddedRow(const EmbeddingBagArgs& a) {

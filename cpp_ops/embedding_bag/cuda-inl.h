@@ -72,7 +72,9 @@ struct CudaJob {
   float code_offset;
   int32_t mode, output_type;
   bool wide_indices, wide_offsets, half_scale, second_is_bias, vector_output;
-  bool scaled;  // by clips or per_sample_weights
+  bool scaled;          // by clips or per_sample_weights
+  bool skips_negative;  // an index below 0 is skipped, else it is bad
+  bool by_weights;      // mean and sqrtn divide by a sum of weights, else by the count
   // The places of offsets[0] and of the first index, and the tables that an error names: see
   // LucidBoundsError.
   uint64_t offset_place, index_place;
@@ -254,6 +256,12 @@ __device__ __forceinline__ void CheckOffsets(const CudaJob& job, uint32_t block,
   }
 }
 
+// Whether an index is neither a row of the table nor skipped.
+__device__ __forceinline__ bool IsBad(const CudaJob& job, int64_t index) {
+  return static_cast<uint64_t>(index) >= static_cast<uint64_t>(job.rows) &&
+         (index >= 0 || !job.skips_negative);
+}
+
 // The indices of the positions [begin, end), by all threads of blocks likewise.
 __device__ __forceinline__ void CheckIndices(const CudaJob& job, int64_t begin, int64_t end,
                                              uint32_t block, uint32_t blocks) {
@@ -261,7 +269,7 @@ __device__ __forceinline__ void CheckIndices(const CudaJob& job, int64_t begin, 
   int64_t i = begin + static_cast<int64_t>(block) * blockDim.x + threadIdx.x;
   for (; i < end; i += threads) {
     const int64_t index = IndexAt(job.indices, job.wide_indices, i);
-    if (static_cast<uint64_t>(index) >= static_cast<uint64_t>(job.rows)) {
+    if (IsBad(job, index)) {
       Report(job, job.index_place + static_cast<uint64_t>(i), index, 0);
     }
   }
@@ -366,8 +374,8 @@ __device__ __forceinline__ void Start(bool maximum, A* acc) {
 
 constexpr uint32_t kNoRow = 0xffffffffu;  // a table has fewer
 
-// The rows of `size` positions from an address of indices on. kNoRow for what is padded, and for
-// an index outside the table, which sets *bad.
+// The rows of `size` positions from an address of indices on. kNoRow for what is skipped, and for a
+// bad index, which sets *bad.
 template <class I>
 __device__ __forceinline__ void LoadRows(const CudaJob& job, const char* indices, int size,
                                          uint32_t* row, bool* bad) {
@@ -382,21 +390,32 @@ __device__ __forceinline__ void LoadRows(const CudaJob& job, const char* indices
     if (u >= size) continue;
     const int64_t wide = index[u];
     if (static_cast<uint64_t>(wide) >= static_cast<uint64_t>(job.rows)) {
-      *bad = true;
+      *bad = *bad || IsBad(job, wide);
     } else if (wide != job.padding) {
       row[u] = static_cast<uint32_t>(wide);
     }
   }
 }
 
-// Names the first index of a chunk that is outside the table.
+// Names the first bad index of a chunk.
 __device__ __noinline__ void ReportIndex(const CudaJob& job, int64_t begin, int size) {
   for (int64_t p = begin; p < begin + size; ++p) {
     const int64_t index = IndexAt(job.indices, job.wide_indices, p);
-    if (static_cast<uint64_t>(index) >= static_cast<uint64_t>(job.rows)) {
+    if (IsBad(job, index)) {
       Report(job, job.index_place + static_cast<uint64_t>(p), index, 0);
       return;
     }
+  }
+}
+
+// The weight of a position.
+template <class T>
+__device__ __forceinline__ Accumulator<T> WeightAt(const CudaJob& job, int64_t p) {
+  if constexpr (kIsCode<T>) {
+    const bool half = job.output_type == kFloat16;
+    return LoadFloat(job.per_sample_weights, half ? 2 : 4, half, p);
+  } else {
+    return LoadElement<T>(job, job.per_sample_weights, p);
   }
 }
 
@@ -406,14 +425,7 @@ __device__ __forceinline__ Accumulator<T> FactorAt(const CudaJob& job, int64_t p
   using A = Accumulator<T>;
   A factor = 1;
   if (job.clips) factor = Load<A>(job.clips + p * static_cast<int64_t>(sizeof(A)));
-  if (job.per_sample_weights) {
-    if constexpr (kIsCode<T>) {
-      const bool half = job.output_type == kFloat16;
-      factor *= LoadFloat(job.per_sample_weights, half ? 2 : 4, half, p);
-    } else {
-      factor *= LoadElement<T>(job, job.per_sample_weights, p);
-    }
-  }
+  if (job.per_sample_weights) factor *= WeightAt<T>(job, p);
   return factor;
 }
 
@@ -528,20 +540,57 @@ __device__ __forceinline__ void Store(const CudaJob& job, int64_t bag, int64_t v
   }
 }
 
-// Divides, rounds and stores what a bag's rows gave.
+// The sum of a bag's weights, or of their squares, in the CPU's order of additions. Every thread
+// that finishes a vector of the bag adds them up: they are few beside the rows. Out of line, for
+// the registers of the others.
+template <class T>
+__device__ __noinline__ double WeightSum(const CudaJob& job, int64_t begin, int64_t end) {
+  constexpr int64_t kPositionsOfPiece = kChunk * kChunksOfPiece;
+  const bool squares = job.mode == kSqrtn;
+  double total = 0;
+  for (int64_t piece = begin; piece < end; piece += kPositionsOfPiece) {
+    double sum[4] = {0, 0, 0, 0};
+    const int64_t stop = end - piece < kPositionsOfPiece ? end : piece + kPositionsOfPiece;
+    for (int64_t first = piece; first < stop; first += 4) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (first + i >= stop) continue;
+        const int64_t index = IndexAt(job.indices, job.wide_indices, first + i);
+        if (index == job.padding || index < 0) continue;
+        const double weight = WeightAt<T>(job, first + i);
+        sum[i] += squares ? weight * weight : weight;
+      }
+    }
+    total += (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  }
+  return total;
+}
+
+// What mean and sqrtn divide by, for a bag of so many rows; 1 for the other modes.
+template <class T>
+__device__ __forceinline__ Accumulator<T> DivisorOf(const CudaJob& job, int64_t count,
+                                                    int64_t begin, int64_t end) {
+  using A = Accumulator<T>;
+  if (job.mode != kMean && job.mode != kSqrtn) return 1;
+  if (job.mode == kMean && !job.by_weights) return static_cast<A>(count);
+  const double total = job.by_weights ? WeightSum<T>(job, begin, end) : static_cast<double>(count);
+  return static_cast<A>(job.mode == kSqrtn ? sqrt(total) : total);
+}
+
+// Divides, rounds and stores what the rows of a chunk's bag gave.
 template <class T, int n>
-__device__ __forceinline__ void Finish(const CudaJob& job, int64_t bag, int64_t vector,
+__device__ __forceinline__ void Finish(const CudaJob& job, const Chunk& c, int64_t vector,
                                        int64_t count, Accumulator<T>* value) {
   using A = Accumulator<T>;
-  const A divisor = job.mode == kMean ? static_cast<A>(count) : static_cast<A>(1);
+  const A divisor = DivisorOf<T>(job, count, c.bag_begin, c.bag_end);
 #pragma unroll
   for (int i = 0; i < n; ++i) value[i] = count ? value[i] / divisor : static_cast<A>(0);
   if constexpr (!kIsCode<T>) {
-    Store<T, A, n>(job, bag, vector, value);
+    Store<T, A, n>(job, c.bag, vector, value);
   } else if (job.output_type == kFloat16) {
-    Store<Float16, A, n>(job, bag, vector, value);
+    Store<Float16, A, n>(job, c.bag, vector, value);
   } else {
-    Store<float, A, n>(job, bag, vector, value);
+    Store<float, A, n>(job, c.bag, vector, value);
   }
 }
 
@@ -653,7 +702,7 @@ __device__ __noinline__ void JoinChunks(const CudaJob& job, const Chunk& c, int6
 #pragma unroll
     for (int i = 0; i < n; ++i) acc[i] = static_cast<A>(sum[i]);
   }
-  Finish<T, n>(job, c.bag, vector, total, acc);
+  Finish<T, n>(job, c, vector, total, acc);
 }
 
 // The chunk and the vector of this thread of a block; false if it has none.
@@ -680,7 +729,7 @@ __device__ __forceinline__ void Deliver(const CudaJob& job, const Chunk& c, int6
     for (int i = 0; i < n; ++i) pooled[i] = acc[i];
     JoinChunks<T, n, kPooling>(job, chunk_of_several, vector, count, pooled);
   } else {
-    Finish<T, n>(job, c.bag, vector, count, acc);
+    Finish<T, n>(job, c, vector, count, acc);
   }
 }
 
@@ -732,7 +781,7 @@ __device__ __forceinline__ Accumulator<T> FoldSum(Accumulator<T> x) {
   return x;
 }
 
-// Writes the factor that clips the row of a position, 1 for a position that is padded or has a bad
+// Writes the factor that clips the row of a position, 1 for a position that is skipped or has a bad
 // index.
 template <class T>
 __device__ __forceinline__ void ClipRow(const CudaJob& job, int64_t position) {
@@ -835,6 +884,8 @@ inline CudaJob MakeJob(const EmbeddingBagArgs& a, const LucidCudaPlan& plan,
   job.second_is_bias = a.bias != nullptr;
   job.vector_output = plan.vector_output != 0;
   job.scaled = a.per_sample_weights != nullptr;
+  job.skips_negative = a.negative == kSkip;
+  job.by_weights = DividesByWeights(a);
   job.index_place = kIndexPlace;
   return job;
 }

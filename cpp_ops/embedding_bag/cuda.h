@@ -1,7 +1,7 @@
 // EmbeddingBag on CUDA: the contract of embedding_bag.h over device memory, in the same order of
 // additions, and so with the same bits as the CPU's kernel. (Two exceptions: the p of norms without
 // a loop of their own, whose powers differ in the last bits, and the sums of bags of more than 64
-// positions some of which are padded: here padded positions count when a bag is cut.)
+// positions some of which are skipped: here skipped positions count when a bag is cut.)
 //
 // Every pointer of EmbeddingBagArgs is one that the device can read, and a multiple of the size of
 // its elements; row_stride is 0. Nothing waits for the device, and nothing is allocated.

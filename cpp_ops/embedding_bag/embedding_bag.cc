@@ -81,6 +81,38 @@ double GeneralNorm(const PoolJob& job, const char* row, const Affine* affine) {
   return std::pow(sum, 1 / p);
 }
 
+// kSkips: some positions may be skipped.
+template <class Weight, bool kSkips>
+double WeightSumOf(const PoolJob& job, int64_t begin, int64_t end) {
+  const bool squares = job.mode == kSqrtn;
+  const auto value = [&](int64_t k) {
+    const double weight = ToAccumulator(LoadUnaligned<Weight>(job.per_sample_weights, k));
+    const double added = squares ? weight * weight : weight;
+    if constexpr (!kSkips) return added;
+    const int64_t index = IndexAt(job.indices, job.index_type, k);
+    return index == job.padding || index < 0 ? 0.0 : added;
+  };
+  double total = 0;
+  for (int64_t piece = begin; piece < end; piece += kPiece) {
+    double sum[4] = {};
+    const int64_t stop = std::min(piece + kPiece, end);
+    int64_t k = piece;
+    for (; k + 4 <= stop; k += 4) {
+      for (int64_t i = 0; i < 4; ++i) sum[i] += value(k + i);
+    }
+    for (int64_t i = 0; k < stop; ++i, ++k) sum[i] += value(k);
+    total += (sum[0] + sum[1]) + (sum[2] + sum[3]);
+  }
+  return total;
+}
+
+template <class Weight>
+double WeightSum(const PoolJob& job, int64_t begin, int64_t end) {
+  const bool skips = job.padding >= 0 || job.skips_negative;
+  return skips ? WeightSumOf<Weight, true>(job, begin, end)
+               : WeightSumOf<Weight, false>(job, begin, end);
+}
+
 struct LongBag {
   int64_t bag, begin, end;
   int64_t first_piece;  // the number of pieces in the long bags before it
@@ -102,6 +134,7 @@ struct Run {
   int64_t num_pieces = 0;
   std::unique_ptr<char[]> partial_rows;  // a row of accumulators per piece
   std::unique_ptr<int64_t[]> partial_counts;
+  std::unique_ptr<double[]> partial_weights;  // where the mode divides by them
   std::atomic<int64_t> bad_position{kNoBadPosition};
   std::atomic<bool> failed{false};
 
@@ -157,7 +190,10 @@ bool Run::FindLongBags() {
   if (row && static_cast<size_t>(num_pieces) > static_cast<size_t>(PTRDIFF_MAX) / row) return false;
   partial_rows.reset(new (std::nothrow) char[static_cast<size_t>(num_pieces) * row]);
   partial_counts.reset(new (std::nothrow) int64_t[static_cast<size_t>(num_pieces)]());
-  return partial_rows && partial_counts;
+  if (job.by_weights) {
+    partial_weights.reset(new (std::nothrow) double[static_cast<size_t>(num_pieces)]);
+  }
+  return partial_rows && partial_counts && (partial_weights || !job.by_weights);
 }
 
 // Tasks share positions and bags evenly, a bag counting as one position: empty ones cost too.
@@ -203,6 +239,10 @@ void Run::DoTask(int64_t task) {
   ReportBad(kernel->piece(job, begin, std::min(begin + kPiece, bag.end),
                           partial_rows.get() + static_cast<size_t>(piece) * PartialRowBytes(),
                           &partial_counts[static_cast<size_t>(piece)]));
+  if (job.by_weights) {
+    partial_weights[static_cast<size_t>(piece)] =
+        job.weight_sum(job, begin, std::min(begin + kPiece, bag.end));
+  }
 }
 
 // All tables of a call, their tasks one table after another.
@@ -229,6 +269,7 @@ void Run::CombineLongBag(const LongBag& bag, double* sum) {
   using A = Accumulator<Out>;
   const int64_t columns = job.columns;
   int64_t count = 0;
+  double weights = 0;
   for (int64_t p = bag.first_piece; p < bag.first_piece + Pieces(bag.end - bag.begin); ++p) {
     if (partial_counts[static_cast<size_t>(p)] == 0) continue;
     const char* row = partial_rows.get() + static_cast<size_t>(p) * PartialRowBytes();
@@ -243,15 +284,18 @@ void Run::CombineLongBag(const LongBag& bag, double* sum) {
       }
     }
     count += partial_counts[static_cast<size_t>(p)];
+    if (job.by_weights) weights += partial_weights[static_cast<size_t>(p)];
   }
   char* out = job.output + bag.bag * job.output_stride;
   if (count == 0) {
     std::memset(out, 0, static_cast<size_t>(job.output_row_bytes));
     return;
   }
+  const double total = job.by_weights ? weights : static_cast<double>(count);
+  const A divisor = static_cast<A>(job.mode == kSqrtn ? std::sqrt(total) : total);
   for (int64_t c = 0; c < columns; ++c) {
     A value = static_cast<A>(sum[c]);
-    if (job.mode == kMean) value /= static_cast<A>(count);
+    if (Divides(job.mode)) value /= divisor;
     Out rounded;
     FromAccumulator(CanonicalNan(value), &rounded);
     std::memcpy(out + static_cast<size_t>(c) * sizeof(Out), &rounded, sizeof(Out));
@@ -289,6 +333,8 @@ void Run::SetJob(const EmbeddingBagArgs& a, int64_t bags, Isa isa, char* output,
   const bool flat = a.indices_rank == 1;
   num_bags = bags;
   job.padding = PaddedRow(a);
+  job.skips_negative = a.negative == kSkip;
+  job.by_weights = DividesByWeights(a);
   job.rows = a.weight_shape[0];
   job.columns = a.weight_shape[1];
   job.weight = static_cast<const char*>(a.weight);
@@ -317,7 +363,7 @@ void Run::SetJob(const EmbeddingBagArgs& a, int64_t bags, Isa isa, char* output,
   job.output_type = a.output_type;
   first_position = BagBegin(0);
   job.last_position = BagBegin(num_bags) - 1;
-  SetGeneralNorm(&job);
+  SetFunctions(&job);
   kernel = &PoolKernelOf(isa);
   bytes = (static_cast<double>(job.last_position) + 1 - static_cast<double>(first_position)) *
               static_cast<double>(job.row_bytes + 8) +
@@ -378,8 +424,21 @@ bool NothingToDo(const EmbeddingBagArgs& a, int64_t num_bags, int64_t longest) {
 
 const PoolKernel& PoolKernelOf(Isa isa) { return *kKernels[static_cast<int>(isa)]; }
 
-void SetGeneralNorm(PoolJob* job) {
+void SetFunctions(PoolJob* job) {
   LUCID_FOR_DTYPE(job->dtype, job->general_norm = GeneralNorm<T>);
+  switch (job->output_type) {
+    case kFloat32:
+      job->weight_sum = WeightSum<float>;
+      break;
+    case kFloat16:
+      job->weight_sum = WeightSum<Float16>;
+      break;
+    case kBFloat16:
+      job->weight_sum = WeightSum<BFloat16>;
+      break;
+    default:
+      job->weight_sum = WeightSum<double>;
+  }
 }
 
 Status CheckOffsets(const EmbeddingBagArgs& a, int64_t* longest) {

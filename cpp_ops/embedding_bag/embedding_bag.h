@@ -1,9 +1,16 @@
-// EmbeddingBag: sums, means or maxima of rows of a table, one result per bag of indices.
+// EmbeddingBag: sums, means, maxima or sums over the square root of their number (sqrtn) of rows of
+// a table, one result per bag of indices.
 //
-//   rows(i)   = the positions k of bag i with indices[k] != padding_idx
+//   rows(i)   = the positions k of bag i with indices[k] != padding_idx and, where negative is
+//   kSkip,
+//               indices[k] >= 0
 //   row(k)    = weight[indices[k]] * clip(indices[k]) * (per_sample_weights[k] or 1)
 //   clip(r)   = max_norm / (norm(r) + 1e-7) if norm(r) > max_norm, else 1;  norm(r) = |weight[r]|_p
-//   output[i] = sum row(k)  |  sum row(k) / max(1, |rows(i)|)  |  max row(k)   over k in rows(i)
+//   output[i] = sum row(k)  |  sum row(k) / n(i)  |  max row(k)  |  sum row(k) / sqrt(n(i))
+//               over k in rows(i)
+//   n(i)      = |rows(i)|; where divisor is kWeights, the sum of per_sample_weights[k] for a mean,
+//   and
+//               of their squares for sqrtn
 //   output[i] = 0 where rows(i) is empty
 //
 // A quantized table holds small integers q in weight. Then weight[r] above is
@@ -25,6 +32,11 @@
 //     and the sums of the pieces are added in double, from the first to the last;
 //   - of quantized rows, (q - zero_point) * scale and the biases are added apart, so a sum is not
 //     finite where either of these is not, even if the rows themselves are.
+//
+// The sum of weights that is divided by is double: of each piece, of the positions 0, 4, 8, ..., of
+// 1, 5, 9, ... and so on, skipped ones left out, as (sum 0 + sum 1) + (sum 2 + sum 3); and of those
+// the sum, from the first piece to the last.
+//
 // A result that is NaN is always the one quiet NaN with an empty payload.
 //
 // Nothing here throws, prints or exits. No value in indices or offsets leads to an access outside
@@ -33,7 +45,7 @@
 
 #include <stdint.h>
 
-// For mirrors of this struct in other languages: fields of 8 bytes, then ten of 4, in this order
+// For mirrors of this struct in other languages: fields of 8 bytes, then twelve of 4, in this order
 // and without padding. c_api.h lists the byte offsets.
 typedef struct EmbeddingBagArgs {
   int64_t size_bytes;              // sizeof(EmbeddingBagArgs); any other value is invalid
@@ -57,13 +69,16 @@ typedef struct EmbeddingBagArgs {
                                    // 4 int8, 5 uint8, 6 int4, 7 uint4
   int32_t index_type;              // 0 int32, 1 int64
   int32_t offset_type;             // 0 int32, 1 int64
-  int32_t mode;                    // 0 sum, 1 mean, 2 max
+  int32_t mode;                    // 0 sum, 1 mean, 2 max, 3 sqrtn
   int32_t indices_rank;            // 1 or 2
   int32_t include_last_offset;     // 0 or 1; ignored if indices_rank is 2
   int32_t scale_type;              // of scale, zero_point and bias: 0 float32, 1 float16
   int32_t scale_stride;            // bytes from one scale (zero_point, bias) to the next
   int32_t output_type;             // equal to dtype; of a quantized table 0 float32 or 1 float16
   int32_t row_stride;              // bytes from one row of weight to the next; 0: without gaps
+  int32_t negative;                // what an index below 0 is: 0 an invalid argument, 1 skipped
+  int32_t divisor;  // of mean and sqrtn with per_sample_weights: 0 none, with which these
+                    // weights are invalid, 1 the count, 2 the weights
 } EmbeddingBagArgs;
 
 // The bags of several tables, concatenated in one output. Each table has the bits that it would
@@ -91,7 +106,10 @@ typedef struct EmbeddingBagCollectionArgs {
 
 namespace lucid {
 
-enum BagMode : int32_t { kSum = 0, kMean = 1, kMax = 2 };
+enum BagMode : int32_t { kSum = 0, kMean = 1, kMax = 2, kSqrtn = 3 };
+
+enum Negative : int32_t { kRefuse = 0, kSkip = 1 };
+enum Divisor : int32_t { kNone = 0, kCount = 1, kWeights = 2 };
 
 constexpr int64_t kNoPadding = INT64_MIN;
 
@@ -107,10 +125,13 @@ int64_t RowBytes(int32_t dtype, int64_t columns);
 // SetEmbeddingBagShapes, CheckEmbeddingBagInputs, CheckOffsets and RunCheckedEmbeddingBag. All but
 // the last do without the output, so that a call that they reject need not allocate it.
 
-// Checks a mode, before it is narrowed to EmbeddingBagArgs::mode.
+// Check what is narrowed to a field of EmbeddingBagArgs afterwards.
 Status CheckMode(int64_t mode);
+Status CheckNegative(int64_t negative);
+Status CheckDivisor(int64_t divisor);
 
-// Checks mode, max_norm, norm_type, and that there are no weights unless mode is kSum.
+// Checks mode, negative, divisor, max_norm, norm_type, and that there are no weights unless mode is
+// kSum or there is a divisor for them.
 Status CheckEmbeddingBagAttributes(const EmbeddingBagArgs& args, bool has_per_sample_weights);
 
 // Checks the ranks and shapes against args->indices_rank, and fills in the shape fields.
@@ -129,6 +150,12 @@ Status CheckEmbeddingBagInputs(const EmbeddingBagArgs& args, int64_t* num_bags);
 
 // Checks everything but the values of offsets and indices. *num_bags is B.
 Status CheckEmbeddingBag(const EmbeddingBagArgs& args, int64_t* num_bags);
+
+// Whether a mode divides what a bag's rows give.
+static inline bool Divides(int32_t mode) { return mode == kMean || mode == kSqrtn; }
+
+// Whether it divides by a sum of weights.
+bool DividesByWeights(const EmbeddingBagArgs& args);
 
 // The padded row in [0, V), or -1, of checked arguments.
 int64_t PaddedRow(const EmbeddingBagArgs& args);

@@ -110,6 +110,8 @@ lucid::Status CheckRowNumbers(const char* name, TensorShape shape, int64_t rows)
 lucid::Status ReadBagAttributes(Attributes* attributes, DType dtype, bool flat, bool weighted,
                                 EmbeddingBagArgs* args) {
   const int64_t mode = attributes->Int("mode", kMean);
+  const int64_t negative = attributes->Int("negative", kRefuse);
+  const int64_t divisor = attributes->Int("divisor", kNone);
   args->padding_idx = attributes->Int("padding_idx", kNoPadding);
   args->max_norm =
       attributes->Double("max_norm", "max_norm_lo", std::numeric_limits<float>::infinity());
@@ -118,9 +120,13 @@ lucid::Status ReadBagAttributes(Attributes* attributes, DType dtype, bool flat, 
   const int64_t stash_type = dtype == kFloat64 ? kElementDouble : kElementFloat;
   const int64_t found = attributes->Int("stash_type", stash_type);
   if (!attributes->status().ok()) return attributes->status();
-  const lucid::Status valid = CheckMode(mode);
+  lucid::Status valid = CheckMode(mode);
+  if (valid.ok()) valid = CheckNegative(negative);
+  if (valid.ok()) valid = CheckDivisor(divisor);
   if (!valid.ok()) return valid;
   args->mode = static_cast<int32_t>(mode);
+  args->negative = static_cast<int32_t>(negative);
+  args->divisor = static_cast<int32_t>(divisor);
   if (found != stash_type) {
     return InvalidArgument("stash_type = %lld must be %lld for this type of weight",
                            static_cast<long long>(found), static_cast<long long>(stash_type));

@@ -118,7 +118,7 @@ struct Positions {
   bool wide;
   int64_t index_bytes, row_bytes, padding;
   uint64_t rows;
-  bool clips;
+  bool skips_negative, clips;
   // Of a quantized table: what its rows have beside their values.
   const char* scale;
   const char* second;  // zero_point, bias, or 0 for every row
@@ -158,6 +158,7 @@ inline Positions::Positions(const PoolJob& job)
       row_bytes(job.row_bytes),
       padding(job.padding),
       rows(static_cast<uint64_t>(job.rows)),
+      skips_negative(job.skips_negative),
       clips(job.max_norm <= DBL_MAX),
       scale(job.scale),
       second(job.bias         ? job.bias
@@ -176,7 +177,7 @@ inline Positions::Positions(const PoolJob& job)
 // What becomes of what was pooled.
 template <class T>
 struct Result {
-  Accumulator<T> divisor = 1;  // but for mean
+  Accumulator<T> divisor = 1;  // but for mean and sqrtn
   bool partial = false;        // it is a row of accumulators
   bool half = false;           // the result of a quantized table is float16
 };
@@ -452,6 +453,13 @@ LUCID_NOINLINE Accumulator<T> Clip(const PoolJob& job, const char* row, const Fa
   return norm > max_norm ? max_norm / (norm + static_cast<A>(1e-7)) : static_cast<A>(1);
 }
 
+// What mean and sqrtn divide by, for a bag of n rows at the positions [begin, end).
+template <class T>
+LUCID_INLINE Accumulator<T> DivisorOf(const PoolJob& job, int64_t n, int64_t begin, int64_t end) {
+  const double total = job.by_weights ? job.weight_sum(job, begin, end) : static_cast<double>(n);
+  return static_cast<Accumulator<T>>(job.mode == kSqrtn ? SquareRoot(total) : total);
+}
+
 // Number i of an array whose elements lie `stride` bytes apart, of float16 or float.
 LUCID_INLINE float HalfOrFloat(const char* base, int64_t stride, bool half, int64_t i) {
   const char* p = base + i * stride;
@@ -512,6 +520,11 @@ LUCID_INLINE int64_t IndexAt(const char* indices, bool wide, int64_t k) {
   return wide ? LoadUnaligned<int64_t>(indices, k) : LoadUnaligned<int32_t>(indices, k);
 }
 
+// Whether an index that is not a row of the table is an error, and not skipped.
+LUCID_INLINE bool IsBad(const Positions& from, int64_t index) {
+  return index >= 0 || !from.skips_negative;
+}
+
 LUCID_INLINE void FetchLines(bool near, uintptr_t p, int64_t bytes) {
   if (near && kNearIntoL1) {
     LUCID_UNROLL
@@ -554,8 +567,8 @@ enum class Lookup {
 };
 
 // Adds the rows of the positions [k, end) to the first block of columns; those of kListed jobs are
-// noted in the bag too. Returns end, or the first position whose index is outside the table. *count
-// is the number of rows in the bag.
+// noted in the bag too. Returns end, or the first position whose index is outside the table: a bad
+// one, or one to skip, which costs the loop nothing so. *count is the number of rows in the bag.
 //
 // Few instructions a row matter here: the fewer, the more rows the processor has under way at once.
 // So whatever stays as it is over many positions is a constant of the template or was cut away by
@@ -570,7 +583,7 @@ LUCID_INLINE int64_t AddPositions(const PoolJob& job, const Positions& from, int
   const int64_t index_bytes = kWide ? 8 : from.index_bytes;
   const bool near = kWide ? kLookup == Lookup::kNearWide : from.fetch == Fetch::kNear;
   const int64_t distance = near ? kNearDistance : kFarDistance;
-  // The place in the bag of position k is k - skipped: what changes at padded positions only.
+  // The place in the bag of position k is k - skipped: what changes at skipped positions only.
   int64_t skipped = k - *count;
   for (; k < end; ++k) {
     const int64_t index = IndexAt(from.indices, wide, k);
@@ -684,7 +697,10 @@ LUCID_NOINLINE int64_t SumByDefinition(const PoolJob& job, const Positions& from
     };
     for (int64_t k = begin; k < end; ++k) {
       const int64_t index = IndexAt(from.indices, from.wide, k);
-      if (static_cast<uint64_t>(index) >= from.rows) return k;
+      if (static_cast<uint64_t>(index) >= from.rows) {
+        if (IsBad(from, index)) return k;
+        continue;
+      }
       if (index == from.padding) continue;
       const char* const row = from.weight + index * from.row_bytes;
       const Factor<T> affine = AffineOf<T>(from, index);
@@ -705,6 +721,7 @@ LUCID_NOINLINE int64_t SumByDefinition(const PoolJob& job, const Positions& from
     if (rows > 0) end_group();
     for (int64_t c = 0; c < some; ++c) {
       const int64_t at = column + c;
+      if (!result.partial && result.divisor != 1) sum[c] /= result.divisor;
       if (result.partial) {
         Store<float, 1>(sum[c], out + at * static_cast<int64_t>(sizeof(float)));
       } else if (result.half) {
@@ -732,7 +749,7 @@ int64_t PoolFirstBlock(const PoolJob& job, const Range& range, int64_t last, Bag
   const Positions from = bag->from;
   const Borders borders(job);
   Result<T> result = bag->result;
-  const bool mean = job.mode == kMean && !result.partial;
+  const bool divides = Divides(job.mode) && !result.partial;
   const int64_t stride = job.output_stride;
   const bool near = from.fetch == Fetch::kNear;
   const int64_t fetch_end = from.fetch == Fetch::kNothing ? 0 : from.fetch_end;
@@ -767,8 +784,15 @@ int64_t PoolFirstBlock(const PoolJob& job, const Range& range, int64_t last, Bag
             at = add(Constant<Lookup::kFarWide>());
           }
         }
-        if (at < stop) return at;
         k = stop;
+        if (at < stop) {
+          if (IsBad(from, IndexAt(from.indices, from.wide, at))) return at;
+          k = at + 1;
+          if (at < fetch_end) {
+            const int64_t later = at + (near ? kNearDistance : kFarDistance);
+            FetchRows<T>(from, from.index_bytes, near, later, later + 1, from.row_bytes);
+          }
+        }
         // Padded positions do not fill a group, and a group without rows must not turn -0 into 0.
         if (kMaximum || (n < group + kGroup && k < end) || n == group) continue;
         EndGroup<T, N, kVectors>(acc, &shift);
@@ -787,7 +811,7 @@ int64_t PoolFirstBlock(const PoolJob& job, const Range& range, int64_t last, Bag
           LUCID_UNROLL
           for (int v = 0; v < kVectors; ++v) acc[v] = sum[v];
         }
-        if (mean) result.divisor = static_cast<A>(n);
+        if (divides) result.divisor = DivisorOf<T>(job, n, begin, end);
         if (IsSpoilt<T, N, kMaximum, kScaled>(acc[0])) {
           const Range again = {i, i + 1, begin, end};
           const int64_t bad =
@@ -833,7 +857,7 @@ int64_t PoolShortBags(const PoolJob& job, const Range& range, int64_t last, Bag<
   const int64_t distance = near ? kNearDistance : kFarDistance;
   const int64_t positions = job.last_position + 1;
   const int64_t stride = job.output_stride, last_bag = range.last_bag;
-  const bool plain = job.mode != kMean && !kIsQuantized<T>;
+  const bool plain = job.mode == kSum && !kIsQuantized<T>;
   const Span<T> span(0, last);
   Result<T> result = bag->result;
 
@@ -868,9 +892,12 @@ int64_t PoolShortBags(const PoolJob& job, const Range& range, int64_t last, Bag<
       for (int v = 0; v < kVectors; ++v) acc[v] = V{};
       A shift = 0;
       int64_t n = 0;
-      const int64_t at = AddPositions<T, N, kVectors, false, false, false, Lookup::kUnfetched>(
-          job, from, begin, end, span, bag, &n, acc, &shift);
-      if (at < end) return at;
+      for (int64_t k = begin;; ++k) {
+        k = AddPositions<T, N, kVectors, false, false, false, Lookup::kUnfetched>(
+            job, from, k, end, span, bag, &n, acc, &shift);
+        if (k == end) break;
+        if (IsBad(from, IndexAt(from.indices, from.wide, k))) return k;
+      }
       begin = end;
       if (n == 0) {
         memset(out, 0, static_cast<size_t>(job.output_row_bytes));
@@ -884,7 +911,7 @@ int64_t PoolShortBags(const PoolJob& job, const Range& range, int64_t last, Bag<
       } else if (plain) {
         if constexpr (!kIsQuantized<T>) StoreResult<T, T, N, kVectors>(acc, 0, last, out);
       } else {
-        if (job.mode == kMean) result.divisor = static_cast<A>(n);
+        if (Divides(job.mode)) result.divisor = DivisorOf<T>(job, n, alone.begin, end);
         Finish<T, N, kVectors>(result, acc, 0, last, out);
       }
     }
@@ -1039,9 +1066,8 @@ struct Pooler {
   int64_t Check(int64_t begin, int64_t end) {
     bag.count = 0;
     for (int64_t k = begin; k < end; ++k) {
-      if (static_cast<uint64_t>(IndexAt(job.indices, job.index_type == kInt64, k)) >=
-          static_cast<uint64_t>(job.rows))
-        return k;
+      const int64_t index = IndexAt(bag.from.indices, bag.from.wide, k);
+      if (static_cast<uint64_t>(index) >= bag.from.rows && IsBad(bag.from, index)) return k;
     }
     return kNoBadPosition;
   }

@@ -34,10 +34,15 @@ struct PoolJob {
   int64_t num_offsets, num_positions, bag_length;
   int64_t last_position;  // the last one that belongs to a bag
   int64_t padding;        // in [0, V), or -1
+  bool skips_negative;    // an index below 0 is skipped, else it is bad
+  bool by_weights;        // mean and sqrtn divide by a sum of weights, else by the count
   double max_norm, norm_type;
   // |row|_p for a p without a loop of its own, in the type of the accumulators. affine is null
   // except for quantized tables.
   double (*general_norm)(const PoolJob& job, const char* row, const Affine* affine);
+  // What mode divides by where by_weights: the sum of the weights of the positions [begin, end), or
+  // of their squares.
+  double (*weight_sum)(const PoolJob& job, int64_t begin, int64_t end);
   int32_t dtype, index_type, offset_type, mode;
   int32_t scale_type, output_type;  // the latter is dtype except for quantized tables
 };
@@ -62,7 +67,7 @@ struct PoolKernel {
 
 const PoolKernel& PoolKernelOf(Isa isa);
 
-// Sets what the norms of job.dtype are taken with.
-void SetGeneralNorm(PoolJob* job);
+// Sets general_norm and weight_sum, by the other fields.
+void SetFunctions(PoolJob* job);
 
 }  // namespace lucid

@@ -43,7 +43,13 @@ Status CheckEmbeddingBagGrad(const EmbeddingBagGradArgs& args, int64_t* num_bags
     return InvalidArgument("scale_grad_by_freq = %d is not 0 or 1", args.scale_grad_by_freq);
   }
   if (args.grad_per_sample_weights && a.mode != kSum) {
-    return InvalidArgument("grad_per_sample_weights needs mode 'sum'");
+    if (a.divisor == kNone || !Divides(a.mode)) {
+      return InvalidArgument("grad_per_sample_weights needs mode 'sum'");
+    }
+    if (!a.per_sample_weights && a.indices_shape[0] > 0 &&
+        (a.indices_rank == 1 || a.indices_shape[1] > 0)) {
+      return InvalidArgument("grad_per_sample_weights needs per_sample_weights");
+    }
   }
   return CheckGradOutput({args.grad_output_shape, 2}, *num_bags, a.weight_shape[1]);
 }

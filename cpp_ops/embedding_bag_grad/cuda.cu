@@ -17,7 +17,7 @@ struct GradJob {
   char* values;
   int64_t* entry_rows;
   char* grad_weights;
-  uint32_t* padded;  // see CudaGradParts
+  uint32_t* skipped;  // see CudaGradParts
   uint32_t* bag_of;
   uint32_t* keys;
   const uint32_t* sorted_keys;
@@ -27,6 +27,7 @@ struct GradJob {
   uint32_t* row_starts;
   uint32_t* frequencies;
   char* divisors;
+  char* dots;
   int32_t* winners;
   int64_t num_entries;
   bool by_entry;  // the sorted positions are those that give something
@@ -87,13 +88,13 @@ __global__ void __launch_bounds__(256) FindEntries(const __grid_constant__ GradJ
     uint32_t key = static_cast<uint32_t>(bags.rows), found = kNoBag;
     if (bag >= 0) {
       const int64_t index = IndexAt(bags.indices, bags.wide_indices, k);
-      if (static_cast<uint64_t>(index) >= static_cast<uint64_t>(bags.rows)) {
+      if (IsBad(bags, index)) {
         Report(bags, bags.index_place + static_cast<uint64_t>(k), index, 0);
-      } else if (index != bags.padding) {
+      } else if (index >= 0 && index != bags.padding) {
         key = static_cast<uint32_t>(index);
         found = static_cast<uint32_t>(bag);
-      } else if (job.padded) {
-        atomicAdd(job.padded + bag, 1u);
+      } else if (job.skipped) {
+        atomicAdd(job.skipped + bag, 1u);
       }
     }
     job.bag_of[k] = found;
@@ -110,22 +111,23 @@ __global__ void __launch_bounds__(256)
   CheckOffsets(bags, blockIdx.x, gridDim.x);
   unsigned long long found = 0;
   for (int64_t k = FirstThread(); k < bags.num_positions; k += AllThreads()) {
-    found += BagOf(bags, k) >= 0 && IndexAt(bags.indices, bags.wide_indices, k) != bags.padding;
+    const int64_t index = IndexAt(bags.indices, bags.wide_indices, k);
+    const bool skipped = index == bags.padding || (index < 0 && bags.skips_negative);
+    found += BagOf(bags, k) >= 0 && !skipped;
   }
   if (found > 0) atomicAdd(count, found);
 }
 
-// What grad_output is divided by: the rows of each bag, and 1 for none.
-__global__ void __launch_bounds__(256) CountRows(const __grid_constant__ GradJob job, bool wide) {
+// What grad_output is divided by for each bag; 1 for a bag without rows.
+template <class T>
+__global__ void __launch_bounds__(256) FindDivisors(const __grid_constant__ GradJob job) {
+  using A = Accumulator<T>;
   for (int64_t bag = FirstThread(); bag < job.bags.num_bags; bag += AllThreads()) {
-    int64_t count = BagBegin(job.bags, bag + 1) - BagBegin(job.bags, bag);
-    if (job.padded) count -= job.padded[bag];
-    if (count < 1) count = 1;
-    if (wide) {
-      reinterpret_cast<double*>(job.divisors)[bag] = static_cast<double>(count);
-    } else {
-      reinterpret_cast<float*>(job.divisors)[bag] = static_cast<float>(count);
-    }
+    const int64_t begin = BagBegin(job.bags, bag), end = BagBegin(job.bags, bag + 1);
+    int64_t count = end - begin;
+    if (job.skipped) count -= job.skipped[bag];
+    reinterpret_cast<A*>(job.divisors)[bag] =
+        count < 1 ? static_cast<A>(1) : DivisorOf<T>(job.bags, count, begin, end);
   }
 }
 
@@ -225,7 +227,8 @@ __device__ __forceinline__ void PoolEntries(const GradJob& job, int64_t begin, i
         const A divisor = Load<A>(job.divisors + bag[u] * sizeof(A));
 #pragma unroll
         for (int i = 0; i < n; ++i) x[i] /= divisor;
-      } else if (job.bags.per_sample_weights) {
+      }
+      if (job.bags.per_sample_weights) {
         const A weight = LoadElement<T>(job.bags, job.bags.per_sample_weights, position[u]);
 #pragma unroll
         for (int i = 0; i < n; ++i) x[i] *= weight;
@@ -303,13 +306,54 @@ __global__ void __launch_bounds__(256) DotRows(const __grid_constant__ GradJob j
         job.grads + static_cast<int64_t>(bag) * bags.columns * static_cast<int64_t>(sizeof(T));
     const A clip =
         bags.clips ? Load<A>(bags.clips + k * static_cast<int64_t>(sizeof(A))) : static_cast<A>(1);
+    const A divisor = job.divisors ? Load<A>(job.divisors + bag * sizeof(A)) : static_cast<A>(1);
     for (int64_t i = lane; i < bags.columns; i += kSharers<T>) {
-      sum += LoadElement<T>(bags, grad, i) * (LoadElement<T>(bags, row, i) * clip);
+      sum += LoadElement<T>(bags, grad, i) / divisor * (LoadElement<T>(bags, row, i) * clip);
     }
   }
   sum = FoldSum<T>(sum);
-  if (lane == 0 && inside) {
+  if (lane != 0 || !inside) return;
+  if (job.dots) {
+    reinterpret_cast<A*>(job.dots)[k] = CanonicalNan(sum);
+  } else {
     FromAccumulator(CanonicalNan(sum), reinterpret_cast<T*>(job.grad_weights) + k);
+  }
+}
+
+// What a bag's divisor gives the weights that it is made of. A thread takes a bag.
+template <class T>
+__global__ void __launch_bounds__(256) CorrectDots(const __grid_constant__ GradJob job) {
+  using A = Accumulator<T>;
+  const CudaJob& bags = job.bags;
+  const A* const dots = reinterpret_cast<const A*>(job.dots);
+  for (int64_t bag = FirstThread(); bag < bags.num_bags; bag += AllThreads()) {
+    const int64_t begin = BagBegin(bags, bag), end = BagBegin(bags, bag + 1);
+    const double total = WeightSum<T>(bags, begin, end);
+    const double divisor = bags.mode == kSqrtn ? sqrt(total) : total;
+    double sum = 0;
+    for (int64_t k = begin; k < end; ++k) {
+      if (job.bag_of[k] != static_cast<uint32_t>(bag)) continue;
+      sum += static_cast<double>(WeightAt<T>(bags, k)) * static_cast<double>(dots[k]);
+    }
+    for (int64_t k = begin; k < end; ++k) {
+      A value = 0;
+      if (job.bag_of[k] == static_cast<uint32_t>(bag)) {
+        double part = sum / divisor;
+        if (bags.mode == kSqrtn) {
+          part = part * static_cast<double>(WeightAt<T>(bags, k)) / divisor;
+        }
+        value = static_cast<A>(static_cast<double>(dots[k]) - part);
+      }
+      FromAccumulator(CanonicalNan(value), reinterpret_cast<T*>(job.grad_weights) + k);
+    }
+  }
+}
+
+// Zeros for the positions that belong to no bag.
+template <class T>
+__global__ void __launch_bounds__(256) ClearDots(const __grid_constant__ GradJob job) {
+  for (int64_t k = FirstThread(); k < job.bags.num_positions; k += AllThreads()) {
+    if (job.bag_of[k] == kNoBag) reinterpret_cast<T*>(job.grad_weights)[k] = T{};
   }
 }
 
@@ -319,7 +363,7 @@ using Kernel = void (*)(GradJob job);
 
 // The kernels of one type of numbers.
 struct Kernels {
-  Kernel pool, winners, values, dots;
+  Kernel pool, divisors, winners, values, dots, correct_dots, clear_dots;
   int sharers;
 };
 
@@ -329,7 +373,8 @@ Kernels KernelsOf(int bytes) {
   const Kernel pool = bytes == kWide     ? PoolRows<T, kWide>
                       : bytes == kMiddle ? PoolRows<T, kMiddle>
                                          : PoolRows<T, kNarrow>;
-  return {pool, FindWinners<T>, GiveValues<T>, DotRows<T>, kSharers<T>};
+  return {pool,       FindDivisors<T>, FindWinners<T>, GiveValues<T>,
+          DotRows<T>, CorrectDots<T>,  ClearDots<T>,   kSharers<T>};
 }
 
 Kernels ChooseKernels(int32_t dtype, int bytes) {
@@ -434,7 +479,7 @@ CudaGrad::Launcher::Launcher(const CudaGrad& call, void* scratch, LucidBoundsErr
   job_.values = static_cast<char*>(args.values);
   job_.entry_rows = args.rows;
   job_.grad_weights = static_cast<char*>(args.grad_per_sample_weights);
-  job_.padded = Part<uint32_t>(scratch_, parts.padded);
+  job_.skipped = Part<uint32_t>(scratch_, parts.skipped);
   job_.bag_of = Part<uint32_t>(scratch_, parts.bag_of);
   job_.keys = Part<uint32_t>(scratch_, parts.keys);
   job_.sorted_keys = Part<uint32_t>(scratch_, parts.sorted_keys);
@@ -444,6 +489,7 @@ CudaGrad::Launcher::Launcher(const CudaGrad& call, void* scratch, LucidBoundsErr
   job_.row_starts = Part<uint32_t>(scratch_, parts.row_starts);
   job_.frequencies = Part<uint32_t>(scratch_, parts.frequencies);
   job_.divisors = Part<char>(scratch_, parts.divisors);
+  job_.dots = Part<char>(scratch_, parts.dots);
   job_.winners = Part<int32_t>(scratch_, parts.winners);
   job_.num_entries = args.num_entries;
 }
@@ -478,11 +524,7 @@ void CudaGrad::Launcher::Prepare() {
   if (status_.ok() && job_.bags.clips) {
     status_ = LaunchCudaClips(forward_, call_.bags_, job_.bags.clips, stream_);
   }
-  if (status_.ok() && job_.divisors) {
-    LUCID_LAUNCH(CountRows, BlocksFor(call_.plan_.num_bags), 256u,
-                 static_cast<cudaStream_t>(stream_), job_, forward_.dtype == kFloat64);
-    status_ = CudaStatus("counting rows", cudaGetLastError());
-  }
+  if (job_.divisors) LaunchKernel(kernels_.divisors, BlocksFor(call_.plan_.num_bags));
   if (job_.winners) LaunchKernel(kernels_.winners, BlocksFor(call_.plan_.num_bags * columns_));
   if (call_.plan_.row_sort) Sort(BitsOf(rows_));
 }
@@ -511,6 +553,9 @@ void CudaGrad::Launcher::GiveValues() {
 void CudaGrad::Launcher::GiveDots() {
   // There are fewer than 2^31 positions, so this fits.
   LaunchKernel(kernels_.dots, static_cast<unsigned>((n_ * kernels_.sharers + 255) / 256));
+  if (!job_.dots) return;
+  LaunchKernel(kernels_.clear_dots, BlocksFor(n_));
+  LaunchKernel(kernels_.correct_dots, BlocksFor(call_.plan_.num_bags));
 }
 
 Status CudaGrad::Launch(void* scratch, LucidBoundsError* error, void* stream) const {

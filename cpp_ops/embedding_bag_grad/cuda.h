@@ -35,7 +35,7 @@ namespace lucid {
 
 // The layout of the scratch memory: the offset of each part in bytes, or -1 if it is not needed.
 struct CudaGradParts {
-  int64_t padded = -1;            // [B] uint32: padded positions of each bag; zeros at first
+  int64_t skipped = -1;           // [B] uint32: skipped positions of each bag; zeros at first
   int64_t counters = -1;          // of rows' parts; zeros at first
   int64_t others = -1;            // the rest of what SetPartials needs
   int64_t bag_of = -1;            // [N] uint32; kNoBag for a position that gives nothing
@@ -47,6 +47,7 @@ struct CudaGradParts {
   int64_t row_starts = -1;        // [V + 1] uint32, in sorted positions
   int64_t frequencies = -1;       // [N] uint32: of the row at every position
   int64_t divisors = -1;          // [B] accumulators
+  int64_t dots = -1;              // [N] accumulators: grad_per_sample_weights but for the divisors
   int64_t winners = -1;           // [B, D] int32: the position of the maximum
   int64_t clips = -1;             // [N] accumulators
   int64_t sort = -1;              // what sorting needs

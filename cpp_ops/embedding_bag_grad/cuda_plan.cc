@@ -93,7 +93,8 @@ Status CudaGrad::PlanChecked(const EmbeddingBagGradArgs& args, int64_t num_bags,
   }
   // The table's rows are numbered, and one more is what positions have that give nothing.
   if (a.weight_shape[0] >= UINT32_MAX) return TooLargeForCuda();
-  const bool asks = p.padding >= 0 || (flat && a.include_last_offset);
+  const bool skips = p.padding >= 0 || a.negative == kSkip;
+  const bool asks = skips || (flat && a.include_last_offset);
   p.num_entries = asks && p.num_positions > 0 ? -1 : p.num_positions;
   if (args_.sparse && counted &&
       (p.num_entries >= 0 ? args_.num_entries != p.num_entries
@@ -131,8 +132,9 @@ Status CudaGrad::PlanScratch() {
     *at = end;
     end += RoundUp(bytes, kLine);
   };
-  const bool counts = a.mode == kMean;
-  add(counts && p.padding >= 0, p.num_bags * 4, &parts_.padded);
+  const bool counts = Divides(a.mode);
+  const bool skips = p.padding >= 0 || a.negative == kSkip;
+  add(counts && skips, p.num_bags * 4, &parts_.skipped);
   add(rows_.zeroed_bytes > 0, rows_.zeroed_bytes, &parts_.counters);
   p.zeroed_bytes = end;
   add(rows_.zeroed_bytes > 0, rows_.scratch_bytes - rows_.counts_at, &parts_.others);
@@ -146,6 +148,7 @@ Status CudaGrad::PlanScratch() {
   add(rows_.blocks > 0, (a.weight_shape[0] + 1) * 4, &parts_.row_starts);
   add(args_.sparse && args_.scale_grad_by_freq, n * 4, &parts_.frequencies);
   add(counts, p.num_bags * accumulator, &parts_.divisors);
+  add(DividesByWeights(a) && args_.grad_per_sample_weights, n * accumulator, &parts_.dots);
   add(winners, p.num_bags * columns * 4, &parts_.winners);
   add(clips, n * accumulator, &parts_.clips);
   if (sorts) {

@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -76,7 +77,7 @@ struct GradRun {
   std::unique_ptr<int64_t[]> offsets;
   std::unique_ptr<int64_t[]> bag_of, chunk_entries, counts, frequencies;
   std::unique_ptr<GradEntry[]> entries, other_entries;
-  std::unique_ptr<char[]> scaled, winners;
+  std::unique_ptr<char[]> scaled, winners, dots;
 
   size_t AccumulatorSize() const { return job.forward.dtype == kFloat64 ? 8 : 4; }
 
@@ -136,7 +137,9 @@ struct GradRun {
   Status Compute();
   Status ClearOutputs() const;
   Status Values();
-  Status Dots() const;
+  Status Dots();
+  template <class T>
+  void CorrectDots(int64_t first, int64_t last) const;
   Status Sort();
   Status SortPass(const GradEntry* from, GradEntry* to, int shift, int bits);
   Status Clear(void* data, int64_t bytes) const;
@@ -195,8 +198,9 @@ Status GradRun::CopyOffsets() {
   return Status();
 }
 
-// Copies the indices of the positions [begin, end), and counts those that are not padded. Returns
-// end, or the first position whose index is outside the table.
+// Copies the indices of the positions [begin, end), and counts those that are not skipped. Returns
+// end, or the first position whose index is bad. Where negative ones are skipped, the copy has the
+// padded row, which may be -1, in their place: what reads it need not tell them apart.
 template <class From, class To>
 int64_t CopyIndices(const PoolJob& f, int64_t begin, int64_t end, To* to, int64_t* count) {
   const char* const indices = f.indices;
@@ -204,8 +208,12 @@ int64_t CopyIndices(const PoolJob& f, int64_t begin, int64_t end, To* to, int64_
   const int64_t padding = f.padding;
   int64_t found = 0, k = begin;
   for (; k < end; ++k) {
-    const int64_t index = LoadUnaligned<From>(indices, k);
-    if (static_cast<uint64_t>(index) >= rows) break;
+    int64_t index = LoadUnaligned<From>(indices, k);
+    if (static_cast<uint64_t>(index) >= rows) {
+      if (index >= 0 || !f.skips_negative) break;
+      to[k] = static_cast<To>(padding);
+      continue;
+    }
     to[k] = static_cast<To>(index);
     found += index != padding;
   }
@@ -215,15 +223,16 @@ int64_t CopyIndices(const PoolJob& f, int64_t begin, int64_t end, To* to, int64_
 
 // Copies the indices, as the narrowest type that holds them, and fills in job.bag_of and
 // job.num_entries. The first index outside the table is an error; the others are counted in every
-// chunk, without the padded ones: chunk_entries[c] is how many come before chunk c.
+// chunk, without the skipped ones: chunk_entries[c] is how many come before chunk c.
 //
-// Of a sparse gradient without padded rows the copy is the output `rows`, unless more than its
-// values comes from the indices: that is not the run's own memory. Another copy took 1.1 times as
-// long.
+// Of a sparse gradient without skipped positions the copy is the output `rows`, unless more than
+// its values comes from the indices: that is not the run's own memory. Another copy took 1.1 times
+// as long.
 Status GradRun::CheckIndices(const EmbeddingBagGradArgs& args) {
   const EmbeddingBagArgs& a = args.forward;
   const bool in_rows = sparse && !job.by_frequency && !job.grad_weights && a.mode != kMax &&
-                       job.forward.padding < 0 && args.num_entries == positions;
+                       !job.forward.skips_negative && job.forward.padding < 0 &&
+                       args.num_entries == positions;
   const bool wide = in_rows || job.forward.rows > INT32_MAX;
   chunk_entries = Room<int64_t>(chunks + 1);
   bag_of = Room<int64_t>(positions);
@@ -353,7 +362,7 @@ Status GradRun::Clear(void* data, int64_t bytes) const {
 Status GradRun::Prepare() {
   const PoolJob& f = job.forward;
   job.grads = job.grad_output;
-  const bool as_it_is = f.mode != kMean && (f.dtype == kFloat32 || f.dtype == kFloat64);
+  const bool as_it_is = !Divides(f.mode) && (f.dtype == kFloat32 || f.dtype == kFloat64);
   if (!as_it_is) {
     scaled = Room<char>(num_bags * f.columns, static_cast<int64_t>(AccumulatorSize()));
     if (!scaled) return NoMemory("the gradients", positions);
@@ -490,6 +499,8 @@ void GradRun::SetJob(const EmbeddingBagGradArgs& args, const GradSizes& sizes, I
   f.num_positions = flat ? a.indices_shape[0] : a.indices_shape[0] * a.indices_shape[1];
   f.last_position = sizes.positions - 1;
   f.padding = PaddedRow(a);
+  f.skips_negative = a.negative == kSkip;
+  f.by_weights = DividesByWeights(a);
   f.max_norm = a.max_norm;
   f.norm_type = a.norm_type;
   f.dtype = a.dtype;
@@ -497,7 +508,7 @@ void GradRun::SetJob(const EmbeddingBagGradArgs& args, const GradSizes& sizes, I
   f.offset_type = a.offset_type;
   f.mode = a.mode;
   f.output_type = a.output_type;
-  SetGeneralNorm(&f);
+  SetFunctions(&f);
   job.pool = &PoolKernelOf(isa);
   job.grad_output = static_cast<const char*>(args.grad_output);
   job.output = static_cast<char*>(args.sparse ? args.values : args.grad_weight);
@@ -549,9 +560,53 @@ Status GradRun::Values() {
 }
 
 // The gradient of per_sample_weights.
-Status GradRun::Dots() const {
-  return ForEach(
+Status GradRun::Dots() {
+  if (job.forward.by_weights) {
+    dots = Room<char>(positions, static_cast<int64_t>(AccumulatorSize()));
+    if (!dots) return NoMemory("the dot products", positions);
+    job.dots = dots.get();
+  }
+  const Status status = ForEach(
       chunks, [&](int64_t chunk) { kernel->dots(job, ChunkBegin(chunk), ChunkBegin(chunk + 1)); });
+  if (!status.ok() || !job.dots) return status;
+  return ForEach(tasks, [&](int64_t task) {
+    LUCID_FOR_FLOAT_TYPE(job.forward.dtype,
+                         return CorrectDots<T>(FirstBag(task), FirstBag(task + 1)));
+  });
+}
+
+// What the divisor of the bags [first, last) gives the weights that it is made of.
+template <class T>
+void GradRun::CorrectDots(int64_t first, int64_t last) const {
+  using A = Accumulator<T>;
+  const PoolJob& f = job.forward;
+  const auto is_used = [&](int64_t k) { return IndexAt(f.indices, f.index_type, k) != f.padding; };
+  for (int64_t i = first; i < last; ++i) {
+    const int64_t begin = BagBegin(i), end = BagBegin(i + 1);
+    const double total = f.weight_sum(f, begin, end);
+    const double divisor = f.mode == kSqrtn ? std::sqrt(total) : total;
+    double sum = 0;
+    for (int64_t k = begin; k < end; ++k) {
+      if (!is_used(k)) continue;
+      const double weight = ToAccumulator(LoadUnaligned<T>(f.per_sample_weights, k));
+      sum += weight * static_cast<double>(LoadUnaligned<A>(job.dots, k));
+    }
+    for (int64_t k = begin; k < end; ++k) {
+      A value = 0;
+      if (is_used(k)) {
+        double part = sum / divisor;
+        if (f.mode == kSqrtn) {
+          part = part *
+                 static_cast<double>(ToAccumulator(LoadUnaligned<T>(f.per_sample_weights, k))) /
+                 divisor;
+        }
+        value = static_cast<A>(static_cast<double>(LoadUnaligned<A>(job.dots, k)) - part);
+      }
+      T rounded;
+      FromAccumulator(CanonicalNan(value), &rounded);
+      std::memcpy(job.grad_weights + static_cast<size_t>(k) * sizeof(T), &rounded, sizeof(T));
+    }
+  }
 }
 
 // All outputs.
@@ -596,9 +651,11 @@ Status CheckGradOffsets(const EmbeddingBagGradArgs& args, int64_t num_bags, Grad
 int64_t CountCheckedGradEntries(const EmbeddingBagGradArgs& args, const GradSizes& sizes) {
   const EmbeddingBagArgs& a = args.forward;
   const int64_t padding = PaddedRow(a);
+  const bool skips_negative = a.negative == kSkip;
   int64_t count = sizes.positions;
-  for (int64_t k = 0; padding >= 0 && k < sizes.positions; ++k) {
-    count -= IndexAt(a.indices, a.index_type, k) == padding;
+  for (int64_t k = 0; (padding >= 0 || skips_negative) && k < sizes.positions; ++k) {
+    const int64_t index = IndexAt(a.indices, a.index_type, k);
+    count -= index == padding || (index < 0 && skips_negative);
   }
   return count;
 }

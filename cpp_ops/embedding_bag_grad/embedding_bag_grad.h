@@ -1,10 +1,9 @@
 // The gradient of EmbeddingBag with respect to the table and to per_sample_weights.
 //
-// In the terms of embedding_bag.h, and with c(i) = max(1, |rows(i)|), position k of bag i adds to
-// row indices[k] of the table
+// In the terms of embedding_bag.h, and with d(i) = n(i) for a mean, the square root of n(i) for
+// sqrtn and else 1, position k of bag i adds to row indices[k] of the table
 //
-//   grad(k) = grad_output[i] * (per_sample_weights[k] or 1)      sum
-//           | grad_output[i] / c(i)                              mean
+//   grad(k) = grad_output[i] / d(i) * (per_sample_weights[k] or 1)      sum, mean, sqrtn
 //           | grad_output[i] in the columns whose maximum is row(k), else 0     max
 //
 // Of several equal maxima the first position is the one; if there is a NaN, the first NaN is the
@@ -13,8 +12,15 @@
 //
 //   grad_weight[r]             = sum of grad(k) over the positions k that add to row r
 //   rows[e], values[e]         = indices[k], grad(k) of the positions that add something, in order
-//   grad_per_sample_weights[k] = dot(grad_output[i], weight[indices[k]] * clip(indices[k])), or 0
-//                                at positions that add nothing
+//   grad_per_sample_weights[k] = dot(k) = dot(grad_output[i] / d(i), weight[indices[k]] *
+//                                clip(indices[k])), or 0 at positions that add nothing
+//
+// Where d(i) is made of the weights, it depends on them too: then that is dot(k) - c(i) for a mean,
+// and dot(k) - c(i) * per_sample_weights[k] / d(i) for sqrtn, with
+//
+//   c(i) = sum of per_sample_weights[j] * dot(j) / d(i) over j in rows(i)
+//
+// in double, one j after another.
 //
 // The clip is not differentiated: it decides which row is the maximum, and scales the row in
 // grad_per_sample_weights, no more.

@@ -4,6 +4,7 @@
 // No standard library here, and no inline function with external linkage: types.h says why.
 
 #include <float.h>
+#include <math.h>
 
 #include "base/simd.h"
 #include "embedding_bag/embedding_bag.h"
@@ -321,7 +322,11 @@ void DotsOf(const GradJob& job, int64_t begin, int64_t end) {
       const size_t before = static_cast<size_t>(job.bag_of[k] * forward.columns);
       value = CanonicalNan(Dot<T>(job.grads + before * sizeof(A), row, clip, forward.columns));
     }
-    Store<T, 1>(value, job.grad_weights + static_cast<size_t>(k) * sizeof(T));
+    if (job.dots) {
+      Store<A, 1>(value, job.dots + static_cast<size_t>(k) * sizeof(A));
+    } else {
+      Store<T, 1>(value, job.grad_weights + static_cast<size_t>(k) * sizeof(T));
+    }
   }
 }
 
@@ -342,15 +347,20 @@ void ScaleOf(const GradJob& job, int64_t first, int64_t last) {
   const PoolJob& forward = job.forward;
   const int64_t columns = forward.columns;
   for (int64_t i = first; i < last; ++i) {
-    int64_t count = 1;
-    if (forward.mode == kMean) {
+    double total = 1;
+    if (Divides(forward.mode)) {
       const int64_t begin = BagBegin(forward, i), end = BagBegin(forward, i + 1);
-      count = end - begin;
-      for (int64_t k = begin; forward.padding >= 0 && k < end; ++k) {
+      int64_t count = end - begin;
+      const bool skips = forward.padding >= 0 || forward.skips_negative;
+      for (int64_t k = begin; skips && k < end; ++k) {
         count -= IndexOf(forward, k) == forward.padding;
       }
+      if (count > 0) {  // nobody reads the others
+        total = forward.by_weights ? forward.weight_sum(forward, begin, end)
+                                   : static_cast<double>(count);
+      }
     }
-    const A divisor = static_cast<A>(count > 0 ? count : 1);
+    const A divisor = static_cast<A>(forward.mode == kSqrtn ? sqrt(total) : total);
     const char* const from = job.grad_output + static_cast<size_t>(i * columns) * sizeof(T);
     char* const to = job.scaled + static_cast<size_t>(i * columns) * sizeof(A);
     int64_t c = 0;

@@ -18,7 +18,7 @@ struct GradJob {
   const PoolKernel* pool;    // for the clips
   const char* grad_output;   // [B, D] of dtype
   char* scaled;              // room for grads, where they differ from grad_output; or null
-  const char* grads;         // [B, D] of accumulators: grad_output, in mode mean divided
+  const char* grads;         // [B, D] of accumulators: grad_output, for mean and sqrtn divided
   const int64_t* bag_of;     // the bag of every position
   const GradEntry* entries;  // by row, those of a row by position
   int64_t num_entries;
@@ -28,6 +28,7 @@ struct GradJob {
   char* output;        // grad_weight, or values
   int64_t* rows;       // beside values
   char* grad_weights;  // grad_per_sample_weights
+  char* dots;          // [N] of accumulators: what it is made from; or null: it is them
 };
 
 // Positions are told apart in numbers that are as wide as the accumulators.
@@ -56,7 +57,7 @@ struct GradKernel {
   // Writes rows and values of the positions [begin, end), the first one at number `entry`.
   void (*values)(const GradJob& job, int64_t begin, int64_t end, int64_t entry);
 
-  // Writes grad_weights of the positions [begin, end).
+  // Writes dots, or grad_weights, of the positions [begin, end).
   void (*dots)(const GradJob& job, int64_t begin, int64_t end);
 };
 

@@ -48,7 +48,7 @@ def build_model(
         weight: the table [V, D], of a dtype that `lucid_onnx.embedding_bag` takes. None makes it an input ``weight``.
         **attributes: those of `lucid_onnx.embedding_bag`.
         two_d: indices are [B, L], a bag per row, and there are no offsets.
-        per_sample_weights: the model takes weights; mode "sum" only.
+        per_sample_weights: the model takes weights; mode "sum", or mean and sqrtn with a divisor.
         index_dtype: int32 or int64, for indices and offsets.
         form: "portable" is the node ``ai.lucid::EmbeddingBag`` with a function of standard operators under it,
             which runs everywhere and natively where `register` was called; "standard" has no custom domain at
@@ -174,7 +174,7 @@ def build_collection_model(
             padding_idx counts from the end of each.
         layout: "ragged", "packed" or "rows"; "packed" needs include_last_offset.
         **attributes: those of `lucid_onnx.embedding_bag`.
-        per_sample_weights: the model takes weights; mode "sum" only.
+        per_sample_weights: the model takes weights; mode "sum", or mean and sqrtn with a divisor.
         index_dtype: int32 or int64, for all indices and offsets.
         form, opset: as in `build_model`; the node is ``ai.lucid::EmbeddingBagCollection``.
 

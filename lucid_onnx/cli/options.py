@@ -56,7 +56,8 @@ def _option(attribute: Attribute) -> Any:
     if isinstance(attribute.kind, Flag):
         return Annotated[bool, typer.Option(f"--{attribute.name.replace('_', '-')}", help=text)]
     if isinstance(attribute.kind, Choice):
-        return Annotated[str, choice(attribute.kind.numbers, text)]
+        texts = str if attribute.default is not None else str | None
+        return Annotated[texts, choice(attribute.kind.numbers, text)]
     if isinstance(attribute.kind, Real):
         return Annotated[float | None, typer.Option(parser=real, metavar="NUMBER", help=text)]
     return Annotated[int | None, typer.Option(parser=integer, metavar="INTEGER", help=text)]

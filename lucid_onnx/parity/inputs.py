@@ -29,6 +29,7 @@ class _Role:
     kind: str  # "indices", "offsets", "table", "gradient"
     rows: int | None = None  # of the table, for indices
     padding: int | None = None
+    skips: bool = False  # an index below 0 is allowed, and skipped
     last: bool = False  # include_last_offset, for offsets and a gradient
     partner: str = ""  # the indices, for offsets; the input that has the number of bags, for a gradient
     two_d: bool = False
@@ -103,7 +104,8 @@ class _Roles:
             if weight is not None:
                 self.roles[weight] = _Role("table")
             if indices is not None:
-                role = _Role("indices", rows, None if padding == spec.NO_PADDING else padding, two_d=op.two_d)
+                known = None if padding == spec.NO_PADDING else padding
+                role = _Role("indices", rows, known, skips=bool(attributes.get("negative", 0)), two_d=op.two_d)
                 self.roles[indices] = _narrower(self.roles.get(indices), role)
             if offsets is not None:
                 tables = sum(other.offsets == bag.offsets for other in op.bags)
@@ -137,7 +139,7 @@ def _narrower(old: _Role | None, new: _Role) -> _Role:
     if old is None or old.kind != "indices":
         return new
     known = [r.rows for r in (old, new) if r.rows is not None]
-    return dataclasses.replace(new, rows=min(known, default=None), padding=None)
+    return dataclasses.replace(new, rows=min(known, default=None), padding=None, skips=old.skips and new.skips)
 
 
 def _array(
@@ -157,6 +159,8 @@ def _array(
         indices = random.randint(0, max(rows, 1), shape).astype(dtype)
         if role.padding is not None and indices.size:
             indices[random.random_sample(shape) < 0.2] = role.padding % max(rows, 1)
+        if role.skips and indices.size:
+            indices[random.random_sample(shape) < 0.2] = -1
         return indices
     if dtype.kind == "b":
         return random.random_sample(shape) < 0.5

@@ -52,7 +52,8 @@ def embedding_bag(
         weight: the table [V, D]: float32, float16, bfloat16 (ml_dtypes) or float64. It is handed to the session as
             it is, without a copy, and never changed.
         offsets: [B], int32 or int64: where each bag begins in ``x``. Needed for [N], an error with [B, L].
-        per_sample_weights: shaped like ``x``, of the table's dtype, or lists of numbers; mode "sum" only.
+        per_sample_weights: shaped like ``x``, of the table's dtype, or lists of numbers; mode "sum", or mean and sqrtn
+            with a divisor.
         **attributes: those of `lucid_onnx.ops.embedding_bag.spec`.
         scale_grad_by_freq, sparse: concern the gradient alone; no effect here.
         form: which expression of the operator runs: "portable", "standard" or "native".
@@ -204,7 +205,7 @@ def embedding_bag_grad(
     starts = None if offsets is None else _index_array(offsets)
     weights = None if per_sample_weights is None else _weight_array(per_sample_weights, table.dtype)
     attributes = gradient.Attributes(
-        mode, padding_idx, max_norm, norm_type, include_last_offset, scale_grad_by_freq, **further
+        mode, padding_idx, max_norm, norm_type, include_last_offset, scale_grad_by_freq=scale_grad_by_freq, **further
     )
     gradient.check_shapes(given_gradient, table, indices, starts, weights, attributes)
     attributes.check(weighted=weights is not None, num_rows=table.shape[0])
@@ -244,7 +245,8 @@ def quantized_embedding_bag(
 
     Args:
         table: quantized values and scales; see `QuantizedTable.quantize` and `QuantizedTable.of`.
-        per_sample_weights: shaped like ``x``, of the dtype of ``table.scale``; mode "sum" only.
+        per_sample_weights: shaped like ``x``, of the dtype of ``table.scale``; mode "sum", or mean and sqrtn with a
+            divisor.
         **attributes: those of `embedding_bag`.
         x, offsets, form, native, provider: as in `embedding_bag`. Norms are those of the decoded rows.
 
@@ -295,7 +297,7 @@ def embedding_bag_collection(
         x: the indices of each table, [N_t] with ``offsets`` or [B, L_t]; with ``packed`` those of all, [N].
         weights: the tables [V_t, D_t], of one dtype.
         offsets: those of each table; with ``packed`` those of all, [len(weights) * B + 1], first all bags of the first.
-        per_sample_weights: those of each table, or of all; mode "sum" only.
+        per_sample_weights: those of each table, or of all; mode "sum", or mean and sqrtn with a divisor.
         packed: one array has the indices of all tables. It needs include_last_offset.
         **attributes: those of `embedding_bag`, for all tables.
         form, native: as in `embedding_bag`.

@@ -88,7 +88,7 @@ def bag_attributes(
     if mode not in (SUM, MEAN, MAX):
         raise ValueError(f"mode = {mode} of torch.embedding_bag is not 0 (sum), 1 (mean) or 2 (max)")
     attributes = spec.Attributes(
-        spec.MODES[mode], padding_idx, norm.max_norm, norm.norm_type, include_last_offset=include_last_offset
+        spec.ATEN_MODES[mode], padding_idx, norm.max_norm, norm.norm_type, include_last_offset=include_last_offset
     )
     num_rows = dims(weight)[0]
     attributes.check(weighted=weighted, num_rows=num_rows if isinstance(num_rows, int) else None)

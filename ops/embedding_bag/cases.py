@@ -11,7 +11,7 @@ import functools
 import itertools
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, get_args
 
 import numpy as np
 
@@ -64,8 +64,10 @@ class Case:
     @functools.cached_property
     def tolerance(self) -> np.ndarray:
         """The largest error that each element may have, [B, D] float64; infinite where the result is not finite."""
-        weights = self.per_sample_weights
-        magnitude = self._pooled(np.abs(self.weight), None if weights is None else np.abs(weights))
+        weights = None if self.per_sample_weights is None else np.abs(self.per_sample_weights)
+        magnitude = self._pooled(np.abs(self.weight), weights)
+        if self.op.weighted and self.attributes.divides and self.attributes.divisor == "weights":
+            magnitude = through_divisor(self, len(self.weight), magnitude)
         dtype = self.weight.dtype
         allowed = _RELATIVE[dtype.name] * magnitude
         if dtype.itemsize == 2:  # the one rounding at the end
@@ -100,6 +102,35 @@ class Case:
             )
 
 
+class _Weighted(Protocol):
+    @property
+    def indices(self) -> np.ndarray: ...
+    @property
+    def offsets(self) -> np.ndarray | None: ...
+    @property
+    def per_sample_weights(self) -> np.ndarray | None: ...
+    @property
+    def attributes(self) -> spec.Attributes: ...
+    @property
+    def exact(self) -> np.ndarray: ...
+
+
+def through_divisor(case: _Weighted, num_rows: int, magnitude: np.ndarray) -> np.ndarray:
+    """The magnitude [B, D] of a result that was divided by a sum of weights, which may cancel.
+
+    ``magnitude`` is of the sum, divided by the sum of the magnitudes of the weights. A relative error of the divisor
+    is one of the result.
+    """
+    weights = case.per_sample_weights
+    assert weights is not None
+    found, largest = (
+        np.abs(reference.divisors(case.indices, case.offsets, w.astype(np.float64), num_rows, case.attributes))
+        for w in (weights, np.abs(weights))
+    )
+    with np.errstate(all="ignore"):
+        return np.asarray((magnitude + np.abs(case.exact)) * (largest / found))
+
+
 _DTYPES = [d.name for d in spec.TABLE_DTYPES]
 _LAYOUTS = ("ragged", "ends", "rows")  # offsets, offsets with include_last_offset, 2-D
 
@@ -128,20 +159,34 @@ def all_cases() -> dict[str, Case]:
     return by_name(_generate())
 
 
-#: The cases that the conformance suite has files of.
-suite = all_cases
+def suite() -> dict[str, Case]:
+    """The cases that the conformance suite has files of: those of the first edition, and a few of what came later."""
+    later = by_name(_later())
+    return {name: case for name, case in all_cases().items() if name not in later or name in _LATER_IN_SUITE}
+
+
+_LATER_IN_SUITE = (
+    "sqrtn_padding_ragged_float32",
+    "sqrtn_weights_rows_float32",
+    "mean_weights_ends_float32",
+    "mean_count_rows_float16",
+    "skip_sum_ragged_float32",
+    "skip_mean_padding_ends_float16",
+    "skip_max_rows_float32",
+    "skip_everything_rows_float64",
+)
 
 
 def _generate() -> Iterator[Case]:
-    for dtype, mode, layout in itertools.product(_DTYPES, spec.MODES, _LAYOUTS):
+    for dtype, mode, layout in itertools.product(_DTYPES, spec.ATEN_MODES, _LAYOUTS):
         if layout != "ends" or dtype == "float32":
             yield make(f"{mode}_{layout}_{dtype}", dtype=dtype, mode=mode, layout=layout)
     for dtype, layout in itertools.product(_DTYPES, ("ragged", "rows")):
         yield make(f"weights_{layout}_{dtype}", dtype=dtype, mode="sum", layout=layout, weighted=True)
-    for dtype, mode, layout in itertools.product(("float32", "float16"), spec.MODES, _LAYOUTS):
+    for dtype, mode, layout in itertools.product(("float32", "float16"), spec.ATEN_MODES, _LAYOUTS):
         row = 2 if mode == "mean" else -3
         yield make(f"padding_{mode}_{layout}_{dtype}", dtype=dtype, mode=mode, layout=layout, padding_idx=row)
-    for dtype, mode in itertools.product(_DTYPES, spec.MODES):
+    for dtype, mode in itertools.product(_DTYPES, spec.ATEN_MODES):
         # The norm is taken in float32 for all but double, so the 16-bit types add nothing to the other p.
         for p in (2.0,) if dtype in ("float16", "bfloat16") else (2.0, 1.0, 3.0, 0.5, np.inf):
             name = f"max_norm_p{'inf' if np.isinf(p) else str(p).replace('.', '_')}_{mode}_{dtype}"
@@ -165,7 +210,7 @@ def _generate() -> Iterator[Case]:
         yield make(name, dtype=dtype, mode="mean", layout=layout, max_norm=1.6, padding_idx=3)
     for index, offset in itertools.product(("int32", "int64"), ("int32", "int64")):
         yield make(f"mean_indices_{index}_offsets_{offset}", mode="mean", index_dtype=index, offsets_dtype=offset)
-    for mode in spec.MODES:
+    for mode in spec.ATEN_MODES:
         yield make(f"{mode}_duplicates", mode=mode, rows=2, lengths=(5, 1, 8))
         yield make(f"{mode}_all_padded", mode=mode, rows=1, lengths=(3, 1), padding_idx=0)
         yield make(f"{mode}_slack_after_last_offset", mode=mode, layout="ends", slack=4)
@@ -178,10 +223,122 @@ def _generate() -> Iterator[Case]:
     for dim in (1, 2, 7, 15, 16, 17, 33):
         mode = "max" if dim in (2, 16, 33) else "sum"
         yield make(f"{mode}_dim_{dim}", mode=mode, dim=dim, lengths=(3, 1, 4))
+    yield from _later()
+
+
+def _later() -> Iterator[Case]:
+    yield from _skipping()
+    yield from _sqrtn()
+    for mode, divisor in itertools.product(("mean", "sqrtn"), get_args(spec.Divisor)):
+        yield from _weighted(mode, divisor)
+    # Weights whose sum is 0: infinite, or NaN where the rows cancel too. The count never is.
+    base = make("mean_weights_sum_0", rows=3, lengths=(2, 2, 3, 0), weighted=True, divisor="weights", padding_idx=2)
+    indices, weights = np.array([0, 1, 1, 1, 0, 2, 1], np.int64), np.array([1, -1, 2, -2, 1, 5, 3], np.float32)
+    yield dataclasses.replace(base, indices=indices, per_sample_weights=weights)
+    yield dataclasses.replace(
+        base,
+        name="sqrtn_weights_all_0",
+        indices=indices,
+        per_sample_weights=np.zeros(7, np.float32),
+        attributes=dataclasses.replace(base.attributes, mode="sqrtn"),
+    )
+
+
+def _sqrtn() -> Iterator[Case]:
+    for dtype, layout in itertools.product(_DTYPES, _LAYOUTS):
+        if layout != "ends" or dtype == "float32":
+            yield make(f"sqrtn_{layout}_{dtype}", dtype=dtype, mode="sqrtn", layout=layout)
+            name = f"sqrtn_padding_{layout}_{dtype}"
+            yield make(name, dtype=dtype, mode="sqrtn", layout=layout, padding_idx=-3, negative="skip")
+    yield make("sqrtn_max_norm", mode="sqrtn", max_norm=1.3)
+    yield make("sqrtn_all_padded", mode="sqrtn", rows=1, lengths=(3, 1), padding_idx=0)
+    yield make("sqrtn_slack_after_last_offset", mode="sqrtn", layout="ends", slack=4)
+    yield make("sqrtn_no_bags", mode="sqrtn", lengths=())
+    yield make("sqrtn_empty_bags", mode="sqrtn", lengths=(0, 2, 0, 0, 1, 0))
+    yield make("sqrtn_no_rows", mode="sqrtn", rows=0, lengths=(0, 0))
+    yield make("sqrtn_no_columns", mode="sqrtn", dim=0)
+    yield make("sqrtn_long_among_short", mode="sqrtn", dim=2, lengths=(1, 2, 1700, 0, 1, 333, *(1,) * 20))
+    yield make("sqrtn_rows_of_150", mode="sqrtn", dim=1, layout="rows", lengths=(150,) * 4)
+    for dim in (16, 17, 100):
+        yield make(f"sqrtn_dim_{dim}", mode="sqrtn", dim=dim, lengths=(3, 1, 4))
+
+
+def _weighted(mode: str, divisor: str) -> Iterator[Case]:
+    given: dict[str, Any] = {"mode": mode, "divisor": divisor, "weighted": True}
+    name = f"{mode}_{divisor}"
+    for dtype, layout in itertools.product(_DTYPES, _LAYOUTS):
+        if layout != "ends" or dtype == "float32":
+            yield make(f"{name}_{layout}_{dtype}", dtype=dtype, layout=layout, **given)
+    for dtype, layout in itertools.product(("float32", "bfloat16"), ("ends", "rows")):
+        yield make(
+            f"{name}_everything_{layout}_{dtype}",
+            dtype=dtype,
+            layout=layout,
+            padding_idx=-2,
+            max_norm=1.1,
+            negative="skip",
+            **given,
+        )
+    yield make(f"{name}_long_among_short", dim=2, lengths=(1, 2, 1700, 0, 1, 333, 65), padding_idx=1, **given)
+    yield make(f"{name}_rows_of_150", dim=3, layout="rows", lengths=(150,) * 3, **given)
+    yield make(f"{name}_empty_bags", lengths=(0, 2, 0, 0, 1, 0), index_dtype="int32", **given)
+    yield make(f"{name}_no_indices", lengths=(0, 0), **given)
+    yield make(f"{name}_no_columns", dim=0, **given)
+    for dim in (16, 100):
+        yield make(f"{name}_dim_{dim}", dim=dim, lengths=(3, 1, 4), **given)
+    base = make(f"{name}_nan_at_skipped", lengths=(4, 3, 2), padding_idx=1, negative="skip", **given)
+    assert base.per_sample_weights is not None
+    skipped = (base.indices == 1) | (base.indices < 0)
+    weights = np.where(skipped, np.float32(np.nan), base.per_sample_weights)
+    yield dataclasses.replace(base, per_sample_weights=weights)
+
+
+def _skipping() -> Iterator[Case]:
+    for mode, layout in itertools.product(spec.ATEN_MODES, _LAYOUTS):
+        yield make(f"skip_{mode}_{layout}_float32", mode=mode, layout=layout, negative="skip")
+        yield make(
+            f"skip_{mode}_padding_{layout}_float16",
+            dtype="float16",
+            mode=mode,
+            layout=layout,
+            padding_idx=-2,
+            negative="skip",
+            slack=3 * (layout == "ends"),
+        )
+    for dtype, layout in itertools.product(_DTYPES, ("ends", "rows")):
+        name = f"skip_mean_max_norm_{layout}_{dtype}"
+        yield make(name, dtype=dtype, layout=layout, max_norm=1.1, negative="skip")
+        yield make(
+            f"skip_everything_{layout}_{dtype}",
+            dtype=dtype,
+            mode="sum",
+            layout=layout,
+            weighted=True,
+            padding_idx=1,
+            max_norm=1.1,
+            negative="skip",
+        )
+    for mode in spec.ATEN_MODES:
+        yield make(f"skip_{mode}_int32", mode=mode, index_dtype="int32", offsets_dtype="int64", negative="skip")
+        yield make(f"skip_{mode}_no_rows", mode=mode, rows=0, lengths=(2, 0, 1), negative="skip")
+        yield make(f"skip_{mode}_no_columns", mode=mode, dim=0, negative="skip")
+        yield make(f"skip_{mode}_one_row", mode=mode, rows=1, lengths=(3, 1, 0), negative="skip")
+        yield make(f"skip_{mode}_long_among_short", mode=mode, dim=2, lengths=(1, 1500, 0, 333, 64), negative="skip")
+        yield make(f"skip_{mode}_rows_of_150", mode=mode, dim=1, layout="rows", lengths=(150,) * 3, negative="skip")
+    for dtype in ("float32", "float64"):
+        base = make(
+            f"skip_weights_nan_{dtype}", dtype=dtype, mode="sum", lengths=(4, 3, 2, 1), weighted=True, negative="skip"
+        )
+        assert base.per_sample_weights is not None
+        weights = np.where(base.indices < 0, np.array(np.nan, dtype), base.per_sample_weights)
+        weight = base.weight.copy()
+        weight[-1] = np.nan  # what -1 would read
+        indices = np.where(base.indices == len(weight) - 1, 0, base.indices)
+        yield dataclasses.replace(base, weight=weight, indices=indices, per_sample_weights=weights)
 
 
 def _empty() -> Iterator[Case]:
-    for mode in spec.MODES:
+    for mode in spec.ATEN_MODES:
         for layout in ("ragged", "ends"):
             yield make(f"{mode}_{layout}_no_bags", mode=mode, layout=layout, lengths=())
             yield make(f"{mode}_{layout}_no_indices", mode=mode, layout=layout, lengths=(0, 0, 0))
@@ -201,7 +358,7 @@ def _empty() -> Iterator[Case]:
 
 
 def _not_finite() -> Iterator[Case]:
-    for mode in spec.MODES:
+    for mode in spec.ATEN_MODES:
         base = make(f"{mode}_nan_inf", mode=mode, rows=8, dim=6, lengths=(3, 2, 4, 2, 3, 0))
         weight = base.weight.copy()
         weight[1, :3] = np.nan, np.inf, -np.inf
@@ -242,7 +399,7 @@ def _not_finite() -> Iterator[Case]:
 
 
 def _long() -> Iterator[Case]:
-    for mode in spec.MODES:
+    for mode in spec.ATEN_MODES:
         # One, two and three rounds of blocks; a few long bags among many short ones.
         yield make(f"{mode}_one_bag_of_1000", mode=mode, dim=2, lengths=(1000,))
         yield make(
@@ -284,11 +441,17 @@ def make(
         lengths = (length,) * len(lengths)
     weight = random.standard_normal((rows, dim)).astype(table_dtype)
     count = sum(lengths)
-    indices = (random.randint(0, rows, count) if count else np.zeros(0)).astype(index_dtype)
+    indices = (random.randint(0, rows, count) if count and rows else np.zeros(count)).astype(index_dtype)
     if padding_idx is not None:  # certainly somewhere, and as the whole of a bag
         indices[::3] = padding_idx % rows
+    if attributes.get("negative") == "skip":  # likewise; -1, and far below what any row has as a negative number
+        indices[:: 2 if rows else 1] = -1
+        indices[4::6] = -rows - 3
     indices = np.concatenate([indices, np.full(slack, rows + 7, index_dtype)])
-    weights = random.standard_normal(count + slack).astype(table_dtype) if weighted else None
+    weights = random.standard_normal(count + slack) if weighted else None
+    if weights is not None and attributes.get("divisor") == "weights":  # most of them of one sign
+        weights = np.where(np.arange(len(weights)) % 4 == 3, -0.25, 1) * (0.5 + np.abs(weights))
+    weights = None if weights is None else weights.astype(table_dtype)
     offsets = None
     if layout == "rows":
         assert length is not None

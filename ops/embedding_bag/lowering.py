@@ -8,7 +8,7 @@ more than one. Three rounds are enough for any input:
 2. Only bags of more than one block come here, with about as many blocks each as they have on average.
 3. Only bags that are still in pieces; C is the most pieces that any of them has.
 
-Positions that a block has and its bag has not, and padded ones, are overwritten with the reduction's
+Positions that a block has and its bag has not, and skipped ones, are overwritten with the reduction's
 identity: selected, never multiplied by zero. ScatterND does that, without a reduction and to targets that
 occur once. Its form with a reduction, which would pool a bag in one node, races in ONNX Runtime
 (onnxruntime#18048). No block ever mixes two bags, so that NaN and infinity stay in their own.
@@ -41,7 +41,8 @@ from . import spec
 _INT, _FLOAT = onnx.AttributeProto.INT, onnx.AttributeProto.FLOAT
 _SMALLEST_BLOCK, _LARGEST_BLOCK = 16, 64
 _LANES = 16  # float32 numbers in the widest vector register
-_MEAN, _MAX = spec.MODES.index("mean"), spec.MODES.index("max")
+_MEAN, _MAX, _SQRTN = (spec.MODES.index(mode) for mode in ("mean", "max", "sqrtn"))
+_REFUSE, _WEIGHTS = 0, 2  # of negative and divisor
 
 
 #: The ways to write bags of different lengths.
@@ -123,6 +124,67 @@ def pool(e: Emitter, op: Layout, inputs: Sequence[str], output: str, table: Tabl
     e.node("CastLike", (pooled, table.like), {}, output)
 
 
+class Skipped:
+    """Which positions are skipped: those of one row. If that is known to be none, nothing is computed.
+
+    The row is the padded one. Without padding it is -1, which no index is, but those that are skipped for being
+    negative. Gather takes it for the last row, so that it can be read where there are rows.
+    """
+
+    def __init__(self, e: Emitter, num_rows: str) -> None:
+        self._e = e
+        self.is_none = e.knows(lambda a: a["padding_idx"] == spec.NO_PADDING and a["negative"] == _REFUSE)
+        if e.knows(lambda a: a["padding_idx"] == spec.NO_PADDING):
+            self.row = e.int64([-1])
+            return
+        value = e.attribute("padding_idx", _INT)
+        self.row = e.Where(e.Less(value, 0), e.Add(value, num_rows), value)  # [1]
+        if not e.is_static:  # NO_PADDING + V is far below -1
+            self.row = e.Max(self.row, -1)
+
+    def is_off(self) -> str:
+        """Scalar: no position is skipped."""
+        e = self._e
+        if e.is_static:
+            return e.constant(np.bool_(self.is_none))
+        return str(
+            e.And(
+                e.Equal(e.attribute("padding_idx", _INT), spec.NO_PADDING),
+                e.Equal(e.attribute("negative", _INT), _REFUSE),
+            )
+        )
+
+    def at(self, index: str) -> str | None:
+        """Which of ``index`` [C, M] are skipped; None where that is known to be none."""
+        return None if self.is_none else str(self._e.Equal(index, self.row))
+
+    def in_place_of_negative(self, indices: str, num_rows: str) -> str:
+        """``indices`` with V in place of negative ones, which no runtime should take for rows, or with the row."""
+        e = self._e
+        other = num_rows
+        if not e.knows(lambda a: a["negative"] == _REFUSE):
+            refused = e.Equal(e.attribute("negative", _INT), _REFUSE)
+            other = self.row if e.is_static else e.Where(refused, num_rows, self.row)
+        return str(e.Where(e.Less(indices, 0), other, indices))
+
+    def count(self, segments: Segments) -> str:
+        """How many positions of each segment are not skipped."""
+
+        def counted(b: Emitter) -> str:
+            skipped = b.Cast(b.Equal(segments.indices, self.row), to=onnx.TensorProto.INT64)
+            before = b.CumSum(b.Concat([0], skipped, axis=0), 0)  # [N + 1]: skipped ones before a position
+            inside = b.Sub(b.Gather(before, segments.ends), b.Gather(before, segments.starts))
+            return b.Sub(segments.lengths, inside)
+
+        e = self._e
+        return e.select(
+            lambda a: not self.is_none,
+            lambda: str(e.Not(self.is_off())),
+            counted,
+            lambda b: segments.lengths,
+        )
+
+
 class Segments(NamedTuple):
     """Bags as segments of the positions."""
 
@@ -131,7 +193,8 @@ class Segments(NamedTuple):
     ends: str  #: [B]
     lengths: str  #: [B]
     num_indices: str  #: [1]: N
-    indices: str  #: [N], int64, with V in place of negative ones
+    indices: str  #: [N], int64; in place of negative ones V, or the row of `Skipped` where they are skipped
+    skipped: Skipped
 
 
 def read_bags(e: Emitter, op: Layout, named: Mapping[str, str], num_rows: str) -> Segments:
@@ -167,8 +230,9 @@ def read_bags(e: Emitter, op: Layout, named: Mapping[str, str], num_rows: str) -
     num_indices = e.Shape(indices)
     indices = e.Cast(indices, to=onnx.TensorProto.INT64)
     # Gather takes -1 for the last row. An index past the table is an error where Gather makes it one.
-    indices = e.Where(e.Less(indices, 0), num_rows, indices)
-    return Segments(num_bags, starts, ends, lengths, num_indices, indices)
+    skipped = Skipped(e, num_rows)
+    indices = skipped.in_place_of_negative(indices, num_rows)
+    return Segments(num_bags, starts, ends, lengths, num_indices, indices, skipped)
 
 
 def refusal(e: Emitter, flags: str, **name: str) -> str:
@@ -185,10 +249,11 @@ def refusal(e: Emitter, flags: str, **name: str) -> str:
 
 
 def _in_blocks(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -> str:
-    num_rows, dim = table.num_rows, table.dim
+    num_rows, dim = table.num_rows, _columns(e, op, table)
     live = e.Min(num_rows, [1])  # [1]: 1, or 0 for a table without rows
 
-    num_bags, starts, ends, lengths, num_indices, indices = read_bags(e, op, named, num_rows)
+    bags = read_bags(e, op, named, num_rows)
+    num_bags, starts, ends, lengths, num_indices, indices, skipped = bags
 
     longest = e.reduce("ReduceMax", e.Concat(lengths, [1], axis=0), 0, keepdims=1)
     mean_length = e.Div(num_indices, e.Max(num_bags, [1]))
@@ -209,8 +274,7 @@ def _in_blocks(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -
         extra = e.Expand(stash(e, 0), block)
         positions["weights"] = e.Concat(flat, extra, axis=0)
 
-    padding = _Padding(e, indices, num_rows)
-    counts = padding.count(starts, ends, lengths)
+    counts = skipped.count(bags)
     identity = _identity(e)
 
     def index(at: str) -> str:
@@ -220,13 +284,13 @@ def _in_blocks(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -
     def table_rows(at: str) -> str:
         rows = clipped(e, table.rows(e, index(at)))
         if op.weighted:
-            rows = e.Mul(rows, e.Unsqueeze(e.Gather(positions["weights"], at), [-1]))
+            rows = _weighted(e, rows, e.Unsqueeze(e.Gather(positions["weights"], at), [-1]))
         return rows
 
-    def padded(at: str) -> str | None:
-        return padding.at(index(at))
+    def skip(at: str) -> str | None:
+        return skipped.at(index(at))
 
-    first = _first(e, segment_starts, segment_ends, block, num_indices, identity, dim, table_rows, padded, padding)
+    first = _first(e, segment_starts, segment_ends, block, num_indices, identity, dim, table_rows, skip, skipped)
 
     # The second and third round read the rows of the one before. Few bags need them, often none.
     second, long = _again(e, first, live, identity, dim, final=False)
@@ -242,7 +306,7 @@ def _in_blocks(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -
     place = e.Slice(e.Concat(place, e.Expand(zero_place, num_bags), axis=0), [0], num_bags)
     place = e.Where(e.Greater(counts, 0), place, zero_place)
     pooled = e.Gather(e.Concat(first.rows, second.rows, third.rows, zero, axis=0), place)
-    return _averaged(e, pooled, counts)
+    return _divided(e, op, pooled, counts, table)
 
 
 class _Round(NamedTuple):
@@ -315,9 +379,9 @@ def _with_holes(
     at = _positions(e, first, block)
     hole = e.GreaterOrEqual(at, e.Unsqueeze(end, _axes(e)[1]))
     at = e.Where(hole, absent, at)
-    rows, skipped = read(at), skip(at)
-    if skipped is not None:
-        hole = e.Or(hole, skipped)
+    rows, also = read(at), skip(at)
+    if also is not None:
+        hole = e.Or(hole, also)
     holes = e.Transpose(e.NonZero(hole), perm=[1, 0])  # [K, 2]
     fill = e.Expand(identity, e.Concat(e.Shape(holes, end=1), dim, axis=0))
     return _reduced(e, e.ScatterND(rows, holes, fill))
@@ -333,14 +397,14 @@ def _first(
     dim: str,
     read: _Read,
     skip: _Skip,
-    padding: _Padding,
+    skipped: Skipped,
 ) -> _Round:
     """The round over the table, where the time goes: blocks without holes are spared the pass that fills them."""
     cut = _cut(e, starts, ends, block)
     whole = e.LessOrEqual(e.Add(cut.first, block), cut.end)
-    # With padding every block may have holes, except the full dummy: it is the last block.
+    # Where positions are skipped, every block may have holes, except the full dummy: it is the last block.
     spared = e.GreaterOrEqual(e.Range(0, e.Squeeze(cut.total), 1), e.Sub(cut.total, 1))
-    whole = e.And(whole, e.Or(padding.is_off(), spared))
+    whole = e.And(whole, e.Or(skipped.is_off(), spared))
     # Whole blocks first. Two NonZero would find both kinds, but IREE gives one the other's positions.
     number = e.Range(0, e.Squeeze(cut.total), 1)
     flags = e.Cast(whole, to=onnx.TensorProto.INT64)
@@ -396,19 +460,23 @@ def _in_a_loop(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -
     An iteration has a position more than its bag, so that it is never without any: after an iteration with tensors of
     no elements, ONNX Runtime before 1.19 gives values the memory of others.
     """
-    num_bags, starts, ends, lengths, num_indices, indices = read_bags(e, op, named, table.num_rows)
-    padding = _Padding(e, indices, table.num_rows)
-    counts = padding.count(starts, ends, lengths)
+    bags = read_bags(e, op, named, table.num_rows)
+    num_bags, starts, ends, lengths, num_indices, indices, skipped = bags
+    counts = skipped.count(bags)
+    live = e.Min(table.num_rows, [1])  # [1]: 1, or 0 for a table without rows
+    if not e.knows(lambda a: a["negative"] == _REFUSE):  # without rows all positions may be skipped: read none
+        ends = e.Add(starts, e.Mul(lengths, e.Max(live, e.Sub(1, e.attribute("negative", _INT)))))
     # An empty bag behind the others: where there are none, a runtime could not tell D.
     starts, ends = (e.Concat(bounds, num_indices, axis=0) for bounds in (starts, ends))
-    behind = e.Add(ends, e.Min(table.num_rows, [1]))  # a table without rows has none to read there
+    behind = e.Add(ends, live)  # a table without rows has none to read there
     positions = e.Concat(indices, [0], axis=0)
     weights = None
     if op.weighted:
         flat = e.cast_to_attribute(e.Reshape(named["per_sample_weights"], [-1]), "stash_type")
         weights = e.Concat(flat, e.Expand(stash(e, 0), [1]), axis=0)
     identity = _identity(e)
-    nothing = e.Expand(identity, e.Concat([1], [1], table.dim, axis=0))
+    dim = _columns(e, op, table)
+    nothing = e.Expand(identity, e.Concat([1], [1], dim, axis=0))
     absent = e.Squeeze(num_indices)
     if not e.is_static:  # written out here, and not in the loop
         _is_max(e)
@@ -418,11 +486,11 @@ def _in_a_loop(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -
         hole = b.GreaterOrEqual(at, b.Gather(ends, number))
         at = b.Where(hole, absent, at)
         index = b.Gather(positions, at)
-        if not padding.is_none:
-            hole = b.Or(hole, b.Equal(index, padding.row))
+        if not skipped.is_none:
+            hole = b.Or(hole, b.Equal(index, skipped.row))
         rows = clipped(b, table.rows(b, b.Unsqueeze(index, [1])))  # [n + 1, 1, D]
         if weights is not None:
-            rows = b.Mul(rows, b.Unsqueeze(b.Gather(weights, at), [1, 2]))
+            rows = _weighted(b, rows, b.Unsqueeze(b.Gather(weights, at), [1, 2]))
         rows = b.Concat(b.Where(b.Unsqueeze(hole, [1, 2]), identity, rows), nothing, axis=0)
         return b.select(
             lambda a: a["mode"] == _MAX,
@@ -433,7 +501,7 @@ def _in_a_loop(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -
 
     pooled = e.stacked(e.Add(num_bags, 1), bag)
     # [B + 1, 1, D], but onnx.reference stacks to [B + 1, D].
-    pooled = e.Reshape(pooled, e.Concat(e.Add(num_bags, 1), table.dim, axis=0), allowzero=1)
+    pooled = e.Reshape(pooled, e.Concat(e.Add(num_bags, 1), dim, axis=0), allowzero=1)
     pooled = e.Slice(pooled, [0], num_bags)
     pooled = e.select(
         lambda a: a["mode"] == _MAX,
@@ -441,7 +509,7 @@ def _in_a_loop(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -
         lambda b: b.Where(b.Unsqueeze(b.Greater(counts, 0), [1]), pooled, stash(b, 0)),
         lambda b: pooled,
     )
-    return _averaged(e, pooled, counts)
+    return _divided(e, op, pooled, counts, table)
 
 
 def _exact_sum(e: Emitter, rows: str) -> str:
@@ -456,12 +524,13 @@ def _exact_sum(e: Emitter, rows: str) -> str:
 
 def _padded(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -> str:
     """[B, D], of all bags at once, each as long as the longest may be."""
-    num_rows, dim = table.num_rows, table.dim
+    num_rows, dim = table.num_rows, _columns(e, op, table)
     longest = e.choice.longest_bag
     if longest is None and not op.two_d:
         raise ValueError("ragged = 'padded' needs longest_bag: the lengths of bags are only in the offsets")
     limit = LONGEST_BAG if longest is None else longest
-    num_bags, starts, ends, lengths, num_indices, indices = read_bags(e, op, named, num_rows)
+    bags = read_bags(e, op, named, num_rows)
+    num_bags, starts, ends, lengths, num_indices, indices, skipped = bags
     live = e.Min(num_rows, [1])  # [1]: 1, or 0 for a table without rows
     too_long = e.Greater(lengths, limit)
     refused = e.Concat(too_long, e.constant(np.zeros(1, np.bool_)), axis=0)
@@ -474,8 +543,7 @@ def _padded(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -> s
         count = -(-limit // _LARGEST_BLOCK)
         pieces, block = e.int64([count]), e.int64([-(-limit // count)])
 
-    padding = _Padding(e, indices, num_rows)
-    counts = padding.count(starts, ends, lengths)
+    counts = skipped.count(bags)
     # Behind the bags an empty one, and behind the positions one that reads row 0, so that nothing is ever empty.
     some = e.Mul(e.Add(num_bags, 1), live)
     starts, ends = (e.Slice(e.Concat(bounds, num_indices, axis=0), [0], some) for bounds in (starts, ends))
@@ -487,10 +555,10 @@ def _padded(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -> s
 
     def read(at: str) -> str:
         rows = clipped(e, table.rows(e, e.Gather(positions, at)))
-        return rows if weights is None else e.Mul(rows, e.Unsqueeze(e.Gather(weights, at), [-1]))
+        return rows if weights is None else _weighted(e, rows, e.Unsqueeze(e.Gather(weights, at), [-1]))
 
     def skip(at: str) -> str | None:
-        return padding.at(e.Gather(positions, at))
+        return skipped.at(e.Gather(positions, at))
 
     identity = _identity(e)
     if longest is not None and longest <= _LARGEST_BLOCK:
@@ -509,7 +577,7 @@ def _padded(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -> s
     place = e.Where(e.Greater(e.Mul(counts, live), 0), place, some)
     place = e.Where(too_long, e.Add(some, 1), place)
     pooled = e.Gather(e.Concat(rows, zeros, nans, axis=0), place)
-    return _averaged(e, pooled, counts)
+    return _divided(e, op, pooled, counts, table)
 
 
 # ---- What they share.
@@ -519,14 +587,80 @@ def ceil_div(e: Emitter, a: str, b: str) -> str:
     return e.Div(e.Add(a, e.Sub(b, 1)), b)
 
 
-def _averaged(e: Emitter, pooled: str, counts: str) -> str:
-    """``pooled`` [B, D] divided by the counts [B] if the mode is mean."""
+def divides(a: Mapping[str, int | float]) -> bool:
+    """Whether the mode is mean or sqrtn."""
+    return a["mode"] in (_MEAN, _SQRTN)
+
+
+def is_dividing(e: Emitter) -> str:
+    """`divides`, as a scalar: these modes have the odd numbers."""
+    return str(e.Equal(e.Mod(e.attribute("mode", _INT), 2), 1))
+
+
+def by_weights(a: Mapping[str, int | float]) -> bool:
+    """Whether per_sample_weights, if there are any, are what is divided by."""
+    return divides(a) and a["divisor"] == _WEIGHTS
+
+
+def is_by_weights(e: Emitter) -> str:
+    """`by_weights`, as a scalar."""
+    return str(e.And(is_dividing(e), e.Equal(e.attribute("divisor", _INT), _WEIGHTS)))
+
+
+def where_sqrtn(e: Emitter, then: str, otherwise: str) -> str:
+    """``then`` if the mode is sqrtn."""
+    if e.is_static:
+        return then if e.knows(lambda a: a["mode"] == _SQRTN) else otherwise
+    return str(e.Where(e.Equal(e.attribute("mode", _INT), _SQRTN), then, otherwise))
+
+
+def divisor_of(e: Emitter, total: str) -> str:
+    """What mean and sqrtn divide by, from the number or the sum of weights of each bag."""
+    return where_sqrtn(e, e.Sqrt(total), total)
+
+
+def as_counts(e: Emitter, counts: str) -> str:
+    """The number of positions of each bag, 1 for none, as a column [B, 1]."""
+    return str(e.Unsqueeze(e.cast_to_attribute(e.Max(counts, 1), "stash_type"), [1]))
+
+
+def _columns(e: Emitter, op: Layout, table: Table) -> str:
+    """How many columns are pooled, [1]: D, and one of weights where these are divided by."""
+    if not op.weighted or (e.is_static and not e.knows(by_weights)):
+        return table.dim
+    return str(e.Add(table.dim, e.Cast(is_by_weights(e), to=onnx.TensorProto.INT64)))
+
+
+def _weighted(e: Emitter, rows: str, weights: str) -> str:
+    """Rows [..., D] times their weights [..., 1]; behind them the weights or their squares, if `by_weights`."""
+    product = e.Mul(rows, weights)
+    if not e.is_static:
+        stash(e, 1)
     return e.select(
-        lambda a: a["mode"] == _MEAN,
-        lambda: e.Equal(e.attribute("mode", _INT), _MEAN),
-        lambda b: b.Div(pooled, b.Unsqueeze(b.cast_to_attribute(b.Max(counts, 1), "stash_type"), [1])),
-        lambda b: pooled,
+        by_weights,
+        lambda: is_by_weights(e),
+        lambda b: b.Concat(product, b.Mul(weights, where_sqrtn(b, weights, stash(b, 1))), axis=-1),
+        lambda b: product,
     )
+
+
+def _divided(e: Emitter, op: Layout, pooled: str, counts: str, table: Table) -> str:
+    """What was pooled, of `_columns`, divided as mean and sqrtn say: [B, D].
+
+    A bag without positions, which has a row of zeros, is divided by 1.
+    """
+
+    def divided(b: Emitter) -> str:
+        total, sums = as_counts(b, counts), pooled
+        if op.weighted and (not b.is_static or b.knows(by_weights)):
+            some = b.Unsqueeze(b.Greater(counts, 0), [1])
+            if not b.is_static:
+                some = b.And(some, is_by_weights(b))
+            total = b.Where(some, b.Slice(pooled, [-1], [2**31 - 1], [1]), total)
+            sums = b.Slice(pooled, [0], table.dim, [1])
+        return b.Div(sums, divisor_of(b, total))
+
+    return e.select(divides, lambda: is_dividing(e), divided, lambda b: pooled)
 
 
 def _is_max(e: Emitter) -> str:
@@ -615,7 +749,7 @@ def clipped(e: Emitter, rows: str, *, ties: bool = False) -> str:
     if not e.is_static:  # what is written out here is not written in every branch again
         _double_attribute(e, "max_norm")
         _double_attribute(e, "norm_type")
-        for number in (spec.EPSILON, 1, 0, math.nan):
+        for number in (1, 0, math.nan):  # not EPSILON, which is a DOUBLE first
             stash(e, number)
     by_power = e.select(
         lambda a: not math.isinf(a["max_norm"]) and not math.isinf(a["norm_type"]),
@@ -638,48 +772,11 @@ def stash(e: Emitter, value: float) -> str:
 
 
 def _double_attribute(e: Emitter, name: str) -> str:
-    """A number that is split over two FLOAT attributes, in the accumulation type."""
-    parts = (e.Cast(e.attribute(n, _FLOAT), to=onnx.TensorProto.DOUBLE) for n in (name, name + "_lo"))
-    return e.cast_to_attribute(e.Add(*parts), "stash_type")
+    """A number that is split over two FLOAT attributes, in the accumulation type.
 
-
-class _Padding:
-    """Which positions are padded. Without padding nothing is computed (or the If is folded away)."""
-
-    def __init__(self, e: Emitter, indices: str, num_rows: str) -> None:
-        self._e, self._indices = e, indices
-        self.is_none = e.knows(lambda a: a["padding_idx"] == spec.NO_PADDING)
-        if not self.is_none:
-            value = e.attribute("padding_idx", _INT)
-            # NO_PADDING + V is still below every index, so that it needs no case of its own here.
-            self.row = e.Where(e.Less(value, 0), e.Add(value, num_rows), value)  # [1]
-
-    def is_off(self) -> str:
-        """Scalar: there is no padding."""
-        if self._e.is_static:
-            return self._e.constant(np.bool_(self.is_none))
-        return str(self._e.Equal(self._e.attribute("padding_idx", _INT), spec.NO_PADDING))
-
-    def at(self, index: str) -> str | None:
-        """Which of ``index`` [C, M] are padded; None where that is known to be none."""
-        return None if self.is_none else str(self._e.Equal(index, self.row))
-
-    def count(self, starts: str, ends: str, lengths: str) -> str:
-        """How many positions of each segment are not padded."""
-
-        def counted(b: Emitter) -> str:
-            padded = b.Cast(b.Equal(self._indices, self.row), to=onnx.TensorProto.INT64)
-            before = b.CumSum(b.Concat([0], padded, axis=0), 0)  # [N + 1]: padded ones before a position
-            inside = b.Sub(b.Gather(before, ends), b.Gather(before, starts))
-            return b.Sub(lengths, inside)
-
-        e = self._e
-        return e.select(
-            lambda a: a["padding_idx"] != spec.NO_PADDING,
-            lambda: str(e.Not(self.is_off())),
-            counted,
-            lambda b: lengths,
-        )
+    Their sum has 48 bits, and is rounded once. No DOUBLE comes in unless the table is float64: WebGPU has none.
+    """
+    return e.Add(*(e.cast_to_attribute(e.attribute(n, _FLOAT), "stash_type") for n in (name, name + "_lo")))
 
 
 function, nodes = forms(spec, expand)

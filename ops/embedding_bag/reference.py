@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import decimal
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def embedding_bag(
         x: indices, int32 or int64, [N] with ``offsets`` or [B, L] with a bag per row.
         weight: the table, [V, D], of one of `spec.TABLE_DTYPES`.
         offsets: int32 or int64, [B] (or [B + 1] with ``include_last_offset``): where each bag begins in ``x``.
-        per_sample_weights: of the table's dtype, shaped like ``x``; mode "sum" only.
+        per_sample_weights: of the table's dtype, shaped like ``x``; mode "sum", or mean and sqrtn with a divisor.
         **attributes: those of `spec.Attributes`.
         scale_grad_by_freq, sparse: concern the gradient alone; no effect here.
 
@@ -83,7 +84,7 @@ def pooled(
     output = np.zeros((len(bags), dim), np.float64)
     with np.errstate(all="ignore"):
         for i, (begin, end) in enumerate(bags):
-            positions = [k for k in range(begin, end) if indices[k] != skipped]
+            positions = [k for k in range(begin, end) if is_used(indices[k], skipped, attributes)]
             if not positions:
                 continue
             rows = weight[indices[positions]].astype(np.float64)
@@ -96,9 +97,43 @@ def pooled(
                 output[i] = rows.max(axis=0)
             else:
                 output[i] = rows.sum(axis=0)
-                if mode == "mean":
-                    output[i] /= len(positions)
+                if attributes.divides:
+                    output[i] /= divisor_of(positions, weights, attributes)
     return output
+
+
+def is_used(index: Any, skipped: int | None, attributes: spec.Attributes) -> bool:
+    """Whether a position with this index is one of rows(i); ``skipped``: the padded row, not negative."""
+    return bool(index != skipped and (index >= 0 or attributes.negative == "refuse"))
+
+
+def divisors(
+    x: np.ndarray,
+    offsets: np.ndarray | None,
+    per_sample_weights: np.ndarray | None,
+    num_rows: int,
+    attributes: spec.Attributes,
+) -> np.ndarray:
+    """What each bag's sum is divided by, [B, 1] float64; 1 for bags without rows and for the other modes."""
+    skipped = None if attributes.padding_idx is None else attributes.padding_idx % num_rows
+    weights = None if per_sample_weights is None else per_sample_weights.reshape(-1)
+    indices = x.reshape(-1)
+    bags = _bags(x, offsets, attributes.include_last_offset)
+    found = np.ones((len(bags), 1))
+    for i, bag in enumerate(bags):
+        positions = [k for k in range(*bag) if is_used(indices[k], skipped, attributes)]
+        if positions and attributes.divides:
+            found[i] = divisor_of(positions, weights, attributes)
+    return found
+
+
+def divisor_of(positions: Sequence[int], weights: np.ndarray | None, attributes: spec.Attributes) -> np.float64:
+    """What mean and sqrtn divide by, for a bag of these positions; ``weights``: per_sample_weights [N], or None."""
+    total = np.float64(len(positions))
+    if weights is not None and attributes.divisor == "weights":
+        used = weights[positions].astype(np.float64)
+        total = np.float64((used * used if attributes.mode == "sqrtn" else used).sum())
+    return np.float64(np.sqrt(total) if attributes.mode == "sqrtn" else total)
 
 
 def clip(rows: np.ndarray, max_norm: float, norm_type: float) -> np.ndarray:

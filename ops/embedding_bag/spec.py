@@ -2,14 +2,17 @@
 
 For bag ``i`` whose positions in ``indices`` are ``K(i)``::
 
-    rows(i)   = { k in K(i) : indices[k] != padding_idx }
+    rows(i)   = { k in K(i) : indices[k] != padding_idx, and indices[k] >= 0 where negative is "skip" }
     row(k)    = weight[indices[k]] * clip(indices[k]) * per_sample_weights[k]
     clip(r)   = max_norm / (norm(r) + 1e-7)   where max_norm is given and norm(r) > max_norm, else 1
     norm(r)   = (sum_d |weight[r, d]| ** norm_type) ** (1 / norm_type)     (the largest |.| for inf)
 
-    sum:  output[i] = sum of row(k) over rows(i)
-    mean: output[i] = sum / max(1, |rows(i)|)
-    max:  output[i] = elementwise maximum over rows(i)
+    sum:   output[i] = sum of row(k) over rows(i)
+    mean:  output[i] = sum / n(i)
+    max:   output[i] = elementwise maximum over rows(i)
+    sqrtn: output[i] = sum / sqrt(n(i))
+    n(i)      = |rows(i)|; where divisor is "weights", the sum over rows(i) of per_sample_weights[k] (mean),
+                or of their squares (sqrtn)
     a bag with no rows is a row of zeros in every mode
 
 ``K(i)`` is ``offsets[i] <= k < offsets[i + 1]``. Without ``include_last_offset`` the last bag ends at
@@ -18,8 +21,13 @@ last bag. Positions after that entry belong to no bag and are never read. With 2
 every row of ``indices`` is a bag.
 
 Arithmetic: float16 and bfloat16 tables accumulate in float32, and every result is rounded once, at the
-end. Norms are taken in float32 (double for double). A padded position is skipped: neither its row nor its
-weight is looked at. NaN and infinity in a selected row spread as in ``numpy.sum`` and ``numpy.max``.
+end. Norms are taken in float32 (double for double). A position of ``K(i)`` that is not in ``rows(i)`` is skipped:
+neither its row nor its weight is looked at, and it is not counted. NaN and infinity in a selected row spread as in
+``numpy.sum`` and ``numpy.max``. A division by an n(i) of 0, which only weights can give, is IEEE 754's.
+
+Maxima take no per_sample_weights, and mean and sqrtn only with a divisor: PyTorch rejects them, so what they mean
+must be said. FBGEMM divides by the count, TensorFlow's combiners by the weights. Without per_sample_weights every
+weight is 1, and both divisors are the count. Neither sum nor max have one.
 
 The ONNX operator has one name per combination of inputs (`VARIANTS`), because a function body cannot ask
 whether an input is there. All share these attributes, which `Attributes` declares. Every one of them is
@@ -28,7 +36,7 @@ written on every node, because neither a kernel nor onnx's own inliner sees a fu
 =================== ===== ============================== ===============================================================
 attribute           type  values                         meaning
 =================== ===== ============================== ===============================================================
-mode                INT   0 sum, 1 mean, 2 max           how the rows of a bag are pooled
+mode                INT   0 sum, 1 mean, 2 max, 3 sqrtn  how the rows of a bag are pooled
 padding_idx         INT   in [-V, V), or -2**63 for none a row whose positions are skipped
 max_norm            FLOAT >= 0, or +inf for none         rows with a larger norm are scaled down to it, as they are read
 max_norm_lo         FLOAT                                what rounding max_norm to FLOAT lost
@@ -36,9 +44,11 @@ norm_type           FLOAT > 0                            the p of that norm, inf
 norm_type_lo        FLOAT                                what rounding norm_type to FLOAT lost
 stash_type          INT   1 FLOAT, 11 DOUBLE             the type to accumulate in, DOUBLE for float64 tables
 include_last_offset INT   0 or 1                         the last offset ends the last bag; not on the names with 2D
+negative            INT   0 refuse, 1 skip               whether an index below 0 is an error or skipped
+divisor             INT   0 none, 1 count, 2 weights     what mean and sqrtn with per_sample_weights divide by
 =================== ===== ============================== ===============================================================
-The numbers of mode are ATen's. ONNX has no double attribute, so a float is two FLOAT attributes, whose sum
-has 48 bits.
+The numbers of the first three modes are ATen's. ONNX has no double attribute, so a float is two FLOAT attributes,
+whose sum has 48 bits.
 """
 
 from __future__ import annotations
@@ -57,9 +67,13 @@ from ..variants import BaseVariant, Dims, Value, bag_values
 
 DOMAIN = "ai.lucid"
 VERSION = 1
-Mode = Literal["sum", "mean", "max"]
-#: The modes, each at its number in ONNX, which is ATen's.
+Mode = Literal["sum", "mean", "max", "sqrtn"]
+Negative = Literal["refuse", "skip"]
+Divisor = Literal["count", "weights"]
+#: The modes, each at its number in ONNX.
 MODES: tuple[str, ...] = get_args(Mode)
+#: Those that PyTorch has, each at its number in ATen.
+ATEN_MODES = MODES[:3]
 #: The ``padding_idx`` attribute that stands for "no padding": no legal value, and no index equals it
 #: even after the number of rows was added.
 NO_PADDING = -(2**63)
@@ -157,15 +171,27 @@ class Attributes(BaseAttributes):
         where="not on the names with 2D",
         applies=lambda op: not op.two_d,
     )
+    negative: str = attribute(
+        Choice({text: number for number, text in enumerate(get_args(Negative))}),
+        "refuse",
+        "whether an index below 0 is an error or skipped",
+        keyword_only=True,
+    )
+    divisor: str | None = attribute(
+        Choice({text: 1 + number for number, text in enumerate(get_args(Divisor))}, none=0),
+        None,
+        "what mean and sqrtn with per_sample_weights divide by",
+        keyword_only=True,
+    )
 
     def check(self, *, weighted: bool, num_rows: int | None) -> None:
-        """Raise ValueError for weights with mode mean or max, and a padding_idx outside the table.
+        """Raise ValueError for weights that the mode does not take, and a padding_idx outside the table.
 
         Args:
             weighted: whether per_sample_weights are given.
             num_rows: V, or None where it is not known yet.
         """
-        if weighted and self.mode != "sum":
+        if weighted and self.mode != "sum" and not (self.divides and self.divisor):
             raise ValueError(f"per_sample_weights needs mode 'sum', got mode = {self.mode!r}")
         if self.padding_idx is None:
             return
@@ -176,6 +202,11 @@ class Attributes(BaseAttributes):
             raise ValueError(
                 f"padding_idx = {self.padding_idx} is outside [-{num_rows}, {num_rows}), the rows of weight"
             )
+
+    @property
+    def divides(self) -> bool:
+        """Whether the mode divides the sum of a bag's rows."""
+        return self.mode in ("mean", "sqrtn")
 
     def as_table(self, dtype: str, shape: Dims | None) -> tuple[str, Dims | None]:
         """What the table's input stands for: the dtype and shape of its rows, of those that the input has."""
@@ -190,6 +221,8 @@ class Keywords(TypedDict, total=False):
     max_norm: float | None
     norm_type: float
     include_last_offset: bool
+    negative: Negative
+    divisor: Divisor | None
 
 
 def check_table(weight: np.ndarray) -> None:
@@ -213,7 +246,7 @@ def check_inputs(
 
     Raises:
         TypeError: a dtype outside the table above.
-        IndexError: an index outside [0, V) at a position that belongs to a bag and is not padded.
+        IndexError: an index outside [0, V) at a position that belongs to a bag and is not skipped.
         ValueError: everything else.
     """
     check_table(weight)
@@ -225,13 +258,21 @@ def check_inputs(
         check_offsets(offsets, len(indices), attributes.include_last_offset)
         if attributes.include_last_offset:
             used = indices[: int(offsets[-1])]
-    bad = (used < 0) | (used >= num_rows)
-    if attributes.padding_idx is not None:
-        bad &= used != attributes.padding_idx % num_rows
+    bad = bad_indices(used, num_rows, attributes)
     if bad.any():
         k = np.unravel_index(int(bad.argmax()), bad.shape)
         where = ", ".join(str(int(i)) for i in k)
         raise IndexError(f"indices[{where}] = {int(used[k])} is outside [0, {num_rows})")
+
+
+def bad_indices(indices: np.ndarray, num_rows: int, attributes: Attributes) -> np.ndarray:
+    """Which indices are neither of a row nor skipped, bool."""
+    bad = (indices < 0) | (indices >= num_rows)
+    if attributes.padding_idx is not None:
+        bad &= indices != attributes.padding_idx % num_rows
+    if attributes.negative == "skip":
+        bad &= indices >= 0
+    return np.asarray(bad)
 
 
 def check_layout(

@@ -107,11 +107,16 @@ def suite() -> dict[str, Case]:
 
 def _generate() -> Iterator[Case]:
     yield make("collection_packed_weights_padding", "packed", dims=(2, 4), mode="sum", weighted=True, padding_idx=-2)
-    for layout, mode in itertools.product(spec.LAYOUTS, bags.MODES):
+    for layout, mode in itertools.product(spec.LAYOUTS, bags.ATEN_MODES):
         yield make(f"collection_{layout}_{mode}", layout, mode=mode, max_norm=1.1, padding_idx=1, slack=2)
     for layout, dtype in itertools.product(spec.LAYOUTS, ("float16", "bfloat16", "float64")):
         yield make(f"collection_{layout}_{dtype}", layout, mode="sum", dtype=dtype, weighted=True)
     for layout in spec.LAYOUTS:
+        for mode, divisor in itertools.product(("mean", "sqrtn"), ("count", "weights")):
+            given: dict[str, Any] = {"mode": mode, "divisor": divisor, "weighted": True}
+            yield make(f"collection_{layout}_{mode}_{divisor}", layout, padding_idx=1, negative="skip", **given)
+        for mode in bags.MODES:
+            yield make(f"collection_{layout}_skip_{mode}", layout, mode=mode, padding_idx=2, negative="skip")
         yield make(f"collection_{layout}_int32", layout, index_dtype="int32")
         yield make(f"collection_{layout}_no_bags", layout, lengths=(), length=2)
         yield make(f"collection_{layout}_no_columns", layout, dims=(0, 2, 0), mode="max")

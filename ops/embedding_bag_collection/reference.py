@@ -33,7 +33,7 @@ def embedding_bag_collection(
         x: the indices [N_t] or [B, L_t] of each table; with ``packed`` those of all, [N].
         weights: the tables [V_t, D_t], of one dtype.
         offsets: those of each table; with ``packed`` those of all, [T * B + 1].
-        per_sample_weights: those of each table, or of all; mode "sum" only.
+        per_sample_weights: those of each table, or of all; mode "sum", or mean and sqrtn with a divisor.
         packed: one array has the indices of all tables. It needs include_last_offset.
         **attributes: those of `..embedding_bag.spec.Attributes`.
 

@@ -295,9 +295,7 @@ def check_inputs(op: Variant, given: Mapping[str, np.ndarray], attributes: Attri
                 continue
             inside = bounds(op, given["offsets"], t)
             used = given["indices"][inside[0] : inside[-1]]
-            bad = (used < 0) | (used >= table.shape[0])
-            if attributes.padding_idx is not None:
-                bad &= used != attributes.padding_idx % table.shape[0]
+            bad = embedding_bag.bad_indices(used, table.shape[0], attributes)
             if bad.any():
                 k = int(bad.argmax())
                 raise IndexError(f"indices[{int(inside[0]) + k}] = {int(used[k])} is outside [0, {table.shape[0]})")

@@ -5,7 +5,7 @@ positions are sorted by row, the rows that occur become bags, and `..embedding_b
 fixed order of additions. Then each row of the table reads its sum, if it has one: nothing is scattered to a target
 that occurs twice, and no scatter has a reduction (with one it races in ONNX Runtime, see there).
 
-Positions that are padded or belong to no bag are left out at the start: after ``valid`` there is no padding.
+Positions that are skipped or belong to no bag are left out at the start: after ``valid`` none is skipped.
 
 Of the names without Weighted, mode "max" alone looks at the table. It takes the bags' maxima by the same lowering,
 and of the rows that are equal to theirs the first, by a count of those before. That is in an If that ONNX
@@ -21,12 +21,27 @@ from typing import NamedTuple
 import onnx
 
 from ..embedding_bag import spec as bags
-from ..embedding_bag.lowering import Segments, Table, clipped, pool, read_bags, refusal, stash
+from ..embedding_bag.lowering import (
+    Segments,
+    Table,
+    as_counts,
+    by_weights,
+    clipped,
+    divides,
+    divisor_of,
+    is_by_weights,
+    is_dividing,
+    pool,
+    read_bags,
+    refusal,
+    stash,
+    where_sqrtn,
+)
 from ..emit import Emitter, forms
 from . import spec
 
 _INT = onnx.AttributeProto.INT
-_MEAN, _MAX = bags.MODES.index("mean"), bags.MODES.index("max")
+_MAX = bags.MODES.index("max")
 
 
 def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], outputs: Sequence[str]) -> None:
@@ -41,8 +56,10 @@ def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], outputs: Sequenc
     if op.weighted:
         flat = e.cast_to_attribute(e.Reshape(named["per_sample_weights"], [-1]), "stash_type")
         weights = e.Gather(flat, at.valid)  # [M]
+        gradient = _divided(e, gradient, at, weights)
         rows = _rows(e, weight, at.row)
         products = e.reduce("ReduceSum", e.Mul(rows, e.Gather(gradient, at.bag)), 1)
+        products = _through_divisor(e, products, weights, at)
         spread = e.ScatterElements(e.Expand(stash(e, 0), at.bags.num_indices), at.valid, products)
         spread = e.Reshape(spread, e.Shape(named["indices"]), allowzero=1)
         e.node("CastLike", (spread, weight), {}, result["grad_per_sample_weights"])
@@ -56,7 +73,7 @@ def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], outputs: Sequenc
 
 
 class _Positions(NamedTuple):
-    """The M positions that belong to a bag and are not padded, in order."""
+    """The M positions that belong to a bag and are not skipped, in order."""
 
     bags: Segments
     valid: str  #: [M]: their numbers
@@ -74,7 +91,7 @@ def _positions(e: Emitter, op: spec.Variant, named: dict[str, str]) -> _Position
     num_rows, dim = e.Shape(named["weight"], start=0, end=1), e.Shape(named["weight"], start=1)
     found = read_bags(e, op, named, num_rows)
     indices = found.indices
-    used = _not_padded(e, indices, num_rows)
+    used = e.Not(e.Equal(indices, found.skipped.row))
     if not op.two_d:  # the last bag's end, or where there is no bag its start, which is 0 too
         end = e.reduce("ReduceMax", e.Concat(found.ends, [0], axis=0), 0, keepdims=1)
         used = e.And(used, e.Less(e.Range(0, e.Squeeze(found.num_indices), 1), end))
@@ -96,12 +113,6 @@ def _positions(e: Emitter, op: spec.Variant, named: dict[str, str]) -> _Position
     return _Positions(found, valid, e.Gather(indices, valid), bag, starts, counts, count, num_rows, dim)
 
 
-def _not_padded(e: Emitter, indices: str, num_rows: str) -> str:
-    """[N]: which indices are not the padded row. (`NO_PADDING` + V is below every index, as every index is >= 0.)"""
-    value = e.attribute("padding_idx", _INT)
-    return str(e.Not(e.Equal(indices, e.Where(e.Less(value, 0), e.Add(value, num_rows), value))))
-
-
 def _rows(e: Emitter, weight: str, index: str, *, ties: bool = False) -> str:
     """The rows [K, D] of the table as a bag reads them, for index [K]; with ``ties`` equal ones are equal bits."""
     rows = e.cast_to_attribute(e.Gather(weight, e.Unsqueeze(index, [0])), "stash_type")
@@ -116,13 +127,8 @@ class _Source(NamedTuple):
 
 
 def _values(e: Emitter, weight: str, gradient: str, at: _Positions) -> _Source:
-    """The rows of grad_output for a sum, divided for a mean; for max a row of values for each position."""
-    divided = e.select(
-        lambda a: a["mode"] == _MEAN,
-        lambda: e.Equal(e.attribute("mode", _INT), _MEAN),
-        lambda b: b.Div(gradient, b.Unsqueeze(b.cast_to_attribute(b.Max(at.counts, 1), "stash_type"), [1])),
-        lambda b: gradient,
-    )
+    """The rows of grad_output for a sum, divided for mean and sqrtn; for max a row of values for each position."""
+    divided = _divided(e, gradient, at, None)
     if e.is_static and not e.knows(lambda a: a["mode"] == _MAX):
         return _Source(divided, at.bag)
     is_max = e.Equal(e.attribute("mode", _INT), _MAX)
@@ -139,6 +145,56 @@ def _values(e: Emitter, weight: str, gradient: str, at: _Positions) -> _Source:
     )
     number = e.Range(0, e.Squeeze(at.total), 1)
     return _Source(table, number if e.is_static else e.Where(is_max, number, at.bag))
+
+
+def _divided(e: Emitter, gradient: str, at: _Positions, weights: str | None) -> str:
+    """grad_output [B, D] divided as its bag is; ``weights`` are those of the M positions."""
+
+    def by_count(b: Emitter) -> str:
+        return str(b.Div(gradient, divisor_of(b, as_counts(b, at.counts))))
+
+    if weights is None:
+        return e.select(divides, lambda: is_dividing(e), by_count, lambda b: gradient)
+    divided = e.select(
+        lambda a: divides(a) and not by_weights(a),
+        lambda: e.And(is_dividing(e), e.Not(is_by_weights(e))),
+        by_count,
+        lambda b: gradient,
+    )
+    return e.select(
+        by_weights,
+        lambda: is_by_weights(e),
+        lambda b: b.Div(gradient, divisor_of(b, _totals(b, [_shares(b, weights)], at))),
+        lambda b: divided,
+    )
+
+
+def _shares(e: Emitter, weights: str) -> str:
+    """What a position adds to its bag's total, [M, 1]."""
+    column = e.Unsqueeze(weights, [1])
+    return where_sqrtn(e, e.Mul(column, column), column)
+
+
+def _totals(e: Emitter, columns: list[str], at: _Positions) -> str:
+    """The sums of each bag of columns [M, 1], side by side; ones for bags without positions."""
+    values = e.Concat(*columns, axis=1)
+    table = Table(at.total, e.int64([len(columns)]), lambda e, index: e.Gather(values, index), values)
+    sums = _pool(e, "sum", table, e.Range(0, e.Squeeze(at.total), 1), at.starts, at)
+    return str(e.Where(e.Unsqueeze(e.Greater(at.counts, 0), [1]), sums, stash(e, 1)))
+
+
+def _through_divisor(e: Emitter, products: str, weights: str, at: _Positions) -> str:
+    """The gradient of the weights [M], given as if their bag's divisor did not depend on them."""
+
+    def corrected(b: Emitter) -> str:
+        column, product = b.Unsqueeze(weights, [1]), b.Unsqueeze(products, [1])
+        totals = _totals(b, [_shares(b, weights), b.Mul(column, product)], at)  # [B, 2]
+        divisor = divisor_of(b, b.Slice(totals, [0], [1], [1]))
+        common = b.Gather(b.Div(b.Slice(totals, [1], [2], [1]), divisor), at.bag)  # [M, 1]
+        share = where_sqrtn(b, b.Div(b.Mul(common, column), b.Gather(divisor, at.bag)), common)
+        return b.Squeeze(b.Sub(product, share), [1])
+
+    return e.select(by_weights, lambda: is_by_weights(e), corrected, lambda b: products)
 
 
 def _of_maximum(e: Emitter, rows: str, gradient: str, at: _Positions) -> str:

@@ -60,7 +60,7 @@ def embedding_bag_grad(
     offsets = None if offsets is None else np.asarray(offsets)
     weights = None if per_sample_weights is None else np.asarray(per_sample_weights)
     attributes = spec.Attributes(
-        mode, padding_idx, max_norm, norm_type, include_last_offset, scale_grad_by_freq, **further
+        mode, padding_idx, max_norm, norm_type, include_last_offset, scale_grad_by_freq=scale_grad_by_freq, **further
     )
     op = spec.variant(sparse=sparse, two_d=x.ndim == 2, weighted=weights is not None)
     found = entries(grad_output, x, weight, offsets, weights, attributes)
@@ -88,8 +88,12 @@ def entries(
     offsets: np.ndarray | None,
     per_sample_weights: np.ndarray | None,
     attributes: spec.Attributes,
+    *,
+    magnitudes: bool = False,
 ) -> Entries:
     """What each position gives, in float64.
+
+    With ``magnitudes``, how large what is added up is, for inputs that are magnitudes.
 
     Raises:
         TypeError, IndexError, ValueError: see `spec.check_inputs`.
@@ -104,7 +108,7 @@ def entries(
     values: list[np.ndarray] = []
     with np.errstate(all="ignore"):
         for gradient, bag in zip(grad_output.astype(np.float64), _bags(indices, offsets, attributes), strict=True):
-            kept = [k for k in bag if flat[k] != skipped]
+            kept = [k for k in bag if embedding_bag.is_used(flat[k], skipped, attributes)]
             if not kept:
                 continue
             positions += kept
@@ -113,10 +117,20 @@ def entries(
                 won = np.arange(len(kept))[:, None] == _first_maximum(rows)
                 values.append(np.where(won, gradient, 0.0))
             else:
-                part = gradient / len(kept) if attributes.mode == "mean" else gradient
+                divisor = embedding_bag.divisor_of(kept, weights, attributes) if attributes.divides else np.float64(1)
                 factor = np.ones(len(kept)) if weights is None else weights[kept]
-                values.append(part * factor[:, None])
-            of_weights[kept] = (gradient * rows.astype(np.float64)).sum(axis=1)
+                by_weights = attributes.divides and attributes.divisor == "weights"
+                if magnitudes and by_weights and weights is not None:
+                    # A relative error of the divisor, which may cancel, is one of all that it divides.
+                    largest = embedding_bag.divisor_of(kept, np.abs(weights), attributes)
+                    divisor, factor = np.abs(divisor) / (1 + largest / np.abs(divisor)), np.abs(factor)
+                values.append(gradient / divisor * factor[:, None])
+                dots = (gradient / divisor * rows.astype(np.float64)).sum(axis=1)
+                if by_weights:
+                    shares = np.ones(len(kept)) if attributes.mode == "mean" else factor / divisor
+                    through = (factor * dots).sum() / divisor * shares
+                    dots = dots + through if magnitudes else dots - through
+                of_weights[kept] = dots
         found = np.concatenate([np.zeros((0, dim)), *values])
         used = flat[positions]
         if attributes.scale_grad_by_freq:

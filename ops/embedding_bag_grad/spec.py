@@ -1,10 +1,10 @@
 """EmbeddingBagGrad: the gradient of EmbeddingBag, with respect to its table and its per_sample_weights.
 
 With the names of `..embedding_bag.spec`, ``g[i]`` the row of ``grad_output`` for bag ``i``, ``k`` a position of
-``rows(i)``, ``x = indices[k]`` and ``clipped(k) = weight[x] * clip(x)``, position ``k`` gives row ``x`` ::
+``rows(i)``, ``x = indices[k]``, ``clipped(k) = weight[x] * clip(x)``, and ``d(i)`` what the bag's sum is divided by
+(n(i) for a mean, its square root for sqrtn, else 1), position ``k`` gives row ``x`` ::
 
-    sum:  value(k) = g[i] * per_sample_weights[k]
-    mean: value(k) = g[i] / |rows(i)|
+    sum, mean, sqrtn: value(k) = g[i] / d(i) * per_sample_weights[k]
     max:  value(k) = g[i] in the columns where k is the first of rows(i) whose clipped(k) is the maximum, else 0
           (a NaN is the maximum, and of several the first)
 
@@ -13,11 +13,16 @@ With the names of `..embedding_bag.spec`, ``g[i]`` the row of ``grad_output`` fo
     dense:   grad_weight[r] = sum of value(k) over the positions with indices[k] = r; a row of zeros if there are none
     sparse:  rows = the indices[k], values = the value(k), of every k in any rows(i), in the order of positions
              (of [B, L] row by row): duplicates stay apart
-    grad_per_sample_weights[k] = sum over d of g[i][d] * clipped(k)[d], and 0 for a k that is in no rows(i)
+    dot(k) = sum over the columns of g[i] / d(i) * clipped(k)
+    grad_per_sample_weights[k] = dot(k), and 0 for a k that is in no rows(i)
+    where divisor is "weights", d(i) is made of them too, and with
+    c(i) = sum of per_sample_weights[j] * dot(j) / d(i) over j in rows(i)
+    mean:  grad_per_sample_weights[k] = dot(k) - c(i)
+    sqrtn: grad_per_sample_weights[k] = dot(k) - c(i) * per_sample_weights[k] / d(i)
 
 So the clip itself is not differentiated, as in PyTorch, which writes clipped rows back into its table before it
 looks them up: ``grad_weight`` is not multiplied by it, and ``clipped`` is not replaced by the table's own rows.
-Padded positions, and those that belong to no bag, are neither read nor written to: nothing is multiplied by 0,
+Skipped positions, and those that belong to no bag, are neither read nor written to: nothing is multiplied by 0,
 so that a NaN or an infinity reaches the rows of its own bag alone.
 
 Arithmetic: float16 and bfloat16 accumulate in float32, and every number of an output is rounded once, at the end:

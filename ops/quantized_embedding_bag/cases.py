@@ -87,7 +87,10 @@ class Case:
         if self.bias is not None:
             size = np.abs(self._rows - self.bias[:, None]) + np.abs(self.bias[:, None])
         weights = None if self.per_sample_weights is None else np.abs(self.per_sample_weights.astype(np.float64))
-        allowed = _RELATIVE * self._pooled(size, weights)
+        magnitude = self._pooled(size, weights)
+        if self.op.weighted and self.attributes.divides and self.attributes.divisor == "weights":
+            magnitude = embedding_bag.through_divisor(self, len(self.table), magnitude)
+        allowed = _RELATIVE * magnitude
         if self.scale.dtype == np.float16:  # the one rounding at the end
             allowed = allowed + 2.0**-11 * np.abs(self.exact) + 2.0**-25
         return allowed
@@ -151,6 +154,16 @@ def _generate() -> Iterator[Case]:
         yield make(f"{kind}_{layout}_no_rows", kind, "bias", rows=0, lengths=(0, 0), layout=layout, length=0)
     for kind in spec.CODES_TYPES:
         yield make(f"{kind}_long_among_short", kind, "bias", dim=3, lengths=(1, 0, 700, 2, *(1,) * 20))
+        for mode, divisor in itertools.product(("mean", "sqrtn"), ("count", "weights")):
+            given: dict[str, Any] = {"mode": mode, "divisor": divisor, "weighted": True, "padding_idx": 1}
+            yield make(f"{kind}_{mode}_{divisor}", kind, "bias", layout="rows", negative="skip", **given)
+            yield make(f"{kind}_{mode}_{divisor}_float16", kind, "zero_point", "float16", **given)
+            yield make(f"{kind}_{mode}_{divisor}_long", kind, None, dim=33, lengths=(1500, 0, 70), **given)
+        for mode in ("sum", "mean", "max", "sqrtn"):
+            yield make(f"{kind}_skip_{mode}", kind, "bias", mode=mode, padding_idx=2, negative="skip")
+        yield make(
+            f"{kind}_skip_weights", kind, "zero_point", mode="sum", layout="rows", weighted=True, negative="skip"
+        )
         yield make(f"{kind}_int32", kind, "zero_point", mode="sum", index_dtype="int32", offsets_dtype="int64")
 
 

@@ -24,9 +24,9 @@ SLACK = 5
 #: Fields of the C interface's struct for the case ``weights``, and the message that rejects them; None where it depends
 #: on the indices.
 BAD_STRUCTS: list[tuple[dict[str, Any], str | None]] = [
-    ({"size_bytes": 0}, "size_bytes = 0 is not 176"),
-    ({"size_bytes": 137}, "size_bytes = 137 is not 176"),
-    ({"size_bytes": -1}, "size_bytes = -1 is not 176"),
+    ({"size_bytes": 0}, "size_bytes = 0 is not 184"),
+    ({"size_bytes": 137}, "size_bytes = 137 is not 184"),
+    ({"size_bytes": -1}, "size_bytes = -1 is not 184"),
     ({"dtype": -1}, "dtype = -1 is unknown"),
     ({"dtype": 8}, "dtype = 8 is unknown"),
     ({"index_type": 2}, "index_type = 2 is unknown"),
@@ -39,8 +39,14 @@ BAD_STRUCTS: list[tuple[dict[str, Any], str | None]] = [
     ({"indices_shape": (-1, 0)}, "a size is negative"),
     ({"indices_shape": (3, MIN64), "indices_rank": 2}, "a size is negative"),
     ({"num_offsets": -1}, "a size is negative"),
-    ({"mode": 3}, "mode = 3 is not 0 (sum), 1 (mean) or 2 (max)"),
-    ({"mode": -1}, "mode = -1 is not 0 (sum), 1 (mean) or 2 (max)"),
+    ({"mode": 4}, "mode = 4 is not 0 (sum), 1 (mean), 2 (max) or 3 (sqrtn)"),
+    ({"mode": -1}, "mode = -1 is not 0 (sum), 1 (mean), 2 (max) or 3 (sqrtn)"),
+    ({"negative": 2}, "negative = 2 is not 0 (refuse) or 1 (skip)"),
+    ({"negative": -1}, "negative = -1 is not 0 (refuse) or 1 (skip)"),
+    ({"divisor": 3}, "divisor = 3 is not 0 (none), 1 (count) or 2 (weights)"),
+    ({"divisor": -1}, "divisor = -1 is not 0 (none), 1 (count) or 2 (weights)"),
+    ({"mode": 3}, "per_sample_weights needs mode 'sum', got mode = 'sqrtn'"),
+    ({"mode": 2, "divisor": 1}, "per_sample_weights needs mode 'sum', got mode = 'max'"),
     ({"mode": 1}, "per_sample_weights needs mode 'sum', got mode = 'mean'"),
     ({"max_norm": -1.0}, "max_norm = -1 must be >= 0"),
     ({"max_norm": math.nan}, "max_norm = nan must be >= 0"),
@@ -132,7 +138,7 @@ def _garbage(seed: int) -> cases.Case:
             places = random.randint(0, len(offsets), random.choice([0, 0, 1, 3]))
             offsets[places] = random.choice([-1, count + 1, ends.min, ends.max, count, 2**31 - 1], len(places))
         offsets = offsets.astype(offset_dtype)
-    mode = str(random.choice(spec.MODES))
+    mode = str(random.choice(spec.ATEN_MODES))
     dtype = spec.TABLE_DTYPES[random.randint(len(spec.TABLE_DTYPES))]
     weighted = mode == "sum" and random.rand() < 0.5
     return cases.Case(

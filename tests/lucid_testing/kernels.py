@@ -58,6 +58,8 @@ class Args(ctypes.Structure):
         ("scale_stride", ctypes.c_int32),
         ("output_type", ctypes.c_int32),
         ("row_stride", ctypes.c_int32),
+        ("negative", ctypes.c_int32),
+        ("divisor", ctypes.c_int32),
     )
 
 
@@ -155,6 +157,8 @@ def arguments(case: BagCase, output: np.ndarray | None = None, **overrides: Any)
         "index_type": int(case.indices.dtype == np.int64),
         "offset_type": int(case.offsets is not None and case.offsets.dtype == np.int64),
         "mode": spec.MODES.index(a.mode),
+        "negative": int(a.negative == "skip"),
+        "divisor": (None, "count", "weights").index(a.divisor),
         "indices_rank": case.indices.ndim,
         "include_last_offset": int(a.include_last_offset),
         "output_type": ["float32", "float16", "bfloat16", "float64"].index(case.weight.dtype.name),

@@ -48,7 +48,7 @@ FACTORS = np.linspace(-1, 1, 8, dtype=np.float32)
 FLAT = {"i": INDICES, "o": STARTS}
 #: What is exported: the module's arguments, what it is called with, and the exporters' settings.
 LEGACY: dict[str, tuple[dict[str, Any], dict[str, np.ndarray], int]] = {
-    **{f"{mode}-{opset}": ({"mode": mode}, FLAT, opset) for mode in spec.MODES for opset in (11, 13, 16, 17, 18)},
+    **{f"{mode}-{opset}": ({"mode": mode}, FLAT, opset) for mode in spec.ATEN_MODES for opset in (11, 13, 16, 17, 18)},
     "weights-11": ({"mode": "sum"}, {**FLAT, "w": FACTORS}, 11),
     "weights-17": ({"mode": "sum"}, {**FLAT, "w": FACTORS}, 17),
     "last-sum": ({"mode": "sum", "include_last_offset": True}, {"i": INDICES, "o": ENDS}, 17),
@@ -61,9 +61,9 @@ LEGACY: dict[str, tuple[dict[str, Any], dict[str, np.ndarray], int]] = {
     "int32": ({"mode": "max"}, {"i": INDICES.astype(np.int32), "o": STARTS.astype(np.int32)}, 17),
 }
 DYNAMO: dict[str, tuple[dict[str, Any], dict[str, np.ndarray], bool]] = {
-    **{mode: ({"mode": mode}, FLAT, True) for mode in spec.MODES},
-    **{f"{mode}-plain": ({"mode": mode}, FLAT, False) for mode in spec.MODES},
-    **{f"{mode}-padded": ({"mode": mode, "padding_idx": 2}, FLAT, True) for mode in spec.MODES},
+    **{mode: ({"mode": mode}, FLAT, True) for mode in spec.ATEN_MODES},
+    **{f"{mode}-plain": ({"mode": mode}, FLAT, False) for mode in spec.ATEN_MODES},
+    **{f"{mode}-padded": ({"mode": mode, "padding_idx": 2}, FLAT, True) for mode in spec.ATEN_MODES},
     "mean-padded-plain": ({"mode": "mean", "padding_idx": -1}, FLAT, False),
     "weights": ({"mode": "sum"}, {**FLAT, "w": FACTORS}, True),
     "weights-padded": ({"mode": "sum", "padding_idx": 4}, {**FLAT, "w": FACTORS}, True),

@@ -898,8 +898,8 @@ void TestInvalidArguments() {
   with("max_norm = -1 must be >= 0", [](Case* c) { c->max_norm = -1; });
   with("max_norm = nan must be >= 0", [](Case* c) { c->max_norm = std::abs(kNan); });
   with("norm_type = 0 must be > 0", [](Case* c) { c->norm_type = 0; });
-  with("mode = 3 is not 0 (sum), 1 (mean) or 2 (max)", [](Case* c) { c->mode = 3; });
-  with("mode = -1 is not 0 (sum), 1 (mean) or 2 (max)", [](Case* c) { c->mode = -1; });
+  with("mode = 4 is not 0 (sum), 1 (mean), 2 (max) or 3 (sqrtn)", [](Case* c) { c->mode = 4; });
+  with("mode = -1 is not 0 (sum), 1 (mean), 2 (max) or 3 (sqrtn)", [](Case* c) { c->mode = -1; });
   with("per_sample_weights needs mode 'sum', got mode = 'mean'", [](Case* c) {
     c->mode = kMean;
     c->weighted = true;
@@ -911,7 +911,7 @@ void TestInvalidArguments() {
 
   Case c = SmallCase();
   c.args.size_bytes = 8;
-  rejects(&c, "size_bytes = 8 is not 176");
+  rejects(&c, "size_bytes = 8 is not 184");
   c = SmallCase();
   c.args.dtype = 8;
   rejects(&c, "dtype = 8 is unknown");

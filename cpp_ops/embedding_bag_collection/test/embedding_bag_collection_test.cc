@@ -310,8 +310,8 @@ void TestInvalidArguments() {
                      [](Case* c) { c->args[0].include_last_offset = 0; });
   ExpectInvalidAfter(kRagged, "table 1 has 199 bags, table 0 has 200: they must be equal",
                      [](Case* c) { c->args[1].num_offsets = 200; });
-  ExpectInvalidAfter(kRagged, "table 2: mode = 3 is not 0 (sum), 1 (mean) or 2 (max)",
-                     [](Case* c) { c->args[2].mode = 3; });
+  ExpectInvalidAfter(kRagged, "table 2: mode = 4 is not 0 (sum), 1 (mean), 2 (max) or 3 (sqrtn)",
+                     [](Case* c) { c->args[2].mode = 4; });
   ExpectInvalidAfter(kRagged, "table 1: output_type = 3, table 0 has 0: they must be equal",
                      [](Case* c) { c->args[1].dtype = c->args[1].output_type = kFloat64; });
   ExpectInvalidAfter(kRagged, "table 2: padding_idx = 10 is outside [-10, 10), the rows of weight",

@@ -503,13 +503,13 @@ void TestInvalidArguments() {
           [](Case* c) { c->args.forward.padding_idx = 50; });
   rejects("max_norm = -1 must be >= 0", [](Case* c) { c->args.forward.max_norm = -1; });
   rejects("norm_type = 0 must be > 0", [](Case* c) { c->args.forward.norm_type = 0; });
-  rejects("mode = 3 is not 0 (sum), 1 (mean) or 2 (max)",
-          [](Case* c) { c->args.forward.mode = 3; });
+  rejects("mode = 4 is not 0 (sum), 1 (mean), 2 (max) or 3 (sqrtn)",
+          [](Case* c) { c->args.forward.mode = 4; });
   rejects("per_sample_weights needs mode 'sum', got mode = 'mean'", [](Case* c) {
     c->args.forward.mode = kMean;
     c->args.forward.per_sample_weights = c->weight_bytes.data();
   });
-  rejects("size_bytes = 8 is not 256", [](Case* c) { c->args.size_bytes = 8; });
+  rejects("size_bytes = 8 is not 264", [](Case* c) { c->args.size_bytes = 8; });
   rejects("sparse = 2 is not 0 or 1", [](Case* c) { c->args.sparse = 2; });
   rejects("scale_grad_by_freq = -1 is not 0 or 1",
           [](Case* c) { c->args.scale_grad_by_freq = -1; });

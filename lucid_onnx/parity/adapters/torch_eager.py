@@ -10,6 +10,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from lucid_onnx.ops.embedding_bag.spec import ATEN_MODES
 from lucid_onnx.parity.runtime import Program, UnsupportedError
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -31,6 +32,9 @@ class _Torch:
         operator = call.pop("operator")
         if operator not in _CALLS:
             raise UnsupportedError(f"the comparison cannot call torch for {operator}")
+        later = (call.pop("negative", "refuse"), call.pop("divisor", None))
+        if later != ("refuse", None) or call["mode"] not in ATEN_MODES:
+            raise UnsupportedError("torch has no mode sqrtn, no divisor of weighted means and skips no negative index")
         if operator == "quantized_embedding_bag" and (call["padding_idx"], call["max_norm"]) != (None, None):
             raise UnsupportedError("torch's quantised bags have no padding_idx and no max_norm")
         return _CALLS[operator], call

@@ -43,12 +43,12 @@ def aten(node: ir.Node, inputs: Sequence[Expression | None]) -> Bag | str:
         if not isinstance(value, int):
             return f"its {name} is {value!r}, expected an integer"
         settings[name] = int(value)
-    if settings["mode"] not in range(len(spec.MODES)):
+    if settings["mode"] not in range(len(spec.ATEN_MODES)):
         return f"its mode is {settings['mode']}, expected 0 (sum), 1 (mean) or 2 (max)"
     if settings["padding_idx"] < -1:
         return f"its padding_idx is {settings['padding_idx']}"
     attributes = spec.Attributes(
-        spec.MODES[settings["mode"]],
+        spec.ATEN_MODES[settings["mode"]],
         padding_idx=None if settings["padding_idx"] == -1 else settings["padding_idx"],
         include_last_offset=bool(settings["include_last_offset"]),
     )

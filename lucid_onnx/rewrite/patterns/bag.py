@@ -91,7 +91,8 @@ class Bag:
             return f"per_sample_weights have type {_type_name(weights)}, the table has {_type_name(table)}"
         if weights is not None and weights.rank != self.indices.rank:
             return f"per_sample_weights have {_rank_name(weights)}, expected as many as the indices"
-        if self.indices.array is not None and (self.indices.array < 0).any():
+        refuses = self.attributes.negative == "refuse"
+        if refuses and self.indices.array is not None and (self.indices.array < 0).any():
             return f"the indices are constant, and {int(self.indices.array.min())} is among them"
         rows = table.dims[0] if table.dims is not None and isinstance(table.dims[0], int) else None
         try:

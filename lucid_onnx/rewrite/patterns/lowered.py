@@ -11,7 +11,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import onnx
 import onnx_ir as ir
@@ -136,10 +136,12 @@ _Writer = Callable[[str, "tuple[tuple[str, int | float], ...]", int, Ragged], ir
 
 
 def _way_of(root: Expression) -> str | None:
-    """How a bag may have been lowered: Cast? Div? and then the rows of three rounds, of a Loop, or of all bags."""
+    """How a bag may have been lowered: Cast? Div? Slice? and then the rows of three rounds, a Loop, or all bags."""
     e = without_cast(root)
     e = input_of(e, "Div") or e
     rows = first_input(e)
+    if e.op == "Slice" and rows is not None and rows.op in ("Gather", "Slice"):  # without a column of weights
+        e, rows = rows, first_input(rows)
     if e.op == "Gather" and rows is not None and rows.op == "Concat":
         return {4: "blocks", 3: "padded"}.get(len(rows.inputs))
     if e.op == "Where" and len(e.inputs) == 3 and e.inputs[1] is not None:  # a maximum
@@ -195,7 +197,7 @@ def _inputs(parts: list[Expression], flat: Expression, weights: Expression | Non
 
 def _mode(root: Expression, parts: list[Expression]) -> str:
     if any(e.op == "Div" for e in (root, first_input(root)) if e is not None):
-        return "mean"
+        return "sqrtn" if any(e.op == "Sqrt" for e in parts) else "mean"
     # A maximum looks for NaN, which ReduceMax would lose.
     return "max" if any(e.op == "IsNaN" and not _is_of_norm(e) for e in parts) else "sum"
 
@@ -211,11 +213,14 @@ def _attributes(parts: list[Expression], mode: str, *, two_d: bool) -> Iterator[
     """What may have been written, the most particular first."""
     paddings = {None, *(v for p in parts if p.op == "Equal" for v in _paddings(p))}
     clips = list(dict.fromkeys((None, *(_clip(p) for p in parts if p.op == "Greater"))))
-    for last in (False,) if two_d else (False, True):
-        for padding_idx in sorted(paddings, key=lambda p: (p is None, p or 0)):
-            for clip in reversed(clips):
-                max_norm, norm_type = clip or (None, 2.0)
-                yield spec.Attributes(mode, padding_idx, max_norm, norm_type, last)
+    lasts = (False,) if two_d else (False, True)
+    ordered = sorted(paddings, key=lambda p: (p is None, p or 0))
+    divisors = (None,) if mode in ("sum", "max") else (None, *get_args(spec.Divisor))
+    for negative, divisor, last, padding_idx, clip in itertools.product(
+        get_args(spec.Negative), divisors, lasts, ordered, reversed(clips)
+    ):
+        max_norm, norm_type = clip or (None, 2.0)
+        yield spec.Attributes(mode, padding_idx, max_norm, norm_type, last, negative=negative, divisor=divisor)
 
 
 def _paddings(equal: Expression) -> Iterator[int]:

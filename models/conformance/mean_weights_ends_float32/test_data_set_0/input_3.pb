@@ -1,0 +1,1 @@
+	Bper_sample_weightsJ$Њ]ќ?SД?яФК?c¤ї;>‚?¬Уг?-†y?¦D…ѕ}?
