@@ -5,7 +5,9 @@ LUCID_FIRST_EDITION names that library, built from the commit before `negative` 
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -100,19 +102,20 @@ UNKNOWN = {
 
 
 @first_edition
-@pytest.mark.parametrize("form", ["portable", "native"])
-@pytest.mark.parametrize(
-    ("operator", "name", "message"),
-    [(operator, name, message) for operator, names in UNKNOWN.items() for name, message in names.items()],
-)
-def test_the_first_library_rejects_what_it_does_not_know(operator: str, name: str, message: str, form: Any) -> None:
-    case = OPERATORS[operator].cases.all_cases()[name]
+def test_the_first_library_rejects_what_it_does_not_know() -> None:
+    for operator, names in UNKNOWN.items():
+        for (name, message), form in itertools.product(names.items(), ("portable", "native")):
+            case = OPERATORS[operator].cases.all_cases()[name]
+            assert re.search(message, said_by_the_first_library(case, form)), (name, form)
+
+
+def said_by_the_first_library(case: Any, form: Any) -> str:
+    """Its error, of the creation of a session or of its first run."""
     options = ort.SessionOptions()
     options.register_custom_ops_library(os.environ["LUCID_FIRST_EDITION"])
-    model = case_model(case, form).SerializeToString()
-
-    def run() -> None:
+    try:
+        model = case_model(case, form).SerializeToString()
         ort.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(None, case.inputs)
-
-    with pytest.raises(Exception, match=message):
-        run()
+    except Exception as error:
+        return str(error)
+    return ""
