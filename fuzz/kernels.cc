@@ -150,6 +150,8 @@ enum class Fault {
   kOffsetType,
   kIndicesRank,
   kMode,
+  kNegative,
+  kDivisor,
   kWeightsOfMode,
   kMaxNorm,
   kNormType,
@@ -286,12 +288,13 @@ class Fuzzer {
     std::fprintf(to,
                  "table: weight [%lld, %lld], dtype %d, output_type %d, row_stride %d, mode %d, "
                  "max_norm %.17g, "
-                 "norm_type %.17g, padding_idx %lld, scale_type %d, scale_stride %d, %s\n"
+                 "norm_type %.17g, padding_idx %lld, negative %d, divisor %d, scale_type %d, "
+                 "scale_stride %d, %s\n"
                  "  indices [%lld, %lld], rank %d, index_type %d, offsets [%lld], offset_type %d, "
                  "include_last_offset %d\n  offsets of the bags:",
                  Long(a.weight_shape[0]), Long(a.weight_shape[1]), a.dtype, a.output_type,
-                 a.row_stride, a.mode, a.max_norm, a.norm_type, Long(a.padding_idx), a.scale_type,
-                 a.scale_stride,
+                 a.row_stride, a.mode, a.max_norm, a.norm_type, Long(a.padding_idx), a.negative,
+                 a.divisor, a.scale_type, a.scale_stride,
                  a.zero_point ? "with zero_point"
                  : a.bias     ? "with bias"
                               : "no second number",
@@ -401,7 +404,9 @@ class Fuzzer {
     t->second_flavour = DrawFlavour(&r_);
     // Of a large table, the rows that are looked up.
     for (int64_t row = 0; row < rows && !large; ++row) DrawRow(t, row);
-    a.mode = static_cast<int32_t>(r_.Below(3));
+    a.mode = static_cast<int32_t>(r_.Below(4));
+    a.negative = r_.OneIn(3);
+    a.divisor = r_.OneIn(3) ? kNoDivisor : static_cast<int32_t>(1 + r_.Below(2));
     a.max_norm = kInfinity;
     a.norm_type = 2;
     if (r_.OneIn(4)) {
@@ -516,6 +521,10 @@ class Fuzzer {
     t->sample_weights = t->weights.ours();
   }
 
+  static bool TakesWeights(const EmbeddingBagArgs& a) {
+    return a.mode == kSum || (a.mode != kMax && a.divisor != kNoDivisor);
+  }
+
   static void SetOffset(Table* t, int64_t i, int64_t offset) {
     SetInteger(t->offsets.ours(), t->args.offset_type, i, offset);
   }
@@ -549,16 +558,23 @@ class Fuzzer {
     for (int64_t k = begin; k < end; ++k) {
       int64_t row = rows == 0 ? 0 : few ? r_.Below(std::min<int64_t>(rows, 2)) : r_.Below(rows);
       if (of.padded >= 0 && r_.OneIn(5)) row = of.padded;
+      if (of.args.negative && (rows == 0 || r_.OneIn(5))) {
+        row = r_.Pick<int64_t>({-1, -1, -rows - 1, INT32_MIN, INT64_MIN});
+        if (t->args.index_type == kInt32) row = std::max<int64_t>(row, INT32_MIN);
+      }
       SetIndex(t, k, row);
     }
     if (end > begin && rows > 0 && r_.OneIn(3)) SetIndex(t, r_.Between(begin, end - 1), rows - 1);
     if (&of == tables_[0].get() && size_.table_bytes > 0 && rows > 0) {
       for (int64_t k = begin; k < end; ++k) {
-        DrawRow(tables_[0].get(), t->index[static_cast<size_t>(k)]);
+        const int64_t row = t->index[static_cast<size_t>(k)];
+        if (row >= 0) DrawRow(tables_[0].get(), row);
       }
     }
     // Every index into a table without rows is a bad one.
-    if (end > begin && rows == 0 && fault_ == Fault::kNone) IsBadIndex(t, of, begin);
+    if (end > begin && rows == 0 && !of.args.negative && fault_ == Fault::kNone) {
+      IsBadIndex(t, of, begin);
+    }
   }
 
   // The index of that position is outside the table.
@@ -596,7 +612,10 @@ class Fuzzer {
                     begin[static_cast<size_t>((t + 1) * bags)]);
       }
       if (r_.OneIn(3)) {
-        for (int t = 0; t < num_tables_; ++t) tables_[static_cast<size_t>(t)]->args.mode = kSum;
+        for (int t = 0; t < num_tables_; ++t) {
+          EmbeddingBagArgs& a = tables_[static_cast<size_t>(t)]->args;
+          if (!TakesWeights(a)) a.mode = kSum;
+        }
         DrawWeights(first);
       }
       for (int t = 0; t < num_tables_; ++t) {
@@ -616,7 +635,7 @@ class Fuzzer {
         Table* const table = tables_[static_cast<size_t>(t)].get();
         DrawBags(table, t == 0 ? -1 : first->num_bags, false);
         DrawIndices(table, *table, 0, table->begin.back());
-        if (table->args.mode == kSum && r_.OneIn(2)) DrawWeights(table);
+        if (TakesWeights(table->args) && r_.OneIn(2)) DrawWeights(table);
       }
     }
     if (kind_ == Kind::kGrad) DrawGrad();
@@ -647,9 +666,10 @@ class Fuzzer {
     DrawNumbers(&r_, dtype, DrawFlavour(&r_), grad_output_.ours(), t->num_bags * t->columns());
     g.num_entries = 0;
     for (int64_t k = 0; k < t->begin.back(); ++k) {
-      g.num_entries += t->index[static_cast<size_t>(k)] != t->padded;
+      g.num_entries += !t->Skips(t->index[static_cast<size_t>(k)]);
     }
-    const bool of_weights = t->args.mode == kSum && r_.OneIn(2);
+    const bool of_weights =
+        (t->args.mode == kSum || (t->sample_weights && TakesWeights(t->args))) && r_.OneIn(2);
     // Outputs that the call does not use are nowhere.
     g.grad_weight = g.values = output_.nowhere();
     g.rows = reinterpret_cast<int64_t*>(output_.nowhere());
@@ -724,9 +744,18 @@ class Fuzzer {
         a.mode = any();
         text_ = "mode = ";
         break;
+      case Fault::kNegative:
+        a.negative = any();
+        text_ = "negative = ";
+        break;
+      case Fault::kDivisor:
+        a.divisor = any();
+        text_ = "divisor = ";
+        break;
       case Fault::kWeightsOfMode:
         if (!layout->sample_weights) return;
-        a.mode = r_.OneIn(2) ? kMean : kMax;
+        a.mode = r_.Pick<int32_t>({kMean, kMax, kSqrtn});
+        a.divisor = kNoDivisor;
         text_ = "per_sample_weights";
         break;
       case Fault::kMaxNorm:
@@ -818,6 +847,11 @@ class Fuzzer {
         for (int64_t times = 1 + r_.Below(3); times > 0; --times) {
           const int64_t k = r_.Between(begin, end - 1);
           const int64_t rows = t->rows();
+          if (a.negative) {
+            SetIndex(layout, k, r_.OneIn(2) ? rows : INT32_MAX);
+            lowest = std::min(lowest, k);
+            continue;
+          }
           SetIndex(layout, k,
                    l.index_type == kInt64
                        ? r_.Pick<int64_t>(
@@ -854,6 +888,7 @@ class Fuzzer {
         break;
       case Fault::kWeightsGradOfMode:
         if (!is_grad || a.mode == kSum || a.per_sample_weights) return;
+        a.divisor = kNoDivisor;
         grad_.grad_per_sample_weights = output_.nowhere();
         text_ = "grad_per_sample_weights";
         break;
@@ -993,8 +1028,7 @@ class Fuzzer {
     const Table& t = *tables_[0];
     int64_t expected = 0;
     for (int64_t k = 0; k < t.begin.back(); ++k) {
-      // (A bad index may be -1, which means no padding in `padded`.)
-      expected += t.padded < 0 || t.index[static_cast<size_t>(k)] != t.padded;
+      expected += !t.Skips(t.index[static_cast<size_t>(k)]);
     }
     const bool good = fault_ == Fault::kNone || fault_ == Fault::kIndex || fault_ == Fault::kIsa ||
                       fault_ == Fault::kThreads || fault_ == Fault::kEntries;
@@ -1166,7 +1200,8 @@ class Fuzzer {
     for (int n = 0; n < num_tables_; ++n) {
       const Table& t = *tables_[static_cast<size_t>(n)];
       reference_.Begin(t);
-      const bool exact = !IsQuantized(t.args.dtype) && !reference_.clips() && t.args.mode != kMax;
+      const bool exact = !IsQuantized(t.args.dtype) && !reference_.clips() &&
+                         (t.args.mode == kSum || (t.args.mode == kMean && !t.DividesByWeights()));
       for (int64_t bag = 0; bag < t.num_bags && failure_.empty(); ++bag) {
         for (int64_t c = 0; c < t.columns(); ++c) {
           const int64_t i = bag * columns_ + before + c;
@@ -1253,9 +1288,22 @@ class Fuzzer {
       const char won = won_[e * static_cast<size_t>(t.columns()) + static_cast<size_t>(column)];
       if (won == kNo) return;
       sum->Add(won == kYes ? g : 0, g, std::fabs(g), std::fabs(g), 1);
-    } else if (t.args.mode == kMean) {
-      const Real part = g / static_cast<Real>(entry.count);
-      sum->Add(part, part, std::fabs(part), std::fabs(part), 1);
+    } else if (t.Divides()) {
+      Expected given;
+      given.nan = std::isnan(g);
+      given.low = given.high = g;
+      const Expected part =
+          Quotient(PrecisionOf(t.args.dtype), given, divisors_[static_cast<size_t>(entry.bag)]);
+      const Real w = reference_.WeightOf(entry.position);
+      if (part.nan || std::isnan(w)) {
+        sum->nan = true;
+      } else if (part.anything) {
+        sum->anything = true;
+      } else {
+        const Real a = part.low * w, b = part.high * w;
+        const Real size = std::max(std::fabs(a), std::fabs(b));
+        sum->Add(a, b, size, size, (1 + std::fabs(part.high)) * (1 + std::fabs(w)));
+      }
     } else {
       const Real w = reference_.WeightOf(entry.position);
       const Real product = g * w, size = std::fabs(product);
@@ -1302,18 +1350,22 @@ class Fuzzer {
       for (int64_t k = t.begin[static_cast<size_t>(bag)]; k < t.begin[static_cast<size_t>(bag) + 1];
            ++k) {
         const int64_t row = t.index[static_cast<size_t>(k)];
-        if (row != t.padded) entries_found_.push_back({k, bag, row, 0});
+        if (!t.Skips(row)) entries_found_.push_back({k, bag, row, 0});
       }
       for (size_t e = first; e < entries_found_.size(); ++e) {
         entries_found_[e].count = static_cast<int64_t>(entries_found_.size() - first);
       }
     }
     if (t.args.mode == kMax) FindWinners();
+    divisors_.clear();
+    for (int64_t bag = 0; bag < t.num_bags; ++bag) {
+      divisors_.push_back(reference_.DivisorOf(bag));
+    }
     frequency_.assign(static_cast<size_t>(t.rows()), 0);
     for (const Entry& e : entries_found_) ++frequency_[static_cast<size_t>(e.row)];
     int64_t more = 0;
-    if (t.args.mode == kSum && t.sample_weights) ++more;
-    if (t.args.mode == kMean) more += 2;
+    if (t.sample_weights) ++more;
+    if (t.Divides()) ++more;
     if (grad_.scale_grad_by_freq) more += 2;
     const auto divisor = [&](int64_t row) {
       return grad_.scale_grad_by_freq ? static_cast<Real>(frequency_[static_cast<size_t>(row)]) : 1;
@@ -1367,20 +1419,94 @@ class Fuzzer {
     }
   }
 
+  // dot(k) of the contract, for an entry.
+  Expected Dot(const Entry& entry) {
+    const Table& t = *tables_[0];
+    const Precision& p = PrecisionOf(t.args.dtype);
+    const Divisor& d = divisors_[static_cast<size_t>(entry.bag)];
+    Sum sum;
+    Real largest = 0;
+    for (int64_t c = 0; c < t.columns(); ++c) {
+      const Real g =
+          static_cast<Real>(Load(t.args.dtype, grad_output_.ours(), entry.bag * t.columns() + c));
+      if (std::isfinite(g)) largest = std::max(largest, std::fabs(g));
+      reference_.AddTerm(reference_.At(entry.row, c), entry.row, g, &sum);
+    }
+    if (!t.Divides() || t.columns() == 0) return sum.Divided(p, 3);
+    Expected e = Quotient(p, sum.Divided(p, 5), d);
+    // grad_output / d may be less than any normal number, or infinite, where the sum is not.
+    const Real least = std::min(std::fabs(d.low), std::fabs(d.high));
+    if (!e.nan && (!(least > 0) || largest / least >= p.max)) e.anything = true;
+    if (d.low == 0 && d.high == 0) {
+      e = Expected();
+      e.anything = true;
+    }
+    e.low -= sum.tiny * p.eta;
+    e.high += sum.tiny * p.eta;
+    return e;
+  }
+
+  // c(i) of the contract, of the entries of a bag.
+  Expected WeightedDots(size_t begin, size_t end, const std::vector<Expected>& dots) const {
+    const Divisor& d = divisors_[static_cast<size_t>(entries_found_[begin].bag)];
+    Sum sum;
+    for (size_t e = begin; e < end; ++e) {
+      const Expected& dot = dots[e - begin];
+      const Real w = reference_.WeightOf(entries_found_[e].position);
+      if (dot.nan || std::isnan(w)) {
+        sum.nan = true;
+      } else if (dot.anything || std::isinf(w) || std::isinf(dot.low)) {
+        sum.anything = true;
+      } else {
+        const Real a = dot.low * w, b = dot.high * w;
+        const Real size = std::max(std::fabs(a), std::fabs(b));
+        sum.Add(a, b, size, size, 1 + size);
+      }
+    }
+    return Quotient(kDouble, sum.Divided(kDouble, 4), d);
+  }
+
   void CheckWeightsGradient() {
     const Table& t = *tables_[0];
-    size_t e = 0;
-    for (int64_t k = 0; k < t.positions(); ++k) {
-      Sum sum;
-      if (e < entries_found_.size() && entries_found_[e].position == k) {
-        const Entry& entry = entries_found_[e++];
-        for (int64_t c = 0; c < t.columns(); ++c) {
-          const Real g = static_cast<Real>(
-              Load(t.args.dtype, grad_output_.ours(), entry.bag * t.columns() + c));
-          reference_.AddTerm(reference_.At(entry.row, c), entry.row, g, &sum);
+    const Precision& p = PrecisionOf(t.args.dtype);
+    std::vector<Expected> all(static_cast<size_t>(t.positions()));
+    std::vector<Expected> dots;
+    for (size_t begin = 0, end; begin < entries_found_.size(); begin = end) {
+      end = begin + static_cast<size_t>(entries_found_[begin].count);
+      dots.clear();
+      for (size_t e = begin; e < end; ++e) dots.push_back(Dot(entries_found_[e]));
+      Expected of_divisor;
+      if (t.DividesByWeights()) of_divisor = WeightedDots(begin, end, dots);
+      for (size_t e = begin; e < end; ++e) {
+        const int64_t k = entries_found_[e].position;
+        Expected& result = all[static_cast<size_t>(k)];
+        result = dots[e - begin];
+        if (!t.DividesByWeights()) continue;
+        Expected c = of_divisor;
+        const Real w = reference_.WeightOf(k);
+        if (t.args.mode == kSqrtn && !c.nan && !c.anything) {
+          Expected product;
+          product.low = std::min(c.low * w, c.high * w);
+          product.high = std::max(c.low * w, c.high * w);
+          product.anything = !std::isfinite(w);
+          c = Quotient(kDouble, product, divisors_[static_cast<size_t>(entries_found_[e].bag)]);
+        }
+        if (result.nan || c.nan) {
+          result.nan = !result.anything || result.nan;
+        } else if (result.anything || c.anything || std::isinf(result.low) || std::isinf(c.low)) {
+          result.anything = true;
+        } else {
+          const Real size = std::max(
+              {std::fabs(c.low), std::fabs(c.high), std::fabs(result.low), std::fabs(result.high)});
+          const Real low = result.low - c.high, high = result.high - c.low;
+          result.low = low - size * 4 * p.u - 2 * p.eta;
+          result.high = high + size * 4 * p.u + 2 * p.eta;
+          result.anything = size >= p.max / 4;
         }
       }
-      CheckNumber(sum.Divided(PrecisionOf(t.args.dtype), 3), t.args.dtype, grad_weights_.ours(), k,
+    }
+    for (int64_t k = 0; k < t.positions(); ++k) {
+      CheckNumber(all[static_cast<size_t>(k)], t.args.dtype, grad_weights_.ours(), k,
                   "grad_per_sample_weights");
     }
   }
@@ -1445,6 +1571,7 @@ class Fuzzer {
   std::vector<int64_t> seen_, frequency_;
   std::vector<size_t> firsts_, order_;
   std::vector<Expected> numbers_of_;
+  std::vector<Divisor> divisors_;
   int64_t numbers_ = 0, open_ = 0;
   volatile char sink_ = 0;
   int raced_ = 0;

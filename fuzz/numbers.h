@@ -15,7 +15,8 @@ constexpr double kInfinity = HUGE_VAL;
 // The numbers of the types in embedding_bag.h.
 enum : int32_t { kFloat32, kFloat16, kBFloat16, kFloat64, kInt8, kUint8, kInt4, kUint4 };
 enum : int32_t { kInt32, kInt64 };
-enum : int32_t { kSum, kMean, kMax };
+enum : int32_t { kSum, kMean, kMax, kSqrtn };
+enum : int32_t { kNoDivisor, kCount, kWeights };
 
 inline bool IsQuantized(int32_t dtype) { return dtype >= kInt8; }
 inline bool IsNibble(int32_t dtype) { return dtype >= kInt4; }

@@ -49,6 +49,10 @@ struct Table {
   int64_t rows() const { return args.weight_shape[0]; }
   int64_t columns() const { return args.weight_shape[1]; }
   int64_t positions() const { return static_cast<int64_t>(index.size()); }
+  // Whether a position with that index is not there.
+  bool Skips(int64_t row) const { return row < 0 ? args.negative == 1 : row == padded; }
+  bool Divides() const { return args.mode == kMean || args.mode == kSqrtn; }
+  bool DividesByWeights() const { return Divides() && args.divisor == kWeights && sample_weights; }
 };
 
 struct Precision {
@@ -123,6 +127,40 @@ struct Sum {
     return e;
   }
 };
+
+// What a sum is divided by.
+struct Divisor {
+  Real low = 1, high = 1;
+  bool nan = false, anything = false;
+};
+
+// One division, which is rounded.
+inline Expected Quotient(const Precision& p, const Expected& e, const Divisor& d) {
+  Expected q;
+  const bool infinite = std::isinf(d.low) && d.low == d.high;
+  const bool of_infinity = std::isinf(e.low) && e.low == e.high;
+  if (e.nan || d.nan || (infinite && of_infinity && !e.anything && !d.anything)) {
+    q.nan = true;
+  } else if (e.anything || d.anything) {
+    q.anything = true;
+  } else if (infinite) {
+    // 0
+  } else if (d.low <= 0 && d.high >= 0) {
+    const bool zeros = d.low == 0 && d.high == 0 && e.low == 0 && e.high == 0;
+    (zeros ? q.nan : q.anything) = true;
+  } else if (of_infinity) {
+    q.low = q.high =
+        (e.low > 0) == (d.low > 0) ? static_cast<Real>(kInfinity) : -static_cast<Real>(kInfinity);
+  } else {
+    const Real all[] = {e.low / d.low, e.low / d.high, e.high / d.low, e.high / d.high};
+    q.low = *std::min_element(all, all + 4);
+    q.high = *std::max_element(all, all + 4);
+    q.low -= std::fabs(q.low) * 2 * p.u + p.eta;
+    q.high += std::fabs(q.high) * 2 * p.u + p.eta;
+    q.anything = std::max(std::fabs(q.low), std::fabs(q.high)) >= p.max;
+  }
+  return q;
+}
 
 // Whether `x` of a dtype may be the result. A 16-bit result is rounded once more.
 inline bool IsExpected(const Expected& e, int32_t dtype, double x) {
@@ -235,6 +273,49 @@ class Reference {
     return clip;
   }
 
+  // What the rows of a bag are divided by: for mean and sqrtn, their number or their weights.
+  Divisor DivisorOf(int64_t bag) const {
+    const Precision& p = *p_;
+    Divisor d;
+    if (!t_->Divides()) return d;
+    const bool squares = t_->args.mode == kSqrtn;
+    Sum sum;
+    int64_t rows = 0;
+    bool tiny = false;
+    for (int64_t k = t_->begin[static_cast<size_t>(bag)];
+         k < t_->begin[static_cast<size_t>(bag) + 1]; ++k) {
+      if (t_->Skips(t_->index[static_cast<size_t>(k)])) continue;
+      ++rows;
+      const Real w = WeightOf(k), term = squares ? w * w : w;
+      sum.Add(term, term, std::fabs(term), std::fabs(term), 1);
+      tiny |= w != 0 && std::fabs(term) < 0x1p-1000L;
+    }
+    if (!t_->DividesByWeights()) {
+      d.low = d.high = static_cast<Real>(rows);
+      if (squares) d.low = d.high = std::sqrt(d.low);
+    } else {
+      // The sum is double: each weight goes through at most as many operations as there are, and
+      // three more.
+      const Expected e = sum.Divided(kDouble, sum.magnitude > 0 ? 4 : 0);
+      d = {e.low, e.high, e.nan, e.anything || tiny};
+      if (squares && !d.nan) {
+        d.low = std::sqrt(std::max<Real>(0, d.low));
+        d.high = std::sqrt(d.high);
+      }
+    }
+    if (d.nan || d.anything || std::isinf(d.low)) return d;
+    // A root, and the rounding to the type that is divided in.
+    const Real largest = std::max(std::fabs(d.low), std::fabs(d.high));
+    if (largest >= p.max * (1 - 2 * p.u)) d.anything = true;
+    if (largest > 0 && largest < p.eta * 0x1p40L) d.anything = true;
+    const bool exact = !t_->DividesByWeights() && !squares && largest < 0x1p24L;
+    if (!exact) {
+      d.low -= std::fabs(d.low) * 2 * p.u;
+      d.high += std::fabs(d.high) * 2 * p.u;
+    }
+    return d;
+  }
+
   // One column of one bag.
   Expected Pooled(int64_t bag, int64_t column) {
     return t_->args.mode == kMax ? Maximum(bag, column) : Total(bag, column);
@@ -251,7 +332,7 @@ class Reference {
       int64_t in_group = 0;
       for (int64_t k = from; k < to; ++k) {
         const int64_t row = t_->index[static_cast<size_t>(k)];
-        if (row == t_->padded) continue;
+        if (t_->Skips(row)) continue;
         A x = static_cast<A>(Load(t_->args.dtype, t_->weight.ours() + row * t_->stride, column));
         if (t_->sample_weights) x *= static_cast<A>(WeightOf(k));
         group += x;
@@ -392,7 +473,7 @@ class Reference {
     for (int64_t k = t_->begin[static_cast<size_t>(bag)];
          k < t_->begin[static_cast<size_t>(bag) + 1]; ++k) {
       const int64_t row = t_->index[static_cast<size_t>(k)];
-      if (row == t_->padded) continue;
+      if (t_->Skips(row)) continue;
       ++rows;
       const Element e = At(row, column);
       const Real w = WeightOf(k);
@@ -402,10 +483,10 @@ class Reference {
     int64_t more = 0;
     if (t_->sample_weights) ++more;
     if (clips_) ++more;
-    if (t_->args.mode == kMean) ++more;
     // The shifts may be added up by themselves.
     if (quantized) more += 6 + sum.terms;
-    return sum.Divided(*p_, more, t_->args.mode == kMean ? static_cast<Real>(rows) : 1);
+    const Expected e = sum.Divided(*p_, more);
+    return t_->Divides() ? Quotient(*p_, e, DivisorOf(bag)) : e;
   }
 
  public:
@@ -483,7 +564,7 @@ class Reference {
     for (int64_t k = t_->begin[static_cast<size_t>(bag)];
          k < t_->begin[static_cast<size_t>(bag) + 1]; ++k) {
       const int64_t row = t_->index[static_cast<size_t>(k)];
-      if (row == t_->padded) continue;
+      if (t_->Skips(row)) continue;
       const Expected x = NumberOf(row, column);
       all.nan |= x.nan;
       all.anything |= x.anything;

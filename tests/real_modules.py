@@ -57,7 +57,8 @@ def bags(model: onnx.ModelProto) -> list[str]:
 def exports(module: Any, args: Sequence[Any], path: Path) -> dict[str, onnx.ModelProto]:
     """By our exporter, and by torch's with `fuse` behind it."""
     names = [f"x{k}" for k in range(len(args))]
-    shapes: Any = tuple(dict.fromkeys(range(min(a.dim(), 2)), torch.export.Dim.DYNAMIC) for a in args)
+    axes = [[k for k in range(a.dim()) if a.shape[k] > 1] for a in args]
+    shapes: Any = tuple(dict.fromkeys(found, torch.export.Dim.DYNAMIC) for found in axes)
     shapes = (shapes,) if isinstance(module, Wrapped) else shapes  # which takes any number
     options: dict[str, Any] = {"input_names": names, "dynamic_shapes": shapes}
     torch.onnx.export(module, tuple(args), path, dynamo=True, verbose=False, **options)

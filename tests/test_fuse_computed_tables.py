@@ -195,3 +195,17 @@ def test_every_size_of_table() -> None:
         assert len(report.fused) == 1
         assert report.model.ByteSize() < model.ByteSize() + 100_000
         same_as_before(model, report, {"i": RNG.integers(0, rows, (2, 3))})
+
+
+def test_the_command_tells_of_a_computed_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli = pytest.importorskip("lucid_onnx.cli", reason="typer is not installed")
+    monkeypatch.setenv("COLUMNS", "250")
+    made = [
+        helper.make_node("Transpose", ["source"], ["table"], perm=[1, 0]),
+        helper.make_node("Gather", ["table", "i"], ["rows"]),
+    ]
+    onnx.save(_model(made, {"source": RNG.standard_normal((D, V)).astype(np.float32)}), tmp_path / "m.onnx")
+    assert cli.main(["inspect", str(tmp_path / "m.onnx")]) == 0
+    assert "table (computed by Transpose)" in capsys.readouterr().out

@@ -558,6 +558,12 @@ def test_what_is_in_the_way_is_named() -> None:
     def activated(g: Graph, rows: str) -> str:
         return g.reduced("ReduceSum", g("Relu", rows), 1, 0)
 
+    def projected(g: Graph, rows: str) -> str:
+        return g.reduced("ReduceSum", g("MatMul", rows, np.ones((D, D), np.float32)), 1, 0)
+
+    def divided(g: Graph, rows: str) -> str:
+        return g.reduced("ReduceSum", g("Div", rows, np.zeros((), np.float32)), 1, 0)
+
     def filled(g: Graph, rows: str) -> str:
         mask = g("Unsqueeze", g("Equal", "i", np.array(0)), np.array([-1]))
         return g.reduced("ReduceSum", g("Where", mask, np.array(-1e9, np.float32), rows), 1, 0)
@@ -579,6 +585,8 @@ def test_what_is_in_the_way_is_named() -> None:
         several: "weighs the same rows in several ways at once, by value 'w' of shape ['d0', 2, 'd1']",
         minimum: "ReduceMin pools rows, and a bag has the modes sum, mean and max",
         activated: "the rows go through Relu before they are pooled",
+        projected: "the rows go through MatMul before they are pooled",
+        divided: "the rows go through Div before they are pooled",
         filled: "something else than zero in the place of rows, the constant -1.e+09",
         by_column: "by something else than one truth value for each index, Less",
         over_axes_unknown: "axes that are computed",
@@ -783,7 +791,7 @@ POOLINGS: dict[str, Callable[..., Any]] = {
     "of one": lambda s, i, m, w: s.words(i[0]).sum(0),
     "average pool": lambda s, i, m, w: s.words(i).transpose(1, 2).mean(-1),
     "without the first": lambda s, i, m, w: s.words(i)[:, 1:].sum(1),
-    "scaled": lambda s, i, m, w: (s.words(i) * 2.5).sum(1),
+    "scaled": lambda s, i, m, w: (s.words(i) * 2.5 / 7.0).sum(1),
     "maximum": lambda s, i, m, w: s.words(i).max(1).values,
 }
 

@@ -65,8 +65,12 @@ def array(value: Any) -> np.ndarray:
     return value.view(torch.int16).numpy().view(spec.BFLOAT16) if value.dtype == torch.bfloat16 else value.numpy()
 
 
+#: What torch's bag has of our attributes.
+TORCHS = ("mode", "padding_idx", "max_norm", "norm_type", "include_last_offset")
+
+
 def module_of(case: Case) -> Any:
-    keywords = case.keywords
+    keywords = {name: case.keywords[name] for name in TORCHS}
     return nn.EmbeddingBag(*case.weight.shape, _weight=tensor(case.weight), **keywords).eval()
 
 

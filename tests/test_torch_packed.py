@@ -166,6 +166,10 @@ def test_tables_that_are_shared() -> None:
 
 
 def test_what_is_rejected() -> None:
+    """By the operator, which torch's exporter calls; and by the export."""
+    from lucid_onnx.torch.packed import packed_tables
+    from lucid_onnx.torch.placeholders import RejectedError
+
     two = ops("embedding_bag_2bit_prepack")(weight(8))
     eight = ops("embedding_bag_byte_prepack")(weight())
     four = quantized(torch.nn.EmbeddingBag(V, 6, _weight=weight()), 4)._packed_params._packed_weight
@@ -175,8 +179,8 @@ def test_what_is_rejected() -> None:
         (Call(ops("embedding_bag_byte"), four), "embedding_bag_byte reads values of 8 bits, and the table has 4"),
     ]
     for module, message in cases:
-        with pytest.raises(ValueError, match=message):
-            from_torch.export(module.eval(), FLAT)
+        with packed_tables(module), pytest.raises(RejectedError, match=message):
+            module(*FLAT)
     flat = Call(ops("embedding_bag_byte_rowwise_offsets"), eight).eval()
     with pytest.raises(ValueError, match="takes offsets with indices of 1 dimensions"):
         from_torch.export(flat, FLAT[:1])

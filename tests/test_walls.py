@@ -356,6 +356,38 @@ def test_machine_flags_stand_in_one_file() -> None:
     assert "-march=native" not in (ROOT / "cpp_ops" / "isa_flags.cmake").read_text()
 
 
+def test_ci_installs_the_project_and_what_is_pinned_and_hashed() -> None:
+    pinned = set()
+    for script in ("run", "sanitize"):
+        text = (ROOT / ".ci" / script).read_text()
+        assert "hashed() {" in text or "hashed -r" not in text, "which is pip install --require-hashes"
+        for line in re.findall(r'.*(?:\bpip"? install\b|^ *hashed |\|\| hashed ).*', text, re.MULTILINE):
+            if line.startswith("hashed() {"):
+                assert "--no-deps --require-hashes" in line
+                continue
+            found = re.findall(r"-r \.ci/(\w+)\.txt", line)
+            pinned.update(found)
+            assert line == "pip install -q '.[cpu,test]'" or found, line
+            assert not found or "hashed" in line or "--no-deps --require-hashes" in line, line
+    assert pinned == {path.stem for path in (ROOT / ".ci").glob("*.txt")} == {"tools", "torch", "openvino", "cmake"}
+    for name in pinned:
+        lines = re.sub(r"\\\n\s*", "", (ROOT / ".ci" / f"{name}.txt").read_text()).splitlines()
+        requirements = [line for line in lines if line and not line.startswith("#")]
+        assert requirements
+        for line in requirements:
+            assert re.fullmatch(r"[\w.-]+==[\w.+]+( ; [^-]+?)?( ?--hash=sha256:[0-9a-f]{64})+", line), line
+
+
+def test_ci_has_the_tools_of_the_documentation() -> None:
+    extra = re.search(r"^docs = (\[.*\])$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert extra is not None
+    named = (ROOT / ".ci" / "tools.in").read_text().splitlines()
+    assert set(json.loads(extra[1])) <= set(named)
+    pinned = re.findall(r"^([\w.-]+)==", (ROOT / ".ci" / "tools.txt").read_text(), re.MULTILINE)
+    for line in named:
+        assert line.startswith("#") or re.split(r"[><=]", line)[0] in pinned, line
+
+
 def test_contraction_is_off() -> None:
     assert "-ffp-contract=off" in (ROOT / "CMakeLists.txt").read_text()
     for path in (

@@ -41,8 +41,12 @@ def to_form(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
     it. "portable" adds one function per operator name, "native" takes them away, and "standard" puts standard
     nodes in place of each node and leaves no trace of the domain.
 
+    Functions of ours that a tool has renamed are recognised by what they compute. An axis name that the indices of a
+    ragged bag share with another input is replaced, since a runtime would plan memory for equal sizes.
+
     Raises:
-        ValueError: an unknown form, an opset that is not supported, or a node that breaks the operator's contract.
+        ValueError: an unknown form, an opset that is not supported, a node that breaks the operator's contract, or in
+            the "standard" form a function in the domain that computes something else than an operator.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -178,10 +182,13 @@ def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) 
     """Check a node against the contract and write all of its attributes on it; returns them, and its operator name."""
     at = where(node)
     if node.op_type not in OPERATOR_OF:
-        lost = ""
+        known = ", ".join(OPERATOR_OF)
         if any(node.op_type.endswith(name) for name in OPERATOR_OF):
-            lost = "; a tool has renamed it, and its function, which would tell what it is, is not in the model"
-        raise ValueError(f"{at}: {spec.DOMAIN}::{node.op_type} is not one of {', '.join(OPERATOR_OF)}{lost}")
+            raise ValueError(
+                f"{at}: {spec.DOMAIN}::{node.op_type} is not one of {known}; a tool has renamed it, and its function, "
+                "which would tell what it is, is not in the model"
+            )
+        raise ValueError(f"{at}: {spec.DOMAIN}::{node.op_type} is not one of {known}")
     meaning = OPERATOR_OF[node.op_type].spec
     integers = {a.name: a.i for a in node.attribute if a.type == onnx.AttributeProto.INT and not a.ref_attr_name}
     with _named(at):

@@ -190,7 +190,7 @@ def show_fused(console: Console, report: FuseReport, verb: str) -> None:
                 f.pattern,
                 f.op,
                 f.mode,
-                Text(f.table),
+                Text(f.table if f.table_from is None else f"{f.table} (computed by {f.table_from})"),
                 f.table_dtype,
                 shape_text(f.table_shape),
                 "-" if f.table_bytes is None else bytes_text(f.table_bytes),
@@ -209,7 +209,7 @@ def show_fused(console: Console, report: FuseReport, verb: str) -> None:
             table.add_row(Text(m.where), m.op, m.mode, Text(f"{len(m.tables)}: {', '.join(m.tables)}"))
         console.print(table)
     if report.unmerged:
-        table = new_table("not merged", "concatenated in", "why")
+        table = new_table("not merged", "read by", "why")
         for bag in report.unmerged:
             table.add_row(Text(bag.bag), Text(bag.where), Text(bag.reason))
         console.print(table)

@@ -88,7 +88,8 @@ def fuse(
     What torch.onnx.export's own optimizer lost before stays lost: by default it drops ``x + 1e-8`` and
     ``x * 1.000009``. `lucid_onnx.torch.export`, and torch with ``optimize=False``, keep them.
 
-    Inputs, outputs and metadata keep their names and order, and tables stay where they are: external data is neither
+    Inputs, outputs and metadata keep their names and order (the axis of a ragged bag's indices may get another name, as
+    in `lucid_onnx.to_form`), and tables stay where they are: external data is neither
     loaded nor changed, and is copied only if ``output`` is in another folder. A model whose opset is below 16 is
     raised to 18 where it has a bag. In the body of a model-local function that imports the model's opset a bag is
     found if all calls of it agree in the types that the bag needs to know.

@@ -116,7 +116,7 @@ def _counted_from_the_end(node: ir.Node) -> tuple[ir.Node, ir.Value]:
     """Put a Gather of indices that are not negative in the place of a lookup; it, and the indices that there were."""
     weight, indices = source(node.inputs[0]), _row_numbers(node)
     if indices is None or indices.dtype is None:
-        raise AssertionError(f"{node} is no lookup")
+        raise AssertionError(f"{node} is not a lookup")
     tape, dtype = ir.tape.Tape(), indices.dtype.numpy()
     zero, num_rows = (ir.tensor(np.array(n, dtype)) for n in (0, dims(weight)[0]))
     is_negative = tape.op("Less", [indices, tape.op("Constant", [], {"value": zero})])

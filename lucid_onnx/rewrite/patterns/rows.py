@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import onnx_ir as ir
 
-from lucid_onnx.rewrite.expressions import Dim, Expression, constant
+from lucid_onnx.rewrite.expressions import Dim, Expression, constant, from_array, number
 from lucid_onnx.rewrite.normal_form import elements, make
 
 from .bag import FLOATS
@@ -19,7 +20,7 @@ from .masks import padding_of
 _DEPTH = 40
 #: Operators that change rows in another way than by a number for each index.
 _CHANGING = frozenset(
-    ("Add", "Sub", "Div", "Pow", "Max", "Min", "Clip", "Concat", "ScatterND", "ScatterElements", "Relu", "LeakyRelu")
+    ("Add", "Sub", "Pow", "Max", "Min", "Clip", "Concat", "ScatterND", "ScatterElements", "Relu", "LeakyRelu")
 )
 _CHANGING |= {
     "Gelu",
@@ -199,6 +200,28 @@ def _mul(e: Expression, find: _Find) -> _Found:
     return obstacle
 
 
+def _div(e: Expression, find: _Find) -> _Found:
+    """By a constant, which is a product with its reciprocal up to the last bit."""
+    found, divisor = find(e.inputs[0]), number(e.inputs[1]) if len(e.inputs) == 2 else None
+    if not isinstance(found, Rows) or divisor is None or found.type.itemsize < 4:
+        return _changed(e, find)
+    c = np.asarray(divisor, found.type.numpy())
+    with np.errstate(all="ignore"):
+        inverse = np.asarray(1 / c, c.dtype)
+    tiny = np.finfo(c.dtype).tiny
+    if not (np.isfinite(c) and np.isfinite(inverse) and min(abs(c), abs(inverse)) >= tiny):
+        return _changed(e, find)
+    return found.after(False, from_array(inverse))
+
+
+def _projected(e: Expression, find: _Find) -> _Found:
+    """Rows that a layer changes; behind further ones it is a network, and not meant for a bag."""
+    found = find(e.inputs[0]) if e.inputs else None
+    if not isinstance(found, Rows):
+        return None
+    return _changed(e, lambda x: found if x is e.inputs[0] else None)
+
+
 def _where(e: Expression, find: _Find) -> _Found:
     if len(e.inputs) != 3:
         return None
@@ -350,6 +373,7 @@ def _expand(e: Expression, find: _Find) -> _Found:
 
 _RULES: dict[str, Callable[[Expression, _Find], _Found]] = {
     "Cast": _cast,
+    "Div": _div,
     "Expand": _expand,
     "Gather": _gather,
     "Mul": _mul,
@@ -360,4 +384,5 @@ _RULES: dict[str, Callable[[Expression, _Find], _Found]] = {
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
     "Where": _where,
+    **dict.fromkeys(("BatchNormalization", "Gemm", "LayerNormalization", "LpNormalization", "MatMul"), _projected),
 }
