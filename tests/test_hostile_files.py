@@ -146,7 +146,21 @@ def _tensor(**fields: Any) -> Any:
     return lambda m: m.graph.initializer.append(TensorProto(name="t", **fields))
 
 
+def _retyped(kind: int, **value: Any) -> Any:
+    """Every integer attribute becomes one of another type."""
+
+    def change(m: onnx.ModelProto) -> None:
+        for node in m.graph.node:
+            for attribute in node.attribute:
+                if attribute.type == onnx.AttributeProto.INT:
+                    attribute.CopyFrom(onnx.AttributeProto(name=attribute.name, type=kind, **value))
+
+    return change
+
+
 CHANGES: dict[str, Any] = {
+    "texts for integers": _retyped(onnx.AttributeProto.STRING, s=b"0"),
+    "lists for integers": _retyped(onnx.AttributeProto.FLOATS, floats=[0.5]),
     "an unknown element type": _tensor(data_type=99, dims=[1]),
     "no element type": _tensor(dims=[1]),
     "too little data": _tensor(data_type=TensorProto.INT64, dims=[3], raw_data=bytes(16)),

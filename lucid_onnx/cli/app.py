@@ -79,8 +79,14 @@ def _main_of(argv: Sequence[str] | None) -> int:
     return result if isinstance(result, int) else 0
 
 
+#: A message may quote a file, and a file may hold anything.
+_LONGEST_MESSAGE = 4000
+
+
 def _fail(message: str) -> int:
-    print(f"lucid-onnx: error: {' '.join(message.split())}", file=sys.stderr)
+    text = " ".join(message.split())
+    text = text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}..."
+    print(f"lucid-onnx: error: {text}", file=sys.stderr)
     return EXIT_ERROR
 
 

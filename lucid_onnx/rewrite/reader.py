@@ -123,6 +123,10 @@ def _is_standard(node: ir.Node) -> bool:
         and not any(a.is_ref() for a in node.attributes.values())
         and all(name in node.attributes for name in _REQUIRED.get(node.op_type, ()))
         and len(node.inputs) >= _fewest_inputs().get(node.op_type, 0)
+        and all(
+            _attribute_types().get((node.op_type, a.name), {a.type.name}) >= {a.type.name}
+            for a in node.attributes.values()
+        )
     )
 
 
@@ -134,6 +138,17 @@ def _fewest_inputs() -> dict[str, int]:
         if not schema.domain:
             fewest[schema.name] = min(fewest.get(schema.name, schema.min_input), schema.min_input)
     return fewest
+
+
+@functools.cache
+def _attribute_types() -> dict[tuple[str, str], set[str]]:
+    """By standard operator and attribute, the names of the types that it has in some opset."""
+    types: dict[tuple[str, str], set[str]] = {}
+    for schema in onnx.defs.get_all_schemas_with_history():
+        if not schema.domain:
+            for name, attribute in schema.attributes.items():
+                types.setdefault((schema.name, name), set()).add(attribute.type.name)
+    return types
 
 
 def small_array(tensor: ir.TensorProtocol) -> np.ndarray | None:
