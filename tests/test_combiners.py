@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 
 import lucid_onnx
-from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.ops.embedding_bag import cases, spec
+from lucid_onnx.ops.embedding_bag_grad import cases as gradients
+from lucid_testing import kernels
 from lucid_testing.kernels import needs_library
 
 CALLS: dict[str, Any] = {
@@ -179,3 +181,47 @@ def test_made_up_inputs_have_positions_to_skip() -> None:
     for negative, two_d in itertools.product(("refuse", "skip"), (False, True)):
         model = lucid_onnx.build_model(TABLE, negative=negative, two_d=two_d)  # type: ignore[arg-type]
         assert (random_inputs(model, {})["indices"] < 0).any() == (negative == "skip")
+
+
+def _drawn(random: np.random.RandomState, name: str) -> dict[str, Any]:
+    """What `cases.make` is told, any of it."""
+
+    def one(*values: Any) -> Any:
+        return values[random.randint(len(values))]
+
+    mode, divisor, layout = one(*spec.MODES), one(None, "count", "weights"), one("ragged", "ends", "rows")
+    takes_weights = mode == "sum" or (mode != "max" and divisor is not None)
+    lengths = [one(0, 1, 2, 5, 30, 64, 65, 130, 1030, 2100) for _ in range(random.randint(6))]
+    return {
+        "name": name,
+        "mode": mode,
+        "divisor": divisor,
+        "negative": one("refuse", "skip"),
+        "weighted": takes_weights and one(False, True, True),
+        "dtype": one("float32", "float16", "bfloat16", "float64"),
+        "index_dtype": one("int32", "int64"),
+        "layout": layout,
+        "lengths": (*lengths, 3)[:1] * 3 if layout == "rows" else lengths,
+        "rows": random.randint(1, 30),
+        "dim": one(1, 3, 8, 16, 33, 64, 100),
+        "padding_idx": one(None, 0),
+        "max_norm": one(None, None, 1.2),
+    }
+
+
+@needs_library
+@pytest.mark.parametrize("seed", range(4))
+def test_any_combination_has_one_result(seed: int) -> None:
+    """The reference's, with the same bits on every instruction set and at any thread count; and so its gradients."""
+    random = np.random.RandomState(seed)
+    for k in range(30):
+        drawn = _drawn(random, f"drawn {seed} {k}")
+        case = cases.make(**drawn)
+        pooled = [kernels.pool(case, isa, threads) for isa in kernels.isas() for threads in (1, 3)]
+        case.check(pooled[0])
+        assert len({array.tobytes() for array in pooled}) == 1, drawn
+        freq, sparse = bool(random.randint(2)), bool(random.randint(2))
+        back = gradients.make(**{**drawn, "lengths": drawn["lengths"][:3]}, freq=freq, sparse=sparse)
+        given = [kernels.gradient(back, isa, threads) for isa in kernels.isas() for threads in (1, 3)]
+        back.check(*given[0])
+        assert len({tuple(kernels.bits(outputs)) for outputs in given}) == 1, drawn

@@ -247,6 +247,16 @@ def _if_of_a_known_condition_is_its_branch(node: _Node) -> Expression | None:
     return node.inputs[1] if bool(condition.array.reshape(-1)[0]) else node.inputs[2]
 
 
+def _where_of_one_known_condition_is_its_branch(node: _Node) -> Expression | None:
+    condition, *branches = node.inputs if len(node.inputs) == 3 else (None,)
+    if condition is None or condition.array is None or condition.array.ndim:
+        return None
+    then, otherwise = branches
+    if then is None or otherwise is None or then.shape is None or then.shape != otherwise.shape:
+        return None
+    return (then if condition.array else otherwise) if _are_fixed(then.shape) else None
+
+
 def _shape_starts_at_0(node: _Node) -> _Node | None:
     if node.attributes.get("start") != 0:
         return None
@@ -345,7 +355,7 @@ _RULES: dict[str, tuple[_Rule, ...]] = {
         _sizes_that_are_fixed_are_constants,
     ),
     "Gather": (_sizes_that_are_fixed_are_constants,),
-    "Where": (_sizes_are_not_below_zero,),
+    "Where": (_sizes_are_not_below_zero, _where_of_one_known_condition_is_its_branch),
     "Reshape": (_flattening_takes_away_inner_reshapes,),
     "If": (_if_of_a_known_condition_is_its_branch,),
     "Shape": (_shape_starts_at_0, _shape_that_is_fixed_is_a_constant),
@@ -756,6 +766,13 @@ def _is_small(shape: Iterable[int]) -> bool:
     return math.prod(shape) <= LARGEST_CONSTANT
 
 
+def _mod(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray | None:
+    """Of integers, with the sign of the divisor."""
+    if attributes.get("fmod") or x[0].dtype.kind not in "iu" or (x[1] == 0).any():
+        return None
+    return _elementwise(np.mod)(x, attributes)
+
+
 def _concat(x: _Arrays, attributes: Mapping[str, Any]) -> np.ndarray | None:
     return np.concatenate(x, attributes["axis"]) if _is_small([sum(a.size for a in x)]) else None
 
@@ -838,6 +855,7 @@ _COMPUTE: dict[str, _Compute] = {
     "Greater": _elementwise(np.greater),
     "GreaterOrEqual": _elementwise(np.greater_equal),
     "LessOrEqual": _elementwise(np.less_equal),
+    "Mod": _mod,
     "Not": _elementwise(np.logical_not),
     "And": _elementwise(np.logical_and),
     "Or": _elementwise(np.logical_or),

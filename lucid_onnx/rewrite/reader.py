@@ -147,7 +147,7 @@ def _attribute_types() -> dict[tuple[str, str], set[str]]:
     for schema in onnx.defs.get_all_schemas_with_history():
         if not schema.domain:
             for name, attribute in schema.attributes.items():
-                types.setdefault((schema.name, name), set()).add(attribute.type.name)
+                types.setdefault((schema.name, name), set()).add(attribute.type.name)  # type: ignore[attr-defined]
     return types
 
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from lucid_onnx.builder import other_function
@@ -237,7 +238,7 @@ class Search:
             assert e.op in _COMPUTED  # see `_why_out_of_reach`
             operands, attributes = as_opset(e.op, e.inputs, set_attributes(e), self._opset)
             inputs = [None if i is None else self._value(i, graph, before) for i in operands]
-            node = ir.node(e.op, inputs, attributes)
+            node = ir.node(e.op, inputs, {name: _written(value) for name, value in attributes.items()})
         node.outputs[0].name = next(self._names)
         graph.insert_before(before, node)
         self._reader.of[node.outputs[0]] = e
@@ -410,6 +411,14 @@ def _table_bytes(bag: patterns.Bag) -> int | None:
             return None
         total += math.prod(dims) * part.type.itemsize
     return int(total)
+
+
+def _written(value: Any) -> Any:
+    """An attribute's value as a node takes it. Of a tensor, an expression has the type, the shape and the bytes."""
+    if isinstance(value, tuple) and len(value) == 3 and isinstance(value[0], ir.DataType):
+        dtype, shape, data = value
+        return ir.tensor(np.frombuffer(data, dtype.numpy()).reshape(shape))
+    return value
 
 
 # ---- Removing nodes.

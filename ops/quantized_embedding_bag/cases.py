@@ -154,16 +154,22 @@ def _generate() -> Iterator[Case]:
         yield make(f"{kind}_{layout}_no_rows", kind, "bias", rows=0, lengths=(0, 0), layout=layout, length=0)
     for kind in spec.CODES_TYPES:
         yield make(f"{kind}_long_among_short", kind, "bias", dim=3, lengths=(1, 0, 700, 2, *(1,) * 20))
-        for mode, divisor in itertools.product(("mean", "sqrtn"), ("count", "weights")):
-            given: dict[str, Any] = {"mode": mode, "divisor": divisor, "weighted": True, "padding_idx": 1}
-            yield make(f"{kind}_{mode}_{divisor}", kind, "bias", layout="rows", negative="skip", **given)
-            yield make(f"{kind}_{mode}_{divisor}_float16", kind, "zero_point", "float16", **given)
-            yield make(f"{kind}_{mode}_{divisor}_long", kind, None, dim=33, lengths=(1500, 0, 70), **given)
-        for mode in ("sum", "mean", "max", "sqrtn"):
-            yield make(f"{kind}_skip_{mode}", kind, "bias", mode=mode, padding_idx=2, negative="skip")
-        yield make(
-            f"{kind}_skip_weights", kind, "zero_point", mode="sum", layout="rows", weighted=True, negative="skip"
-        )
+    # Of what came later each kind has another part.
+    later = (
+        ("mean", "weights", "mean"),
+        ("sqrtn", "count", "sum"),
+        ("mean", "count", "max"),
+        ("sqrtn", "weights", "sqrtn"),
+    )
+    for kind, (mode, divisor, skipping) in zip(spec.CODES_TYPES, later, strict=True):
+        given: dict[str, Any] = {"mode": mode, "divisor": divisor, "weighted": True, "padding_idx": 1}
+        yield make(f"{kind}_{mode}_{divisor}", kind, "bias", layout="rows", negative="skip", **given)
+        yield make(f"{kind}_{mode}_{divisor}_float16", kind, "zero_point", "float16", **given)
+        yield make(f"{kind}_{mode}_{divisor}_long", kind, None, dim=33, lengths=(1500, 0, 70), **given)
+        yield make(f"{kind}_skip_{skipping}", kind, "bias", mode=skipping, padding_idx=2, negative="skip")
+        name = f"{kind}_skip_weights"
+        yield make(name, kind, "zero_point", mode="sum", layout="rows", weighted=True, negative="skip")
+    for kind in spec.CODES_TYPES:
         yield make(f"{kind}_int32", kind, "zero_point", mode="sum", index_dtype="int32", offsets_dtype="int64")
 
 

@@ -223,8 +223,7 @@ def _pooled(root: Expression) -> _Pooled | Obstacle | None:
 
 def _is_one_of_several(root: Expression, pooled: _Pooled) -> bool:
     """Whether this is one of the bags that are written one after another: not to be fused by itself."""
-    indices = pooled.rows.indices
-    if pooled.kept or indices.op != "Slice":
+    if pooled.kept or _before_growing(pooled.rows.indices).op != "Slice":
         return False
     waiting = [] if root.value is None else [root.value]
     while waiting:
@@ -243,8 +242,19 @@ def _is_of_rows(table: Expression) -> bool:
 
 def _is_of_a_loop(rows: Rows) -> bool:
     """Whether indices [L] are cut out of others at bounds that are computed, as for a bag in a Loop."""
-    indices = rows.indices
-    return indices.rank == 1 and indices.op == "Slice" and any(e is None or e.array is None for e in indices.inputs[1:])
+    indices = _before_growing(rows.indices)
+    return (
+        rows.indices.rank == 1
+        and indices.op == "Slice"
+        and any(e is None or e.array is None for e in indices.inputs[1:])
+    )
+
+
+def _before_growing(indices: Expression) -> Expression:
+    """Indices before they were cast, or expanded to the shape of weights."""
+    while indices.op in ("Cast", "Expand") and indices.inputs[0] is not None:
+        indices = indices.inputs[0]
+    return indices
 
 
 def _is_lowered(rows: Rows) -> bool:

@@ -74,6 +74,8 @@ class Lowered:
             flat = without_cast(indices)
             weights = _first_found(_extended(p, table.rows) for p in parts)
             for inputs in _inputs(parts, flat, weights):
+                if way == "padded" and longest is None and inputs.offsets is not None:
+                    continue  # nothing tells how far flat bags are padded
                 for attributes in _attributes(parts, _mode(root, parts), two_d=inputs.offsets is None):
                     bag = self._bag(table, inputs, attributes)
                     if bag.why_invalid() is None:
