@@ -200,7 +200,7 @@ def test_where_nobody_refuses_it_a_bag_that_is_too_long_is_nan(mode: str) -> Non
         feed["indices"], np.eye(4, 3, dtype=np.float32), feed["offsets"], mode=mode
     )
     expected[1] = np.nan
-    np.testing.assert_allclose(session(model).run(None, feed)[0], expected)
+    np.testing.assert_allclose(session(model).run(None, feed)[0], expected, rtol=2e-7)  # sqrtn rounds twice
 
 
 @pytest.mark.parametrize(
