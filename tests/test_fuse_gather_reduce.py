@@ -35,6 +35,25 @@ def test_a_gather_and_a_reduction_is_a_bag(op: str, axis: int, opset: int, keepd
     assert spec.Attributes.from_onnx(attributes(bags(report.model)[0])) == spec.Attributes("max")
 
 
+@pytest.mark.parametrize("last", [-1, 2])
+def test_rows_by_one_coordinate_are_a_bag(last: int) -> None:
+    """As torch's exporter writes ``table[ids]``."""
+    g = Small(opset=18)
+    model = g.model(g.reduced(g("GatherND", "table", g("Unsqueeze", "i", np.array([last])))))
+    report = lucid_onnx.fuse(model)
+    assert [f.op for f in report.fused] == ["EmbeddingBag2D"]
+    same_as_before(model, report, {"i": np.random.default_rng(1).integers(0, V, (7, 5))})
+
+
+def test_numbers_by_two_coordinates_are_not_rows() -> None:
+    g = Small(shape=(4, 2), opset=18)
+    numbers = g("GatherND", "table", g("Unsqueeze", "i", np.array([0])))
+    model = g.model(g.reduced(numbers, axis=0, keepdims=1))
+    report = lucid_onnx.fuse(model)
+    assert report.fused == ()
+    same_as_before(model, report, {"i": np.array([[3, 1], [0, 2], [9, 3], [9, 0]])})
+
+
 def test_a_sum_over_no_columns_is_zeros_to_both() -> None:
     g = Small(shape=("b", "l"))
     model = g.model(g.reduced(g("Gather", "table", "i")))

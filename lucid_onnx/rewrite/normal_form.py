@@ -333,6 +333,17 @@ def _dequantized_rows_are_rows_of_what_is_dequantized(node: _Node) -> Expression
     return node.again("Gather", (table, indices), {"axis": 0})
 
 
+def _rows_by_one_coordinate_are_gathered(node: _Node) -> Expression | None:
+    """``GatherND(x, Unsqueeze(places, -1))``, as torch's exporter writes ``x[places]``."""
+    places = node.inputs[1] if len(node.inputs) == 2 else None
+    if places is None or places.op != "Unsqueeze" or node.attributes["batch_dims"]:
+        return None
+    inner, axis = places.inputs[0], number(places.inputs[1])
+    if inner is None or axis is None or (axis != -1 and axis != inner.rank):
+        return None
+    return node.again("Gather", (node.first, inner), {"axis": 0})
+
+
 #: Operators whose axes became the second input in a later opset.
 _REDUCTIONS = ("ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2")
 _WITH_AXES = ("Squeeze", "Unsqueeze", *_REDUCTIONS)
@@ -355,6 +366,7 @@ _RULES: dict[str, tuple[_Rule, ...]] = {
         _sizes_that_are_fixed_are_constants,
     ),
     "Gather": (_sizes_that_are_fixed_are_constants,),
+    "GatherND": (_rows_by_one_coordinate_are_gathered,),
     "Where": (_sizes_are_not_below_zero, _where_of_one_known_condition_is_its_branch),
     "Reshape": (_flattening_takes_away_inner_reshapes,),
     "If": (_if_of_a_known_condition_is_its_branch,),
