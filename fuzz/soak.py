@@ -81,6 +81,7 @@ class Soak:
             self.done[kind] += 1
             if why is not None:
                 self.wrong.append(f"{kind}, thread {thread}, request {number}: {why}")
+                print(self.wrong[-1], file=sys.stderr, flush=True)  # at once: the run may go on for hours
 
     def answer(self, kind: str, r: np.random.RandomState) -> str | None:
         """What is wrong with the answer to a request of a kind."""
@@ -427,10 +428,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         threads=given.threads,
         report=lambda found: print(json.dumps(found), flush=True),
     )
-    if given.plot is not None:
-        draw(readings, given.plot)
     for why in wrong:
         print(why)
+    if given.plot is not None:
+        draw(readings, given.plot)
     print("all is well" if not wrong else f"{len(wrong)} complaints")
     return 1 if wrong else 0
 
