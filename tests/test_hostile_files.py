@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -179,6 +180,26 @@ CHANGES: dict[str, Any] = {
     "an old opset": lambda m: setattr(m.opset_import[0], "version", 1),
     "no opset at all": lambda m: setattr(m.opset_import[0], "version", -1),
 }
+
+
+def test_small_nodes_do_not_ask_for_much_memory() -> None:
+    """Each Add of two constants is a constant of 65536 elements, and all of them would be 500 MiB."""
+    model = lucid_onnx.build_model(np.eye(3, dtype=np.float32), mode="sum", form="standard")
+    count = 2000
+    for name, shape in (("row", (1, 256)), ("column", (256, 1))):
+        model.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
+    for k in range(count):
+        model.graph.node.append(helper.make_node("Add", [f"sum_{k - 1}" if k else "column", "row"], [f"sum_{k}"]))
+    output = f"sum_{count - 1}"
+    model.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, [256, 256]))
+    tracemalloc.start()
+    try:
+        report = lucid_onnx.fuse(model)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(report.fused) == 1
+    assert peak < 128 * 2**20
 
 
 def test_broken_files(fuzz: ModuleType) -> None:

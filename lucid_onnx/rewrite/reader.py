@@ -21,6 +21,10 @@ _RANDOM = frozenset(
 #: Attributes without which a node is not valid, so that it is not looked into, as without inputs that it needs.
 _REQUIRED = {"Cast": ("to",), "Loop": ("body",), "If": ("then_branch", "else_branch"), "Concat": ("axis",)}
 
+#: How many elements may be kept of constants that nodes compute: small nodes would else ask for any amount of memory.
+#: Constants of a few elements, which decide what a graph means, are not counted.
+_MOST_COMPUTED, _FEW = 2**22, 64
+
 #: What is known from elsewhere of a value that carries no type or shape itself, by name.
 Known = Mapping[str, ir.Value]
 
@@ -35,6 +39,7 @@ class Reader:
     def __init__(self, known: Known | None = None) -> None:
         self.of: dict[ir.Value, Expression] = {}
         self._known = known or {}
+        self._room = _MOST_COMPUTED
 
     def read(self, graph: ir.Graph | ir.Function) -> None:
         """Read a graph and its subgraphs. The values from outside that it uses must have been read before."""
@@ -93,6 +98,9 @@ class Reader:
     def _declare(self, value: ir.Value, found: Expression) -> None:
         """Take down a value's expression, with what the graph declares of it."""
         if found.value is value:
+            if found.array is not None and found.array.size > _FEW:
+                self._room -= found.array.size
+                found = self._opaque(value) if self._room < 0 else found
             found.declared = self._opaque(value)
         self.of[value] = found
 
