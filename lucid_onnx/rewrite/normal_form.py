@@ -254,6 +254,8 @@ def _where_of_one_known_condition_is_its_branch(node: _Node) -> Expression | Non
     then, otherwise = branches
     if then is None or otherwise is None or then.shape is None or then.shape != otherwise.shape:
         return None
+    if then.array is not None and otherwise.array is not None:  # as 4-bit quantized values choose between two numbers
+        return None
     return (then if condition.array else otherwise) if _are_fixed(then.shape) else None
 
 
