@@ -187,7 +187,8 @@ def torch_gradients(case: cases.Case) -> list[np.ndarray]:
 
     a = case.attributes
     weight, weights = tensor(case.weight, True), tensor(case.per_sample_weights, True)
-    keywords = {name: value for name, value in dataclasses.asdict(a).items() if name != "scale_grad_by_freq"}
+    ours = ("scale_grad_by_freq", "negative", "divisor")  # the first one is done below; the calls have no others
+    keywords = {name: value for name, value in dataclasses.asdict(a).items() if name not in ours}
     indices, offsets = tensor(case.indices), tensor(case.offsets)
     output = embedding_bag(indices, weight, offsets, per_sample_weights=weights, **keywords)
     output.backward(tensor(case.grad_output))
