@@ -21,7 +21,7 @@ from lucid_onnx.builder.conformance import case_model
 from lucid_onnx.ops import OPERATORS
 from lucid_onnx.ops.embedding_bag import reference
 from lucid_onnx.ops.embedding_bag.cases import Case, all_cases
-from lucid_onnx.ops.embedding_bag.spec import BFLOAT16, DOMAIN
+from lucid_onnx.ops.embedding_bag.spec import ATEN_MODES, BFLOAT16, DOMAIN
 from lucid_testing.graphs import unread
 
 CASES = all_cases()
@@ -108,8 +108,16 @@ def test_call(case: Case, native: None) -> None:
     case.check(got)
 
 
+def torch_has(case: Case) -> bool:
+    """Whether torch has what the attributes ask for."""
+    a = case.attributes
+    return a.mode in ATEN_MODES and a.negative == "refuse" and a.divisor is None
+
+
 def torch_can_judge(case: Case) -> str | None:
     """Why torch cannot be the oracle for a case, or None."""
+    if not torch_has(case):
+        return "torch has no sqrtn, skips no index, and takes weights with mode sum alone"
     if case.indices.ndim == 2 and case.indices.size == 0:
         return "torch raises on 2-D indices without entries"
     if case.attributes.include_last_offset and case.offsets is not None and case.offsets[-1] < len(case.indices):
@@ -145,12 +153,13 @@ def test_torch_agrees(case: Case) -> None:
             return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
         return torch.from_numpy(array.copy())  # a copy: max_norm writes into torch's weight
 
+    keywords = {name: value for name, value in case.keywords.items() if name not in ("negative", "divisor")}
     got = torch.nn.functional.embedding_bag(
         tensor(case.indices),
         tensor(case.weight),
         tensor(case.offsets),
         per_sample_weights=tensor(case.per_sample_weights),
-        **case.keywords,
+        **keywords,
     )
     array = got.view(torch.int16).numpy().view(BFLOAT16) if got.dtype == torch.bfloat16 else got.numpy()
     # torch adds one row after another in float32, which is off by up to 2^-24 of the magnitudes a row.
@@ -159,7 +168,7 @@ def test_torch_agrees(case: Case) -> None:
 
 
 def test_torch_judges_most_cases() -> None:
-    assert len(JUDGED) > 0.7 * len(CASES)
+    assert len(JUDGED) > 0.7 * sum(map(torch_has, CASES.values()))
 
 
 def test_files_are_what_the_script_makes() -> None:
