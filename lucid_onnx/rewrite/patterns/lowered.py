@@ -76,11 +76,13 @@ class Lowered:
             for inputs in _inputs(parts, flat, weights):
                 if way == "padded" and longest is None and inputs.offsets is not None:
                     continue  # nothing tells how far flat bags are padded
-                for attributes in _attributes(parts, _mode(root, parts), two_d=inputs.offsets is None):
-                    bag = self._bag(table, inputs, attributes)
-                    if bag.why_invalid() is None:
-                        for write in (_lowered, _inlined):
-                            yield bag, self._written(bag, ragged, write)
+                guesses = (
+                    self._bag(table, inputs, attributes)
+                    for attributes in _attributes(parts, _mode(root, parts), inputs)
+                )
+                bags = [bag for bag in guesses if bag.why_invalid() is None]
+                for write, bag in itertools.product((_lowered, _inlined), bags):
+                    yield bag, self._written(bag, ragged, write)
 
     def _tables(self, parts: list[Expression]) -> Iterator[_Table]:
         """What the table may be."""
@@ -211,13 +213,13 @@ def _is_of_norm(e: Expression) -> bool:
     return magnitudes is not None and magnitudes.op == "Abs"
 
 
-def _attributes(parts: list[Expression], mode: str, *, two_d: bool) -> Iterator[spec.Attributes]:
+def _attributes(parts: list[Expression], mode: str, inputs: _Inputs) -> Iterator[spec.Attributes]:
     """What may have been written, the most particular first."""
     paddings = {None, *(v for p in parts if p.op == "Equal" for v in _paddings(p))}
     clips = list(dict.fromkeys((None, *(_clip(p) for p in parts if p.op == "Greater"))))
-    lasts = (False,) if two_d else (False, True)
+    lasts = (False,) if inputs.offsets is None else (False, True)
     ordered = sorted(paddings, key=lambda p: (p is None, p or 0))
-    divisors = (None,) if mode in ("sum", "max") else (None, *get_args(spec.Divisor))
+    divisors = (None,) if mode in ("sum", "max") or inputs.weights is None else get_args(spec.Divisor)
     for negative, divisor, last, padding_idx, clip in itertools.product(
         get_args(spec.Negative), divisors, lasts, ordered, reversed(clips)
     ):
