@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import lucid_onnx
+from lucid_onnx.ops.embedding_bag import spec
 import lucid_onnx.ops
 from lucid_onnx.ops import quantized_embedding_bag
 
@@ -70,7 +71,7 @@ def test_what_mypy_makes_of_calls(tmp_path: Path) -> None:
 def test_help_shows_the_modes(name: str) -> None:
     pytest.importorskip("onnxruntime")
     signature = str(inspect.signature(getattr(lucid_onnx, name)))
-    assert "mode: Literal['sum', 'mean', 'max'] = 'mean'" in signature.replace("typing.", "")
+    assert f"mode: Literal[{', '.join(map(repr, spec.MODES))}] = 'mean'" in signature.replace("typing.", "")
 
 
 def test_the_dtypes_of_quantize_are_those_of_quantized_tables() -> None:
