@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import lucid_onnx
-from lucid_onnx.ops.embedding_bag import spec
 import lucid_onnx.ops
 from lucid_onnx.ops import quantized_embedding_bag
+from lucid_onnx.ops.embedding_bag import spec
 
 ROOT = Path(__file__).resolve().parent.parent
 
