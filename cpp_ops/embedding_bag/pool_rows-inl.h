@@ -895,7 +895,7 @@ int64_t PoolShortBags(const PoolJob& job, const Range& range, int64_t last, Bag<
       for (int64_t k = begin;; ++k) {
         k = AddPositions<T, N, kVectors, false, false, false, Lookup::kUnfetched>(
             job, from, k, end, span, bag, &n, acc, &shift);
-        if (k == end) break;
+        if (k >= end) break;  // above it where offsets change while they are read
         if (IsBad(from, IndexAt(from.indices, from.wide, k))) return k;
       }
       begin = end;
