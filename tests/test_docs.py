@@ -18,7 +18,7 @@ import onnx
 import pytest
 
 import lucid_onnx
-from lucid_testing import pages
+from lucid_testing import pages, scripts
 
 ROOT = pages.ROOT
 DOCS = ROOT / "docs"
@@ -265,12 +265,7 @@ def test_links_lead_somewhere() -> None:
 
 def tool(name: str) -> Any:
     """A module of docs/tools."""
-    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / "tools" / f"{name}.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load(DOCS / "tools" / f"{name}.py")
 
 
 def test_the_picture_of_a_bag_is_current(native: None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from lucid_testing import kernels
+from lucid_testing import kernels, scripts
 
 ROOT = Path(__file__).resolve().parents[1]
 pytestmark = [kernels.needs_library, pytest.mark.skipif(sys.platform != "linux", reason="the fuzzer needs Linux")]
@@ -20,12 +19,7 @@ pytestmark = [kernels.needs_library, pytest.mark.skipif(sys.platform != "linux",
 @pytest.fixture(scope="module")
 def fuzz() -> ModuleType:
     """fuzz/kernels.py, which is not installed."""
-    spec = importlib.util.spec_from_file_location("fuzz_kernels", ROOT / "fuzz" / "kernels.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load(ROOT / "fuzz" / "kernels.py")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import importlib.util
 import itertools
 import sys
 from collections.abc import Callable
@@ -21,20 +20,14 @@ from lucid_onnx.ops.embedding_bag_grad import lowering as gradient_lowering
 from lucid_onnx.ops.embedding_bag_grad import reference as gradient_reference
 from lucid_onnx.ops.emit import Emitter
 from lucid_onnx.ops.quantized_embedding_bag import reference as quantized_reference
+from lucid_testing import scripts
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
 
 @pytest.fixture(scope="module")
 def fuzz() -> ModuleType:
-    path = Path(__file__).resolve().parent.parent / "fuzz" / "sessions.py"
-    spec = importlib.util.spec_from_file_location("fuzz_sessions", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return scripts.load(Path(__file__).resolve().parent.parent / "fuzz" / "sessions.py")
 
 
 def test_a_short_run(fuzz: ModuleType, native: None) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 import tracemalloc
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import lucid_onnx
 from lucid_onnx.ops.embedding_bag import spec
+from lucid_testing import scripts
 
 pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
 pytest.importorskip("typer", reason="typer is not installed")
@@ -31,13 +30,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def fuzz() -> ModuleType:
     """fuzz/models.py, which is not installed."""
-    found = importlib.util.spec_from_file_location("fuzz_models", ROOT / "fuzz" / "models.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules["fuzz_models"] = module
-    found.loader.exec_module(module)
-    return module
+    return scripts.load(ROOT / "fuzz" / "models.py")
 
 
 def check(fuzz: ModuleType, contents: Sequence[tuple[str, bytes, str]]) -> None:

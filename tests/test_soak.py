@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 
 import lucid_onnx
+from lucid_testing import scripts
 from lucid_testing.kernels import needs_library
 
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
@@ -27,17 +27,11 @@ MIB = 2**20
 @pytest.fixture(scope="module")
 def soak() -> ModuleType:
     folder = Path(__file__).resolve().parent.parent / "fuzz"
-    spec = importlib.util.spec_from_file_location("fuzz_soak", folder / "soak.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
     sys.path.insert(0, str(folder))  # for the sessions of fuzz/sessions.py
     try:
-        spec.loader.exec_module(module)
+        return scripts.load(folder / "soak.py")
     finally:
         sys.path.remove(str(folder))
-    return module
 
 
 def readings(count: int = 100, **series: Any) -> list[dict[str, Any]]:
