@@ -12,7 +12,6 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import onnxruntime as ort
 import pytest
 
