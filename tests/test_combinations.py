@@ -142,6 +142,7 @@ def _options() -> ort.SessionOptions:
 
 
 @needs_library
+@pytest.mark.timeout(7200 if ALL else 300)
 @pytest.mark.parametrize("operator", list(PARAMETERS))
 def test_every_combination_agrees_with_the_reference(operator: str) -> None:
     parameters = PARAMETERS[operator]
