@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ class Fused:
 
     ``table_bytes`` is None where the shape of the table is not fixed. ``table_from`` is the operator that computes the
     table, None where it is an initializer or an input: a runtime that does not fold it computes the table in every run.
+    ``attributes`` has all that a caller gives to the operator, by name; ``changed`` is those that are not the default.
     """
 
     where: str
@@ -54,6 +55,8 @@ class Fused:
     norm_type: float
     include_last_offset: bool
     table_from: str | None = None
+    attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    changed: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,6 +228,8 @@ class Search:
                 norm_type=a.norm_type,
                 include_last_offset=a.include_last_offset,
                 table_from=None if (made := inputs[next(iter(bag.table))].producer()) is None else made.op_type,
+                attributes=a.keywords,
+                changed=a.changed,
             )
         )
 
