@@ -218,11 +218,11 @@ class Search:
                 where=where,
                 pattern=pattern,
                 op=bag.op.name,
-                mode=a.mode,
                 table=inputs[next(iter(bag.table))].name or "",
                 table_shape=bag.table_shape,
                 table_dtype=bag.table_dtype,
                 table_bytes=_table_bytes(bag),
+                mode=a.mode,
                 padding_idx=a.padding_idx,
                 max_norm=a.max_norm,
                 norm_type=a.norm_type,
@@ -361,16 +361,13 @@ def _why_unknown_loop(root: Expression) -> str | None:
             table = path[-1].inputs[0]
             value = None if table is None else table.value
             pools = f"a Loop that pools rows of {table if value is None else repr(value.name)}"
-            if e.op not in _REDUCTIONS:
+            if e.op not in patterns.REDUCTION_MODES:
                 return f"{pools} by {e}, and a bag pools by sum, mean or max"
             changed = next((p for p in path[1:] if p.op not in _PASSES), None)
             if changed is not None:
                 return f"{pools}, but {changed} changes them between the Gather and the {e.op}"
             return f"{pools} by {e}, but not in the way of a known exporter"
     return None
-
-
-_REDUCTIONS = ("ReduceSum", "ReduceMean", "ReduceMax")
 
 
 def _path_to_rows(reduction: Expression) -> list[Expression] | None:
