@@ -15,7 +15,7 @@ from .columns import column, declared, is_filled_with, permuted
 from .divisors import Mean, mean_of
 from .finite import Magnitudes
 from .masks import is_zero
-from .pooled import WIDE, Pooled, bag_of
+from .pooled import WIDE, Pooled, bag_of, has_negatives
 from .rows import Obstacle, Rows, find_rows
 from .shared import MODES
 
@@ -70,7 +70,7 @@ class GatherReduce:
             if isinstance(found, Obstacle):
                 if found.rows is None or not _is_of_rows(found.rows.table):
                     yield None, found.reason
-            elif not _is_one_of_several(root, found):
+            elif not _is_one_of_several(root, found) and not _is_of_segments(found.rows):
                 yield self._guess(found, root, found.rows.type)
 
     def _guess(self, pooled: Pooled, root: Expression, to: ir.DataType) -> Guess | Obstructed:
@@ -242,6 +242,11 @@ def _is_one_of_several(root: Expression, pooled: Pooled) -> bool:
             if user.op_type in ("Reshape", "Unsqueeze"):
                 waiting += user.outputs
     return False
+
+
+def _is_of_segments(rows: Rows) -> bool:
+    """Whether these are numbers by segment with a row of zeros behind them, as tf2onnx adds up weights."""
+    return rows.table.op == "Concat" and has_negatives(rows.indices)
 
 
 def _is_of_rows(table: Expression) -> bool:

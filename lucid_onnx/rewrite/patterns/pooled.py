@@ -100,7 +100,7 @@ def bag_of(pooled: Pooled, magnitudes: Magnitudes, *, as_weights: bool = False) 
     """
     rows = pooled.rows
     indices, mode, steps = rows.indices, pooled.mode, rows.steps
-    if _has_negatives(indices):
+    if has_negatives(indices):
         return Obstacle("its indices have numbers below zero by construction, which count from the end")
     if mode == "max" and steps:
         return _masked_maximum(pooled, magnitudes)
@@ -274,7 +274,7 @@ def _is_at_least(e: Expression | None, least: int) -> bool:
     return e is not None and e.array is not None and e.array.dtype.kind in "iu" and bool((e.array >= least).all())
 
 
-def _has_negatives(e: Expression | None) -> bool:
+def has_negatives(e: Expression | None) -> bool:
     """Whether some elements are numbers below zero that the graph itself puts there, as tf2onnx does for holes."""
     waiting = [e]
     while waiting:

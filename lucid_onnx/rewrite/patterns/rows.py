@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from lucid_onnx.rewrite.expressions import Dim, Expression, constant, from_array, number
-from lucid_onnx.rewrite.normal_form import elements, make
+from lucid_onnx.rewrite.normal_form import make
+from lucid_onnx.rewrite.shapes import elements
 
 from .bag import FLOATS
 from .columns import column, expanded, filler_of, fits, is_filled_with, permuted, without_element
