@@ -95,6 +95,10 @@ PIECES = Ragged()
 BLOCKS = Ragged("blocks")
 
 
+#: Writes a value where it is needed.
+_Write = Callable[[Emitter], str]
+
+
 class Table(NamedTuple):
     """What the lowering reads rows from."""
 
@@ -188,16 +192,12 @@ class Skipped:
             other = self.row if e.is_static else e.Where(refused, num_rows, self.row)
         return str(e.Where(e.Less(indices, 0), other, indices))
 
-    def count_of_rows(self, indices: str, length: str) -> str:
-        """How many positions of each row of ``indices`` [B, L] are not skipped: [B], or [1] where none is."""
-
-        def counted(b: Emitter) -> str:
-            b.part("bag_counts")
-            kept = b.Cast(b.Not(b.Equal(indices, self.row)), to=onnx.TensorProto.INT64)
-            return b.reduce("ReduceSum", kept, 1)
-
-        e = self._e
-        return e.select(lambda a: not self.is_none, lambda: str(e.Not(self.is_off())), counted, lambda b: length)
+    def count_of_rows(self, e: Emitter, indices: str, length: str) -> str:
+        """How many positions of each row of ``indices`` [B, L] are not skipped: [B], or [1] where that is L."""
+        if self.is_none:
+            return length
+        kept = e.Cast(e.Not(e.Equal(indices, self.row)), to=onnx.TensorProto.INT64)
+        return e.reduce("ReduceSum", kept, 1)
 
     def count(self, segments: Segments) -> str:
         """How many positions of each segment are not skipped."""
@@ -306,7 +306,10 @@ def _of_matrix(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -
         known_length = None
     e.part("bag_length")
     length = e.Shape(indices, start=1, end=2) if known_length is None else e.int64([known_length])
-    counts = skipped.count_of_rows(indices, length)
+
+    def count(b: Emitter) -> str:
+        return skipped.count_of_rows(b, indices, length)
+
     if not e.is_static:  # outside of the branches, here and in what they call
         for number in (math.nan, -math.inf, 0, 1):
             stash(e, number)
@@ -325,7 +328,7 @@ def _of_matrix(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -
         b.part("bags")
 
         def maximum(c: Emitter) -> str:
-            return _maximum_of_matrix(c, rows, counts, length, known_length, skipped, _columns(c, op, table))
+            return _maximum_of_matrix(c, rows, count, length, known_length, skipped)
 
         return b.select(
             lambda a: a["mode"] == _MAX, lambda: _is_max(b), maximum, lambda c: c.reduce("ReduceSum", rows, 1)
@@ -335,7 +338,13 @@ def _of_matrix(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -
     e.part("divided")
     if known_length is not None and skipped.is_none and e.knows(lambda a: divides(a) and not by_weights(a)):
         return str(e.Div(pooled, divisor_of(e, stash(e, max(known_length, 1)))))
-    return _divided(e, op, pooled, counts, table)
+
+    def dim(b: Emitter) -> str:
+        if b.is_static:
+            return b.int64([-1])
+        return str(b.Sub(b.Shape(pooled, start=1), b.Cast(is_by_weights(b), to=onnx.TensorProto.INT64)))
+
+    return _divided(e, op, pooled, count, dim)
 
 
 def _none_without_rows(e: Emitter, matrix: str, table: Table) -> str:
@@ -428,7 +437,12 @@ class _Matrix(NamedTuple):
 
 
 def _maximum_of_matrix(
-    e: Emitter, rows: str, counts: str, length: str, known_length: int | None, skipped: Skipped, dim: str
+    e: Emitter,
+    rows: str,
+    count: _Write,
+    length: str,
+    known_length: int | None,
+    skipped: Skipped,
 ) -> str:
     """[B, L, D] -> [B, D]; zeros for bags without positions."""
 
@@ -437,11 +451,11 @@ def _maximum_of_matrix(
         largest = _quick_maximum(b, rows)
         if skipped.is_none:
             return largest
-        return str(b.Where(b.Unsqueeze(b.Greater(counts, 0), [1]), largest, stash(b, 0)))
+        return str(b.Where(b.Unsqueeze(b.Greater(count(b), 0), [1]), largest, stash(b, 0)))
 
     def none(b: Emitter) -> str:
         b.part("empty_bags")
-        return str(b.Expand(stash(b, 0), b.Concat(b.Shape(rows, start=0, end=1), dim, axis=0)))
+        return str(b.Expand(stash(b, 0), b.Concat(b.Shape(rows, start=0, end=1), b.Shape(rows, start=2), axis=0)))
 
     if known_length is not None:
         return some(e) if known_length else none(e)
@@ -538,7 +552,7 @@ def _in_blocks(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -
     place = e.Slice(e.Concat(place, e.Expand(zero_place, num_bags), axis=0), [0], num_bags)
     place = e.Where(e.Greater(counts, 0), place, zero_place)
     pooled = e.Gather(e.Concat(first.rows, second.rows, third.rows, zero, axis=0), place)
-    return _divided(e, op, pooled, counts, table)
+    return _divided(e, op, pooled, lambda b: counts, lambda b: table.dim)
 
 
 class _Round(NamedTuple):
@@ -741,7 +755,7 @@ def _in_a_loop(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -
         lambda b: b.Where(b.Unsqueeze(b.Greater(counts, 0), [1]), pooled, stash(b, 0)),
         lambda b: pooled,
     )
-    return _divided(e, op, pooled, counts, table)
+    return _divided(e, op, pooled, lambda b: counts, lambda b: table.dim)
 
 
 def _exact_sum(e: Emitter, rows: str) -> str:
@@ -809,7 +823,7 @@ def _padded(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -> s
     place = e.Where(e.Greater(e.Mul(counts, live), 0), place, some)
     place = e.Where(too_long, e.Add(some, 1), place)
     pooled = e.Gather(e.Concat(rows, zeros, nans, axis=0), place)
-    return _divided(e, op, pooled, counts, table)
+    return _divided(e, op, pooled, lambda b: counts, lambda b: table.dim)
 
 
 # ---- What they share.
@@ -876,20 +890,25 @@ def _weighted(e: Emitter, rows: str, weights: str) -> str:
     )
 
 
-def _divided(e: Emitter, op: Layout, pooled: str, counts: str, table: Table) -> str:
+def _divided(e: Emitter, op: Layout, pooled: str, count: _Write, dim: _Write) -> str:
     """What was pooled, of `_columns`, divided as mean and sqrtn say: [B, D].
 
     A bag without positions, which has a row of zeros, is divided by 1.
+
+    Args:
+        count: writes the number of each bag's positions, where it is needed.
+        dim: writes D, or -1 for all columns but the last, [1].
     """
 
     def divided(b: Emitter) -> str:
+        counts = count(b)
         total, sums = as_counts(b, counts), pooled
         if op.weighted and (not b.is_static or b.knows(by_weights)):
             some = b.Unsqueeze(b.Greater(counts, 0), [1])
             if not b.is_static:
                 some = b.And(some, is_by_weights(b))
             total = b.Where(some, b.Slice(pooled, [-1], [2**31 - 1], [1]), total)
-            sums = b.Slice(pooled, [0], table.dim, [1])
+            sums = b.Slice(pooled, [0], dim(b), [1])
         return b.Div(sums, divisor_of(b, total))
 
     return e.select(divides, lambda: is_dividing(e), divided, lambda b: pooled)
