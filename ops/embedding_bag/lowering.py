@@ -3,20 +3,20 @@
 Pieces, the usual way, are what a person would write. Indices [B, L] are a matrix: Gather its rows, and reduce them over
 L. Three things are not obvious:
 
-1. Sums run over the axis, and in groups, that keep ONNX Runtime's order of additions the same at any thread count (see
-   `_sum_of_matrix`).
-2. More than 64 rows are added up 64 at a time, and those sums in float64, so that a long bag is as exact as a short one.
-3. Sums are ReduceSum, and not MatMul with ones, which is about as fast: ReduceSum over the middle axis is such a MatMul
-   inside ONNX Runtime. But written as one, it rounds every row to 11 bits on ONNX Runtime's CUDA and TensorRT providers,
-   which use TF32 unless they are told not to, and to 8 in OpenVINO where the CPU multiplies matrices of bfloat16 (AMX).
+1. Sums run over the axis that keeps ONNX Runtime's order of additions the same at any thread count (see `_Matrix`).
+2. More than 64 rows are added up 64 at a time, and those sums in float64: long bags are as exact as short ones.
+3. Sums are ReduceSum, not MatMul with ones. That is no slower: over the middle axis, ONNX Runtime's ReduceSum on the CPU
+   is such a MatMul inside. A MatMul node, however, rounds rows to 11 bits on ONNX Runtime's CUDA and TensorRT providers,
+   which use TF32 unless told otherwise, and to 8 bits in OpenVINO on CPUs that multiply bfloat16 matrices (AMX). Both are
+   read from their documentation: neither was run.
 
 Positions that are skipped are overwritten with the reduction's identity: selected, never multiplied by zero. ScatterND
 does that, without a reduction and to targets that occur once. Its form with a reduction, which would pool a bag in one
 node, races in ONNX Runtime (onnxruntime#18048).
 
-Blocks are how bags of different lengths are cut, in memory in proportion to what goes in and out. Every bag is cut into
-blocks of C positions; ``[C, blocks, D]`` is gathered and reduced over C, and that is done again over the blocks of those
-bags that have more than one. Three rounds are enough for any input:
+Bags of different lengths are cut into blocks, in memory in proportion to what goes in and out. Every bag is cut into
+blocks of C positions; ``[C, blocks, D]`` is gathered and reduced over C, and that is done again over the blocks of
+those bags that have more than one. Three rounds are enough for any input:
 
 1. C is about the mean bag length (16 to 64), so at most ``N + 16 B`` rows are gathered beyond a full block.
 2. Only bags of more than one block come here, with about as many blocks each as they have on average.
@@ -130,9 +130,7 @@ def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], outputs: Sequenc
         found = e.Gather(weight, index)
         return found if wide else e.cast_to_attribute(found, "stash_type")
 
-    table = Table(
-        e.Shape(weight, start=0, end=1), e.Shape(weight, start=1), rows, None if wide else weight
-    )
+    table = Table(e.Shape(weight, start=0, end=1), e.Shape(weight, start=1), rows, None if wide else weight)
     pool(e, op, inputs, outputs[0], table)
 
 
@@ -280,7 +278,7 @@ def refusal(e: Emitter, flags: str, **name: str) -> str:
 # ---- Pieces.
 
 _PIECE = 64  # rows that are added up one after another, at most
-_MANY_BAGS = 128  # more than a runtime has threads, so that its way to sum over the middle axis does not change
+_MANY_BAGS = 128  # no session should have more threads: bits are the same up to so many (see `_Matrix`)
 
 
 def _in_pieces(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -> str:
@@ -364,9 +362,9 @@ def _none_without_rows(e: Emitter, matrix: str, table: Table) -> str:
 class _Matrix(NamedTuple):
     """Bags of a matrix of indices, [B, D].
 
-    ONNX Runtime adds up the middle axis of [B, L, D] in one order if B is no less than its threads, and else in another.
-    Over the first axis of [L, B, D] it has one order, and is slower. So many bags are read as [B, L], and few as [L, B].
-    A maximum has no order, and is faster over the middle axis.
+    ONNX Runtime adds up the middle axis of [B, L, D] in one order if it has no more threads than B, and in another if it
+    has more. Over the first axis of [L, B, D] it has one order, but is slower. So many bags are read as [B, L], and few
+    as [L, B]. A maximum depends on no order, and is faster over the middle axis.
     """
 
     read: Callable[[Emitter, str, str | None], str]  #: index and weights, both [X, Y] -> rows [X, Y, D]
@@ -420,9 +418,7 @@ class _Matrix(NamedTuple):
         e.part("pieces_of_64")
         count = e.Div(e.Sub(self.length, 1), _PIECE)
         whole = e.Mul(count, _PIECE)
-        index, weights = (
-            None if x is None else e.Reshape(e.Slice(x, [0], whole, [0]), [_PIECE, -1]) for x in turned
-        )
+        index, weights = (None if x is None else e.Reshape(e.Slice(x, [0], whole, [0]), [_PIECE, -1]) for x in turned)
         rows = self.read(e, index, weights)
         e.part("sums_of_64")
         pieces = e.reduce("ReduceSum", rows, 0)  # [F B, D]
@@ -486,9 +482,7 @@ def _without_skipped(e: Emitter, rows: str, index: str, skipped: Skipped) -> str
         fill = b.Expand(_identity(b), b.Concat(b.Shape(holes, end=1), b.Shape(rows, start=2), axis=0))
         return str(b.ScatterND(rows, holes, fill))
 
-    return e.select(
-        lambda a: not skipped.is_none, lambda: str(e.Not(skipped.is_off())), filled, lambda b: rows
-    )
+    return e.select(lambda a: not skipped.is_none, lambda: str(e.Not(skipped.is_off())), filled, lambda b: rows)
 
 
 # ---- Blocks.
