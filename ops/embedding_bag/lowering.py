@@ -5,10 +5,10 @@ L. Three things are not obvious:
 
 1. Sums run over the axis that keeps ONNX Runtime's order of additions the same at any thread count (see `_Matrix`).
 2. More than 64 rows are added up 64 at a time, and those sums in float64: long bags are as exact as short ones.
-3. Sums are ReduceSum, not MatMul with ones. That is no slower: over the middle axis, ONNX Runtime's ReduceSum on the CPU
-   is such a MatMul inside. A MatMul node, however, rounds rows to 11 bits on ONNX Runtime's CUDA and TensorRT providers,
-   which use TF32 unless told otherwise, and to 8 bits in OpenVINO on CPUs that multiply bfloat16 matrices (AMX). Both are
-   read from their documentation: neither was run.
+3. Sums are ReduceSum, not MatMul with ones. That is no slower: over the middle axis, ReduceSum is such a MatMul inside
+   of ONNX Runtime's CPU provider. But a MatMul node rounds rows to 11 bits on its CUDA and TensorRT providers, which
+   use TF32 unless told otherwise, and to 8 bits in OpenVINO on CPUs that multiply matrices of bfloat16 (AMX). So their
+   documentation says; neither was run.
 
 Positions that are skipped are overwritten with the reduction's identity: selected, never multiplied by zero. ScatterND
 does that, without a reduction and to targets that occur once. Its form with a reduction, which would pool a bag in one
@@ -362,9 +362,9 @@ def _none_without_rows(e: Emitter, matrix: str, table: Table) -> str:
 class _Matrix(NamedTuple):
     """Bags of a matrix of indices, [B, D].
 
-    ONNX Runtime adds up the middle axis of [B, L, D] in one order if it has no more threads than B, and in another if it
-    has more. Over the first axis of [L, B, D] it has one order, but is slower. So many bags are read as [B, L], and few
-    as [L, B]. A maximum depends on no order, and is faster over the middle axis.
+    ONNX Runtime adds up the middle axis of [B, L, D] in one order if it has no more threads than B, and in another if
+    it has more. Over the first axis of [L, B, D] it has one order, but is slower. So many bags are read as [B, L], and
+    few as [L, B]. A maximum depends on no order, and is faster over the middle axis.
     """
 
     read: Callable[[Emitter, str, str | None], str]  #: index and weights, both [X, Y] -> rows [X, Y, D]
@@ -463,7 +463,7 @@ def _maximum_of_matrix(
 def _quick_maximum(e: Emitter, rows: str) -> str:
     """[B, L, D] -> [B, D], where a NaN wins. Their sums tell whether there may be any, which seldom is so."""
     nans = e.Cast(e.IsNaN(e.reduce("ReduceSum", rows, 1)), to=onnx.TensorProto.FLOAT)
-    count = e.ReduceSum(nans, keepdims=0)
+    count = e.ReduceSum(nans, [0, 1], keepdims=0)
     return e.branch(
         e.Greater(count, e.constant(np.float32(0))),
         lambda b: _maximum(b, rows),
