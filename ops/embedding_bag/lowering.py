@@ -3,20 +3,20 @@
 Pieces, the usual way, are what a person would write. Indices [B, L] are a matrix: Gather its rows, and reduce them over
 L. Three things are not obvious:
 
-1. Sums run over the axis, and in groups, that keep ONNX Runtime's order of additions the same at any thread count (see
-   `_sum_of_matrix`).
-2. More than 64 rows are added up 64 at a time, and those sums in float64, so that a long bag is as exact as a short one.
-3. Sums are ReduceSum, and not MatMul with ones, which is about as fast: ReduceSum over the middle axis is such a MatMul
-   inside ONNX Runtime. But written as one, it rounds every row to 11 bits on ONNX Runtime's CUDA and TensorRT providers,
-   which use TF32 unless they are told not to, and to 8 in OpenVINO where the CPU multiplies matrices of bfloat16 (AMX).
+1. Sums run over the axis that keeps ONNX Runtime's order of additions the same at any thread count (see `_Matrix`).
+2. More than 64 rows are added up 64 at a time, and those sums in float64: long bags are as exact as short ones.
+3. Sums are ReduceSum, not MatMul with ones. That is no slower: over the middle axis, ReduceSum is such a MatMul inside
+   of ONNX Runtime's CPU provider. But a MatMul node rounds rows to 11 bits on its CUDA and TensorRT providers, which
+   use TF32 unless told otherwise, and to 8 bits in OpenVINO on CPUs that multiply matrices of bfloat16 (AMX). So their
+   documentation says; neither was run.
 
 Positions that are skipped are overwritten with the reduction's identity: selected, never multiplied by zero. ScatterND
 does that, without a reduction and to targets that occur once. Its form with a reduction, which would pool a bag in one
 node, races in ONNX Runtime (onnxruntime#18048).
 
-Blocks are how bags of different lengths are cut, in memory in proportion to what goes in and out. Every bag is cut into
-blocks of C positions; ``[C, blocks, D]`` is gathered and reduced over C, and that is done again over the blocks of those
-bags that have more than one. Three rounds are enough for any input:
+Bags of different lengths are cut into blocks, in memory in proportion to what goes in and out. Every bag is cut into
+blocks of C positions; ``[C, blocks, D]`` is gathered and reduced over C, and that is done again over the blocks of
+those bags that have more than one. Three rounds are enough for any input:
 
 1. C is about the mean bag length (16 to 64), so at most ``N + 16 B`` rows are gathered beyond a full block.
 2. Only bags of more than one block come here, with about as many blocks each as they have on average.
@@ -95,6 +95,10 @@ PIECES = Ragged()
 BLOCKS = Ragged("blocks")
 
 
+#: Writes a value where it is needed.
+_Write = Callable[[Emitter], str]
+
+
 class Table(NamedTuple):
     """What the lowering reads rows from."""
 
@@ -126,9 +130,7 @@ def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], outputs: Sequenc
         found = e.Gather(weight, index)
         return found if wide else e.cast_to_attribute(found, "stash_type")
 
-    table = Table(
-        e.Shape(weight, start=0, end=1), e.Shape(weight, start=1), rows, None if wide else weight
-    )
+    table = Table(e.Shape(weight, start=0, end=1), e.Shape(weight, start=1), rows, None if wide else weight)
     pool(e, op, inputs, outputs[0], table)
 
 
@@ -188,16 +190,12 @@ class Skipped:
             other = self.row if e.is_static else e.Where(refused, num_rows, self.row)
         return str(e.Where(e.Less(indices, 0), other, indices))
 
-    def count_of_rows(self, indices: str, length: str) -> str:
-        """How many positions of each row of ``indices`` [B, L] are not skipped: [B], or [1] where none is."""
-
-        def counted(b: Emitter) -> str:
-            b.part("bag_counts")
-            kept = b.Cast(b.Not(b.Equal(indices, self.row)), to=onnx.TensorProto.INT64)
-            return b.reduce("ReduceSum", kept, 1)
-
-        e = self._e
-        return e.select(lambda a: not self.is_none, lambda: str(e.Not(self.is_off())), counted, lambda b: length)
+    def count_of_rows(self, e: Emitter, indices: str, length: str) -> str:
+        """How many positions of each row of ``indices`` [B, L] are not skipped: [B], or [1] where that is L."""
+        if self.is_none:
+            return length
+        kept = e.Cast(e.Not(e.Equal(indices, self.row)), to=onnx.TensorProto.INT64)
+        return e.reduce("ReduceSum", kept, 1)
 
     def count(self, segments: Segments) -> str:
         """How many positions of each segment are not skipped."""
@@ -280,7 +278,7 @@ def refusal(e: Emitter, flags: str, **name: str) -> str:
 # ---- Pieces.
 
 _PIECE = 64  # rows that are added up one after another, at most
-_MANY_BAGS = 128  # more than a runtime has threads, so that its way to sum over the middle axis does not change
+_MANY_BAGS = 128  # no session should have more threads: bits are the same up to so many (see `_Matrix`)
 
 
 def _in_pieces(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -> str:
@@ -306,7 +304,10 @@ def _of_matrix(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -
         known_length = None
     e.part("bag_length")
     length = e.Shape(indices, start=1, end=2) if known_length is None else e.int64([known_length])
-    counts = skipped.count_of_rows(indices, length)
+
+    def count(b: Emitter) -> str:
+        return skipped.count_of_rows(b, indices, length)
+
     if not e.is_static:  # outside of the branches, here and in what they call
         for number in (math.nan, -math.inf, 0, 1):
             stash(e, number)
@@ -325,7 +326,7 @@ def _of_matrix(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -
         b.part("bags")
 
         def maximum(c: Emitter) -> str:
-            return _maximum_of_matrix(c, rows, counts, length, known_length, skipped, _columns(c, op, table))
+            return _maximum_of_matrix(c, rows, count, length, known_length, skipped)
 
         return b.select(
             lambda a: a["mode"] == _MAX, lambda: _is_max(b), maximum, lambda c: c.reduce("ReduceSum", rows, 1)
@@ -335,7 +336,13 @@ def _of_matrix(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -
     e.part("divided")
     if known_length is not None and skipped.is_none and e.knows(lambda a: divides(a) and not by_weights(a)):
         return str(e.Div(pooled, divisor_of(e, stash(e, max(known_length, 1)))))
-    return _divided(e, op, pooled, counts, table)
+
+    def dim(b: Emitter) -> str:
+        if b.is_static:
+            return b.int64([-1])
+        return str(b.Sub(b.Shape(pooled, start=1), b.Cast(is_by_weights(b), to=onnx.TensorProto.INT64)))
+
+    return _divided(e, op, pooled, count, dim)
 
 
 def _none_without_rows(e: Emitter, matrix: str, table: Table) -> str:
@@ -355,9 +362,9 @@ def _none_without_rows(e: Emitter, matrix: str, table: Table) -> str:
 class _Matrix(NamedTuple):
     """Bags of a matrix of indices, [B, D].
 
-    ONNX Runtime adds up the middle axis of [B, L, D] in one order if B is no less than its threads, and else in another.
-    Over the first axis of [L, B, D] it has one order, and is slower. So many bags are read as [B, L], and few as [L, B].
-    A maximum has no order, and is faster over the middle axis.
+    ONNX Runtime adds up the middle axis of [B, L, D] in one order if it has no more threads than B, and in another if
+    it has more. Over the first axis of [L, B, D] it has one order, but is slower. So many bags are read as [B, L], and
+    few as [L, B]. A maximum depends on no order, and is faster over the middle axis.
     """
 
     read: Callable[[Emitter, str, str | None], str]  #: index and weights, both [X, Y] -> rows [X, Y, D]
@@ -411,9 +418,7 @@ class _Matrix(NamedTuple):
         e.part("pieces_of_64")
         count = e.Div(e.Sub(self.length, 1), _PIECE)
         whole = e.Mul(count, _PIECE)
-        index, weights = (
-            None if x is None else e.Reshape(e.Slice(x, [0], whole, [0]), [_PIECE, -1]) for x in turned
-        )
+        index, weights = (None if x is None else e.Reshape(e.Slice(x, [0], whole, [0]), [_PIECE, -1]) for x in turned)
         rows = self.read(e, index, weights)
         e.part("sums_of_64")
         pieces = e.reduce("ReduceSum", rows, 0)  # [F B, D]
@@ -428,7 +433,12 @@ class _Matrix(NamedTuple):
 
 
 def _maximum_of_matrix(
-    e: Emitter, rows: str, counts: str, length: str, known_length: int | None, skipped: Skipped, dim: str
+    e: Emitter,
+    rows: str,
+    count: _Write,
+    length: str,
+    known_length: int | None,
+    skipped: Skipped,
 ) -> str:
     """[B, L, D] -> [B, D]; zeros for bags without positions."""
 
@@ -437,11 +447,11 @@ def _maximum_of_matrix(
         largest = _quick_maximum(b, rows)
         if skipped.is_none:
             return largest
-        return str(b.Where(b.Unsqueeze(b.Greater(counts, 0), [1]), largest, stash(b, 0)))
+        return str(b.Where(b.Unsqueeze(b.Greater(count(b), 0), [1]), largest, stash(b, 0)))
 
     def none(b: Emitter) -> str:
         b.part("empty_bags")
-        return str(b.Expand(stash(b, 0), b.Concat(b.Shape(rows, start=0, end=1), dim, axis=0)))
+        return str(b.Expand(stash(b, 0), b.Concat(b.Shape(rows, start=0, end=1), b.Shape(rows, start=2), axis=0)))
 
     if known_length is not None:
         return some(e) if known_length else none(e)
@@ -453,7 +463,7 @@ def _maximum_of_matrix(
 def _quick_maximum(e: Emitter, rows: str) -> str:
     """[B, L, D] -> [B, D], where a NaN wins. Their sums tell whether there may be any, which seldom is so."""
     nans = e.Cast(e.IsNaN(e.reduce("ReduceSum", rows, 1)), to=onnx.TensorProto.FLOAT)
-    count = e.ReduceSum(nans, keepdims=0)
+    count = e.ReduceSum(nans, [0, 1], keepdims=0)
     return e.branch(
         e.Greater(count, e.constant(np.float32(0))),
         lambda b: _maximum(b, rows),
@@ -472,9 +482,7 @@ def _without_skipped(e: Emitter, rows: str, index: str, skipped: Skipped) -> str
         fill = b.Expand(_identity(b), b.Concat(b.Shape(holes, end=1), b.Shape(rows, start=2), axis=0))
         return str(b.ScatterND(rows, holes, fill))
 
-    return e.select(
-        lambda a: not skipped.is_none, lambda: str(e.Not(skipped.is_off())), filled, lambda b: rows
-    )
+    return e.select(lambda a: not skipped.is_none, lambda: str(e.Not(skipped.is_off())), filled, lambda b: rows)
 
 
 # ---- Blocks.
@@ -538,7 +546,7 @@ def _in_blocks(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -
     place = e.Slice(e.Concat(place, e.Expand(zero_place, num_bags), axis=0), [0], num_bags)
     place = e.Where(e.Greater(counts, 0), place, zero_place)
     pooled = e.Gather(e.Concat(first.rows, second.rows, third.rows, zero, axis=0), place)
-    return _divided(e, op, pooled, counts, table)
+    return _divided(e, op, pooled, lambda b: counts, lambda b: table.dim)
 
 
 class _Round(NamedTuple):
@@ -741,7 +749,7 @@ def _in_a_loop(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -
         lambda b: b.Where(b.Unsqueeze(b.Greater(counts, 0), [1]), pooled, stash(b, 0)),
         lambda b: pooled,
     )
-    return _divided(e, op, pooled, counts, table)
+    return _divided(e, op, pooled, lambda b: counts, lambda b: table.dim)
 
 
 def _exact_sum(e: Emitter, rows: str) -> str:
@@ -809,7 +817,7 @@ def _padded(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -> s
     place = e.Where(e.Greater(e.Mul(counts, live), 0), place, some)
     place = e.Where(too_long, e.Add(some, 1), place)
     pooled = e.Gather(e.Concat(rows, zeros, nans, axis=0), place)
-    return _divided(e, op, pooled, counts, table)
+    return _divided(e, op, pooled, lambda b: counts, lambda b: table.dim)
 
 
 # ---- What they share.
@@ -876,20 +884,25 @@ def _weighted(e: Emitter, rows: str, weights: str) -> str:
     )
 
 
-def _divided(e: Emitter, op: Layout, pooled: str, counts: str, table: Table) -> str:
+def _divided(e: Emitter, op: Layout, pooled: str, count: _Write, dim: _Write) -> str:
     """What was pooled, of `_columns`, divided as mean and sqrtn say: [B, D].
 
     A bag without positions, which has a row of zeros, is divided by 1.
+
+    Args:
+        count: writes the number of each bag's positions, where it is needed.
+        dim: writes D, or -1 for all columns but the last, [1].
     """
 
     def divided(b: Emitter) -> str:
+        counts = count(b)
         total, sums = as_counts(b, counts), pooled
         if op.weighted and (not b.is_static or b.knows(by_weights)):
             some = b.Unsqueeze(b.Greater(counts, 0), [1])
             if not b.is_static:
                 some = b.And(some, is_by_weights(b))
             total = b.Where(some, b.Slice(pooled, [-1], [2**31 - 1], [1]), total)
-            sums = b.Slice(pooled, [0], table.dim, [1])
+            sums = b.Slice(pooled, [0], dim(b), [1])
         return b.Div(sums, divisor_of(b, total))
 
     return e.select(divides, lambda: is_dividing(e), divided, lambda b: pooled)
