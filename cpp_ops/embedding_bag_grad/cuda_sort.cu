@@ -58,10 +58,13 @@ namespace {
 
 Status Sort(void* scratch, size_t* bytes, const uint32_t* keys, uint32_t* sorted_keys,
             const uint32_t* values, uint32_t* sorted_values, int64_t n, int bits, void* stream) {
+  // CUB takes the last error for its own, whoever left it there.
+  static_cast<void>(cudaGetLastError());
   const cudaError_t error = cub::DeviceRadixSort::SortPairs(
       scratch, *bytes, keys, sorted_keys, values, sorted_values, static_cast<int>(n), 0, bits,
       static_cast<cudaStream_t>(stream));
   if (error == cudaSuccess) return Status();
+  static_cast<void>(cudaGetLastError());
   return Error(Code::kInternal, "CUDA, sorting: %s", cudaGetErrorString(error));
 }
 

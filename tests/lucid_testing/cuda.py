@@ -6,6 +6,7 @@ of the kernels runs where there is no GPU too.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import itertools
@@ -16,7 +17,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ class GradPlan(ctypes.Structure):
 
     _fields_ = _of(
         ctypes.c_int64,
-        "size_bytes num_bags padding num_positions num_entries row_sort entry_sort zeroed_bytes scratch_bytes",
+        "size_bytes num_bags padding num_positions num_entries row_sort entry_sort row_bags zeroed_bytes scratch_bytes",
     )
 
 
@@ -182,6 +183,29 @@ class Emulated:
         return np.array(memory)
 
     stream = None
+
+
+class Machine:
+    """The numbers of the emulated machine (Machine in cpp_ops/embedding_bag/test/cuda_emulation.h)."""
+
+    def __init__(self, native: ctypes.CDLL) -> None:
+        self._native = native
+        native.lucid_emulation_get.argtypes = (ctypes.c_char_p,)
+        native.lucid_emulation_get.restype = ctypes.c_int64
+        native.lucid_emulation_set.argtypes = (ctypes.c_char_p, ctypes.c_int64)
+
+    def __getitem__(self, name: str) -> int:
+        number = int(self._native.lucid_emulation_get(name.encode()))
+        assert number >= 0, name
+        return number
+
+    def __setitem__(self, name: str, value: int) -> None:
+        self._native.lucid_emulation_set(name.encode(), value)
+        assert self[name] == value
+
+    def choose_device(self, device: int) -> int:
+        """Make a device the current one of this thread; the one before."""
+        return int(self._native.lucid_emulation_device(device))
 
 
 class Changing(Emulated):
@@ -557,6 +581,32 @@ def run_gradient(
     for name, memory, dtype, shape in outputs:
         found.append(_inside(device, memory, fill, f"{case.name}, {name}").view(dtype).reshape(shape))
     return code, said, found
+
+
+@contextlib.contextmanager
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """lucid_onnx with the emulated library as its CUDA library, on the CPU's provider; the emulated machine."""
+    from lucid_onnx.runtime import library, session
+
+    path = emulated_library()
+    if path is None:
+        pytest.skip("there is no C++ compiler to build the emulated kernels with")
+    caches = (library._cuda_library, library.why_no_cuda)
+    try:
+        for module in (library, session):
+            monkeypatch.setattr(module, "find_cuda_library", lambda: path)
+        monkeypatch.setattr(session, "_provider", lambda *_: "cuda")
+        for cache in caches:
+            cache.cache_clear()
+        machine = Machine(library._cuda_library())
+        before = {name: machine[name] for name in ("devices", "kernel_images", "driver", "toolkit")}
+        yield machine
+        for name, value in before.items():
+            machine[name] = value
+    finally:
+        monkeypatch.undo()
+        for cache in caches:
+            cache.cache_clear()
 
 
 def session_with(case: Any, library: str, bounds_check: str | None = None) -> Any:

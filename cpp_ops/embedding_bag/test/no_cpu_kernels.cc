@@ -1,6 +1,8 @@
 // For tests of the emulated CUDA kernels: the functions of the CPU's kernels that the adapters
-// call, without the time that those take to compile. They are never called.
+// call, without the time that those take to compile, which are never called; and the emulated
+// machine's numbers.
 #include "embedding_bag/embedding_bag.h"
+#include "embedding_bag/test/cuda_emulation.h"
 #include "embedding_bag_grad/embedding_bag_grad.h"
 
 namespace lucid {
@@ -24,3 +26,25 @@ Status RunCheckedEmbeddingBagGrad(const EmbeddingBagGradArgs&, const GradSizes&,
 }
 
 }  // namespace lucid
+
+extern "C" {
+
+// A number of the emulated machine; see Machine in cuda_emulation.h. -1: there is none of that
+// name.
+__attribute__((visibility("default"))) int64_t lucid_emulation_get(const char* name) {
+  const std::atomic<int64_t>* const number = lucid::emulation::Machine::Get().Find(name);
+  return number ? number->load() : -1;
+}
+__attribute__((visibility("default"))) void lucid_emulation_set(const char* name, int64_t value) {
+  if (std::atomic<int64_t>* const number = lucid::emulation::Machine::Get().Find(name))
+    *number = value;
+}
+
+// The current device of this thread.
+__attribute__((visibility("default"))) int lucid_emulation_device(int device) {
+  const int before = lucid::emulation::HostThread::Get().device;
+  lucid::emulation::HostThread::Get().device = device;
+  return before;
+}
+
+}  // extern "C"
