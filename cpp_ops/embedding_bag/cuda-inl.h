@@ -904,7 +904,7 @@ cudaError_t Enqueue(void (*kernel)(P...), int64_t blocks, int64_t threads, cudaS
   static_assert((std::is_same<P, A>::value && ...), "they are passed by their addresses");
 #if defined(LUCID_EMULATE_CUDA)
   return emulation::Launch(static_cast<unsigned>(blocks), static_cast<unsigned>(threads), stream,
-                           [&] { kernel(arguments...); });
+                           [=] { kernel(arguments...); });
 #else
   void* addresses[] = {const_cast<void*>(static_cast<const void*>(&arguments))...};
   return cudaLaunchKernel(reinterpret_cast<const void*>(kernel),

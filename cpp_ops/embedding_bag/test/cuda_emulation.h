@@ -152,6 +152,28 @@ inline cudaError_t CheckStream(cudaStream_t stream) {
   return Answer(cudaErrorStreamCaptureInvalidated);
 }
 
+// CUDA graphs: while `recording`, work is put aside in the place of being done.
+struct Recorder {
+  bool recording = false;
+  std::vector<std::function<void()>> work;
+
+  static Recorder& Get() {
+    static Recorder recorder;
+    return recorder;
+  }
+};
+
+// Does something that was enqueued, or puts it aside.
+template <class F>
+void Do(const F& something) {
+  Recorder& recorder = Recorder::Get();
+  if (recorder.recording) {
+    recorder.work.emplace_back(something);
+  } else {
+    something();
+  }
+}
+
 struct Index {
   unsigned x;
 };
@@ -304,9 +326,7 @@ inline unsigned Threads() {
 }
 
 template <class F>
-cudaError_t Launch(unsigned blocks, unsigned threads, cudaStream_t stream, const F& kernel) {
-  // ONNX Runtime's CPU provider has no streams: it runs the kernels on the default one.
-  static_cast<void>(stream);
+void Run(unsigned blocks, unsigned threads, const F& kernel) {
   const std::function<void()> body = kernel;
   std::vector<unsigned> block_order(blocks);
   std::iota(block_order.begin(), block_order.end(), 0u);
@@ -331,6 +351,12 @@ cudaError_t Launch(unsigned blocks, unsigned threads, cudaStream_t stream, const
   for (unsigned i = 1; i < Threads(); ++i) others.emplace_back(work, random() + i);
   work(random());
   for (std::thread& other : others) other.join();
+}
+
+// ONNX Runtime's CPU provider has no streams: it runs the kernels on the default one.
+template <class F>
+cudaError_t Launch(unsigned blocks, unsigned threads, cudaStream_t, const F& kernel) {
+  Do([=] { Run(blocks, threads, kernel); });
   return cudaSuccess;
 }
 
@@ -414,7 +440,7 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width) {
 
 inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t stream) {
   const cudaError_t error = lucid::emulation::CheckStream(stream);
-  if (error == cudaSuccess) memset(p, value, bytes);
+  if (error == cudaSuccess) lucid::emulation::Do([=] { memset(p, value, bytes); });
   return error;
 }
 inline cudaError_t cudaGetLastError() {
@@ -495,7 +521,7 @@ inline cudaError_t cudaFreeHost(void* p) { return cudaFree(p); }
 enum cudaMemcpyKind { cudaMemcpyDeviceToHost };
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind,
                                    cudaStream_t) {
-  memcpy(to, from, bytes);
+  lucid::emulation::Do([=] { memcpy(to, from, bytes); });
   return cudaSuccess;
 }
 enum : unsigned { cudaStreamNonBlocking = 1 };
