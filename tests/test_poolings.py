@@ -32,7 +32,7 @@ from lucid_testing.poolings import EXPORTERS, Exported, Pooling  # noqa: E402  #
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 
 POOLINGS = int(os.environ.get("LUCID_SWEEP_POOLINGS", "30"))
-MISSES = int(os.environ.get("LUCID_SWEEP_MISSES", "23"))
+MISSES = int(os.environ.get("LUCID_SWEEP_MISSES", "29"))
 #: How many are exported together.
 TOGETHER = 8
 #: Calls of other sizes than the exported one, of exports whose sizes are open.

@@ -131,7 +131,7 @@ def show_model(console: Console, found: info.Model) -> None:
     if not found.nodes:
         say(console, f"no {spec.DOMAIN} nodes")
         return
-    table = new_table("node", "operator", "form", "mode", "table", "dtype", "shape", "bytes", "padding_idx", "max_norm")
+    table = new_table("node", "operator", "form", "mode", "table", "dtype", "shape", "bytes", "attributes")
     for node in found.nodes:
         table.add_row(
             Text(node.name),
@@ -142,8 +142,7 @@ def show_model(console: Console, found: info.Model) -> None:
             node.table.dtype,
             shape_text(node.table.shape),
             "-" if node.table_bytes is None else bytes_text(node.table_bytes),
-            "-" if node.padding_idx is None else str(node.padding_idx),
-            "-" if node.max_norm is None else f"{node.max_norm:.9g} (p = {node.norm_type:.9g})",
+            node.changed or "-",
         )
     console.print(table)
 
@@ -185,7 +184,7 @@ def show_fused(console: Console, report: FuseReport, verb: str) -> None:
         say(console, "nothing to fuse: no bag is written out in standard operators")
         return
     if report.fused:
-        columns = ("from", "operator", "mode", "table", "dtype", "shape", "bytes", "padding_idx", "max_norm")
+        columns = ("from", "operator", "mode", "table", "dtype", "shape", "bytes", "attributes")
         table = new_table(verb, *columns)
         for f in report.fused:
             table.add_row(
@@ -197,8 +196,7 @@ def show_fused(console: Console, report: FuseReport, verb: str) -> None:
                 f.table_dtype,
                 shape_text(f.table_shape),
                 "-" if f.table_bytes is None else bytes_text(f.table_bytes),
-                "-" if f.padding_idx is None else str(f.padding_idx),
-                "-" if f.max_norm is None else f"{f.max_norm:.9g} (p = {f.norm_type:.9g})",
+                f.changed or "-",
             )
         console.print(table)
     if report.unfused:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ class Fused:
 
     ``table_bytes`` is None where the shape of the table is not fixed. ``table_from`` is the operator that computes the
     table, None where it is an initializer or an input: a runtime that does not fold it computes the table in every run.
+    ``attributes`` has all that a caller gives to the operator, by name; ``changed`` is those that are not the default.
     """
 
     where: str
@@ -54,6 +55,8 @@ class Fused:
     norm_type: float
     include_last_offset: bool
     table_from: str | None = None
+    attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    changed: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,16 +218,18 @@ class Search:
                 where=where,
                 pattern=pattern,
                 op=bag.op.name,
-                mode=a.mode,
                 table=inputs[next(iter(bag.table))].name or "",
                 table_shape=bag.table_shape,
                 table_dtype=bag.table_dtype,
                 table_bytes=_table_bytes(bag),
+                mode=a.mode,
                 padding_idx=a.padding_idx,
                 max_norm=a.max_norm,
                 norm_type=a.norm_type,
                 include_last_offset=a.include_last_offset,
                 table_from=None if (made := inputs[next(iter(bag.table))].producer()) is None else made.op_type,
+                attributes=a.keywords,
+                changed=a.changed,
             )
         )
 
@@ -356,16 +361,13 @@ def _why_unknown_loop(root: Expression) -> str | None:
             table = path[-1].inputs[0]
             value = None if table is None else table.value
             pools = f"a Loop that pools rows of {table if value is None else repr(value.name)}"
-            if e.op not in _REDUCTIONS:
+            if e.op not in patterns.REDUCTION_MODES:
                 return f"{pools} by {e}, and a bag pools by sum, mean or max"
             changed = next((p for p in path[1:] if p.op not in _PASSES), None)
             if changed is not None:
                 return f"{pools}, but {changed} changes them between the Gather and the {e.op}"
             return f"{pools} by {e}, but not in the way of a known exporter"
     return None
-
-
-_REDUCTIONS = ("ReduceSum", "ReduceMean", "ReduceMax")
 
 
 def _path_to_rows(reduction: Expression) -> list[Expression] | None:

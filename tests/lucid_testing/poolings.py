@@ -32,7 +32,11 @@ MASKS = ("none", "none", "ids", "ids > 0", "ids int64", "bool", "int64", "int32"
 APPLIED = ("unsqueeze(-1)", "unsqueeze(2)", "None", "expand(size)", "expand_as", "masked_fill", "where", "where scalar")
 APPLIED += ("bmm", "einsum", "matmul", "repeat", "left", "permuted")
 SELECTS = ("masked_fill", "where", "where scalar")
+#: How a mask is laid on rows whose maximum is taken.
+OF_MAXIMA = ("where -inf", "where -1e9", "added")
 DIVISORS = ("none", "none", "count", "clamp 1", "clamp 1e-9", "+ 1e-16", "+ 1e-8", "maximum", "length", "where")
+DIVISORS += ("sqrt", "weights", "root of squares", "no nan")
+BY_WEIGHTS = ("weights", "root of squares", "no nan")
 #: How the mask is counted.
 COUNTS = ("keepdim", "unsqueezed", "of column", "expanded", "integers")
 WEIGHTS = ("none", "none", "none", "ones_like", "ones", "by row", "input", "times mask")
@@ -66,7 +70,14 @@ TWISTS = (
     "subtracted",  # count - 1
     "of ids",  # a mask of ids that are not what is looked up
     "halved",  # mask of 0.5 and 1
+    "summed squares",  # of weights, without the root
+    "root of sum",  # of weights, which are not squared
+    "clamped weights",
+    "other weights",
+    "maximum of some",  # masked rows are -0.5
+    "added little",  # 1 is taken from masked rows
 )
+OF_WEIGHTS = ("summed squares", "root of sum", "clamped weights", "other weights")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,16 +146,18 @@ class Pooling:
         if twist not in ("+ 1", "+ 0.001", "inverted count", "other count", "clamp 2", "subtracted"):
             divisors.append("none")
         drawn = cls.random(seed, exporter)
+        if twist in ("maximum of some", "added little"):
+            masks = [m for m in MASKS if m.startswith(("ids", "bool"))]
         return dataclasses.replace(
             drawn,
             table="module" if drawn.table == "tied" else drawn.table,
             mask=one(*masks),
-            reduction="sum",
+            reduction="max" if twist in ("maximum of some", "added little") else "sum",
             rank=one("BL", "keepdim"),
             dtype="float32",
-            weights="none" if twist.startswith("filled") else drawn.weights,
-            applied=one(*applied),
-            divisor=one(*divisors),
+            weights="input" if twist in OF_WEIGHTS else "none" if twist.startswith("filled") else drawn.weights,
+            applied={"maximum of some": "where -1e9", "added little": "added"}.get(twist) or one(*applied),
+            divisor="weights" if twist in OF_WEIGHTS else one(*divisors),
             count=one("keepdim", "of column", "expanded"),
             dim=int(rng.choice([1, 3, 4])),  # 4 is L in the first call
             twist=twist,
@@ -158,14 +171,24 @@ class Pooling:
         if drawn.exporter == "legacy":  # which knows no `&` of integers, and writes bfloat16 as no checker takes it
             drawn = new(drawn, indices="mod" if drawn.indices == "and" else drawn.indices)
             drawn = new(drawn, dtype="float16" if drawn.dtype == "bfloat16" else drawn.dtype)
+        if drawn.reduction == "max" and drawn.mask != "none":
+            drawn = new(drawn, weights="none", divisor="none", count="none", goes_on=drawn.dtype in SHORT)
+            ways = OF_MAXIMA if drawn.mask.startswith(("ids", "bool", "lengths")) else OF_MAXIMA[:2]
+            ways = OF_MAXIMA[:1] if drawn.dtype in SHORT else ways  # which have no 1e9
+            ways = OF_MAXIMA[:2] if drawn.dtype == "float64" else ways  # where a row is not lost beside 1e9
+            return drawn if drawn.applied in ways else new(drawn, applied=ways[drawn.seed % len(ways)])
         if drawn.mask == "none" and drawn.weights == "none":
             plain = drawn.rank not in ("BL", "keepdim") or drawn.reduction != "sum"
             drawn = new(drawn, divisor="none" if plain or drawn.divisor == "none" else "length", applied="plain")
         else:
             drawn = new(drawn, reduction="sum")
         if drawn.mask == "none":
-            drawn = new(drawn, divisor="length" if drawn.divisor == "length" else "none")
+            drawn = new(drawn, divisor=drawn.divisor if drawn.divisor in ("length", *BY_WEIGHTS) else "none")
             drawn = new(drawn, weights="input" if drawn.weights == "times mask" else drawn.weights)
+        if drawn.weights == "none" and drawn.mask == "none" and drawn.divisor in BY_WEIGHTS:
+            drawn = new(drawn, divisor="none")
+        if drawn.divisor in BY_WEIGHTS and drawn.applied in SELECTS:
+            drawn = new(drawn, applied="unsqueeze(-1)")
         if drawn.weights != "none" and drawn.applied in (*SELECTS, "repeat"):
             drawn = new(drawn, applied="unsqueeze(-1)")
         if drawn.rank not in ("BL", "keepdim") and drawn.applied in ("bmm", "matmul", "einsum", "permuted"):
@@ -175,7 +198,7 @@ class Pooling:
         if drawn.dtype in SHORT and drawn.divisor in ("+ 1e-16", "+ 1e-8", "clamp 1e-9"):
             drawn = new(drawn, divisor="clamp 1")  # the small number is 0 in 16 bits
         drawn = new(drawn, goes_on=drawn.dtype in SHORT)
-        if drawn.divisor in ("none", "length"):
+        if drawn.divisor in ("none", "length", *BY_WEIGHTS):
             return new(drawn, count="none")
         return new(drawn, count="keepdim") if drawn.mask in ("float", "half") and drawn.count == "integers" else drawn
 
@@ -217,7 +240,10 @@ class Pooling:
         if self.mask == "lengths":
             found["lengths"] = torch.from_numpy(lengths)
         if self.weights in ("input", "times mask"):
-            found["weights"] = torch.from_numpy(rng.uniform(-2, 2, kept.shape)).to(self.torch_dtype)
+            low = 0.1 if self.divisor in BY_WEIGHTS else -2  # a sum of weights about 0 would have no digits
+            found["weights"] = torch.from_numpy(rng.uniform(low, 2, kept.shape)).to(self.torch_dtype)
+        if self.twist == "other weights":
+            found["others"] = torch.from_numpy(rng.uniform(0.1, 2, kept.shape)).to(self.torch_dtype)
         if self.twist in ("other count", "of ids", "other rows"):
             found["others"] = torch.from_numpy(rng.integers(0, ROWS, kept.shape) * (rng.random(kept.shape) < 0.7))
         return {name: self._laid_out(name, value) for name, value in found.items()}
@@ -261,7 +287,9 @@ class PooledEmbedding(torch.nn.Module):
             kept = {"transposed": rows.t().contiguous(), "cast": rows.half()}.get(drawn.table, rows)
             self.weight: Any = torch.nn.Parameter(kept)
         if drawn.weights == "by row":
-            self.row_weights = torch.nn.Embedding(ROWS, 1, _weight=numbers(ROWS, 1))
+            by_row = numbers(ROWS, 1)
+            by_row = by_row.abs() + 0.1 if drawn.divisor in BY_WEIGHTS else by_row
+            self.row_weights = torch.nn.Embedding(ROWS, 1, _weight=by_row)
         if drawn.indices == "remap":
             self.register_buffer("remap", torch.from_numpy(rng.integers(0, ROWS, ROWS)))
 
@@ -343,6 +371,9 @@ class PooledEmbedding(torch.nn.Module):
         if drawn.applied == "plain":
             name = "amax" if drawn.reduction == "max" else drawn.reduction
             pooled: torch.Tensor = getattr(rows, name)(over, keepdim=keepdim)
+        elif drawn.applied in OF_MAXIMA:
+            assert mask is not None
+            return self._without_masked(rows, mask.unsqueeze(-1)).amax(over, keepdim=keepdim)
         elif drawn.applied in SELECTS:
             assert mask is not None
             pooled = self._reduced(self._selected(rows, mask.bool().unsqueeze(-1)), over, keepdim)
@@ -350,7 +381,7 @@ class PooledEmbedding(torch.nn.Module):
             pooled = self._weighted(rows, self._factors(given, indices, mask), over, keepdim)
         if twist in ("over columns", "over bags"):
             return pooled.sum()[None, None]  # what there is of columns and bags is no shape of a bag
-        return self._divided(pooled, given, mask, axis, rows)
+        return self._divided(pooled, given, mask, axis, rows, indices)
 
     def _selected(self, rows: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
         filler = {"filled with one": 1.0, "filled with small": -1e9}.get(self.drawn.twist, 0.0)
@@ -359,6 +390,13 @@ class PooledEmbedding(torch.nn.Module):
         if self.drawn.applied == "masked_fill":
             return rows.masked_fill(~column, filler)
         return torch.where(column, rows, torch.full_like(rows, filler) if self.drawn.applied == "where" else filler)
+
+    def _without_masked(self, rows: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        if self.drawn.applied == "added":
+            far = 1.0 if self.drawn.twist == "added little" else 1e9
+            return rows - (1 - column.to(rows.dtype)) * far
+        filler = {"where -inf": -torch.inf, "where -1e9": -1e9}[self.drawn.applied]
+        return rows.masked_fill(~column.bool(), -0.5 if self.drawn.twist == "maximum of some" else filler)
 
     def _reduced(self, rows: torch.Tensor, axis: int, keepdim: bool) -> torch.Tensor:
         if self.drawn.twist == "maximum of products":
@@ -452,10 +490,14 @@ class PooledEmbedding(torch.nn.Module):
         mask: torch.Tensor | None,
         axis: int,
         rows: torch.Tensor,
+        indices: torch.Tensor,
     ) -> torch.Tensor:
         divisor, twist, dtype = self.drawn.divisor, self.drawn.twist, self.drawn.torch_dtype
         if divisor == "none":
             return pooled
+        if divisor in BY_WEIGHTS:
+            factors = given["others"] if twist == "other weights" else self._factors(given, indices, mask)
+            return self._divided_by_weights(pooled, factors, axis)
         if divisor == "length":
             return pooled / rows.shape[axis]
         assert mask is not None
@@ -469,6 +511,8 @@ class PooledEmbedding(torch.nn.Module):
         match divisor:
             case "clamp 1":
                 count = count.clamp(min=2 if twist == "clamp 2" else 1)
+            case "sqrt":
+                count = count.clamp(min=1).sqrt()
             case "clamp 1e-9":
                 count = count.clamp(min=1e-9)
             case "+ 1e-16":
@@ -480,6 +524,20 @@ class PooledEmbedding(torch.nn.Module):
             case "where":
                 count = torch.where(count == 0, torch.ones_like(count), count)
         return pooled / (count.to(dtype) + {"+ 1": 1.0, "+ 0.001": 0.001}.get(twist, 0.0))
+
+    def _divided_by_weights(self, pooled: torch.Tensor, factors: torch.Tensor, axis: int) -> torch.Tensor:
+        divisor, twist = self.drawn.divisor, self.drawn.twist
+        squared = divisor == "root of squares" or twist == "summed squares"
+        total = (factors * factors if squared else factors).sum(axis, keepdim=True)
+        total = total.unsqueeze(-1) if self.drawn.rank == "keepdim" else total.squeeze(axis).unsqueeze(-1)
+        if divisor == "root of squares" or twist == "root of sum":
+            total = total.sqrt()
+        if twist == "clamped weights":
+            total = total.clamp(min=3)
+        if divisor == "no nan":
+            safe = torch.where(total == 0, torch.ones_like(total), total)
+            return torch.where(total == 0, 0, pooled / safe)
+        return pooled / total
 
     def _counted(self, mask: torch.Tensor, axis: int, rows: torch.Tensor) -> torch.Tensor:
         keepdim, dtype = self.drawn.rank == "keepdim", self.drawn.torch_dtype

@@ -24,6 +24,7 @@
 #include <numeric>
 #include <random>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -384,10 +385,10 @@ T __ldg(const T* p) {
   memcpy(&value, lucid::emulation::Aligned(p), sizeof(T));
   return value;
 }
-// Numbers of four bytes that several threads write, all the same, are atomic.
+// Numbers that several threads write, all the same, are atomic.
 template <class T>
 T __ldcg(const T* p) {
-  if constexpr (sizeof(T) == 4) {
+  if constexpr (std::is_arithmetic<T>::value) {
     T value;
     __atomic_load(lucid::emulation::Aligned(p), &value, __ATOMIC_RELAXED);
     return value;
@@ -395,7 +396,10 @@ T __ldcg(const T* p) {
     return __ldg(p);
   }
 }
-inline void __stcg(int32_t* p, int32_t value) { __atomic_store_n(p, value, __ATOMIC_RELAXED); }
+template <class T>
+void __stcg(T* p, T value) {
+  __atomic_store(p, &value, __ATOMIC_RELAXED);
+}
 template <class T>
 T atomicMax(T* p, T value) {
   T old = __atomic_load_n(p, __ATOMIC_RELAXED);

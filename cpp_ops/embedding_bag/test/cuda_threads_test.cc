@@ -116,9 +116,10 @@ bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
 
 int main() {
   Call call({5000, 0, 3, 70, 2049, 1, 65, 1024, 64, 300});
-  for (const int mode : {0, 1, 2}) {
+  for (const int mode : {0, 1, 2, 3}) {
     call.args.mode = mode;
-    call.args.per_sample_weights = mode == 0 ? call.weights.data() : nullptr;
+    call.args.per_sample_weights = mode != 2 ? call.weights.data() : nullptr;
+    call.args.divisor = mode == 1 || mode == 3;  // the sum of weights
     std::vector<float> found[2];
     for (const int threads : {1, 4}) {
       OnThreads(threads);
@@ -128,7 +129,7 @@ int main() {
     }
     CHECK(SameBits(found[0], found[1]));
   }
-  call.args.mode = 0;
+  call.args.mode = call.args.divisor = 0;
   for (const int64_t rows : {Call::kRows, int64_t{40000}}) {  // as V bags, and as N
     std::vector<float> found[2];
     for (const int threads : {1, 4}) {

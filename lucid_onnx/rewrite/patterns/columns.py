@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from lucid_onnx.rewrite import nodes
 from lucid_onnx.rewrite.expressions import Dim, Expression, constant, difference, from_array, input_of, number
-from lucid_onnx.rewrite.normal_form import elements, make, normal
+from lucid_onnx.rewrite.normal_form import make, normal
+from lucid_onnx.rewrite.shapes import elements
 
 #: Elementwise operators, whose operands are broadcast.
 _ELEMENTWISE = frozenset(
@@ -384,16 +385,24 @@ def whole_array(e: Expression) -> np.ndarray | None:
     return None if tensor is None or tensor.is_ref() else tensor.as_tensor().numpy()
 
 
-def is_filled_with(e: Expression, value: float) -> bool:
-    """Whether every element is known to be that number."""
+def filler_of(e: Expression) -> float | None:
+    """The number that every element is known to be."""
     while True:
         if e.op == "ConstantOfShape":
             filler = e.attributes.get("value")
-            return value == 0 if filler is None else bool(np.frombuffer(filler[2], filler[0].numpy())[0] == value)
+            return 0.0 if filler is None else float(np.frombuffer(filler[2], filler[0].numpy())[0])
         if (
             e.op not in ("Cast", "Expand", "Reshape", "Squeeze", "Tile", "Transpose", "Unsqueeze")
             or e.inputs[0] is None
         ):
             array = whole_array(e)
-            return array is not None and bool((array == value).all())
+            if array is None or not array.size:
+                return None
+            first = array.reshape(-1)[0]
+            return float(first) if bool((array == first).all()) else None
         e = e.inputs[0]
+
+
+def is_filled_with(e: Expression, value: float) -> bool:
+    """Whether every element is known to be that number."""
+    return filler_of(e) == value

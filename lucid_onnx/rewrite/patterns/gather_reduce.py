@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-import numpy as np
 import onnx_ir as ir
 
-from lucid_onnx.ops.embedding_bag import spec
-from lucid_onnx.rewrite import nodes
-from lucid_onnx.rewrite.expressions import Dim, Expression, constant, from_array, input_of, number, subexpressions
+from lucid_onnx.rewrite.expressions import Dim, Expression, constant, difference, input_of, number, subexpressions
 from lucid_onnx.rewrite.normal_form import make
 
 from .bag import FLOATS, Bag, Guess, Obstructed
-from .columns import column, declared, expanded, permuted, same_shape
-from .masks import counted, means_negatives, padding_of
-from .rows import Obstacle, Rows, Step, find_rows
+from .columns import column, declared, is_filled_with, permuted
+from .divisors import Mean, mean_of
+from .finite import Magnitudes
+from .masks import is_zero
+from .pooled import WIDE, Pooled, bag_of, has_negatives
+from .rows import Obstacle, Rows, find_rows
 from .shared import MODES
 
 #: Reductions that a bag has no mode for.
 _OTHER_REDUCTIONS = frozenset(
     ("ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceSumSquare")
 )
-_WIDE = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 
 
 class GatherReduce:
@@ -56,9 +54,10 @@ class GatherReduce:
 
     def __init__(self, *, assume_nonempty: bool = False, keep_empty: bool = False) -> None:
         self._assume_nonempty, self._keep_empty = assume_nonempty, keep_empty
+        self._magnitudes = Magnitudes()
 
     def __call__(self, root: Expression) -> Iterator[Guess | Obstructed]:
-        if root.op == "Div":
+        if root.op in ("Div", "Where"):
             yield from self._mean(root)  # 4
         elif root.op == "Cast":
             yield from self._narrowed(root)  # 5
@@ -71,25 +70,32 @@ class GatherReduce:
             if isinstance(found, Obstacle):
                 if found.rows is None or not _is_of_rows(found.rows.table):
                     yield None, found.reason
-            elif not _is_one_of_several(root, found):
+            elif not _is_one_of_several(root, found) and not _is_of_segments(found.rows):
                 yield self._guess(found, root, found.rows.type)
 
-    def _guess(self, pooled: _Pooled, root: Expression, to: ir.DataType) -> Guess | Obstructed:
+    def _guess(self, pooled: Pooled, root: Expression, to: ir.DataType) -> Guess | Obstructed:
         """The bag, if its result has the type ``to``."""
-        bag = _bag(pooled)
-        if isinstance(bag, Obstacle):
-            return None, bag.reason
+        found = bag_of(pooled, self._magnitudes)
+        if isinstance(found, Obstacle):
+            return None, found.reason
+        bag = found.bag
         if pooled.rows.table.type != to:
             return bag, (
                 f"rows of {bag.table_dtype} are pooled in {FLOATS[to]} and the result stays so, while a bag's result "
                 f"has its table's type; with the table in {FLOATS[to]} it is a bag"
             )
-        reason = self._why_maybe_empty(pooled) if pooled.mode != "sum" and pooled.rows.is_plain else None
-        if reason is not None and self._keep_empty and 0 not in (pooled.rows.indices.dims or ()):
-            return _keeping_empty(bag), root
-        return bag, reason or root
+        matters = pooled.mode == "max" or (pooled.mode == "mean" and pooled.rows.is_plain)
+        whole, reason = self._with_rows(pooled, bag) if matters else (bag, None)
+        return whole, reason or root
 
-    def _why_maybe_empty(self, pooled: _Pooled) -> str | None:
+    def _with_rows(self, pooled: Pooled, bag: Bag) -> tuple[Bag, str | None]:
+        """A bag whose lengths are to be above 0: with nodes beside it if they may be 0, or why that cannot be."""
+        reason = self._why_maybe_empty(pooled)
+        if reason is not None and self._keep_empty and 0 not in (pooled.rows.indices.dims or ()):
+            return _keeping_empty(bag), None
+        return bag, reason
+
+    def _why_maybe_empty(self, pooled: Pooled) -> str | None:
         """Why bags may be empty in a mode where that matters, or None."""
         dims = pooled.rows.indices.dims or ()
         lengths = [dims[k] for k in pooled.reduced]
@@ -98,24 +104,60 @@ class GatherReduce:
         open_length: Dim = next((d for d in lengths if not isinstance(d, int) or d == 0), 1)
         if open_length == 1:
             return None
-        result = "NaN" if pooled.mode == "mean" else "an error or -inf"
+        result = "an error or -inf" if pooled.mode == "max" else "NaN"
+        mode = "max" if pooled.mode == "max" else "mean"
         known = "unknown" if open_length is None else repr(open_length)
         return (
-            f"the length of the bags is {known}: a {pooled.mode} over no columns is {result} to the model, and "
+            f"the length of the bags is {known}: a {mode} over no columns is {result} to the model, and "
             "zeros to a bag; assume_nonempty takes it to be above 0"
         )
+
+    def _divided(self, root: Expression) -> tuple[Pooled, Bag] | None:
+        """The bag of a mean, in whatever way it is written."""
+        if root.op == "Where":
+            return self._guarded(root)
+        sums, divisor = root.inputs if root.op == "Div" and len(root.inputs) == 2 else (None, None)
+        found = mean_of(_reshaped_pool(sums), divisor, self._magnitudes)
+        if found is None:
+            return None
+        bag, reason = self._with_rows(found.pooled, found.bag) if found.needs_rows else (found.bag, None)
+        return None if reason is not None else (found.pooled, bag)
+
+    def _guarded(self, root: Expression) -> tuple[Pooled, Bag] | None:
+        """A mean that is zero where it would be divided by 0: ``Where(n == 0, 0, sums / n)``."""
+        condition, nothing, quotient = root.inputs if len(root.inputs) == 3 else (None, None, None)
+        if quotient is None or quotient.op != "Div" or nothing is None or not is_filled_with(nothing, 0):
+            return None
+        found: Mean | None = None
+        sums, divisor = quotient.inputs
+        if divisor is not None and divisor.op == "Where" and not is_zero(condition, divisor):
+            inner, _, divisor = divisor.inputs  # of what is not 0, and so not divided by here
+            if condition is None or difference(inner, condition) is not None:
+                return None
+        pooled = _reshaped_pool(sums)
+        if pooled is not None and is_zero(condition, divisor):
+            one = make("Cast", constant(1), to=int((divisor or root).type or pooled.rows.type))
+            found = mean_of(pooled, make("Where", condition, one, divisor), self._magnitudes)
+            found = found or mean_of(pooled, divisor, self._magnitudes)
+        if found is None or (nothing.rank or 0) > len(found.pooled.layout):
+            found = None
+        if found is None or not found.may_divide_by_0:
+            return None if found is None else (found.pooled, found.bag)
+        bag = found.bag
+        shaped = bag.result or (lambda e: e)
+        return found.pooled, dataclasses.replace(bag, result=lambda e: make("Where", condition, nothing, shaped(e)))
 
     def _mean(self, root: Expression) -> Iterator[Guess | Obstructed]:
         """A Div that is no mean stays behind the bag of its sum, which is found by itself.
 
         Where the divisor is repeated in all columns, as by sentence-transformers, it is divided by one number per bag.
         """
-        pooled, bag = _mean_of(root)
-        if pooled is not None and bag is not None and pooled.rows.table.type == pooled.rows.type:
-            yield bag, root
+        found = self._divided(root)
+        if found is not None and found[0].rows.table.type == found[0].rows.type:
+            yield found[1], root
             return
         sums, divisor = (*root.inputs, None)[:2]
-        pooled = _reshaped_pool(sums) if _has_one_user(sums) else None
+        pooled = _reshaped_pool(sums) if root.op == "Div" and _has_one_user(sums) else None
         if pooled is None or divisor is None or "D" not in pooled.layout or pooled.rows.table.type != pooled.rows.type:
             return
         axis = pooled.layout.index("D") - len(pooled.layout)
@@ -132,12 +174,12 @@ class GatherReduce:
         x, to = root.inputs[0], ir.DataType(root.attributes["to"])
         if x is None or to not in FLOATS or to.itemsize != 2:
             return
-        mean, bag = _mean_of(x)
-        pooled = mean or _reshaped_pool(x)
+        divided = self._divided(x)
+        pooled = _reshaped_pool(x) if divided is None else divided[0]
         if pooled is None or (pooled.rows.table.type, pooled.rows.type) != (to, ir.DataType.FLOAT):
             return
-        if bag is not None:
-            yield bag, root
+        if divided is not None:
+            yield divided[1], root
         else:
             yield self._guess(pooled, root, to)
 
@@ -157,60 +199,27 @@ def _has_one_user(e: Expression | None) -> bool:
     return value is not None and not value.is_graph_output() and len(value.uses()) == 1
 
 
+def _keeping_empty(bag: Bag) -> Bag:
+    """A bag [B, L] whose mean is NaN and whose maximum an error where L is 0."""
+    if bag.attributes.mode == "max":  # [B, 0] has no reshape to [B, 1]
+        checked = make("Reshape", bag.indices, make("Max", make("Shape", bag.indices), [0, 1]), allowzero=1)
+        return dataclasses.replace(bag, indices=declared(checked, bag.indices.type, (None, None)))
+    dtype = bag.weight.type or ir.DataType.FLOAT
+    wide = dtype if dtype in WIDE else ir.DataType.FLOAT  # there and back is exact; few runtimes add in 16 bits
+
+    def result(e: Expression) -> Expression:
+        length = make("Cast", make("Shape", bag.indices, start=1, end=2), to=int(wide))
+        nothing = make("Div", constant([0], wide.numpy()), length)
+        e = make("Cast", make("Add", make("Cast", e, to=int(wide)), nothing), to=int(dtype))
+        return e if bag.result is None else bag.result(e)
+
+    return dataclasses.replace(bag, result=result)
+
+
 # ---- What is reduced.
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Pooled:
-    """Rows that are reduced.
-
-    Attributes:
-        reduced: the axes of the rows' indices that are reduced.
-        layout: the result's axes: an axis of the indices, "D" for the table's columns (missing where there is one
-            column, whose axis is not kept), or None for an axis of size 1.
-    """
-
-    rows: Rows
-    reduced: tuple[int, ...]
-    mode: str
-    layout: tuple[int | str | None, ...]
-
-    @property
-    def kept(self) -> tuple[int, ...]:
-        """The axes of the rows' indices that stay."""
-        return tuple(k for k in range(self.rows.indices.rank or 0) if k not in self.reduced)
-
-    def shaped(self, e: Expression) -> Expression:
-        """The result, of a bag's [B, D]."""
-        kept, indices, table = self.kept, self.rows.indices, self.rows.table
-        if not kept:
-            e = make("Squeeze", e, [0])
-        elif len(kept) > 1:
-            dims = [(indices.dims or (None,) * (kept[-1] + 1))[k] for k in kept]
-            e = make("Reshape", e, _shape_of(indices, kept, dims, table, self.rows.width))
-        order: list[int | str] = [*kept, "D"]
-        if "D" not in self.layout:
-            e, order = make("Squeeze", e, [len(kept)]), [*kept]
-        present = [label for label in self.layout if label is not None]
-        e = permuted(e, [order.index(label) for label in present])
-        ones = [k for k, label in enumerate(self.layout) if label is None]
-        return make("Unsqueeze", e, ones) if ones else e
-
-
-def _shape_of(
-    indices: Expression, kept: Sequence[int], dims: Sequence[Dim], table: Expression, width: Dim
-) -> Expression:
-    """Of some axes of the indices, and the table's columns."""
-    sizes: list[Dim] = [*dims, width]
-    if all(isinstance(d, int) and d > 0 for d in sizes[1:]):
-        return constant([-1, *sizes[1:]])
-    shape = make("Shape", indices)
-    parts = [make("Gather", shape, [k]) for k in kept]
-    parts.append(constant([width]) if isinstance(width, int) else make("Gather", make("Shape", table), [1]))
-    return make("Concat", *parts, axis=0)
-
-
-def _pooled(root: Expression) -> _Pooled | Obstacle | None:
+def _pooled(root: Expression) -> Pooled | Obstacle | None:
     """The rows that an operator pools; why they are not a bag's; None if it pools none."""
     if root.op in MODES or root.op in _OTHER_REDUCTIONS:
         return _reduced(root)
@@ -221,7 +230,7 @@ def _pooled(root: Expression) -> _Pooled | Obstacle | None:
     return _einsum(root) if root.op == "Einsum" else None
 
 
-def _is_one_of_several(root: Expression, pooled: _Pooled) -> bool:
+def _is_one_of_several(root: Expression, pooled: Pooled) -> bool:
     """Whether this is one of the bags that are written one after another: not to be fused by itself."""
     if pooled.kept or _before_growing(pooled.rows.indices).op != "Slice":
         return False
@@ -233,6 +242,11 @@ def _is_one_of_several(root: Expression, pooled: _Pooled) -> bool:
             if user.op_type in ("Reshape", "Unsqueeze"):
                 waiting += user.outputs
     return False
+
+
+def _is_of_segments(rows: Rows) -> bool:
+    """Whether these are numbers by segment with a row of zeros behind them, as tf2onnx adds up weights."""
+    return rows.table.op == "Concat" and has_negatives(rows.indices)
 
 
 def _is_of_rows(table: Expression) -> bool:
@@ -272,7 +286,7 @@ def _is_lowered(rows: Rows) -> bool:
     return False
 
 
-def _reshaped_pool(e: Expression | None) -> _Pooled | None:
+def _reshaped_pool(e: Expression | None) -> Pooled | None:
     """What is pooled before axes of size 1 are put in or taken away."""
     if e is None:
         return None
@@ -290,7 +304,7 @@ def _reshaped_pool(e: Expression | None) -> _Pooled | None:
         layout = tuple(label for k, label in enumerate(inner.layout) if k not in places)
         return dataclasses.replace(inner, layout=layout)
     found = _pooled(e)
-    return found if isinstance(found, _Pooled) else None
+    return found if isinstance(found, Pooled) else None
 
 
 def _labels(rows: Rows) -> list[int | str | None]:
@@ -301,7 +315,7 @@ def _labels(rows: Rows) -> list[int | str | None]:
     return axes
 
 
-def _reduced(root: Expression) -> _Pooled | Obstacle | None:
+def _reduced(root: Expression) -> Pooled | Obstacle | None:
     x, axes = (*root.inputs, None)[:2]
     found = find_rows(x, {})
     if found is None or x is None:
@@ -331,13 +345,13 @@ def _reduced(root: Expression) -> _Pooled | Obstacle | None:
     return _over(found, places, MODES[root.op], keepdims=bool(root.attributes["keepdims"]))
 
 
-def _over(rows: Rows, places: set[int], mode: str, *, keepdims: bool) -> _Pooled:
+def _over(rows: Rows, places: set[int], mode: str, *, keepdims: bool) -> Pooled:
     labels = _labels(rows)
     layout = [None if k in places else label for k, label in enumerate(labels) if keepdims or k not in places]
-    return _Pooled(rows, tuple(rows.index_axis(p) for p in sorted(places)), mode, tuple(layout))
+    return Pooled(rows, tuple(rows.index_axis(p) for p in sorted(places)), mode, tuple(layout))
 
 
-def _global_average(root: Expression) -> _Pooled | Obstacle | None:
+def _global_average(root: Expression) -> Pooled | Obstacle | None:
     """A mean over all axes behind the second one, [B, D, L]."""
     found = find_rows(root.inputs[0] if root.inputs else None, {})
     if not isinstance(found, Rows) or found.place != 1 or found.rank < 3:
@@ -345,7 +359,7 @@ def _global_average(root: Expression) -> _Pooled | Obstacle | None:
     return _over(found, set(range(2, found.rank)), "mean", keepdims=True)
 
 
-def _multiplied(root: Expression) -> _Pooled | Obstacle | None:
+def _multiplied(root: Expression) -> Pooled | Obstacle | None:
     """MatMul of numbers [.., 1, L] and rows [.., L, D], or of rows [.., D, L] and numbers [.., L, 1]."""
     for operand, other, place in ((1, 0, -1), (0, 1, -2)):
         factor = root.inputs[other] if len(root.inputs) == 2 else None
@@ -377,7 +391,7 @@ def _is_row(e: Expression) -> bool:
     return e.dims is not None and (len(e.dims) == 1 or e.dims[-2] == 1)
 
 
-def _einsum(root: Expression) -> _Pooled | Obstacle | None:
+def _einsum(root: Expression) -> Pooled | Obstacle | None:
     """Numbers and rows, each axis with a letter: letters that the result lacks are summed over."""
     equation = str(root.attributes.get("equation", "")).replace(" ", "")
     operands, _, output = equation.partition("->")
@@ -412,267 +426,6 @@ def _einsum(root: Expression) -> _Pooled | Obstacle | None:
         labels = dict(zip((letter for letter in mine if letter in output), pooled.layout, strict=True))
         return dataclasses.replace(pooled, layout=tuple(labels[letter] for letter in output))
     return None
-
-
-# ---- The bag.
-
-
-def _bag(pooled: _Pooled) -> Bag | Obstacle:
-    """The bag of rows that are reduced."""
-    rows = pooled.rows
-    indices, mode, steps = rows.indices, pooled.mode, rows.steps
-    if _has_negatives(indices):
-        return Obstacle("its indices have numbers below zero by construction, which count from the end")
-    if steps and mode == "max":
-        what = "Where" if any(s.selects for s in steps) else "Mul"
-        return Obstacle(
-            f"ReduceMax over rows that a {what} has changed is not a max of rows: a zero may be the largest number"
-        )
-    divided = mode == "mean" and bool(steps)
-    if divided and rows.type not in _WIDE:
-        return Obstacle("ReduceMean over weighted rows of 16 bits is not a mean of rows, and its sum may be too large")
-    if any(means_negatives(s.numbers, indices) for s in steps):
-        indices = _counted_from_the_start(indices, rows.table)
-        # No mask of theirs is that of a bag's indices, which are not below zero.
-        rows = dataclasses.replace(rows, steps=tuple(s._replace(padding=None) for s in steps))
-    found = _taken_apart(rows)
-    if isinstance(found, Obstacle):
-        return found
-    padding_idx, weights, selected = found
-    if selected is not None and (row := _finite_row(rows.table)) is not None:
-        indices = make("Where", selected, indices, _like(row, indices))
-
-    def result(e: Expression) -> Expression:
-        e = pooled.shaped(e)
-        return make("Div", e, _number_of(pooled, rows.type)) if divided else e
-
-    def flat(e: Expression) -> Expression:
-        return _flat(e, pooled)
-
-    if weights is not None:
-        weights = declared(flat(expanded(weights, make("Shape", rows.indices))), rows.table.type, (None, None))
-    bag = Bag(
-        rows.table,
-        declared(flat(indices), rows.indices.type, (None, None)),
-        None,
-        weights,
-        spec.Attributes("sum" if divided else mode, padding_idx=padding_idx),
-    )
-    plain = not divided and len(pooled.kept) == 1 and pooled.layout == (pooled.kept[0], "D")
-    return bag if plain else dataclasses.replace(bag, result=result)
-
-
-def _keeping_empty(bag: Bag) -> Bag:
-    """A bag [B, L] whose mean is NaN and whose maximum an error where L is 0."""
-    if bag.attributes.mode == "max":  # [B, 0] has no reshape to [B, 1]
-        checked = make("Reshape", bag.indices, make("Max", make("Shape", bag.indices), [0, 1]), allowzero=1)
-        return dataclasses.replace(bag, indices=declared(checked, bag.indices.type, (None, None)))
-    dtype = bag.weight.type or ir.DataType.FLOAT
-    wide = dtype if dtype in _WIDE else ir.DataType.FLOAT  # there and back is exact; few runtimes add in 16 bits
-
-    def result(e: Expression) -> Expression:
-        length = make("Cast", make("Shape", bag.indices, start=1, end=2), to=int(wide))
-        nothing = make("Div", constant([0], wide.numpy()), length)
-        e = make("Cast", make("Add", make("Cast", e, to=int(wide)), nothing), to=int(dtype))
-        return e if bag.result is None else bag.result(e)
-
-    return dataclasses.replace(bag, result=result)
-
-
-def _flat(e: Expression, pooled: _Pooled) -> Expression:
-    """[B, L] of an expression in the shape of the indices."""
-    e = permuted(e, (*pooled.kept, *pooled.reduced))
-    if len(pooled.kept) == len(pooled.reduced) == 1:
-        return e
-    if e.array is not None:
-        rows = math.prod(e.array.shape[: len(pooled.kept)])
-        return from_array(e.array.reshape(rows, math.prod(e.array.shape[len(pooled.kept) :])))
-    return make("Flatten", e, axis=len(pooled.kept))
-
-
-def _number_of(pooled: _Pooled, dtype: ir.DataType) -> Expression:
-    """How many rows are in each bag, as a number of the rows' type; 1 for none, whose mean ONNX Runtime takes for 0."""
-    shape = make("Shape", pooled.rows.indices)
-    size = make("Gather", shape, pooled.reduced[0])
-    for k in pooled.reduced[1:]:
-        size = make("Mul", size, make("Gather", shape, k))
-    number = make("Cast", size, to=int(dtype))
-    if number.array is not None:
-        return from_array(np.maximum(number.array, 1).astype(number.array.dtype))
-    return make("Max", number, make("Cast", constant(1), to=int(dtype)))
-
-
-def _like(value: int, indices: Expression) -> Expression:
-    return make("Cast", constant(value), to=int(indices.type or ir.DataType.INT64))
-
-
-def _counted_from_the_start(indices: Expression, table: Expression) -> Expression:
-    """What Gather makes of indices below zero."""
-    rows = make("Cast", make("Gather", make("Shape", table), 0), to=int(indices.type or ir.DataType.INT64))
-    return make("Where", make("Less", indices, _like(0, indices)), make("Add", indices, rows), indices)
-
-
-def _taken_apart(rows: Rows) -> tuple[int | None, Expression | None, Expression | None] | Obstacle:
-    """padding_idx, weights, and what selects rows besides, of what was done to rows.
-
-    1. The last step selects all rows but those of one index, which the bag does.
-    2. A product with the mask of an index whose row is finite, and with nothing else that may not be.
-    """
-    steps, padding_idx = list(rows.steps), None
-    if steps and steps[-1].selects and steps[-1].padding is not None:  # 1
-        padding_idx = steps.pop().padding
-    else:  # 2
-        masks = {s.padding for s in steps if s.padding is not None and not s.selects}
-        if len(masks) == 1 and not any(s.selects for s in steps):
-            (p,) = masks
-            others = [s for s in steps if s.padding is None]
-            if p is not None and _is_finite_row(rows.table, p) and all(_is_finite(s.numbers) for s in others):
-                padding_idx, steps = p, others
-    weights, selected = None, None
-    narrow = 0
-    for step in steps:
-        if step.selects:
-            mask = make("Cast", step.numbers, to=int(rows.table.type or 0))
-            weights = (
-                mask if weights is None else make("Where", step.numbers, weights, make("CastLike", constant(0), mask))
-            )
-            selected = step.numbers if selected is None else make("And", selected, step.numbers)
-            continue
-        numbers = _narrowed_numbers(step, rows)
-        if numbers is None:
-            return Obstacle(
-                f"rows of 16 bits are multiplied by {step.numbers} in a wider type, while per_sample_weights have the "
-                "table's type; numbers that are cast from that type, or from bool, would fit"
-            )
-        narrow += step.numbers.type != rows.table.type and not _is_truth(step.numbers)
-        weights = numbers if weights is None else make("Mul", weights, numbers)
-    if narrow > 1:
-        return Obstacle(
-            "rows of 16 bits are multiplied twice in a wider type, and per_sample_weights have the table's type"
-        )
-    return padding_idx, weights, selected
-
-
-def _narrowed_numbers(step: Step, rows: Rows) -> Expression | None:
-    """The numbers in the table's type, if that has them all."""
-    numbers, to = step.numbers, rows.table.type
-    if to is None or numbers.type == to or numbers.type not in _WIDE:
-        return numbers
-    if numbers.array is not None:
-        cast = numbers.array.astype(to.numpy())
-        return from_array(cast) if np.array_equal(cast.astype(numbers.array.dtype), numbers.array) else None
-    source = input_of(numbers, "Cast")
-    if source is None or source.type not in (to, ir.DataType.BOOL):
-        return None
-    return make("Cast", source, to=int(to))
-
-
-def _is_truth(e: Expression) -> bool:
-    source = input_of(e, "Cast")
-    return source is not None and source.type == ir.DataType.BOOL
-
-
-def _is_finite(e: Expression) -> bool:
-    """Whether all numbers are known to be finite."""
-    if e.array is not None:
-        return bool(np.isfinite(e.array.astype(np.float64)).all())
-    return _is_truth(e)
-
-
-def _constant_table(weight: Expression) -> np.ndarray | None:
-    """The rows of a constant table. Of external data, which is mapped, no more is read than is looked at."""
-    value = weight.value
-    if weight.array is not None:
-        return weight.array
-    if value is None or not value.is_initializer() or value.is_graph_input() or value.const_value is None:
-        return None
-    return nodes.table(value)
-
-
-def _is_finite_row(weight: Expression, row: int) -> bool:
-    """Whether a row of a constant table is known, and finite."""
-    table = _constant_table(weight)
-    return table is not None and row < len(table) and bool(np.isfinite(table[row].astype(np.float64)).all())
-
-
-#: Among so many rows one that is finite is looked for.
-_FEW = 1000
-
-
-def _finite_row(weight: Expression) -> int | None:
-    """The first row of a constant table that is finite, if it is among the first few."""
-    table = _constant_table(weight)
-    if table is None or not len(table):
-        return None
-    finite = np.isfinite(table[:_FEW].astype(np.float64)).all(axis=1)
-    return int(finite.argmax()) if finite.any() else None
-
-
-# ---- Means.
-
-
-def _mean_of(root: Expression) -> tuple[_Pooled, Bag] | tuple[None, None]:
-    """What is pooled, and the bag, of a sum that is divided by the number of the rows that it has left."""
-    sums, divisor = root.inputs if root.op == "Div" and len(root.inputs) == 2 else (None, None)
-    pooled = _reshaped_pool(sums)
-    if pooled is None or pooled.mode != "sum" or pooled.rows.type not in _WIDE:
-        return None, None
-    bag = _bag(pooled)
-    if not isinstance(bag, Bag) or bag.per_sample_weights is not None or not _is_count(divisor, pooled, bag):
-        return None, None
-    return pooled, bag.with_attributes(mode="mean")
-
-
-def _is_count(divisor: Expression | None, pooled: _Pooled, bag: Bag) -> bool:
-    """Whether a divisor is the number of rows that a bag with a padding_idx keeps."""
-    padding_idx, indices = bag.attributes.padding_idx, pooled.rows.indices
-    if padding_idx is None or divisor is None or (divisor.rank or 0) > len(pooled.layout):
-        return False
-    # Without the axes of size 1, and that of the columns: an axis for each one of the indices that stays.
-    n: Expression | None = divisor
-    layout = pooled.layout
-    for place in range(len(layout)):
-        axis, label = place - len(layout), layout[place]
-        if not isinstance(label, int) and n is not None:
-            n = column(n, axis, pooled.rows.width if label == "D" else 1)
-    kept = [label for label in layout if isinstance(label, int)]
-    count = counted(n)
-    if count is None or count.op != "ReduceSum" or kept != sorted(kept):
-        return False
-    mask, axes = (*count.inputs, None)[:2]
-    if mask is None or axes is None or axes.array is None or mask.rank is None or count.attributes["keepdims"]:
-        return False
-    over = sorted(int(a) + (mask.rank if a < 0 else 0) for a in axes.array.reshape(-1))
-    found = padding_of(mask, indices)
-    same = found is not None and found.kept and found.padding_idx == padding_idx
-    return same and mask.rank == indices.rank and over == sorted(pooled.reduced) and same_shape(mask, indices)
-
-
-# ---- Indices that count from the end.
-
-#: Of which inputs an element of the result may be taken as it is.
-_TAKES: dict[str, tuple[int, ...]] = dict.fromkeys(
-    ("Cast", "Expand", "Flatten", "Gather", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"), (0,)
-)
-_TAKES |= {"If": (1, 2), "ScatterElements": (0, 2), "ScatterND": (0, 2), "Where": (1, 2)}
-
-
-def _has_negatives(e: Expression | None) -> bool:
-    """Whether some elements are numbers below zero that the graph itself puts there, as tf2onnx does for holes."""
-    waiting = [e]
-    while waiting:
-        found = waiting.pop()
-        if found is None:
-            continue
-        if found.op == "ConstantOfShape" and isinstance(filler := found.attributes.get("value"), tuple):
-            dtype, _, data = filler
-            if (np.frombuffer(data, dtype.numpy()) < 0).any():
-                return True
-        elif found.array is not None and found.array.dtype.kind == "i" and (found.array < 0).any():
-            return True
-        taken = range(len(found.inputs)) if found.op == "Concat" else _TAKES.get(found.op, ())
-        waiting += [found.inputs[k] for k in taken if k < len(found.inputs)]
-    return False
 
 
 def _axes_name(axes: Expression | None) -> str:

@@ -127,13 +127,21 @@ def means_negatives(mask: Expression, indices: Expression) -> bool:
 _COUNTING = (ir.DataType.FLOAT, ir.DataType.DOUBLE, *INTEGERS)
 
 
-def counted(divisor: Expression | None, depth: int = 8) -> Expression | None:
-    """``n`` of a divisor that is n where n is 1 or more, and another finite number than 0 where it is 0.
+class Count(NamedTuple):
+    """``n``, or its square root."""
+
+    n: Expression
+    is_root: bool
+
+
+def counted(divisor: Expression | None, depth: int = 8) -> Count | None:
+    """``n`` of a divisor that is n (or its root) where n is 1 or more, and another finite number than 0 where it is 0.
 
     1. ``Max(n, c)`` and ``Clip(n, c)`` for 0 < c <= 1.
     2. ``n + c`` for a c that is lost when it is added to 1.
     3. ``Where(n == 0, c, n)``.
     4. A Cast of one of these.
+    5. The square root of one of these, or one of these over the square root of n.
 
     A sum over no rows is 0, and divided by any such number it is the 0 of a bag.
     """
@@ -142,6 +150,9 @@ def counted(divisor: Expression | None, depth: int = 8) -> Expression | None:
     found = None
     if divisor.op == "Cast":  # 4
         return counted(divisor.inputs[0], depth - 1)
+    if (root := rooted(divisor)) is not None:  # 5
+        inner = counted(root, depth - 1)
+        return None if inner is None or inner.is_root else inner._replace(is_root=True)
     if divisor.op == "Clip" and len(divisor.inputs) == 2:
         found = divisor.inputs[0] if _is_least(divisor.inputs[1]) else None
     elif divisor.op in ("Max", "Add") and len(divisor.inputs) == 2:
@@ -150,13 +161,37 @@ def counted(divisor: Expression | None, depth: int = 8) -> Expression | None:
                 found = n
     elif divisor.op == "Where" and len(divisor.inputs) == 3:
         condition, other, n = divisor.inputs
-        if condition is not None and condition.op == "Equal" and n is not None and _is_finite_nonzero(other):
-            for side, zero in (condition.inputs, condition.inputs[::-1]):
-                if number(zero) == 0 and difference(side, n) is None:
-                    found = n
+        if is_zero(condition, n) and _is_finite_nonzero(other):
+            found = n
     while found is not None and found.op == "Cast" and found.type in _COUNTING:
         found = found.inputs[0]
-    return found if found is not None and found.type in _COUNTING else None
+    if found is None or found.type not in _COUNTING:
+        return None
+    root = rooted(found)  # 5
+    return Count(found, False) if root is None else Count(without_casts(root), True)
+
+
+def rooted(e: Expression | None) -> Expression | None:
+    """``x`` of a square root of x."""
+    if e is None or not e.inputs:
+        return None
+    is_power = e.op == "Pow" and len(e.inputs) == 2 and number(e.inputs[1]) == 0.5
+    return e.inputs[0] if e.op == "Sqrt" or is_power else None
+
+
+def is_zero(condition: Expression | None, n: Expression | None) -> bool:
+    """Whether a condition says that n is 0."""
+    if condition is None or condition.op != "Equal" or n is None:
+        return False
+    both = (condition.inputs, condition.inputs[::-1])
+    return any(number(zero) == 0 and difference(side, n) is None for side, zero in both)
+
+
+def without_casts(e: Expression) -> Expression:
+    """A count without its casts to other types that have it."""
+    while e.op == "Cast" and e.inputs[0] is not None and {e.type, e.inputs[0].type} <= set(_COUNTING):
+        e = e.inputs[0]
+    return e
 
 
 def _is_least(e: Expression | None) -> bool:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
 from lucid_onnx.rewrite.expressions import Dim, Expression, constant, from_array, number
-from lucid_onnx.rewrite.normal_form import elements, make
+from lucid_onnx.rewrite.normal_form import make
+from lucid_onnx.rewrite.shapes import elements
 
 from .bag import FLOATS
-from .columns import column, expanded, fits, is_filled_with, permuted, without_element
+from .columns import column, expanded, filler_of, fits, is_filled_with, permuted, without_element
 from .masks import padding_of
+from .truth import all_of, offset_of
 
 #: How far rows are followed to their Gather.
 _DEPTH = 40
 #: Operators that change rows in another way than by a number for each index.
-_CHANGING = frozenset(
-    ("Add", "Sub", "Pow", "Max", "Min", "Clip", "Concat", "ScatterND", "ScatterElements", "Relu", "LeakyRelu")
-)
+_CHANGING = frozenset(("Pow", "Max", "Min", "Clip", "Concat", "ScatterND", "ScatterElements", "Relu", "LeakyRelu"))
 _CHANGING |= {
     "Gelu",
     "Sigmoid",
@@ -40,16 +40,22 @@ _CHANGING |= {
 
 
 class Step(NamedTuple):
-    """What was done to rows: a product with ``numbers``, or a choice of zero where ``numbers`` is false.
+    """What was done to rows: a product with ``numbers``, or a choice of ``filler`` where ``numbers`` is false.
 
     Attributes:
         numbers: broadcast with the indices.
         padding: ``p`` where this keeps the rows whose index is not p, and no others.
+        filler: what a row is replaced by.
+        otherwise: where that is not zero, why the rows are then not those of a sum.
+        is_added: the filler was added to rows; where it is so large that it swallows them, it replaces them.
     """
 
     selects: bool
     numbers: Expression
     padding: int | None
+    filler: float = 0.0
+    otherwise: str = ""
+    is_added: bool = False
 
 
 class Obstacle(NamedTuple):
@@ -120,8 +126,8 @@ class Rows:
         steps = tuple(s._replace(numbers=move(expanded(s.numbers, shape))) for s in self.steps)
         return dataclasses.replace(self, indices=move(self.indices), axis=axis, steps=steps)
 
-    def after(self, selects: bool, numbers: Expression) -> Rows | Obstacle:
-        """The rows after a step."""
+    def after(self, selects: bool, numbers: Expression, **filled: Any) -> Rows | Obstacle:
+        """The rows after a step; ``filled`` are its further attributes."""
         indices = self.indices
         if not fits(numbers, indices):
             if numbers.rank is None or numbers.rank > (indices.rank or 0):
@@ -131,7 +137,7 @@ class Rows:
         elif not selects and is_filled_with(numbers, 1):
             return self
         found = padding_of(numbers, indices)
-        step = Step(selects, numbers, found.padding_idx if found is not None and found.kept else None)
+        step = Step(selects, numbers, found.padding_idx if found is not None and found.kept else None, **filled)
         return dataclasses.replace(self, indices=indices, steps=(*self.steps, step))
 
 
@@ -200,6 +206,18 @@ def _mul(e: Expression, find: _Find) -> _Found:
     return obstacle
 
 
+def _added(e: Expression, find: _Find) -> _Found:
+    """Rows plus zero or one other number, which depends on a mask: ``rows + (mask - 1) * 1e9``."""
+    for k in (0, 1) if e.op == "Add" else (0,):
+        found, other = find(e.inputs[k]), e.inputs[1 - k] if len(e.inputs) == 2 else None
+        offset = offset_of(found.column(other)) if isinstance(found, Rows) and found.is_plain else None
+        value = 0.0 if offset is None else offset.value if e.op == "Add" else -offset.value
+        changed = _changed(e, find)
+        if offset is not None and value < 0 and isinstance(found, Rows) and isinstance(changed, Obstacle):
+            return found.after(True, all_of(offset.kept), filler=value, otherwise=changed.reason, is_added=True)
+    return _changed(e, find)
+
+
 def _div(e: Expression, find: _Find) -> _Found:
     """By a constant, which is a product with its reciprocal up to the last bit."""
     found, divisor = find(e.inputs[0]), number(e.inputs[1]) if len(e.inputs) == 2 else None
@@ -232,8 +250,9 @@ def _where(e: Expression, find: _Find) -> _Found:
         if not isinstance(found, Rows) or other is None:
             obstacle = obstacle or (found if isinstance(found, Obstacle) else None)
             continue
-        if not is_filled_with(other, 0) or not _fits_rows(other, found):
-            obstacle = Obstacle(f"the Where puts something else than zero in the place of rows, {other}", found)
+        filler, otherwise = filler_of(other), f"the Where puts something else than zero in the place of rows, {other}"
+        if filler is None or not _fits_rows(other, found):
+            obstacle = Obstacle(otherwise, found)
             continue
         mask = found.column(condition)
         if mask is None:
@@ -241,7 +260,8 @@ def _where(e: Expression, find: _Find) -> _Found:
                 f"the Where selects rows by something else than one truth value for each index, {condition}", found
             )
             continue
-        return found.after(True, make("Not", mask) if negated else mask)
+        filled = {"filler": filler, "otherwise": otherwise} if filler else {}
+        return found.after(True, make("Not", mask) if negated else mask, **filled)
     return obstacle
 
 
@@ -372,6 +392,7 @@ def _expand(e: Expression, find: _Find) -> _Found:
 
 
 _RULES: dict[str, Callable[[Expression, _Find], _Found]] = {
+    "Add": _added,
     "Cast": _cast,
     "Div": _div,
     "Expand": _expand,
@@ -381,6 +402,7 @@ _RULES: dict[str, Callable[[Expression, _Find], _Found]] = {
     "Reshape": _reshape,
     "Slice": _slice,
     "Squeeze": _squeeze,
+    "Sub": _added,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
     "Where": _where,
