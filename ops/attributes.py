@@ -367,6 +367,21 @@ class BaseAttributes:
         """The values that callers give, as keyword arguments of the operator's call."""
         return {a.name: getattr(self, a.name) for a in self.keyword_table()}
 
+    @property
+    def changed(self) -> str:
+        """In words, the attributes that differ from a caller's defaults: ``padding_idx 0, negative skip``.
+
+        The mode is not among them, and a flag that is set is its name alone.
+        """
+        found = []
+        for a in self.keyword_table():
+            value = getattr(self, a.name)
+            if a.name == "mode" or value == a.default:
+                continue
+            text = "" if value is True else f" {value:.9g}" if isinstance(value, float) else f" {value}"
+            found.append(f"{a.name}{text}")
+        return ", ".join(found)
+
     @classmethod
     def onnx_names(cls, op: Any) -> tuple[str, ...]:
         """The ONNX attributes of an operator name, in order."""

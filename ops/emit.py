@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+
+
+class Fact(NamedTuple):
+    """What is known of a value before any run."""
+
+    type: int = 0  #: of its elements, an ``onnx.TensorProto.DataType``; 0 if unknown
+    dims: tuple[int | None, ...] | None = None  #: None where a dimension, or their number, is unknown
+
+
+#: What is known of a model's values, by name.
+Facts = Mapping[str, Fact]
 
 
 class Emitter:
@@ -24,6 +35,7 @@ class Emitter:
         attributes: the values of the operator's attributes where they are known. Without them the nodes
             refer to the attributes of the function that they are the body of.
         choice: which of an operator's lowerings to write, for whoever has several; None for the usual one.
+        facts: what is known of the values that the nodes read.
 
     What decides between ways to write an expansion is known of all attributes or of none. A type to cast to
     decides nothing, and may be left to the function where the rest is known (see `with_attributes`).
@@ -35,9 +47,13 @@ class Emitter:
         prefix: str = "",
         attributes: dict[str, int | float] | None = None,
         choice: Any = None,
+        facts: Facts | None = None,
     ) -> None:
         self.opset = opset
         self.choice = choice
+        self._facts = facts or {}
+        self._part = ""
+        self._parts: dict[str, int] = {}  # how many nodes each part has so far
         self.nodes: list[onnx.NodeProto] = []
         self.prefix = prefix
         self._attributes = attributes
@@ -46,6 +62,14 @@ class Emitter:
 
     def name(self) -> str:
         return f"{self.prefix}{next(self._names)}"
+
+    def part(self, name: str) -> None:
+        """The nodes that follow get this name, and numbers where they are several, for whoever reads the graph."""
+        self._part = name
+
+    def fact(self, value: str) -> Fact:
+        """What is known of a value that the nodes read."""
+        return self._facts.get(value, Fact())
 
     def __getattr__(self, op_type: str) -> Callable[..., Any]:
         if not op_type[0].isupper():
@@ -64,13 +88,21 @@ class Emitter:
         output: str | None = None,
     ) -> str:
         names = [i if isinstance(i, str) else self.int64(i) for i in inputs]
+        if op_type == "Cast" and attributes and self.fact(names[0]).type == attributes["to"]:
+            return names[0]
         key = (op_type, *names, repr(sorted(attributes.items())))
         if output is None:
             if key in self._known:
                 return self._known[key]
             output = self._known[key] = self.name()
+        if self._part and op_type != "Constant":
+            attributes = {"name": self._node_name(), **attributes}
         self.nodes.append(helper.make_node(op_type, names, [output], **attributes))
         return output
+
+    def _node_name(self) -> str:
+        number = self._parts[self._part] = self._parts.get(self._part, 0) + 1
+        return f"{self.prefix}{self._part}{'' if number == 1 else f'_{number}'}"
 
     def multi_output(
         self, op_type: str, inputs: Sequence[str | int | Sequence[int]], attributes: dict[str, Any], count: int
@@ -91,6 +123,11 @@ class Emitter:
         view._attributes = {**(self._attributes or {}), **attributes}
         view._known = {key: value for key, value in self._known.items() if key[0] not in ("attribute", "Constant")}
         return view
+
+    def rename(self, value: str, output: str) -> None:
+        """Give a value, which nothing reads, the name ``output``."""
+        for node in self.nodes:
+            node.output[:] = [output if name == value else name for name in node.output]
 
     def int64(self, value: int | Sequence[int]) -> str:
         """An int64 constant: a scalar for an int, one dimension for a sequence."""
@@ -153,6 +190,35 @@ class Emitter:
             branches[key] = helper.make_graph(nodes, key, [], [onnx.ValueInfoProto(name=result)])
         return self.node("If", (where,), branches, self.name())
 
+    def branch(
+        self,
+        condition: str,
+        then: Callable[[Emitter], str],
+        otherwise: Callable[[Emitter], str],
+        *,
+        names: tuple[str, str],
+        rank: int,
+        kind: int | None = None,
+    ) -> str:
+        """``then`` or ``otherwise``, as a run decides: an If on a scalar.
+
+        Args:
+            names: of the two graphs.
+            rank: the number of dimensions of both results.
+            kind: their type; by default that of ``stash_type``. IREE wants types, which a function cannot know.
+        """
+        if kind is None and self._attributes is not None:
+            kind = int(self._attributes.get("stash_type", 0)) or None
+        branches: dict[str, Any] = {"name": self._node_name()}
+        for key, name, write in zip(("then_branch", "else_branch"), names, (then, otherwise), strict=True):
+            inner = self._inside()
+            result = inner._made(write(inner))
+            typed = onnx.ValueInfoProto(name=result)
+            if kind is not None:
+                typed = helper.make_tensor_value_info(result, kind, [None] * rank)
+            branches[key] = helper.make_graph(needed(inner.nodes, [result]), name, [], [typed])
+        return self.node("If", (condition,), branches, self.name())
+
     def stacked(self, count: str, write: Callable[[Emitter, str], str]) -> str:
         """What ``write`` gives for 0 (int64, scalar), 1 and so on, ``count`` of them, stacked by a Loop.
 
@@ -176,8 +242,9 @@ class Emitter:
 
     def _inside(self) -> Emitter:
         """For the nodes of a subgraph: outer values are seen inside, not the other way."""
-        inner = Emitter(self.opset, attributes=self._attributes, choice=self.choice)
+        inner = Emitter(self.opset, self.prefix, self._attributes, self.choice, self._facts)
         inner.name = self.name  # type: ignore[method-assign]  # one numbering, no shadowed names
+        inner._part, inner._parts = self._part, self._parts
         inner._known = dict(self._known)
         return inner
 
@@ -264,9 +331,10 @@ def forms(
         opset: int,
         prefix: str,
         choice: Any = None,
+        facts: Facts | None = None,
     ) -> list[onnx.NodeProto]:
         """The operator as standard nodes for one node's attributes (see ``spec.Attributes.to_onnx``)."""
-        e = Emitter(opset, prefix, attributes, choice)
+        e = Emitter(opset, prefix, attributes, choice, facts)
         expand(e, op, inputs, outputs)
         return needed(e.nodes, outputs)
 

@@ -344,8 +344,36 @@ def test_info_json(run):
             "norm_type": "inf",
             "include_last_offset": False,
             "numbers_bytes": None,
+            "attributes": {
+                "mode": "max",
+                "padding_idx": 2,
+                "max_norm": pytest.approx(0.1, rel=1e-12),
+                "norm_type": "inf",
+                "include_last_offset": False,
+                "negative": "refuse",
+                "divisor": None,
+            },
+            "changed": "padding_idx 2, max_norm 0.1, norm_type inf",
         }
     ]
+
+
+def test_every_attribute_is_shown(run):
+    """By `info`, by `inspect` of the same bag in standard operators, and in the picture of it."""
+    np.save("t.npy", np.ones((6, 4), np.float32))
+    options = ("--mode", "sqrtn", "--divisor", "weights", "--negative", "skip", "--padding-idx", "2")
+    assert run("build", "t.npy", "-o", "m.onnx", "--per-sample-weights", *options)[0] == 0
+    changed = "padding_idx 2, negative skip, divisor weights"
+    (node,) = json.loads(run("info", "m.onnx", "--json")[1])["model"]["nodes"]
+    assert node["changed"] == changed
+    assert f" {changed} " in f"{run('info', 'm.onnx')[1]} ".replace("\n", " ")
+    assert run("lower", "m.onnx", "-o", "s.onnx")[0] == 0
+    assert changed in " ".join(run("inspect", "s.onnx")[1].split())
+    (fused,) = json.loads(run("inspect", "s.onnx", "--json")[1])["fused"]
+    assert fused["changed"] == changed
+    assert fused["attributes"] == node["attributes"]
+    assert run("inspect", "s.onnx", "--svg", "s.svg")[0] == 0
+    assert f">sqrtn, {changed}<" in Path("s.svg").read_text()
 
 
 def test_info_names_the_files_of_a_model(run):
@@ -393,7 +421,7 @@ def test_info_of_a_model(run, bag):
     code, out, err = run("info", "model.onnx")
     assert (code, err) == (0, "")
     assert "portable form" in out
-    assert re.search(r"^output +EmbeddingBag +portable +sum +weight +float32 +\[5, 3\] +60 B +- +- *$", out, re.M)
+    assert re.search(r"^output +EmbeddingBag +portable +sum +weight +float32 +\[5, 3\] +60 B +- *$", out, re.M)
 
 
 @pytest.mark.skipif(

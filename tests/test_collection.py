@@ -409,9 +409,12 @@ def beside(
     )
 
 
-def same(before: onnx.ModelProto, after: onnx.ModelProto, bags: int = 3) -> None:
-    """Both models give the same bits, without the library too (where there are bags)."""
+def same(before: onnx.ModelProto, after: onnx.ModelProto, bags: int = 3, *, first: int | None = None) -> None:
+    """Both models give the same bits, without the library too (where there are bags); ``first``: an index of each."""
     feed = {f"i{k}": np.arange(k, k + bags) % 5 for k in range(4)} | {"starts": np.arange(bags)}
+    if first is not None:
+        for k in range(4):
+            feed[f"i{k}"][0] = first
     for value in before.graph.input:
         if value.name == "dense":
             dims = [d.dim_value or bags for d in value.type.tensor_type.shape.dim]
@@ -447,6 +450,27 @@ def test_a_concat_of_bags(native: None) -> None:
     assert types(lucid_onnx.fuse(before).model) == {"EmbeddingBag": 4, "Concat": 1}
 
 
+@pytest.mark.parametrize(
+    "common",
+    [
+        {"mode": "sqrtn", "negative": "skip"},
+        {"mode": "mean", "negative": "skip", "divisor": "weights"},
+        {"mode": "max", "negative": "skip"},
+    ],
+)
+def test_a_collection_has_the_attributes_of_its_bags(common: dict[str, Any], native: None) -> None:
+    pytest.importorskip("onnx_ir")
+    before = beside(dict.fromkeys(range(4), common))
+    report = lucid_onnx.fuse(before, merge_tables=True)
+    (node,) = report.model.graph.node
+    assert node.op_type == "EmbeddingBagCollection"
+    given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    found = spec.Attributes.from_onnx(given).keywords
+    assert {name: found[name] for name in common} == common
+    same(before, report.model)
+    same(before, report.model, first=-1)
+
+
 @pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize(("dense", "expected"), [((0,), 1), ((2,), 2)])
 def test_other_inputs_of_the_concat_stay(stacked: bool, dense: tuple[int, ...], expected: int, native: None) -> None:
@@ -465,7 +489,11 @@ def test_other_inputs_of_the_concat_stay(stacked: bool, dense: tuple[int, ...], 
 @pytest.mark.parametrize(
     ("keywords", "left", "reason"),
     [
-        ({"changes": {1: {"mode": "mean"}}}, {0, 1}, "has mode = "),
+        ({"changes": {1: {"mode": "mean"}}}, {0, 1}, "has mode = 'mean', and it has 'sum'"),
+        ({"changes": {3: {"mode": "sqrtn"}}}, {3}, "has mode = 'sum', and it has 'sqrtn'"),
+        ({"changes": {1: {"negative": "skip"}}}, {0, 1}, "has negative = 'skip', and it has 'refuse'"),
+        ({"changes": {3: {"divisor": "count"}}}, {3}, "has divisor = None, and it has 'count'"),
+        ({"changes": {0: {"divisor": "count"}, 1: {"divisor": "weights"}}}, {0, 1}, "has divisor = 'weights', and"),
         ({"changes": {3: {"max_norm": 2.0}}}, {3}, "has max_norm = inf, and it has 2.0"),
         ({"changes": {0: {"padding_idx": 0}}}, {0}, "has padding_idx = "),
         ({"outputs": ("bag1",)}, {0, 1}, "'bag1' is an output of the graph"),

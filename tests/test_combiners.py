@@ -1,8 +1,10 @@
 """Weighted means, sqrtn and skipped positions, compared with what others say of them.
 
-TensorFlow's numbers are those of the documentation of ``tf.nn.embedding_lookup_sparse`` and
-``tf.nn.safe_embedding_lookup_sparse`` and of TensorFlow's own tests of the latter. (It prunes ids below zero, and of a
-mean or sqrtn also those whose weight is not above zero.)
+TensorFlow's numbers are those of the pages of ``tf.nn.embedding_lookup_sparse`` and
+``tf.nn.safe_embedding_lookup_sparse`` (https://www.tensorflow.org/api_docs/python/tf/nn/embedding_lookup_sparse, of
+TensorFlow 2.21), and of the tests ``testMissingInSparseIds`` and ``test_safe_embedding_lookup_sparse_*`` in
+tensorflow/python/kernel_tests/nn_ops/embedding_ops_test.py (commit 00ee1a9deea6). A safe lookup prunes ids below zero,
+and of a mean or sqrtn also those whose weight is not above zero.
 """
 
 from __future__ import annotations
@@ -15,7 +17,10 @@ import numpy as np
 import pytest
 
 import lucid_onnx
+from lucid_onnx.builder import convert
+from lucid_onnx.builder.conformance import case_model
 from lucid_onnx.ops.embedding_bag import cases, spec
+from lucid_onnx.ops.embedding_bag.lowering import Ragged
 from lucid_onnx.ops.embedding_bag_grad import cases as gradients
 from lucid_testing import kernels
 from lucid_testing.kernels import needs_library
@@ -32,7 +37,30 @@ calls = pytest.mark.parametrize(
 #: Row r of the table is [r, 10 r, ...] + 1.
 TABLE = (np.arange(10)[:, None] * [1, 10, 100, 1000] + 1).astype(np.float32)
 
-# The example of the documentation: ids 1 and 3 with the weights 2.0 and 0.5, id 0 with 1.0, id 1 with 3.0.
+#: The page's first two examples: ids, weights, where each row of sp_ids begins; outputs as the page prints them.
+PARAMS = np.array([[1, 2], [3, 4], [5, 6], [7, 8]], np.float32)
+PARAM_IDS, PARAM_WEIGHTS = np.array([0, 1, 3, 2]), np.array([0.1, 1.0, 0.5, 2.0], np.float32)
+PARAM_STARTS = np.array([0, 2, 3])
+
+
+@calls
+def test_tensorflows_examples(call: Any) -> None:
+    got = call(PARAM_IDS, PARAMS, PARAM_STARTS, mode="sum")
+    np.testing.assert_allclose(got, [[4.0, 6.0], [7.0, 8.0], [5.0, 6.0]], rtol=1e-6)
+    got = call(PARAM_IDS, PARAMS, PARAM_STARTS, mode="sum", per_sample_weights=PARAM_WEIGHTS)
+    np.testing.assert_allclose(got, [[3.1, 4.2], [3.5, 4.0], [10.0, 12.0]], rtol=1e-6)
+
+
+@calls
+@pytest.mark.parametrize("mode", ["sum", "mean", "sqrtn"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_tensorflows_rows_without_ids(call: Any, mode: str, weighted: bool) -> None:
+    given: dict[str, Any] = {"per_sample_weights": np.ones(2, np.float32), "divisor": "weights"} if weighted else {}
+    got = call(np.array([0, 2]), np.ones((4, 5), np.float32), np.array([0, 0, 1, 1]), mode=mode, **given)
+    np.testing.assert_array_equal(got, np.repeat([[0], [1], [0], [1]], 5, axis=1))
+
+
+# The page's last example: ids 1 and 3 with the weights 2.0 and 0.5, id 0 with 1.0, id 1 with 3.0.
 IDS, WEIGHTS, STARTS = np.array([1, 3, 0, 1]), np.array([2.0, 0.5, 1.0, 3.0], np.float32), np.array([0, 2, 3])
 
 
@@ -81,6 +109,19 @@ def test_tensorflows_safe_lookup(call: Any) -> None:
     got = call(SAFE_IDS, TABLE, SAFE_STARTS, mode="mean", negative="skip")
     both = (TABLE[0] + TABLE[1]) / 2
     np.testing.assert_allclose(got, [both, NONE, NONE, TABLE[2], both], rtol=1e-6)
+    # A sum keeps the ids whose weight is not above zero.
+    got = call(SAFE_IDS, TABLE, SAFE_STARTS, mode="sum", per_sample_weights=SAFE_WEIGHTS, negative="skip")
+    np.testing.assert_allclose(got, [TABLE[0] + 2 * TABLE[1], NONE, NONE, 3 * TABLE[2], -0.5 * TABLE[1]], rtol=1e-6)
+
+
+@calls
+def test_tensorflows_safe_lookup_with_a_default_id(call: Any) -> None:
+    """Of the page: an entry without ids is the row of default_id = 0, which standard nodes choose behind the bag."""
+    ids, weights = np.array([1, 3, -1, 1]), np.array([2.0, 0.5, 1.0, 3.0], np.float32)
+    given: dict[str, Any] = {"mode": "mean", "divisor": "weights", "per_sample_weights": weights, "negative": "skip"}
+    got = call(ids, TABLE, np.array([0, 2, 3]), **given)
+    got = np.where(np.array([[False], [True], [False]]), TABLE[0], got)
+    np.testing.assert_allclose(got, [(2 * TABLE[1] + 0.5 * TABLE[3]) / (2 + 0.5), TABLE[0], TABLE[1]], rtol=1e-6)
 
 
 @calls
@@ -214,14 +255,35 @@ def _drawn(random: np.random.RandomState, name: str) -> dict[str, Any]:
 def test_any_combination_has_one_result(seed: int) -> None:
     """The reference's, with the same bits on every instruction set and at any thread count; and so its gradients."""
     random = np.random.RandomState(seed)
+    ways = [*itertools.product(kernels.isas(), (1, 3)), *((kernels.isas()[-1], threads) for threads in (2, 4, 8))]
     for k in range(30):
         drawn = _drawn(random, f"drawn {seed} {k}")
         case = cases.make(**drawn)
-        pooled = [kernels.pool(case, isa, threads) for isa in kernels.isas() for threads in (1, 3)]
+        pooled = [kernels.pool(case, isa, threads) for isa, threads in ways]
         case.check(pooled[0])
         assert len({array.tobytes() for array in pooled}) == 1, drawn
         freq, sparse = bool(random.randint(2)), bool(random.randint(2))
         back = gradients.make(**{**drawn, "lengths": drawn["lengths"][:3]}, freq=freq, sparse=sparse)
-        given = [kernels.gradient(back, isa, threads) for isa in kernels.isas() for threads in (1, 3)]
+        given = [kernels.gradient(back, isa, threads) for isa, threads in ways]
         back.check(*given[0])
         assert len({tuple(kernels.bits(outputs)) for outputs in given}) == 1, drawn
+
+
+@pytest.mark.parametrize("form", ["portable", "blocks", "padded", "loop"])
+@pytest.mark.parametrize("mode", ["mean", "sqrtn"])
+def test_standard_operators_have_the_same_bits_at_any_thread_count(form: str, mode: str) -> None:
+    """Long bags and short ones, some of their positions skipped, divided by their weights."""
+    ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    given: dict[str, Any] = {"mode": mode, "divisor": "weights", "negative": "skip", "weighted": True}
+    case = cases.make(f"threads {mode}", lengths=[700, 3, 0, 300, 1, *[7] * 60], rows=90, dim=33, **given)
+    model = case_model(case, "portable" if form == "portable" else "native")
+    if form != "portable":
+        convert(model, "standard", Ragged(form, 700 if form == "padded" else None))
+    found = set()
+    for threads in (1, 2, 3, 4, 8):
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        (got,) = lucid_onnx.InferenceSession(model, native=False, session_options=options).run(None, case.inputs)
+        case.check(got)
+        found.add(got.tobytes())
+    assert len(found) == 1

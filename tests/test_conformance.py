@@ -23,6 +23,7 @@ from lucid_onnx.ops.embedding_bag import reference
 from lucid_onnx.ops.embedding_bag.cases import Case, all_cases
 from lucid_onnx.ops.embedding_bag.spec import ATEN_MODES, BFLOAT16, DOMAIN
 from lucid_testing.graphs import unread
+from lucid_testing.models import torch_keywords
 
 CASES = all_cases()
 RUN = set(CASES.values())
@@ -153,13 +154,12 @@ def test_torch_agrees(case: Case) -> None:
             return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
         return torch.from_numpy(array.copy())  # a copy: max_norm writes into torch's weight
 
-    keywords = {name: value for name, value in case.keywords.items() if name not in ("negative", "divisor")}
     got = torch.nn.functional.embedding_bag(
         tensor(case.indices),
         tensor(case.weight),
         tensor(case.offsets),
         per_sample_weights=tensor(case.per_sample_weights),
-        **keywords,
+        **torch_keywords(case.attributes),
     )
     array = got.view(torch.int16).numpy().view(BFLOAT16) if got.dtype == torch.bfloat16 else got.numpy()
     # torch adds one row after another in float32, which is off by up to 2^-24 of the magnitudes a row.

@@ -113,6 +113,23 @@ def test_bags_around_the_ends_of_chunks(device: Any, dtype: str, mode: str, dim:
 
 
 @needs_library
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_weights_of_bags_around_the_ends_of_chunks_and_pieces(device: Any, dtype: str) -> None:
+    """Their sums have the CPU's order of additions, piece by piece; skipped ones are in none of them."""
+    for mode, dim in (("mean", 1), ("sqrtn", 20)):
+        given: dict[str, Any] = {"dtype": dtype, "mode": mode, "dim": dim, "rows": 50, "weighted": True}
+        case = ragged(f"weights {mode} {dtype}", LENGTHS, divisor="weights", **given)
+        code, message, got = run(device, case)
+        assert (code, message) == (0, "")
+        case.check(got, slack=SLACK)
+        assert got.tobytes() == on_cpu(case)[2].tobytes()
+        case = ragged(f"skipped {mode} {dtype}", LENGTHS, divisor="weights", negative="skip", **given)
+        code, message, got = run(device, case)
+        assert (code, message) == (0, "")
+        case.check(got, slack=SLACK)
+
+
+@needs_library
 @pytest.mark.parametrize("kind", ["int8", "uint8", "int4", "uint4"])
 @pytest.mark.parametrize("dim", [3, 8, 32])
 def test_quantised_bags_around_the_ends_of_chunks(device: Any, kind: str, dim: int) -> None:

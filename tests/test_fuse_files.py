@@ -136,13 +136,19 @@ def test_a_single_file(write: str, light: Path) -> None:
 
 def test_a_single_file_is_below_2_gib(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
     """It is told before anything is read or written."""
-    model = lucid_onnx.build_model(np.ones((8, 16), np.float32), mode="sum", two_d=True)
-    save_hollow(model, tmp_path / "m.onnx", 2**25)
+    for name, rows in (("m.onnx", 2**25), ("large.onnx", 2**27)):
+        save_hollow(lucid_onnx.build_model(np.ones((8, 16), np.float32), mode="sum", two_d=True), tmp_path / name, rows)
     before = sorted(tmp_path.iterdir())
     message = r"single_file = True, but the model and its tables have .* less than 2 GiB \(protobuf's limit\)"
     for write in (lucid_onnx.fuse, lucid_onnx.lower):
         with pytest.raises(ValueError, match=message):
             write(tmp_path / "m.onnx", tmp_path / "out.onnx", single_file=True)
+    read: list[tuple[int, int]] = []
+    with pytest.raises(ValueError, match=message):  # 8 GiB, of which 2.5 are left as int8
+        lucid_onnx.quantize(
+            tmp_path / "large.onnx", tmp_path / "out.onnx", single_file=True, progress=lambda *done: read.append(done)
+        )
+    assert not read
     code, out, err = run("fuse", tmp_path / "m.onnx", "-o", tmp_path / "out.onnx", "--single-file")
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("lucid-onnx: error: --single-file = True, but ")

@@ -22,6 +22,7 @@ from lucid_onnx.ops.embedding_bag import reference as bags
 from lucid_onnx.ops.embedding_bag import spec as bag_spec
 from lucid_onnx.ops.embedding_bag_grad import cases, spec
 from lucid_testing.graphs import unread
+from lucid_testing.models import torch_keywords
 
 ort = pytest.importorskip("onnxruntime")
 
@@ -187,10 +188,8 @@ def torch_gradients(case: cases.Case) -> list[np.ndarray]:
 
     a = case.attributes
     weight, weights = tensor(case.weight, True), tensor(case.per_sample_weights, True)
-    ours = ("scale_grad_by_freq", "negative", "divisor")  # the first one is done below; the calls have no others
-    keywords = {name: value for name, value in dataclasses.asdict(a).items() if name not in ours}
     indices, offsets = tensor(case.indices), tensor(case.offsets)
-    output = embedding_bag(indices, weight, offsets, per_sample_weights=weights, **keywords)
+    output = embedding_bag(indices, weight, offsets, per_sample_weights=weights, **torch_keywords(a))
     output.backward(tensor(case.grad_output))
     table = weight.grad.numpy()
     if a.scale_grad_by_freq:

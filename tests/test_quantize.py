@@ -178,6 +178,39 @@ def test_every_bag_pools_its_smaller_table(source: str, dtype: str) -> None:
     check(report.model, source, dtype)
 
 
+@pytest.mark.parametrize("dtype", ["int4", "float16"])
+def test_every_attribute_is_kept(dtype: Any) -> None:
+    table, random = table_of(20, 6, 4), np.random.RandomState(4)
+    feed = {"indices": random.randint(-1, 20, 30), "offsets": np.array([0, 0, 3, 9])}
+    for mode, divisor, negative in (
+        ("sum", None, "skip"),
+        ("max", None, "skip"),
+        ("sqrtn", None, "refuse"),
+        ("mean", "count", "refuse"),
+        ("mean", "weights", "skip"),
+        ("sqrtn", "weights", "skip"),
+    ):
+        given: dict[str, Any] = {"mode": mode, "divisor": divisor, "negative": negative, "padding_idx": 3}
+        inputs = dict(feed, indices=feed["indices"] if negative == "skip" else np.abs(feed["indices"]))
+        if divisor is not None:
+            inputs["per_sample_weights"] = random.uniform(0.5, 2, 30).astype(np.float32)
+        model = lucid_onnx.build_model(table, per_sample_weights=divisor is not None, **given)
+        report = lucid_onnx.quantize(model, dtype=dtype)
+        (node,) = (n for n in report.model.graph.node if n.domain == spec.DOMAIN)
+        found = spec.Attributes.from_onnx({a.name: helper.get_attribute_value(a) for a in node.attribute}).keywords
+        assert {name: found[name] for name in given} == given
+        weights = inputs.get("per_sample_weights")
+        exact = reference.embedding_bag(
+            *(inputs["indices"], stands_for(table, dtype), inputs["offsets"]),
+            per_sample_weights=None if weights is None else weights.astype(np.float64),
+            **given,
+        )
+        (got,) = lucid_onnx.InferenceSession(report.model).run(None, inputs)
+        # In float16 the weights are rounded too, and the result is.
+        tolerance = 4 * 2.0**-11 if dtype == "float16" else 1e-5
+        np.testing.assert_allclose(got, exact, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_errors_of_rows(dtype: str) -> None:
     table = table_of(300, 20, 5)

@@ -25,7 +25,7 @@ from lucid_testing.models import swapped_operators, two_bags
 pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 
-WAYS = ("loop", "padded")
+WAYS = ("blocks", "loop", "padded")
 CASES: list[AnyCase] = [
     case
     for name in ("embedding_bag", "quantized_embedding_bag", "embedding_bag_collection")
@@ -59,8 +59,8 @@ def session(model: onnx.ModelProto, threads: int = 1, *, native: bool = False) -
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("form", ["standard", "portable"])
 def test_cases(way: str, form: str, newest_opset: int) -> None:
-    """Every sixth named case as plain nodes and every twelfth as functions, others in each way; opsets in turn."""
-    turn, step = WAYS.index(way), 6 if form == "standard" else 12
+    """Every ninth named case as plain nodes and every eighteenth as functions, others in each way; opsets in turn."""
+    turn, step = WAYS.index(way), 9 if form == "standard" else 18
     for k, case in enumerate(CASES[turn::step]):
         opset = (spec.MIN_OPSET, spec.DEFAULT_OPSET, newest_opset)[k % 3]
         model = written(case, way, form, opset)
@@ -119,7 +119,7 @@ def refusing(way: str) -> Any:
     return session(lucid_onnx.lower(model, ragged=way, longest_bag=3 if way == "padded" else None))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("way", ["blocks", *WAYS])
+@pytest.mark.parametrize("way", ["pieces", *WAYS])
 @pytest.mark.parametrize("offsets", [[], [1], [-1], [-(2**63)], [-(2**63), 0], [0, -(2**63)], [0, -(2**63), 0]])
 def test_bad_offsets_of_no_positions_are_refused(way: str, offsets: list[int]) -> None:
     """With include_last_offset, which needs one offset at least, and 0 as the first."""
@@ -131,7 +131,7 @@ def test_bad_offsets_of_no_positions_are_refused(way: str, offsets: list[int]) -
     assert at.run(None, {"indices": nothing, "offsets": np.array([0])})[0].shape == (0, 3)
 
 
-@pytest.mark.parametrize("way", ["blocks", *WAYS])
+@pytest.mark.parametrize("way", ["pieces", *WAYS])
 @pytest.mark.parametrize(
     ("indices", "offsets"),
     [
@@ -206,14 +206,14 @@ def test_where_nobody_refuses_it_a_bag_that_is_too_long_is_nan(mode: str) -> Non
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"ragged": "zip"}, ValueError, "ragged = 'zip' is not one of 'blocks', 'loop', 'padded'"),
+        ({"ragged": "zip"}, ValueError, "ragged = 'zip' is not one of 'pieces', 'blocks', 'loop', 'padded'"),
         ({"ragged": "padded"}, ValueError, "node 'output': ragged = 'padded' needs longest_bag"),
         ({"ragged": "padded", "form": "portable"}, ValueError, "EmbeddingBag: ragged = 'padded' needs longest_bag"),
         ({"ragged": "padded", "longest_bag": 0}, ValueError, r"longest_bag = 0 is outside \[1, 4096\]"),
         ({"ragged": "padded", "longest_bag": 4097}, ValueError, r"longest_bag = 4097 is outside \[1, 4096\]"),
         ({"ragged": "padded", "longest_bag": 2.0}, TypeError, "longest_bag = 2.0 must be an integer or None"),
         ({"ragged": "padded", "longest_bag": True}, TypeError, "longest_bag = True must be an integer or None"),
-        ({"longest_bag": 3}, ValueError, "longest_bag = 3, but ragged = 'blocks'"),
+        ({"longest_bag": 3}, ValueError, "longest_bag = 3, but ragged = 'pieces'"),
         ({"ragged": "loop", "form": "native"}, ValueError, "ragged = 'loop', but form = 'native'"),
     ],
 )
@@ -258,7 +258,7 @@ def test_a_loop_is_small_and_a_model_keeps_the_rest() -> None:
     model = two_bags(np.eye(3, dtype=np.float32), added=True)
     lowered = {
         way: lucid_onnx.lower(model, ragged=way, longest_bag=64 if way == "padded" else None)  # type: ignore[arg-type]
-        for way in ("blocks", *WAYS)
+        for way in ("pieces", *WAYS)
     }
     sizes = {way: len(nodes(m.graph)) for way, m in lowered.items()}
     assert sizes["loop"] < sizes["padded"] < sizes["blocks"] / 2
@@ -291,7 +291,7 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     for arguments, message in (
         (("--ragged", "zip"), "ragged = 'zip' is not one of"),
         (("--ragged", "padded"), "node 'output': ragged = 'padded' needs --longest-bag"),
-        (("--longest-bag", "9"), "--longest-bag = 9, but ragged = 'blocks'"),
+        (("--longest-bag", "9"), "--longest-bag = 9, but ragged = 'pieces'"),
     ):
         code, err = run(*arguments)
         assert (code, err.count("\n")) == (2, 1)

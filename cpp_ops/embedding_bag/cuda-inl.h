@@ -540,9 +540,9 @@ __device__ __forceinline__ void Store(const CudaJob& job, int64_t bag, int64_t v
   }
 }
 
-// The sum of a bag's weights, or of their squares, in the CPU's order of additions. Every thread
-// that finishes a vector of the bag adds them up: they are few beside the rows. Out of line, for
-// the registers of the others.
+// The sum of the weights of a bag or of a piece, or of their squares, in the CPU's order of
+// additions. Every thread that finishes a vector of it adds them up: they are few beside the rows.
+// Out of line, for the registers of the others.
 template <class T>
 __device__ __noinline__ double WeightSum(const CudaJob& job, int64_t begin, int64_t end) {
   constexpr int64_t kPositionsOfPiece = kChunk * kChunksOfPiece;
@@ -566,23 +566,31 @@ __device__ __noinline__ double WeightSum(const CudaJob& job, int64_t begin, int6
   return total;
 }
 
-// What mean and sqrtn divide by, for a bag of so many rows; 1 for the other modes.
+// What mean and sqrtn divide by, for a bag of so many rows, of which `weights` is the sum if that
+// counts; 1 for the other modes.
 template <class T>
-__device__ __forceinline__ Accumulator<T> DivisorOf(const CudaJob& job, int64_t count,
-                                                    int64_t begin, int64_t end) {
+__device__ __forceinline__ Accumulator<T> DivisorFrom(const CudaJob& job, int64_t count,
+                                                      double weights) {
   using A = Accumulator<T>;
   if (job.mode != kMean && job.mode != kSqrtn) return 1;
   if (job.mode == kMean && !job.by_weights) return static_cast<A>(count);
-  const double total = job.by_weights ? WeightSum<T>(job, begin, end) : static_cast<double>(count);
+  const double total = job.by_weights ? weights : static_cast<double>(count);
   return static_cast<A>(job.mode == kSqrtn ? sqrt(total) : total);
+}
+
+// The same for the bag of the positions [begin, end).
+template <class T>
+__device__ __forceinline__ Accumulator<T> DivisorOf(const CudaJob& job, int64_t count,
+                                                    int64_t begin, int64_t end) {
+  return DivisorFrom<T>(job, count, job.by_weights ? WeightSum<T>(job, begin, end) : 0);
 }
 
 // Divides, rounds and stores what the rows of a chunk's bag gave.
 template <class T, int n>
 __device__ __forceinline__ void Finish(const CudaJob& job, const Chunk& c, int64_t vector,
-                                       int64_t count, Accumulator<T>* value) {
+                                       int64_t count, Accumulator<T> divisor,
+                                       Accumulator<T>* value) {
   using A = Accumulator<T>;
-  const A divisor = DivisorOf<T>(job, count, c.bag_begin, c.bag_end);
 #pragma unroll
   for (int i = 0; i < n; ++i) value[i] = count ? value[i] / divisor : static_cast<A>(0);
   if constexpr (!kIsCode<T>) {
@@ -599,6 +607,12 @@ __device__ __forceinline__ void Finish(const CudaJob& job, const Chunk& c, int64
 template <class A, int n>
 __device__ __forceinline__ A* Partial(const CudaJob& job, int64_t row, int64_t vector) {
   return reinterpret_cast<A*>(job.partials) + (row * job.row_vectors + vector) * n;
+}
+
+// The sum of the weights of a piece, where the mode divides by those: before the partials,
+// backward.
+__device__ __forceinline__ double* PieceWeights(const CudaJob& job, int64_t row) {
+  return reinterpret_cast<double*>(job.partials) - 1 - row;
 }
 
 template <class A, int n>
@@ -691,18 +705,28 @@ __device__ __noinline__ void JoinChunks(const CudaJob& job, const Chunk& c, int6
   if (!IsLast(job.counters + (piece_row + piece) * job.row_vectors + vector, size)) return;
   int64_t total = Combine<A, A, n, kPooling>(job, chunk_row + first, 1, size,
                                              job.counts + chunk_row + first, vector, acc);
+  double weights = 0;
+  if (job.by_weights) {
+    const int64_t begin = c.bag_begin + first * kChunk, end = begin + size * kChunk;
+    weights = WeightSum<T>(job, begin, end < c.bag_end ? end : c.bag_end);
+  }
   if (pieces > 1) {
     // Nobody else reads this vector of the piece's first chunk.
     StorePartial<A, n>(acc, Partial<A, n>(job, chunk_row + first, vector));
     job.piece_counts[piece_row + piece] = static_cast<int32_t>(total);
+    if (job.by_weights) *PieceWeights(job, piece_row + piece) = weights;
     if (!IsLast(job.counters + (piece_row + pieces) * job.row_vectors + vector, pieces)) return;
     double sum[n];
     total = Combine<double, A, n, kPooling>(job, chunk_row, kChunksOfPiece, pieces,
                                             job.piece_counts + piece_row, vector, sum);
 #pragma unroll
     for (int i = 0; i < n; ++i) acc[i] = static_cast<A>(sum[i]);
+    weights = 0;
+    for (int64_t i = 0; job.by_weights && i < pieces; ++i) {
+      weights += __ldcg(PieceWeights(job, piece_row + i));
+    }
   }
-  Finish<T, n>(job, c, vector, total, acc);
+  Finish<T, n>(job, c, vector, total, DivisorFrom<T>(job, total, weights), acc);
 }
 
 // The chunk and the vector of this thread of a block; false if it has none.
@@ -729,7 +753,7 @@ __device__ __forceinline__ void Deliver(const CudaJob& job, const Chunk& c, int6
     for (int i = 0; i < n; ++i) pooled[i] = acc[i];
     JoinChunks<T, n, kPooling>(job, chunk_of_several, vector, count, pooled);
   } else {
-    Finish<T, n>(job, c, vector, count, acc);
+    Finish<T, n>(job, c, vector, count, DivisorOf<T>(job, count, c.bag_begin, c.bag_end), acc);
   }
 }
 

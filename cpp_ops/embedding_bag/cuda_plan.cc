@@ -159,7 +159,8 @@ Status PlanCudaPartials(int64_t longest, int64_t accumulator_bytes, LucidCudaPla
   if (longest <= kChunk) return Status();
   // A bag of more than one chunk has, of these, the rows from begin / (kChunk / 2) on for its
   // chunks, and from begin / kChunk on for its pieces and one more: bags of more than kChunk
-  // positions never meet there.
+  // positions never meet there. The weights of the pieces, a double each, end where the partials
+  // begin, the first one last.
   const int64_t row = p.vectors * p.vector_elements * accumulator_bytes;
   const int64_t chunk_rows = p.num_positions / (kChunk / 2) + 2;
   const int64_t piece_rows = p.num_positions / kChunk + 2;
@@ -169,7 +170,7 @@ Status PlanCudaPartials(int64_t longest, int64_t accumulator_bytes, LucidCudaPla
   p.zeroed_bytes = piece_rows * p.vectors * 4;
   p.counts_at = RoundUp(p.zeroed_bytes, 256);
   p.piece_counts_at = RoundUp(p.counts_at + chunk_rows * 4, 256);
-  p.partials_at = RoundUp(p.piece_counts_at + piece_rows * 4, 256);
+  p.partials_at = RoundUp(p.piece_counts_at + piece_rows * 4 + (piece_rows + 1) * 8, 256);
   p.scratch_bytes = RoundUp(p.partials_at + chunk_rows * row, 256);
   return Status();
 }

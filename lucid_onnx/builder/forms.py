@@ -14,8 +14,8 @@ from lucid_onnx.graph import free_prefixes, node_lists_of, reads, where
 from lucid_onnx.ops import OPERATOR_OF, variant
 from lucid_onnx.ops.attributes import check_choice
 from lucid_onnx.ops.embedding_bag import spec
-from lucid_onnx.ops.embedding_bag.lowering import BLOCKS, Ragged
-from lucid_onnx.ops.emit import needed
+from lucid_onnx.ops.embedding_bag.lowering import PIECES, Ragged
+from lucid_onnx.ops.emit import Fact, needed
 from lucid_onnx.ops.variants import Known
 
 from .axes import separate
@@ -55,7 +55,7 @@ def to_form(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
     return copy
 
 
-def convert(model: onnx.ModelProto, form: str, ragged: Ragged = BLOCKS) -> None:
+def convert(model: onnx.ModelProto, form: str, ragged: Ragged = PIECES) -> None:
     """`to_form` in place; standard operators pool bags in the given way.
 
     Raises:
@@ -68,9 +68,9 @@ def convert(model: onnx.ModelProto, form: str, ragged: Ragged = BLOCKS) -> None:
         model.functions.remove(function)
     others = {f.name for f in model.functions if f.domain == spec.DOMAIN}
     separate(model)
-    tables = _table_types(model)
+    known = _facts(model)
     # A function's names are its own: what the graph knows of the same ones says nothing of them.
-    lists = [(nodes, tables) for nodes in node_lists_of(model.graph.node)]
+    lists = [(nodes, known) for nodes in node_lists_of(model.graph.node)]
     lists += [(nodes, {}) for function in model.functions for nodes in node_lists_of(function.node)]
     used: dict[str, Any] = {}
     if form == "standard":
@@ -93,8 +93,8 @@ def other_function(name: str) -> str:
     )
 
 
-#: Lists of nodes, each with what is known of the tables that its nodes may read.
-_Lists = Iterable[tuple[Any, "dict[str, tuple[int, int | None]]"]]
+#: Lists of nodes, each with what is known of the values that its nodes may read.
+_Lists = Iterable[tuple[Any, "dict[str, Fact]"]]
 
 
 def _names_read(model: onnx.ModelProto) -> set[str]:
@@ -116,7 +116,9 @@ def _expand(lists: _Lists, read: set[str], opset: int, prefixes: Iterator[str], 
             op, attributes = _normalise(node, known)
             write = OPERATOR_OF[op.name].lowering.nodes
             with _named(where(node)):
-                written = write(op, tuple(node.input), tuple(node.output), attributes, opset, next(prefixes), ragged)
+                written = write(
+                    op, tuple(node.input), tuple(node.output), attributes, opset, next(prefixes), ragged, known
+                )
             # Of a gradient, not every output may be.
             expanded += needed(written, read.intersection(node.output) or node.output)
         del nodes[:]
@@ -165,20 +167,19 @@ def _set_import(imports: Any, used: set[str]) -> None:
         imports.append(helper.make_opsetid(spec.DOMAIN, spec.VERSION))
 
 
-def _table_types(model: onnx.ModelProto) -> dict[str, tuple[int, int | None]]:
-    """What is known of values that may be tables: element type, and the number of rows where it is fixed."""
-    known: dict[str, tuple[int, int | None]] = {}
+def _facts(model: onnx.ModelProto) -> dict[str, Fact]:
+    """What is known of the values of the graph: element types, and the dimensions that are fixed."""
+    known: dict[str, Fact] = {}
     for value in itertools.chain(model.graph.value_info, model.graph.input):
         tensor = value.type.tensor_type
-        dims = tensor.shape.dim
-        rows = dims[0].dim_value if len(dims) == 2 and dims[0].HasField("dim_value") else None
-        known[value.name] = (tensor.elem_type, rows)
-    for tensor in model.graph.initializer:
-        known[tensor.name] = (tensor.data_type, tensor.dims[0] if len(tensor.dims) == 2 else None)
+        dims = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+        known[value.name] = Fact(tensor.elem_type, dims if tensor.HasField("shape") else None)
+    for held in model.graph.initializer:
+        known[held.name] = Fact(held.data_type, tuple(held.dims))
     return known
 
 
-def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) -> tuple[Any, dict[str, int | float]]:
+def _normalise(node: onnx.NodeProto, facts: dict[str, Fact]) -> tuple[Any, dict[str, int | float]]:
     """Check a node against the contract and write all of its attributes on it; returns them, and its operator name."""
     at = where(node)
     if node.op_type not in OPERATOR_OF:
@@ -207,18 +208,23 @@ def _normalise(node: onnx.NodeProto, tables: dict[str, tuple[int, int | None]]) 
         with _named(at):
             given[attribute.name] = meaning.Attributes.read(attribute)
     named = dict(zip(op.inputs, node.input, strict=True))
-    found = [tables.get(named[bag.table], (0, None)) for bag in op.bags]
-    element_type = found[0][0]
+    found = [facts.get(named[bag.table], Fact()) for bag in op.bags]
+    element_type = found[0].type
     double = given.get("stash_type") == TensorProto.DOUBLE if not element_type else element_type == TensorProto.DOUBLE
     try:
         attributes = meaning.Attributes.from_onnx(given)
-        op.check_node(attributes, [Known(TensorProto.DataType.Name(kind) if kind else None, n) for kind, n in found])
+        op.check_node(attributes, [_known_table(fact) for fact in found])
     except (TypeError, ValueError) as error:
         raise ValueError(f"{at}: {error}") from error
     complete = attributes.to_onnx(op, double=double)
     del node.attribute[:]
     node.attribute.extend(helper.make_attribute(name, value) for name, value in complete.items())
     return op, complete
+
+
+def _known_table(fact: Fact) -> Known:
+    rows = fact.dims[0] if fact.dims is not None and len(fact.dims) == 2 else None
+    return Known(TensorProto.DataType.Name(fact.type) if fact.type else None, rows)
 
 
 @contextlib.contextmanager

@@ -84,8 +84,11 @@ def lower(
     ] = "standard",
     ragged: Annotated[
         str,
-        choice(RAGGED, "blocks (all bags at once, in bounded memory), loop (small, slow) or padded (one matrix)."),
-    ] = "blocks",
+        choice(
+            RAGGED,
+            "pieces (what suits most), blocks (as releases before wrote), loop (small, slow) or padded (one matrix).",
+        ),
+    ] = "pieces",
     longest_bag: Annotated[
         int | None,
         typer.Option(parser=integer, metavar="INTEGER", help="The length of the longest bag, for --ragged padded."),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -22,7 +21,7 @@ from lucid_onnx.runtime.placement import NodeTime
 from .files import shape_text, spelled
 
 if TYPE_CHECKING:
-    from lucid_onnx.rewrite import Fused, FuseReport, QuantizeReport
+    from lucid_onnx.rewrite import FuseReport, QuantizeReport
 
 
 def new_console() -> Console:
@@ -129,7 +128,7 @@ def show_model(console: Console, found: info.Model) -> None:
     if not found.nodes:
         say(console, f"no {spec.DOMAIN} nodes")
         return
-    table = new_table("node", "operator", "form", "mode", "table", "dtype", "shape", "bytes", "padding_idx", "max_norm")
+    table = new_table("node", "operator", "form", "mode", "table", "dtype", "shape", "bytes", "attributes")
     for node in found.nodes:
         table.add_row(
             Text(node.name),
@@ -140,8 +139,7 @@ def show_model(console: Console, found: info.Model) -> None:
             node.table.dtype,
             shape_text(node.table.shape),
             "-" if node.table_bytes is None else bytes_text(node.table_bytes),
-            "-" if node.padding_idx is None else str(node.padding_idx),
-            "-" if node.max_norm is None else f"{node.max_norm:.9g} (p = {node.norm_type:.9g})",
+            node.changed or "-",
         )
     console.print(table)
 
@@ -178,20 +176,12 @@ def _time(milliseconds: float, whole: float) -> tuple[str, str]:
     return f"{milliseconds:.3f}", f"{100 * milliseconds / whole:.0f} %"
 
 
-def _attributes_text(fused: Fused) -> str:
-    """The attributes beside the mode that differ from the operator's defaults."""
-    usual = {a.name: a.default for a in dataclasses.fields(spec.Attributes) if a.name != "mode"}
-    values = {name: getattr(fused, name) for name, default in usual.items() if getattr(fused, name) != default}
-    texts = [f"{name} {value:.9g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()]
-    return ", ".join(texts) or "-"
-
-
 def show_fused(console: Console, report: FuseReport, verb: str) -> None:
     if not (report.fused or report.unfused or report.merged or report.unmerged):
         say(console, "nothing to fuse: no bag is written out in standard operators")
         return
     if report.fused:
-        columns = ("from", "operator", "mode", "table", "dtype", "shape", "bytes", "further attributes")
+        columns = ("from", "operator", "mode", "table", "dtype", "shape", "bytes", "attributes")
         table = new_table(verb, *columns)
         for f in report.fused:
             table.add_row(
@@ -203,7 +193,7 @@ def show_fused(console: Console, report: FuseReport, verb: str) -> None:
                 f.table_dtype,
                 shape_text(f.table_shape),
                 "-" if f.table_bytes is None else bytes_text(f.table_bytes),
-                _attributes_text(f),
+                f.changed or "-",
             )
         console.print(table)
     if report.unfused:

@@ -112,11 +112,7 @@ def case_expected(case: AnyCase) -> list[Expected]:
 def _about(case: AnyCase) -> str:
     sizes = ", ".join(f"{name} {array.dtype} {list(array.shape)}" for name, array in case.inputs.items())
     a = case.attributes
-    extras = [f"padding_idx {a.padding_idx}"] if a.padding_idx is not None else []
-    extras += [f"max_norm {a.max_norm} (p {a.norm_type:g})"] if a.max_norm is not None else []
-    extras += ["include_last_offset"] if a.include_last_offset else []
-    extras += ["scale_grad_by_freq"] if getattr(a, "scale_grad_by_freq", False) else []
-    return "; ".join([a.mode, *extras, sizes])
+    return "; ".join(part for part in (a.mode, a.changed, sizes) if part)
 
 
 class CannotRunError(ValueError):

@@ -182,8 +182,18 @@ def finish(
     return model, () if data is None else tuple(os.fspath(data.folder / name) for name in by_location(model))
 
 
-def check_single_file(model: onnx.ModelProto, data: ExternalData | None, output: str | os.PathLike[str] | None) -> None:
-    """Raise ValueError if a model cannot be one file with all of its tables, before any of them is read."""
+def check_single_file(
+    model: onnx.ModelProto,
+    data: ExternalData | None,
+    output: str | os.PathLike[str] | None,
+    *,
+    initializer_bytes: int | None = None,
+) -> None:
+    """Raise ValueError if a model cannot be one file with all of its tables, before any of them is read.
+
+    Args:
+        initializer_bytes: what the initializers of the main graph will have at least; by default what they have.
+    """
     if output is None:
         raise ValueError("single_file = True needs an output")
     need_data(model, data)
@@ -191,7 +201,9 @@ def check_single_file(model: onnx.ModelProto, data: ExternalData | None, output:
         check_not_data(Path(output), model, data)
     light = without_initializers(model)
     inner = (tensor for tensor in tensors(light) if is_external(tensor))
-    size = light.ByteSize() + sum(map(byte_count, (*model.graph.initializer, *inner)))
+    if initializer_bytes is None:
+        initializer_bytes = sum(map(byte_count, model.graph.initializer))
+    size = light.ByteSize() + initializer_bytes + sum(map(byte_count, inner))
     if size > LARGEST_MESSAGE:
         raise ValueError(
             f"single_file = True, but the model and its tables have {size} bytes, and one file holds less than 2 GiB "

@@ -223,7 +223,7 @@ def _raised(model: ir.Model) -> onnx.ModelProto | None:
     light = files.without_tables(proto)
     try:
         converted = version_converter.convert_version(light, _RAISED_OPSET)
-    except (onnx.shape_inference.InferenceError, RuntimeError) as error:
+    except (version_converter.ConvertError, onnx.shape_inference.InferenceError, RuntimeError) as error:
         raise ValueError(
             f"the model imports opset {opset}, and onnx.version_converter cannot raise it to {_RAISED_OPSET}: "
             f"{' '.join(str(error).split())}"

@@ -8,11 +8,11 @@ from typing import Literal
 import onnx
 
 from lucid_onnx.builder import Form, convert
-from lucid_onnx.ops.embedding_bag.lowering import BLOCKS, Ragged
+from lucid_onnx.ops.embedding_bag.lowering import PIECES, Ragged
 
 from . import files
 
-RaggedWay = Literal["blocks", "loop", "padded"]
+RaggedWay = Literal["pieces", "blocks", "loop", "padded"]
 
 
 def lower(
@@ -20,7 +20,7 @@ def lower(
     output: str | os.PathLike[str] | None = None,
     *,
     form: Form = "standard",
-    ragged: RaggedWay = "blocks",
+    ragged: RaggedWay = "pieces",
     longest_bag: int | None = None,
     single_file: bool = False,
 ) -> onnx.ModelProto:
@@ -29,8 +29,9 @@ def lower(
     "standard" leaves no trace of the domain, neither in the graph nor in functions nor among the opsets. External
     data is neither loaded nor changed, and is copied only if ``output`` is in another folder.
 
-    ``ragged`` is how standard operators pool bags of different lengths. Gradients are always in blocks.
+    ``ragged`` is how standard operators pool bags. Gradients are always in pieces.
 
+    - "pieces": indices [B, L] as a matrix; flat ones in blocks.
     - "blocks": a few operators over all bags, with memory in proportion to the indices and the output.
     - "loop": an iteration per bag; a graph of a quarter to a third of the nodes, and slow where there are many bags.
     - "padded": a matrix of all bags, each as long as the longest, with as much memory. ONNX Runtime on the CPU rejects
@@ -40,7 +41,7 @@ def lower(
         model: a path, or a model; it is not changed.
         output: where to write the result; it appears whole or not at all, and may be the input's path.
         form: "standard", "portable" or "native".
-        ragged: "blocks", "loop" or "padded".
+        ragged: "pieces", "blocks", "loop" or "padded".
         longest_bag: for "padded", the most positions of a bag that will come, padded ones too, in [1, 4096]. Indices
             [B, L] need none: their L is it.
         single_file: put all external data into ``output``, and into the result.
@@ -53,7 +54,7 @@ def lower(
             single file over 2 GiB.
     """
     way = Ragged(ragged, longest_bag)
-    if form == "native" and way != BLOCKS:
+    if form == "native" and way != PIECES:
         raise ValueError(f"ragged = {ragged!r}, but form = 'native': it has no standard operators")
     proto, data = files.read(model)
     result = onnx.ModelProto()

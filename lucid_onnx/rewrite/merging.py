@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lucid_onnx.ops import OPERATOR_OF, quantized_embedding_bag
+from lucid_onnx.ops.attributes import Choice
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.ops.embedding_bag_collection import spec as collection
 
@@ -231,7 +232,8 @@ def _why_alone(k: int, parts: Sequence[_Part | None], reasons: Sequence[str | No
             continue
         a, b = own.key(), part.key()
         name = next(n for n in {**a, **b} if a.get(n) != b.get(n))
-        return f"its neighbour, {nodes.where(part.node)}, has {name} = {b.get(name)}, and it has {a.get(name)}"
+        theirs, its = (_in_words(name, key.get(name)) for key in (b, a))
+        return f"its neighbour, {nodes.where(part.node)}, has {name} = {theirs}, and it has {its}"
     return "the inputs of the Concat beside it are not bags that could be merged"
 
 
@@ -275,6 +277,14 @@ def _collection(bags: Sequence[_Part], names: Iterator[str]) -> list[ir.Node]:
 
 def _attributes(node: ir.Node) -> dict[str, Any]:
     return {a.name: a.value for a in node.attributes.values()}
+
+
+def _in_words(name: str, value: Any) -> Any:
+    """A value of an attribute; of one that is a choice, the text that a caller gives."""
+    declared = next((a for a in spec.Attributes.table() if a.name == name), None)
+    if declared is None or not isinstance(declared.kind, Choice):
+        return value
+    return repr(declared.kind.decode(name, {name: value}, declared.default))
 
 
 def _signature(node: ir.Node) -> tuple[Any, Any, bool]:

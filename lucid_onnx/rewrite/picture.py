@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import heapq
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
 import onnx
+from onnx import helper
 
+from lucid_onnx.ops import OPERATOR_OF
 from lucid_onnx.ops.embedding_bag import spec
 
 from .fusion import Fused, FuseReport
@@ -325,14 +327,13 @@ def _mode_text(node: onnx.NodeProto) -> str:
 
 
 def _attributes_text(node: onnx.NodeProto) -> str:
-    """The mode, and what is not as usual."""
-    parts = [_mode_text(node)]
-    for a in node.attribute:
-        if a.name == "padding_idx" and a.type == onnx.AttributeProto.INT and a.i != spec.NO_PADDING:
-            parts.append(f"padding_idx {a.i}")
-        elif a.name == "max_norm" and a.type == onnx.AttributeProto.FLOAT and math.isfinite(a.f):
-            parts.append(f"max_norm {a.f:g}")
-    return ", ".join(part for part in parts if part)
+    """The mode, and what is not as usual; the mode alone of a node whose attributes are not valid."""
+    changed = ""
+    if node.op_type in OPERATOR_OF:
+        attributes = OPERATOR_OF[node.op_type].spec.Attributes
+        with contextlib.suppress(TypeError, ValueError):
+            changed = attributes.from_onnx({a.name: helper.get_attribute_value(a) for a in node.attribute}).changed
+    return ", ".join(part for part in (_mode_text(node), changed) if part)
 
 
 def _bag_text(

@@ -22,6 +22,7 @@ from lucid_onnx.builder import (
     ExternalData,
     Form,
     Replacing,
+    byte_count,
     check_form,
     convert,
     is_external,
@@ -156,6 +157,8 @@ def quantize(
     work = _Quantization(proto, data, dtype, min_bytes, form, progress)
     if output is not None and data is not None:
         files.check_not_data(Path(output), proto, data)
+    if single_file:
+        files.check_single_file(proto, data, output, initializer_bytes=work.least_bytes())
     if output is None or data is None or not external or single_file:
         report = work.run(None)
         result, needed = files.finish(report.model, data, output, single_file=single_file)
@@ -278,12 +281,25 @@ class _Quantization:
         if not self._bags:
             raise ValueError(f"the model has no {spec.DOMAIN} nodes: `fuse` finds bags that are written out")
 
-    def run(self, store: tables.Store | None) -> QuantizeReport:
-        """Quantize what can be, into ``store`` what was external, into memory what was not."""
+    def _candidates(self) -> tuple[dict[str, list[_Bag]], dict[str, str | None]]:
+        """By table: its bags, and why it has to stay as it is, as far as can be said without reading it."""
         bags_of: dict[str, list[_Bag]] = {}
         for bag in self._bags:
             bags_of.setdefault(bag.table, []).append(bag)
-        reasons = {name: self._why_skipped(name, bags) for name, bags in bags_of.items()}
+        return bags_of, {name: self._why_skipped(name, bags) for name, bags in bags_of.items()}
+
+    def least_bytes(self) -> int:
+        """What the initializers will have, if all tables hold what the new type can."""
+        _, reasons = self._candidates()
+        smaller = {name for name, reason in reasons.items() if reason is None}
+        return sum(
+            self._bytes_after(*tensor.dims) if name in smaller else byte_count(tensor)
+            for name, tensor in self._initializers.items()
+        )
+
+    def run(self, store: tables.Store | None) -> QuantizeReport:
+        """Quantize what can be, into ``store`` what was external, into memory what was not."""
+        bags_of, reasons = self._candidates()
         tick = _Progress(self._progress, sum(_nbytes(self._initializers[n]) for n, r in reasons.items() if r is None))
         quantized: list[Quantized] = []
         unquantized: list[Unquantized] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class Fused:
 
     ``table_bytes`` is None where the shape of the table is not fixed. ``table_from`` is the operator that computes the
     table, None where it is an initializer or an input: a runtime that does not fold it computes the table in every run.
-    The rest are the node's attributes, as `make_node` takes them.
+    ``attributes`` has all that a caller gives to the operator, by name; ``changed`` is those that are not the default.
     """
 
     where: str
@@ -55,8 +55,8 @@ class Fused:
     norm_type: float
     include_last_offset: bool
     table_from: str | None = None
-    negative: str = "refuse"
-    divisor: str | None = None
+    attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    changed: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,8 +212,7 @@ class Search:
         nodes.replace(node, [last], name, f"{name}_unfused")
         _remove_unused([node])
         self._model.graph.opset_imports.setdefault(spec.DOMAIN, spec.VERSION)
-        mine = {f.name for f in dataclasses.fields(Fused)}
-        attributes = {f.name: getattr(bag.attributes, f.name) for f in dataclasses.fields(bag.attributes)}
+        a = bag.attributes
         self.fused.append(
             Fused(
                 where=where,
@@ -223,8 +222,14 @@ class Search:
                 table_shape=bag.table_shape,
                 table_dtype=bag.table_dtype,
                 table_bytes=_table_bytes(bag),
+                mode=a.mode,
+                padding_idx=a.padding_idx,
+                max_norm=a.max_norm,
+                norm_type=a.norm_type,
+                include_last_offset=a.include_last_offset,
                 table_from=None if (made := inputs[next(iter(bag.table))].producer()) is None else made.op_type,
-                **{name: value for name, value in attributes.items() if name in mine},
+                attributes=a.keywords,
+                changed=a.changed,
             )
         )
 

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -32,6 +33,7 @@ class Node:
 
     ``table_bytes`` is None for a table that is not an initializer. ``table_external``: the table is external data.
     ``numbers_bytes``: of a quantized table's scales, and zero_points or biases; None if any is not an initializer.
+    ``attributes``: all that a caller gives to the operator, by name; ``changed``: those that are not the default.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Node:
     norm_type: float
     include_last_offset: bool
     numbers_bytes: int | None = None
+    attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    changed: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +169,8 @@ def _bags(proto: onnx.ModelProto) -> Iterator[Node]:
                 norm_type=attributes.norm_type,
                 include_last_offset=attributes.include_last_offset,
                 numbers_bytes=numbers,
+                attributes=attributes.keywords,
+                changed=attributes.changed,
             )
 
 

@@ -1,17 +1,28 @@
-"""EmbeddingBag in standard ONNX, in one of three ways (`Ragged`); right at any thread count.
+"""EmbeddingBag in standard ONNX, in one of four ways (`Ragged`); right at any thread count.
 
-Blocks, the usual way, need memory in proportion to what goes in and out. Every bag is cut into blocks of C positions;
-``[C, blocks, D]`` is gathered and reduced over C, and that is done again over the blocks of those bags that have
-more than one. Three rounds are enough for any input:
+Pieces, the usual way, are what a person would write. Indices [B, L] are a matrix: Gather its rows, and reduce them over
+L. Three things are not obvious:
+
+1. Sums run over the axis that keeps ONNX Runtime's order of additions the same at any thread count (see `_Matrix`).
+2. More than 64 rows are added up 64 at a time, and those sums in float64: long bags are as exact as short ones.
+3. Sums are ReduceSum, not MatMul with ones. That is no slower: over the middle axis, ReduceSum is such a MatMul inside
+   of ONNX Runtime's CPU provider. But a MatMul node rounds rows to 11 bits on its CUDA and TensorRT providers, which
+   use TF32 unless told otherwise, and to 8 bits in OpenVINO on CPUs that multiply matrices of bfloat16 (AMX). So their
+   documentation says; neither was run.
+
+Positions that are skipped are overwritten with the reduction's identity: selected, never multiplied by zero. ScatterND
+does that, without a reduction and to targets that occur once. Its form with a reduction, which would pool a bag in one
+node, races in ONNX Runtime (onnxruntime#18048).
+
+Bags of different lengths are cut into blocks, in memory in proportion to what goes in and out. Every bag is cut into
+blocks of C positions; ``[C, blocks, D]`` is gathered and reduced over C, and that is done again over the blocks of
+those bags that have more than one. Three rounds are enough for any input:
 
 1. C is about the mean bag length (16 to 64), so at most ``N + 16 B`` rows are gathered beyond a full block.
 2. Only bags of more than one block come here, with about as many blocks each as they have on average.
 3. Only bags that are still in pieces; C is the most pieces that any of them has.
 
-Positions that a block has and its bag has not, and skipped ones, are overwritten with the reduction's
-identity: selected, never multiplied by zero. ScatterND does that, without a reduction and to targets that
-occur once. Its form with a reduction, which would pool a bag in one node, races in ONNX Runtime
-(onnxruntime#18048). No block ever mixes two bags, so that NaN and infinity stay in their own.
+No block ever mixes two bags, so that NaN and infinity stay in their own.
 
 A row of the dummy bag behind the last keeps every tensor non-empty when there are no bags or no indices. A
 table without rows has nothing to gather, not even for the dummy; then there are no blocks at all.
@@ -45,8 +56,8 @@ _MEAN, _MAX, _SQRTN = (spec.MODES.index(mode) for mode in ("mean", "max", "sqrtn
 _REFUSE, _WEIGHTS = 0, 2  # of negative and divisor
 
 
-#: The ways to write bags of different lengths.
-RAGGED = ("blocks", "loop", "padded")
+#: The ways to write bags.
+RAGGED = ("pieces", "blocks", "loop", "padded")
 #: What pieces of 64 positions can be, of which there are 64 at most: no more than that is added up in a row.
 LONGEST_BAG = _LARGEST_BLOCK**2
 
@@ -62,7 +73,7 @@ class Ragged:
         ValueError: another way, longest_bag outside [1, `LONGEST_BAG`], or given where nothing is padded.
     """
 
-    way: str = "blocks"
+    way: str = "pieces"
     longest_bag: int | None = None
 
     def __post_init__(self) -> None:
@@ -79,7 +90,13 @@ class Ragged:
             raise ValueError(f"longest_bag = {self.longest_bag} is outside [1, {LONGEST_BAG}]")
 
 
-BLOCKS = Ragged()
+PIECES = Ragged()
+#: How bags were written before there were pieces.
+BLOCKS = Ragged("blocks")
+
+
+#: Writes a value where it is needed.
+_Write = Callable[[Emitter], str]
 
 
 class Table(NamedTuple):
@@ -89,7 +106,7 @@ class Table(NamedTuple):
     dim: str  #: [1]: D
     #: row numbers -> rows in the accumulation type, one dimension more; written where the Emitter writes
     rows: Callable[[Emitter, str], str]
-    like: str  #: a value of the output's type
+    like: str | None  #: a value of the output's type; None where that is the accumulation type
 
 
 class Layout(Protocol):
@@ -106,22 +123,28 @@ class Layout(Protocol):
 def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Write the operator's nodes into ``e``."""
     weight = inputs[0]
-    table = Table(
-        e.Shape(weight, start=0, end=1),
-        e.Shape(weight, start=1),
-        lambda e, index: e.cast_to_attribute(e.Gather(weight, index), "stash_type"),
-        weight,
-    )
+    e.part("table")
+    wide = e.knows(lambda a: a["stash_type"] == e.fact(weight).type)
+
+    def rows(e: Emitter, index: str) -> str:
+        found = e.Gather(weight, index)
+        return found if wide else e.cast_to_attribute(found, "stash_type")
+
+    table = Table(e.Shape(weight, start=0, end=1), e.Shape(weight, start=1), rows, None if wide else weight)
     pool(e, op, inputs, outputs[0], table)
 
 
 def pool(e: Emitter, op: Layout, inputs: Sequence[str], output: str, table: Table) -> None:
     """Write into ``e`` the nodes that pool the rows of a table, whatever it is made of, in the way of ``e.choice``."""
     spec.check_opset(e.opset)
-    ragged = e.choice or BLOCKS
+    ragged = e.choice or PIECES
     named = dict(zip(op.inputs, inputs, strict=True))
-    pooled = {"blocks": _in_blocks, "loop": _in_a_loop, "padded": _padded}[ragged.way](e, op, named, table)
-    e.node("CastLike", (pooled, table.like), {}, output)
+    ways = {"pieces": _in_pieces, "blocks": _in_blocks, "loop": _in_a_loop, "padded": _padded}
+    pooled = ways[ragged.way](e, op, named, table)
+    if table.like is not None:
+        e.node("CastLike", (pooled, table.like), {}, output)
+    else:
+        e.rename(pooled, output)
 
 
 class Skipped:
@@ -166,6 +189,13 @@ class Skipped:
             refused = e.Equal(e.attribute("negative", _INT), _REFUSE)
             other = self.row if e.is_static else e.Where(refused, num_rows, self.row)
         return str(e.Where(e.Less(indices, 0), other, indices))
+
+    def count_of_rows(self, e: Emitter, indices: str, length: str) -> str:
+        """How many positions of each row of ``indices`` [B, L] are not skipped: [B], or [1] where that is L."""
+        if self.is_none:
+            return length
+        kept = e.Cast(e.Not(e.Equal(indices, self.row)), to=onnx.TensorProto.INT64)
+        return e.reduce("ReduceSum", kept, 1)
 
     def count(self, segments: Segments) -> str:
         """How many positions of each segment are not skipped."""
@@ -245,6 +275,216 @@ def refusal(e: Emitter, flags: str, **name: str) -> str:
     return str(e.Gather([0], e.reduce("ReduceMax", numbers, 0, keepdims=1), **name))
 
 
+# ---- Pieces.
+
+_PIECE = 64  # rows that are added up one after another, at most
+_MANY_BAGS = 128  # no session should have more threads: bits are the same up to so many (see `_Matrix`)
+
+
+def _in_pieces(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -> str:
+    return _of_matrix(e, op, named, table) if op.two_d else _in_blocks(e, op, named, table)
+
+
+def _of_matrix(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -> str:
+    """[B, D] of indices [B, L]."""
+    e.part("indices")
+    indices = e.Cast(named["indices"], to=onnx.TensorProto.INT64)
+    # Gather takes -1 for the last row. An index past the table is an error where Gather makes it one.
+    skipped = Skipped(e, table.num_rows)
+    indices = skipped.in_place_of_negative(indices, table.num_rows)
+    indices = _none_without_rows(e, indices, table)
+    weights = None
+    if op.weighted:
+        e.part("weights")
+        weights = e.cast_to_attribute(named["per_sample_weights"], "stash_type")
+        weights = _none_without_rows(e, weights, table)
+    dims = e.fact(named["indices"]).dims or ()
+    num_bags, known_length = dims if len(dims) == 2 else (None, None)
+    if not e.knows(lambda a: a["negative"] == _REFUSE):
+        known_length = None
+    e.part("bag_length")
+    length = e.Shape(indices, start=1, end=2) if known_length is None else e.int64([known_length])
+
+    def count(b: Emitter) -> str:
+        return skipped.count_of_rows(b, indices, length)
+
+    if not e.is_static:  # outside of the branches, here and in what they call
+        for number in (math.nan, -math.inf, 0, 1):
+            stash(e, number)
+        for name in ("max_norm", "norm_type"):
+            _double_attribute(e, name)
+
+    def read(b: Emitter, index: str, weights: str | None) -> str:
+        b.part("rows")
+        rows = clipped(b, table.rows(b, index))
+        if weights is not None:
+            rows = _weighted(b, rows, b.Unsqueeze(weights, [2]))
+        return _without_skipped(b, rows, index, skipped)
+
+    def reduced(b: Emitter, rows: str) -> str:
+        """[B, L, D] -> [B, D]"""
+        b.part("bags")
+
+        def maximum(c: Emitter) -> str:
+            return _maximum_of_matrix(c, rows, count, length, known_length, skipped)
+
+        return b.select(
+            lambda a: a["mode"] == _MAX, lambda: _is_max(b), maximum, lambda c: c.reduce("ReduceSum", rows, 1)
+        )
+
+    pooled = _Matrix(read, reduced, indices, weights, length).write(e, num_bags, known_length)
+    e.part("divided")
+    if known_length is not None and skipped.is_none and e.knows(lambda a: divides(a) and not by_weights(a)):
+        return str(e.Div(pooled, divisor_of(e, stash(e, max(known_length, 1)))))
+
+    def dim(b: Emitter) -> str:
+        if b.is_static:
+            return b.int64([-1])
+        return str(b.Sub(b.Shape(pooled, start=1), b.Cast(is_by_weights(b), to=onnx.TensorProto.INT64)))
+
+    return _divided(e, op, pooled, count, dim)
+
+
+def _none_without_rows(e: Emitter, matrix: str, table: Table) -> str:
+    """``matrix`` [B, L], or [B, 0] if negative indices are skipped in a table without rows: they are all skipped."""
+
+    def some(b: Emitter) -> str:
+        return str(b.Slice(matrix, [0], b.Mul(b.Shape(matrix, start=1, end=2), b.Min(table.num_rows, [1])), [1]))
+
+    return e.select(
+        lambda a: a["negative"] != _REFUSE,
+        lambda: str(e.Not(e.Equal(e.attribute("negative", _INT), _REFUSE))),
+        some,
+        lambda b: matrix,
+    )
+
+
+class _Matrix(NamedTuple):
+    """Bags of a matrix of indices, [B, D].
+
+    ONNX Runtime adds up the middle axis of [B, L, D] in one order if it has no more threads than B, and in another if
+    it has more. Over the first axis of [L, B, D] it has one order, but is slower. So many bags are read as [B, L], and
+    few as [L, B]. A maximum depends on no order, and is faster over the middle axis.
+    """
+
+    read: Callable[[Emitter, str, str | None], str]  #: index and weights, both [X, Y] -> rows [X, Y, D]
+    reduced: Callable[[Emitter, str], str]  #: [B, L, D] -> [B, D]
+    indices: str  #: [B, L]
+    weights: str | None  #: [B, L]
+    length: str  #: [1]: L
+
+    def write(self, e: Emitter, num_bags: int | None, length: int | None) -> str:
+        """``num_bags`` and ``length`` are B and L where they are known."""
+        if e.knows(lambda a: a["mode"] == _MAX):
+            return self._many(e)
+        if length is not None and length > _PIECE:
+            return self._long(e)
+        if length is not None and (num_bags is None or num_bags < _MANY_BAGS):
+            return self._few(e)
+        if length is not None:
+            return self._many(e)
+        e.part("bags_are_short")
+        are_short = e.Squeeze(e.LessOrEqual(self.length, _PIECE))
+        e.part("bags_are_many")
+        are_many = e.Squeeze(e.GreaterOrEqual(e.Shape(self.indices, start=0, end=1), _MANY_BAGS))
+        are_many = e.And(are_many, are_short)
+        if not e.is_static:
+            are_many = e.Or(are_many, _is_max(e))
+
+        def others(b: Emitter) -> str:
+            b.part("bags")
+            return b.branch(are_short, self._few, self._long, names=("few_short_bags", "long_bags"), rank=2)
+
+        e.part("bags")
+        return e.branch(are_many, self._many, others, names=("many_short_bags", "other_bags"), rank=2)
+
+    def _turned(self, e: Emitter) -> tuple[str, str | None]:
+        """Indices and weights as [L, B]."""
+        e.part("bags_in_columns")
+        weights = None if self.weights is None else e.Transpose(self.weights, perm=[1, 0])
+        return e.Transpose(self.indices, perm=[1, 0]), weights
+
+    def _many(self, e: Emitter) -> str:
+        return self.reduced(e, self.read(e, self.indices, self.weights))
+
+    def _few(self, e: Emitter) -> str:
+        rows = self.read(e, *self._turned(e))
+        e.part("sums")
+        return e.reduce("ReduceSum", rows, 0)
+
+    def _long(self, e: Emitter) -> str:
+        """F pieces of 64 of a bag's rows, it does not matter which, and then the 1 to 64 that are left."""
+        turned = self._turned(e)
+        e.part("pieces_of_64")
+        count = e.Div(e.Sub(self.length, 1), _PIECE)
+        whole = e.Mul(count, _PIECE)
+        index, weights = (None if x is None else e.Reshape(e.Slice(x, [0], whole, [0]), [_PIECE, -1]) for x in turned)
+        rows = self.read(e, index, weights)
+        e.part("sums_of_64")
+        pieces = e.reduce("ReduceSum", rows, 0)  # [F B, D]
+        e.part("rest")
+        index, weights = (None if x is None else e.Slice(x, whole, self.length, [0]) for x in turned)
+        rows = self.read(e, index, weights)
+        e.part("sums_of_rest")
+        rest = e.reduce("ReduceSum", rows, 0, keepdims=1)  # [1, B, D]
+        e.part("sums")
+        pieces = e.Reshape(pieces, e.Concat(count, e.Shape(rest, start=1), axis=0), allowzero=1)
+        return _exact_sum(e, e.Concat(pieces, rest, axis=0))
+
+
+def _maximum_of_matrix(
+    e: Emitter,
+    rows: str,
+    count: _Write,
+    length: str,
+    known_length: int | None,
+    skipped: Skipped,
+) -> str:
+    """[B, L, D] -> [B, D]; zeros for bags without positions."""
+
+    def some(b: Emitter) -> str:
+        b.part("maxima")
+        largest = _quick_maximum(b, rows)
+        if skipped.is_none:
+            return largest
+        return str(b.Where(b.Unsqueeze(b.Greater(count(b), 0), [1]), largest, stash(b, 0)))
+
+    def none(b: Emitter) -> str:
+        b.part("empty_bags")
+        return str(b.Expand(stash(b, 0), b.Concat(b.Shape(rows, start=0, end=1), b.Shape(rows, start=2), axis=0)))
+
+    if known_length is not None:
+        return some(e) if known_length else none(e)
+    e.part("maxima")
+    some_length = e.Squeeze(e.Greater(length, 0))
+    return e.branch(some_length, some, none, names=("bags_with_positions", "empty_bags"), rank=2)
+
+
+def _quick_maximum(e: Emitter, rows: str) -> str:
+    """[B, L, D] -> [B, D], where a NaN wins. Their sums tell whether there may be any, which seldom is so."""
+    nans = e.Cast(e.IsNaN(e.reduce("ReduceSum", rows, 1)), to=onnx.TensorProto.FLOAT)
+    count = e.ReduceSum(nans, [0, 1], keepdims=0)
+    return e.branch(
+        e.Greater(count, e.constant(np.float32(0))),
+        lambda b: _maximum(b, rows),
+        lambda b: b.reduce("ReduceMax", rows, 1),
+        names=("maybe_nan", "no_nan"),
+        rank=2,
+    )
+
+
+def _without_skipped(e: Emitter, rows: str, index: str, skipped: Skipped) -> str:
+    """``rows`` with the reduction's identity where ``index`` is skipped."""
+
+    def filled(b: Emitter) -> str:
+        b.part("skipped")
+        holes = b.Transpose(b.NonZero(b.Equal(index, skipped.row)), perm=[1, 0])  # [K, 2]
+        fill = b.Expand(_identity(b), b.Concat(b.Shape(holes, end=1), b.Shape(rows, start=2), axis=0))
+        return str(b.ScatterND(rows, holes, fill))
+
+    return e.select(lambda a: not skipped.is_none, lambda: str(e.Not(skipped.is_off())), filled, lambda b: rows)
+
+
 # ---- Blocks.
 
 
@@ -306,7 +546,7 @@ def _in_blocks(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -
     place = e.Slice(e.Concat(place, e.Expand(zero_place, num_bags), axis=0), [0], num_bags)
     place = e.Where(e.Greater(counts, 0), place, zero_place)
     pooled = e.Gather(e.Concat(first.rows, second.rows, third.rows, zero, axis=0), place)
-    return _divided(e, op, pooled, counts, table)
+    return _divided(e, op, pooled, lambda b: counts, lambda b: table.dim)
 
 
 class _Round(NamedTuple):
@@ -509,7 +749,7 @@ def _in_a_loop(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -
         lambda b: b.Where(b.Unsqueeze(b.Greater(counts, 0), [1]), pooled, stash(b, 0)),
         lambda b: pooled,
     )
-    return _divided(e, op, pooled, counts, table)
+    return _divided(e, op, pooled, lambda b: counts, lambda b: table.dim)
 
 
 def _exact_sum(e: Emitter, rows: str) -> str:
@@ -577,7 +817,7 @@ def _padded(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -> s
     place = e.Where(e.Greater(e.Mul(counts, live), 0), place, some)
     place = e.Where(too_long, e.Add(some, 1), place)
     pooled = e.Gather(e.Concat(rows, zeros, nans, axis=0), place)
-    return _divided(e, op, pooled, counts, table)
+    return _divided(e, op, pooled, lambda b: counts, lambda b: table.dim)
 
 
 # ---- What they share.
@@ -644,20 +884,25 @@ def _weighted(e: Emitter, rows: str, weights: str) -> str:
     )
 
 
-def _divided(e: Emitter, op: Layout, pooled: str, counts: str, table: Table) -> str:
+def _divided(e: Emitter, op: Layout, pooled: str, count: _Write, dim: _Write) -> str:
     """What was pooled, of `_columns`, divided as mean and sqrtn say: [B, D].
 
     A bag without positions, which has a row of zeros, is divided by 1.
+
+    Args:
+        count: writes the number of each bag's positions, where it is needed.
+        dim: writes D, or -1 for all columns but the last, [1].
     """
 
     def divided(b: Emitter) -> str:
+        counts = count(b)
         total, sums = as_counts(b, counts), pooled
         if op.weighted and (not b.is_static or b.knows(by_weights)):
             some = b.Unsqueeze(b.Greater(counts, 0), [1])
             if not b.is_static:
                 some = b.And(some, is_by_weights(b))
             total = b.Where(some, b.Slice(pooled, [-1], [2**31 - 1], [1]), total)
-            sums = b.Slice(pooled, [0], table.dim, [1])
+            sums = b.Slice(pooled, [0], dim(b), [1])
         return b.Div(sums, divisor_of(b, total))
 
     return e.select(divides, lambda: is_dividing(e), divided, lambda b: pooled)
@@ -768,6 +1013,8 @@ def clipped(e: Emitter, rows: str, *, ties: bool = False) -> str:
 def stash(e: Emitter, value: float) -> str:
     """A number in the accumulation type, scalar."""
     exact = np.float32(value) == value or np.isnan(value)
+    if exact and e.knows(lambda a: a.get("stash_type") == onnx.TensorProto.FLOAT):
+        return e.constant(np.float32(value))
     return e.cast_to_attribute(e.constant(np.float32(value) if exact else np.float64(value)), "stash_type")
 
 

@@ -10,7 +10,7 @@ from onnx import helper
 
 from ..embedding_bag import lowering
 from ..embedding_bag import spec as embedding_bag
-from ..emit import Emitter
+from ..emit import Emitter, Facts
 from . import spec
 
 #: Writes the bags of one table into an Emitter: which table, the names of its inputs, and of the result.
@@ -51,13 +51,14 @@ def nodes(
     opset: int,
     prefix: str,
     choice: Any = None,
+    facts: Facts | None = None,
 ) -> list[onnx.NodeProto]:
     """The operator as standard nodes for one node's attributes (see `spec.Attributes.to_onnx`)."""
     e = Emitter(opset, prefix, attributes)
     own = {name: attributes[name] for name in embedding_bag.Attributes.onnx_names(op.bag)}
 
     def bag(t: int, inputs: Sequence[str], output: str) -> None:
-        e.nodes += lowering.nodes(op.bag, tuple(inputs), (output,), own, opset, f"{prefix}{t}_", choice)
+        e.nodes += lowering.nodes(op.bag, tuple(inputs), (output,), own, opset, f"{prefix}{t}_", choice, facts)
 
     expand(e, op, inputs, bag, *outputs)
     return e.nodes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,14 @@ def two_bags(table: np.ndarray, *, added: bool) -> onnx.ModelProto:
         [numpy_helper.from_array(table, "t")],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+
+def torch_keywords(attributes: spec.Attributes) -> dict[str, Any]:
+    """The attributes of a bag that ``torch.nn.functional.embedding_bag`` has, as its keyword arguments."""
+    import torch
+
+    known = inspect.signature(torch.nn.functional.embedding_bag).parameters
+    return {a.name: getattr(attributes, a.name) for a in spec.Attributes.keyword_table() if a.name in known}
 
 
 def save_hollow(model: onnx.ModelProto, path: Path, rows: int, *, sized: bool = True) -> Path:

@@ -20,6 +20,7 @@ from lucid_onnx.graph import node_lists_of
 from lucid_onnx.ops import OPERATOR_OF, quantized_embedding_bag
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.ops.embedding_bag.lowering import LONGEST_BAG, Ragged
+from lucid_onnx.ops.emit import Fact
 from lucid_onnx.rewrite.expressions import Expression, difference, first_input, input_of, number, subexpressions
 from lucid_onnx.rewrite.normal_form import INT64_MAX, make
 from lucid_onnx.rewrite.reader import Reader
@@ -72,16 +73,22 @@ class Lowered:
             return
         for table in self._tables(parts):
             flat = without_cast(indices)
-            weights = _first_found(_extended(p, table.rows) for p in parts)
-            for inputs in _inputs(parts, flat, weights):
+            if way == "pieces":
+                weights = _first_found(_of_positions(p, table.rows) for p in parts)
+                found = [_Inputs(flat, None, weights)] if flat.rank == 2 else []
+            else:
+                weights = _first_found(_extended(p, table.rows) for p in parts)
+                found = list(_inputs(parts, flat, weights))
+            for inputs in found:
                 if way == "padded" and longest is None and inputs.offsets is not None:
                     continue  # nothing tells how far flat bags are padded
                 guesses = (
                     self._bag(table, inputs, attributes)
-                    for attributes in _attributes(parts, _mode(root, parts), inputs)
+                    for mode in _modes(root, parts)
+                    for attributes in _attributes(parts, mode, inputs)
                 )
                 bags = [bag for bag in guesses if bag.why_invalid() is None]
-                for write, bag in itertools.product((_lowered, _inlined), bags):
+                for write, bag in itertools.product((*_lowered_for(inputs.indices), _inlined), bags):
                     yield bag, self._written(bag, ragged, write)
 
     def _tables(self, parts: list[Expression]) -> Iterator[_Table]:
@@ -103,12 +110,27 @@ class Lowered:
         return reader.of[graph.outputs[0]]
 
 
+def _lowered_for(indices: Expression) -> Iterator[_Writer]:
+    """How a bag may have been lowered: with what is known of its indices [B, L] now, and without."""
+    dims = tuple(d if isinstance(d, int) else None for d in indices.dims or ())
+    if len(dims) == 2 and any(d is not None for d in dims):
+        yield functools.partial(_lowered, dims=dims)
+    yield _lowered
+
+
 @functools.lru_cache(maxsize=64)  # the bags of a model are often alike
-def _lowered(name: str, attributes: tuple[tuple[str, int | float], ...], opset: int, ragged: Ragged) -> ir.Graph:
+def _lowered(
+    name: str,
+    attributes: tuple[tuple[str, int | float], ...],
+    opset: int,
+    ragged: Ragged,
+    dims: tuple[int | None, ...] | None = None,
+) -> ir.Graph:
     """The nodes of a bag in the standard form. Only to be read."""
     operator = OPERATOR_OF[name]
     op = operator.spec.VARIANTS[name]
-    return _graph(op, operator.lowering.nodes(op, op.inputs, ("output",), dict(attributes), opset, "_", ragged))
+    facts = {"indices": Fact(dims=dims)}
+    return _graph(op, operator.lowering.nodes(op, op.inputs, ("output",), dict(attributes), opset, "_", ragged, facts))
 
 
 @functools.lru_cache(maxsize=64)
@@ -139,17 +161,26 @@ _Writer = Callable[[str, "tuple[tuple[str, int | float], ...]", int, Ragged], ir
 # ---- The parts of a bag.
 
 
+#: The last node of bags in pieces.
+_POOLS = ("ReduceSum", "If", "Expand")
+
+
 def _way_of(root: Expression) -> str | None:
-    """How a bag may have been lowered: Cast? Div? Slice? and then the rows of three rounds, a Loop, or all bags."""
+    """How a bag may have been lowered: Cast? Div? Slice? and then the rows of three rounds, a Loop, or all bags.
+
+    In pieces, a reduction of all rows, or an If that chooses one.
+    """
     e = without_cast(root)
     e = input_of(e, "Div") or e
     rows = first_input(e)
-    if e.op == "Slice" and rows is not None and rows.op in ("Gather", "Slice"):  # without a column of weights
+    if e.op == "Slice" and rows is not None and rows.op in ("Gather", "Slice", *_POOLS):  # without a column of weights
         e, rows = rows, first_input(rows)
     if e.op == "Gather" and rows is not None and rows.op == "Concat":
         return {4: "blocks", 3: "padded"}.get(len(rows.inputs))
     if e.op == "Where" and len(e.inputs) == 3 and e.inputs[1] is not None:  # a maximum
         e, rows = e.inputs[1], first_input(e.inputs[1])
+    if e.op in _POOLS:
+        return "pieces"
     looped = input_of(rows, "Reshape")
     return "loop" if e.op == "Slice" and looped is not None and looped.op == "Loop" else None
 
@@ -184,6 +215,22 @@ def _extended(e: Expression, weight: Expression) -> Expression | None:
     return found if found.dtype == weight.dtype and found.rank == 1 else None
 
 
+def _of_positions(e: Expression, weight: Expression) -> Expression | None:
+    """per_sample_weights [B, L], which rows are multiplied with: turned, cut, and as a column."""
+    found = input_of(e.inputs[1], "Unsqueeze") if e.op == "Mul" and len(e.inputs) == 2 else None
+    while found is not None and found.op in ("Reshape", "Slice", "Transpose"):
+        found = first_input(found)
+    if found is None or found.dtype not in FLOATS:
+        return None
+    found = without_cast(found) if found.dtype != weight.dtype else found
+    return found if found.dtype == weight.dtype and found.rank == 2 and not _is_row_of(found, weight) else None
+
+
+def _is_row_of(e: Expression, numbers: Expression) -> bool:
+    """Whether ``e`` is numbers of a table's rows, such as the scales of quantized ones."""
+    return e.op == "Gather" and e.inputs[0] is numbers
+
+
 def _inputs(parts: list[Expression], flat: Expression, weights: Expression | None) -> Iterator[_Inputs]:
     """The other inputs, for indices [B, L] and for flat ones."""
     matrix = input_of(flat, "Reshape")
@@ -199,11 +246,14 @@ def _inputs(parts: list[Expression], flat: Expression, weights: Expression | Non
         yield _Inputs(flat, without_cast(offsets), weights)
 
 
-def _mode(root: Expression, parts: list[Expression]) -> str:
+def _modes(root: Expression, parts: list[Expression]) -> tuple[str, ...]:
+    """What the mode may be."""
     if any(e.op == "Div" for e in (root, first_input(root)) if e is not None):
-        return "sqrtn" if any(e.op == "Sqrt" for e in parts) else "mean"
+        if any(e.op == "Sqrt" for e in parts):
+            return ("sqrtn",)
+        return ("mean", "sqrtn")  # of a known number, the square root may be known too
     # A maximum looks for NaN, which ReduceMax would lose.
-    return "max" if any(e.op == "IsNaN" and not _is_of_norm(e) for e in parts) else "sum"
+    return ("max",) if any(e.op == "IsNaN" and not _is_of_norm(e) for e in parts) else ("sum",)
 
 
 def _is_of_norm(e: Expression) -> bool:
