@@ -39,17 +39,17 @@ class GatherReduce:
     6. a maximum of rows that a mask has put another number in the place of.
     7. any of these over 16-bit rows that were cast to a wider type, cast back.
 
-    Numbers become per_sample_weights. A mask of one index becomes the padding_idx, and any other mask of 0 and 1 indices
-    below zero that are skipped, where that means the same: where it selects, or where what it multiplies is known to be
-    finite. (A mask that multiplies keeps NaN: 0 times infinity is NaN.) Else it becomes weights 0 and 1. An index that
-    such weights do not select is replaced by that of a finite row, if the table is a constant; else the two differ where
-    such a row is not finite.
+    Numbers become per_sample_weights. A mask of one index becomes the padding_idx, and any other mask of 0 and 1
+    indices below zero that are skipped, where that means the same: where it selects, or where what it multiplies is
+    known to be finite. (A mask that multiplies keeps NaN: 0 times infinity is NaN.) Else it becomes weights 0 and 1. An
+    index that such weights do not select is replaced by that of a finite row, if the table is a constant; else the two
+    differ where such a row is not finite.
 
     A mean or maximum over no columns is not a row of zeros: L must be known to be above zero, or be assumed to be, or
     nodes beside the bag keep what the model says.
-    An index of -1 is legal for Gather and means the last row; a bag rejects it, and one that skips indices below zero is
-    given one behind the table instead. Where a mask tells indices below zero from others, they are counted from the end
-    before the bag.
+    An index of -1 is legal for Gather and means the last row; a bag rejects it, and one that skips indices below zero
+    is given one behind the table instead. Where a mask tells indices below zero from others, they are counted from the
+    end before the bag.
 
     Args:
         assume_nonempty: L is above zero, though the model does not say so.
