@@ -3,7 +3,7 @@
 LIBRARY is liblucid_onnx_ops_cuda.so. Needs torch with CUDA and NumPy; the package need not be installed. On a machine
 with a GPU, run in this order (none of it has been run yet):
 
-    pip install '.[gpu,test]'                        # where nvcc is; torch with CUDA beside it
+    LUCID_CUDA=ON pip install '.[gpu,test]'          # where nvcc is; torch with CUDA beside it
     pytest tests/test_cuda.py tests/test_cuda_collection.py tests/test_cuda_gradient.py -k gpu
     nox -s cuda                                      # the same, and under compute-sanitizer
     library=$(python -c 'import lucid_onnx.runtime.library as l; print(l.find_cuda_library())')

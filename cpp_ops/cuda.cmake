@@ -68,6 +68,8 @@ function(lucid_cuda_flags target)
       set(archs 75-real 80-real 90-real 100)
     endif()
   endif()
+  list(JOIN archs ", " names)
+  set(LUCID_CUDA_BUILT "${names}" CACHE INTERNAL "What the CUDA kernels are compiled for")
   set_target_properties(${target} PROPERTIES
     CUDA_STANDARD 17
     CUDA_STANDARD_REQUIRED ON

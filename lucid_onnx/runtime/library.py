@@ -40,7 +40,7 @@ def get_library_path() -> str:
 def find_cuda_library() -> str | None:
     """The path of the library with the kernels of CUDA and of the CPU; None if it is not installed.
 
-    It is built if a CUDA compiler is found. A SessionOptions takes one of the two libraries.
+    It is built with LUCID_CUDA=ON where a CUDA compiler is. A SessionOptions takes one of the two libraries.
     """
     path = importlib.resources.files("lucid_onnx") / "lib" / "liblucid_onnx_ops_cuda.so"
     return str(path) if path.is_file() else None
