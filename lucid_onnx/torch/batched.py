@@ -80,7 +80,10 @@ class _Lookup:
         self._bits = [_BITS[kind] for kind in types]
         with _disable_current_modes():
             whole = module.split_embedding_weights_with_scale_bias(split_scale_bias_mode=2)
-            self._rows = [_packed(*table, bits) for table, bits in zip(whole, self._bits, strict=True)]
+            self._rows = [
+                _packed(values, scale, bias, bits)
+                for (values, scale, bias), bits in zip(whole, self._bits, strict=True)
+            ]
         self._tables = [int(table) for table in module.feature_table_map]
 
     def __call__(

@@ -318,8 +318,9 @@ def _taken_apart(rows: Rows, magnitudes: Magnitudes, *, as_weights: bool) -> _Pa
     2. Masks, as positions that are skipped.
     3. All others, as weights.
     """
-    steps, kept = list(rows.steps), ()
-    padding_idx, padded = None, ()
+    steps, padding_idx = list(rows.steps), None
+    kept: Truth = ()
+    padded: Truth = ()
     if not as_weights:
         found = _padding(rows)
         left, skipping = _skipped(rows, magnitudes)
@@ -380,7 +381,8 @@ def _skipped(rows: Rows, magnitudes: Magnitudes) -> tuple[list[Step], Truth]:
     2. A product with 0 and 1, over a table and after numbers that are finite.
     3. A product with integers, of which zeros are skipped; the others stay weights.
     """
-    steps, kept = list(rows.steps), []
+    steps = list(rows.steps)
+    kept: list[Expression] = []
     finite = [s.selects or truth_of(s.numbers) is not None or magnitudes.is_finite(s.numbers) for s in steps]
     left = []
     for k, step in enumerate(steps):

@@ -250,9 +250,9 @@ def _where(e: Expression, find: _Find) -> _Found:
         if not isinstance(found, Rows) or other is None:
             obstacle = obstacle or (found if isinstance(found, Obstacle) else None)
             continue
-        filler, otherwise = filler_of(other), f"the Where puts something else than zero in the place of rows, {other}"
+        filler, why = filler_of(other), f"the Where puts something else than zero in the place of rows, {other}"
         if filler is None or not _fits_rows(other, found):
-            obstacle = Obstacle(otherwise, found)
+            obstacle = Obstacle(why, found)
             continue
         mask = found.column(condition)
         if mask is None:
@@ -260,7 +260,7 @@ def _where(e: Expression, find: _Find) -> _Found:
                 f"the Where selects rows by something else than one truth value for each index, {condition}", found
             )
             continue
-        filled = {"filler": filler, "otherwise": otherwise} if filler else {}
+        filled = {"filler": filler, "otherwise": why} if filler else {}
         return found.after(True, make("Not", mask) if negated else mask, **filled)
     return obstacle
 
