@@ -212,6 +212,8 @@ class Emitter:
         branches: dict[str, Any] = {"name": self._node_name()}
         for key, name, write in zip(("then_branch", "else_branch"), names, (then, otherwise), strict=True):
             inner = self._inside()
+            if self.is_static:  # IREE does not see that an axis is constant which was written outside
+                inner._known = {key: value for key, value in inner._known.items() if key[0] != "Constant"}
             result = inner._made(write(inner))
             typed = onnx.ValueInfoProto(name=result)
             if kind is not None:

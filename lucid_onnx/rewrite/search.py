@@ -159,8 +159,8 @@ class Search:
 
     def _try_patterns(self, node: ir.Node) -> None:
         root = self._reader.of[node.outputs[0]]
-        if root.value is None or (root.value.producer() is not node and node.op_type not in ("Cast", "CastLike")):
-            return  # another name of a value whose own node is tried
+        if root.value is None or (root.value.producer() is not node and node.op_type not in ("Cast", "CastLike", "If")):
+            return  # another name of a value whose own node is tried; of an If, that is inside of a branch
         rejected: tuple[str, str] | None = None
         for name, pattern in self._patterns.items():
             for guess, written in pattern(root):

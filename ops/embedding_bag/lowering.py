@@ -123,13 +123,13 @@ class Layout(Protocol):
 def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Write the operator's nodes into ``e``."""
     weight = inputs[0]
-    e.part("table")
     wide = e.knows(lambda a: a["stash_type"] == e.fact(weight).type)
 
     def rows(e: Emitter, index: str) -> str:
         found = e.Gather(weight, index)
         return found if wide else e.cast_to_attribute(found, "stash_type")
 
+    e.part("num_rows")
     table = Table(e.Shape(weight, start=0, end=1), e.Shape(weight, start=1), rows, None if wide else weight)
     pool(e, op, inputs, outputs[0], table)
 
@@ -139,6 +139,7 @@ def pool(e: Emitter, op: Layout, inputs: Sequence[str], output: str, table: Tabl
     spec.check_opset(e.opset)
     ragged = e.choice or PIECES
     named = dict(zip(op.inputs, inputs, strict=True))
+    e.part("")
     ways = {"pieces": _in_pieces, "blocks": _in_blocks, "loop": _in_a_loop, "padded": _padded}
     pooled = ways[ragged.way](e, op, named, table)
     if table.like is not None:
@@ -323,7 +324,7 @@ def _of_matrix(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -
 
     def reduced(b: Emitter, rows: str) -> str:
         """[B, L, D] -> [B, D]"""
-        b.part("bags")
+        b.part("sums")
 
         def maximum(c: Emitter) -> str:
             return _maximum_of_matrix(c, rows, count, length, known_length, skipped)
@@ -387,20 +388,32 @@ class _Matrix(NamedTuple):
         are_short = e.Squeeze(e.LessOrEqual(self.length, _PIECE))
         e.part("bags_are_many")
         are_many = e.Squeeze(e.GreaterOrEqual(e.Shape(self.indices, start=0, end=1), _MANY_BAGS))
-        are_many = e.And(are_many, are_short)
         if not e.is_static:
-            are_many = e.Or(are_many, _is_max(e))
-
-        def others(b: Emitter) -> str:
-            b.part("bags")
-            return b.branch(are_short, self._few, self._long, names=("few_short_bags", "long_bags"), rank=2)
-
+            are_short, are_many = e.Or(are_short, _is_max(e)), e.Or(are_many, _is_max(e))
         e.part("bags")
-        return e.branch(are_many, self._many, others, names=("many_short_bags", "other_bags"), rank=2)
+        short = lambda b: self._short(b, are_many)  # noqa: E731
+        return e.branch(are_short, short, self._long, names=("short_bags", "long_bags"), rank=2)
+
+    def _short(self, e: Emitter, are_many: str) -> str:
+        def laid_out(matrix: str, kind: int | None = None) -> str:
+            turned = lambda b: b.Transpose(matrix, perm=[1, 0])  # noqa: E731
+            names = ("bags_in_rows", "bags_in_columns")
+            return e.branch(are_many, lambda b: matrix, turned, names=names, rank=2, kind=kind)
+
+        e.part("layout")
+        weights = None if self.weights is None else laid_out(self.weights)
+        rows = self.read(e, laid_out(self.indices, onnx.TensorProto.INT64), weights)
+
+        def in_columns(b: Emitter) -> str:
+            b.part("sums")
+            return b.reduce("ReduceSum", rows, 0)
+
+        e.part("sums")
+        return e.branch(are_many, lambda b: self.reduced(b, rows), in_columns, names=("many_bags", "few_bags"), rank=2)
 
     def _turned(self, e: Emitter) -> tuple[str, str | None]:
         """Indices and weights as [L, B]."""
-        e.part("bags_in_columns")
+        e.part("layout")
         weights = None if self.weights is None else e.Transpose(self.weights, perm=[1, 0])
         return e.Transpose(self.indices, perm=[1, 0]), weights
 

@@ -20,6 +20,7 @@ def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], outputs: Sequenc
     """Write the operator's nodes into ``e``."""
     named = dict(zip(op.inputs, inputs, strict=True))
     codes, scale = named["codes"], named["scale"]
+    e.part("num_columns")
     dim = e.Unsqueeze(e.attribute("embedding_dim", _INT), [0])
 
     def number(e: Emitter, values: str, index: str) -> str:
@@ -41,6 +42,7 @@ def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], outputs: Sequenc
             values = e.Add(values, number(e, named["bias"], index))
         return values
 
+    e.part("num_rows")
     pool(e, op, inputs, outputs[0], Table(e.Shape(codes, start=0, end=1), dim, rows, scale))
 
 

@@ -217,10 +217,10 @@ def _extended(e: Expression, weight: Expression) -> Expression | None:
 
 
 def _of_positions(e: Expression, weight: Expression) -> Expression | None:
-    """per_sample_weights [B, L], which rows are multiplied with: turned, cut, and as a column."""
+    """per_sample_weights [B, L], which rows are multiplied with: as they are or turned, cut, and as a column."""
     found = input_of(e.inputs[1], "Unsqueeze") if e.op == "Mul" and len(e.inputs) == 2 else None
-    while found is not None and found.op in ("Reshape", "Slice", "Transpose"):
-        found = first_input(found)
+    while found is not None and found.op in ("If", "Reshape", "Slice", "Transpose"):
+        found = found.inputs[1] if found.op == "If" else first_input(found)
     if found is None or found.dtype not in FLOATS:
         return None
     found = without_cast(found) if found.dtype != weight.dtype else found
