@@ -1,7 +1,8 @@
 """Our own standard form: what `lower` wrote is undone, and what a tool made of our functions by inlining them.
 
 The present lowering writes out the bag that was guessed, and the graph must be equal to that. So a lowered model is
-recognised by the release that wrote it, and by any later release whose lowering did not change.
+recognised by the release that wrote it, and by any later release whose lowering did not change: what was written
+before there were pieces is `Ragged("blocks")`.
 """
 
 from __future__ import annotations
