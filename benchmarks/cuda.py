@@ -95,7 +95,7 @@ class GradArgs(ctypes.Structure):
 class Words(ctypes.Structure):
     """LucidCudaCollectionPlan and LucidCudaGradPlan: words, of which the last one is scratch_bytes."""
 
-    _fields_ = (("word", ctypes.c_int64 * 9),)
+    _fields_ = (("word", ctypes.c_int64 * 10),)
 
 
 class Plan(ctypes.Structure):
@@ -467,7 +467,7 @@ def measure_gradient(ours: Ours, shape: Gradient, rounds: int) -> dict[str, obje
             num_entries=count,
             sparse=shape.sparse,
         )
-        calls.append(ours.prepare_other("grad", args, 8))
+        calls.append(ours.prepare_other("grad", args, 9))
         outputs.append(torch.nn.functional.embedding_bag(ids, weight, starts, mode=shape.mode, sparse=shape.sparse))
 
     def theirs(batch: int) -> torch.Tensor:

@@ -7,7 +7,7 @@
 using lucid::Status;
 
 static_assert(sizeof(LucidBoundsError) == 56 && sizeof(LucidCudaPlan) == 160 &&
-                  sizeof(LucidCudaCollectionPlan) == 56 && sizeof(LucidCudaGradPlan) == 72,
+                  sizeof(LucidCudaCollectionPlan) == 56 && sizeof(LucidCudaGradPlan) == 80,
               "the mirrors of other languages");
 
 namespace {
@@ -78,6 +78,20 @@ int lucid_cuda_device_count(char* message, size_t message_size) {
   int count = 0;
   Answer(lucid::CountCudaDevices(&count), message, message_size);
   return count;
+}
+
+int lucid_cuda_check_device(int device_id, char* message, size_t message_size) {
+  return Answer(lucid::CheckCudaDevice(device_id), message, message_size);
+}
+
+int lucid_cuda_toolkit_version(void) {
+  lucid::CudaVersions versions;
+  return lucid::GetCudaVersions(&versions).ok() ? versions.toolkit : 0;
+}
+
+int lucid_cuda_least_driver(void) {
+  lucid::CudaVersions versions;
+  return lucid::GetCudaVersions(&versions).ok() ? versions.least_driver : 0;
 }
 
 int lucid_cuda_plan(const EmbeddingBagArgs* args, LucidCudaPlan* plan, char* message,

@@ -27,6 +27,15 @@ extern "C" {
 /* The number of devices; 0 without a driver, and message says why. */
 LUCID_EXPORT int lucid_cuda_device_count(char* message, size_t message_size);
 
+/* Whether the kernels run on a device: 0, or a code and a message, such as that the library has no
+ * kernel image for it. Starts CUDA on that device. */
+LUCID_EXPORT int lucid_cuda_check_device(int device_id, char* message, size_t message_size);
+
+/* The CUDA version that the library was built with, as 1000 * major + 10 * minor, and the first
+ * NVIDIA driver that runs it. Needs no device. */
+LUCID_EXPORT int lucid_cuda_toolkit_version(void);
+LUCID_EXPORT int lucid_cuda_least_driver(void);
+
 /* Plans a call, and checks what can be checked without looking at device memory. Returns 0, or a
  * code and a message, as lucid_embedding_bag does; so do the functions below. */
 LUCID_EXPORT int lucid_cuda_plan(const EmbeddingBagArgs* args, LucidCudaPlan* plan, char* message,
@@ -64,6 +73,27 @@ LUCID_EXPORT int lucid_cuda_embedding_bag_grad(const EmbeddingBagGradArgs* args,
 /* What a LucidBoundsError in host memory says: 0, or a code and a message. */
 LUCID_EXPORT int lucid_cuda_refusal(const LucidBoundsError* error, char* message,
                                     size_t message_size);
+
+/* For hosts of ONNX Runtime: the bad offsets and indices of sessions with the session configuration
+ * lucid.bounds_check = deferred or run. A deferred session reports them in the next run of the
+ * node. But a replay of a CUDA graph runs no node, so whoever replays one must ask.
+ *
+ * Waits for the device, which no thread may do while a CUDA graph is being recorded. Returns 0, or
+ * the code and message of an error, with the name of its operator in front. Errors so far are
+ * forgotten then. session: 0 for all sessions of the process, or a number that
+ * lucid_cuda_begin_session returned. */
+LUCID_EXPORT int lucid_cuda_check_bounds(int64_t session, char* message, size_t message_size);
+
+/* The same for the runs that this thread did. With lucid.bounds_check = run, this must be called
+ * after every run, whether it succeeded or not, on its thread (the default, sequential execution
+ * mode runs nodes on the thread of the caller). Otherwise nobody reports. wait: 0 if the runtime
+ * has waited for the device, as it does at the end of a run that succeeds. */
+LUCID_EXPORT int lucid_cuda_check_run(int64_t session, int wait, char* message,
+                                      size_t message_size);
+
+/* The sessions that this thread creates between these two calls have the number returned. */
+LUCID_EXPORT int64_t lucid_cuda_begin_session(void);
+LUCID_EXPORT void lucid_cuda_end_session(void);
 
 #ifdef __cplusplus
 }

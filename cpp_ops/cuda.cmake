@@ -5,9 +5,9 @@ if(NOT LUCID_CUDA MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "LUCID_CUDA = ${LUCID_CUDA} is not AUTO, ON or OFF")
 endif()
 
-# Machine code for A100, H100 and B200, and PTX of the last one for what comes after. Older compilers
-# know fewer.
-set(LUCID_CUDA_ARCHITECTURES "" CACHE STRING "CUDA architectures; empty: 80, 90, 100 and PTX, as the compiler has them")
+# Machine code for T4 (and all else of 7.5 to 7.9), A100, H100 and B200, and PTX of the last one for
+# what comes after. Older compilers know fewer.
+set(LUCID_CUDA_ARCHITECTURES "" CACHE STRING "CUDA architectures; empty: 75, 80, 90, 100 and PTX, as the compiler has them")
 
 if(NOT LUCID_CUDA STREQUAL "OFF")
   set(_why "")
@@ -63,9 +63,9 @@ function(lucid_cuda_flags target)
   set(archs "${LUCID_CUDA_ARCHITECTURES}")
   if(NOT archs)
     if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12.8)
-      set(archs 80-real 90)
+      set(archs 75-real 80-real 90)
     else()
-      set(archs 80-real 90-real 100)
+      set(archs 75-real 80-real 90-real 100)
     endif()
   endif()
   set_target_properties(${target} PROPERTIES

@@ -167,6 +167,19 @@ def test_deepctr_torch(mode: str, masking: bool, tmp_path: Path) -> None:
     check(exports(module, (IDS, second), tmp_path / "x.onnx"), call(IDS, second), (IDS, second))
 
 
+def test_deepctr_torch_maximum(tmp_path: Path) -> None:
+    """1e9 is taken from the rows that are masked, by a mask of truth values (by lengths, torch itself raises)."""
+    sequence = pytest.importorskip("deepctr_torch.layers.sequence")
+    table = torch.nn.Embedding(len(VOCABULARY), 8)
+    layer = sequence.SequencePoolingLayer(mode="max", supports_masking=True)
+
+    def call(ids: Any, mask: Any) -> Any:
+        return layer([table(ids), mask])
+
+    args = (IDS, MASK.bool())
+    check(exports(Wrapped(call, table, layer).eval(), args, tmp_path / "x.onnx"), call(*args), args)
+
+
 @pytest.mark.parametrize("mask_zero", [True, False])
 def test_keras_global_average_pooling(mask_zero: bool, tmp_path: Path) -> None:
     keras = pytest.importorskip("keras")
@@ -207,6 +220,46 @@ def test_torchrec_embedding_bag_collection(tmp_path: Path) -> None:
     expected = Jagged()(*args)
     model = from_torch.export(Jagged().eval(), args, input_names=["x0", "x1"])
     check({"lucid": model}, expected, args, count=2)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("pooling", ["SUM", "MEAN"])
+def test_torchrec_quantized_embedding_bag_collection(bits: int, pooling: str) -> None:
+    torchrec = pytest.importorskip("torchrec")
+    quant = pytest.importorskip("torchrec.quant")
+    from torch.ao.quantization import PlaceholderObserver, QConfig
+
+    how = getattr(torchrec.PoolingType, pooling)
+    configs = [
+        torchrec.EmbeddingBagConfig(
+            name=f"t{k}", embedding_dim=4 * (k + 1), num_embeddings=12, feature_names=[f"f{k}"], pooling=how
+        )
+        for k in range(2)
+    ]
+    collection = torchrec.EmbeddingBagCollection(tables=configs)
+    dtype = torch.qint8 if bits == 8 else torch.quint4x2
+    collection.qconfig = QConfig(
+        activation=PlaceholderObserver.with_args(dtype=torch.float32),
+        weight=PlaceholderObserver.with_args(dtype=dtype),
+    )
+    quantized = quant.EmbeddingBagCollection.from_float(collection)
+
+    class Jagged(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.collection = quantized
+
+        def forward(self, values: Any, lengths: Any) -> Any:
+            features = torchrec.KeyedJaggedTensor(["f0", "f1"], values, lengths=lengths)
+            return self.collection(features).values()
+
+    args = (torch.tensor([1, 2, 3, 4, 5, 6]), torch.tensor([2, 0, 1, 3]))
+    expected = Jagged()(*args)
+    model = from_torch.export(Jagged().eval(), args, input_names=["x0", "x1"])
+    assert set(bags(model)) == {"QuantizedEmbeddingBagBias"}
+    check({"lucid": model}, expected, args, count=2)
+    other = (args[0].flip(0), torch.tensor([0, 3, 3, 0]))  # the other way round
+    check({"lucid": model}, Jagged()(*other), other, count=2)
 
 
 class Dlrm(torch.nn.Module):

@@ -24,6 +24,7 @@ from lucid_onnx.ops.embedding_bag.lowering import Ragged
 from lucid_onnx.ops.embedding_bag_collection import spec as collections
 from lucid_onnx.ops.quantized_embedding_bag import spec as quantized
 from lucid_testing.kernels import needs_library
+from lucid_testing.models import attributes
 
 ALL = os.environ.get("LUCID_COMBINATIONS") == "all"
 Settings = dict[str, Any]
@@ -155,3 +156,20 @@ def test_every_combination_agrees_with_the_reference(operator: str) -> None:
             raise AssertionError(f"{operator}: {settings}") from error
         count += 1
     print(f"{operator}: {count} combinations")
+
+
+def test_what_was_lowered_comes_back() -> None:
+    """Any two settings of a bag, from nodes in each way; a divisor, where it is one."""
+    pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
+    for settings in covering({**BAGS, "form": FORMS[2:]}, 2):
+        given = dict(settings)
+        form = given.pop("form")
+        case = OPERATORS["embedding_bag"].cases.make("back", **given)
+        model, native = case_model(case, "native"), case_model(case, "native")
+        convert(model, "standard", Ragged(form, 8 if form == "padded" else None))
+        report = lucid_onnx.fuse(model, form="native")
+        (found,), (wanted,) = report.model.graph.node, native.graph.node
+        expected = attributes(wanted)
+        if not (given["weighted"] and given["mode"] in ("mean", "sqrtn")):
+            expected["divisor"] = 0  # no node has a trace of it
+        assert (found.op_type, attributes(found)) == (wanted.op_type, expected), settings

@@ -17,7 +17,10 @@ import numpy as np
 import pytest
 
 import lucid_onnx
+from lucid_onnx.builder import convert
+from lucid_onnx.builder.conformance import case_model
 from lucid_onnx.ops.embedding_bag import cases, spec
+from lucid_onnx.ops.embedding_bag.lowering import Ragged
 from lucid_onnx.ops.embedding_bag_grad import cases as gradients
 from lucid_testing import kernels
 from lucid_testing.kernels import needs_library
@@ -252,14 +255,35 @@ def _drawn(random: np.random.RandomState, name: str) -> dict[str, Any]:
 def test_any_combination_has_one_result(seed: int) -> None:
     """The reference's, with the same bits on every instruction set and at any thread count; and so its gradients."""
     random = np.random.RandomState(seed)
+    ways = [*itertools.product(kernels.isas(), (1, 3)), *((kernels.isas()[-1], threads) for threads in (2, 4, 8))]
     for k in range(30):
         drawn = _drawn(random, f"drawn {seed} {k}")
         case = cases.make(**drawn)
-        pooled = [kernels.pool(case, isa, threads) for isa in kernels.isas() for threads in (1, 3)]
+        pooled = [kernels.pool(case, isa, threads) for isa, threads in ways]
         case.check(pooled[0])
         assert len({array.tobytes() for array in pooled}) == 1, drawn
         freq, sparse = bool(random.randint(2)), bool(random.randint(2))
         back = gradients.make(**{**drawn, "lengths": drawn["lengths"][:3]}, freq=freq, sparse=sparse)
-        given = [kernels.gradient(back, isa, threads) for isa in kernels.isas() for threads in (1, 3)]
+        given = [kernels.gradient(back, isa, threads) for isa, threads in ways]
         back.check(*given[0])
         assert len({tuple(kernels.bits(outputs)) for outputs in given}) == 1, drawn
+
+
+@pytest.mark.parametrize("form", ["portable", "blocks", "padded", "loop"])
+@pytest.mark.parametrize("mode", ["mean", "sqrtn"])
+def test_standard_operators_have_the_same_bits_at_any_thread_count(form: str, mode: str) -> None:
+    """Long bags and short ones, some of their positions skipped, divided by their weights."""
+    ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    given: dict[str, Any] = {"mode": mode, "divisor": "weights", "negative": "skip", "weighted": True}
+    case = cases.make(f"threads {mode}", lengths=[700, 3, 0, 300, 1, *[7] * 60], rows=90, dim=33, **given)
+    model = case_model(case, "portable" if form == "portable" else "native")
+    if form != "portable":
+        convert(model, "standard", Ragged(form, 700 if form == "padded" else None))
+    found = set()
+    for threads in (1, 2, 3, 4, 8):
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        (got,) = lucid_onnx.InferenceSession(model, native=False, session_options=options).run(None, case.inputs)
+        case.check(got)
+        found.add(got.tobytes())
+    assert len(found) == 1

@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import os
+import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,12 @@ from lucid_testing.cuda import (
     CASES,
     Changing,
     Emulated,
+    Machine,
     Plan,
     emulated_library,
     gpu_library,
     host_arguments,
+    installed,
     load,
     result_dtype,
     run,
@@ -110,6 +114,23 @@ def test_bags_around_the_ends_of_chunks(device: Any, dtype: str, mode: str, dim:
     assert (code, message) == (0, "")
     case.check(got, slack=SLACK)
     assert got.tobytes() == on_cpu(case)[2].tobytes()
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_weights_of_bags_around_the_ends_of_chunks_and_pieces(device: Any, dtype: str) -> None:
+    """Their sums have the CPU's order of additions, piece by piece; skipped ones are in none of them."""
+    for mode, dim in (("mean", 1), ("sqrtn", 20)):
+        given: dict[str, Any] = {"dtype": dtype, "mode": mode, "dim": dim, "rows": 50, "weighted": True}
+        case = ragged(f"weights {mode} {dtype}", LENGTHS, divisor="weights", **given)
+        code, message, got = run(device, case)
+        assert (code, message) == (0, "")
+        case.check(got, slack=SLACK)
+        assert got.tobytes() == on_cpu(case)[2].tobytes()
+        case = ragged(f"skipped {mode} {dtype}", LENGTHS, divisor="weights", negative="skip", **given)
+        code, message, got = run(device, case)
+        assert (code, message) == (0, "")
+        case.check(got, slack=SLACK)
 
 
 @needs_library
@@ -215,6 +236,30 @@ def test_wherever_the_arrays_lie(device: Any) -> None:
         assert (
             run(device, case, shift={"weight": weight, "output": 2 * weight})[2].tobytes() == on_cpu(case)[2].tobytes()
         )
+
+
+@needs_library
+@pytest.mark.parametrize(
+    ("dtype", "dim", "width"),
+    [
+        ("float32", 12, 16), ("float32", 50, 8), ("float32", 7, 4), ("float16", 24, 16), ("float16", 20, 8),
+        ("float16", 6, 4), ("float16", 3, 2), ("bfloat16", 12, 8), ("float64", 2, 16), ("float64", 3, 8),
+        ("int8", 32, 16), ("uint8", 40, 8), ("int8", 12, 4), ("uint8", 6, 1), ("int4", 16, 8), ("uint4", 12, 2),
+        ("int4", 5, 1),
+    ],
+)  # fmt: skip
+def test_every_width_that_a_row_is_read_in(device: Any, emulated: Emulated, dtype: str, dim: int, width: int) -> None:
+    case: Any
+    if "int" in dtype:
+        case = quantized.make("width", dtype, "bias", "float32", mode="sum", dim=dim, rows=9, lengths=[3, 70, 1])
+    else:
+        case = ragged("width", [3, 70, 1], dtype=dtype, mode="sum", dim=dim, rows=9, weighted=True)
+    args = host_arguments(case)
+    args.weight, args.output = 256, 256
+    assert planned(emulated.native, args)[2].vector_bytes == width
+    code, message, got = run(device, case)
+    assert (code, message) == (0, "")
+    assert got.tobytes() == on_cpu(case)[2].tobytes()
 
 
 # ---- The same every time.
@@ -417,14 +462,15 @@ def test_a_plan_covers_every_vector_of_every_chunk_once(emulated: Emulated) -> N
             assert not [x for x in places if x % 256]
 
 
-def test_the_first_chunks_of_bags_fit(emulated: Emulated) -> None:
-    """Any offsets: bag i has numbers from offsets[i] // 64 + i on, enough for its chunks."""
+def test_the_other_chunks_of_bags_fit(emulated: Emulated) -> None:
+    """Any offsets: number B + e belongs to the last bag with offsets[i] // 64 <= e, and every chunk has one."""
     random = np.random.RandomState(9)
     for _ in range(200):
         lengths = random.choice([0, 1, 30, 63, 64, 65, 128, 129, 1000], random.randint(1, 50))
         ends = np.concatenate([[0], np.cumsum(lengths)])
-        first = ends // 64 + np.arange(len(ends))
-        assert (np.diff(first) >= np.maximum(1, -(-lengths // 64))).all()
+        owners = np.searchsorted(ends[:-1] // 64, np.arange(ends[-1] // 64), side="right") - 1
+        others = np.bincount(owners, minlength=len(lengths))
+        assert (others >= np.maximum(0, -(-lengths // 64) - 1)).all()
         # Rows of scratch memory, of chunks and of pieces with their bag, are of one long bag each.
         begin, chunks = ends[:-1], -(-lengths // 64)
         pieces = -(-chunks // 16)
@@ -482,8 +528,262 @@ def test_the_adapter_reports_in_the_next_run_if_deferred(emulated: Emulated) -> 
 def test_another_way_to_check_is_refused(emulated: Emulated) -> None:
     pytest.importorskip("onnxruntime")
     case = cases.make("sum", mode="sum")
-    with pytest.raises(Exception, match=r"lucid\.bounds_check = never is not report or deferred"):
+    with pytest.raises(Exception, match=r"lucid\.bounds_check = never is not report, deferred or run"):
         session_with(case, str(emulated_library()), "never")
+
+
+# ---- What a machine may do to it: see Machine.
+
+
+def _with_bad_index(case: cases.Case, at: int = 40, value: int = -1) -> dict[str, np.ndarray]:
+    return dict(case.inputs, indices=np.where(np.arange(len(case.indices)) == at, value, case.indices))
+
+
+def test_what_no_run_reports_can_be_asked_for(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after replays of a CUDA graph, which run no node."""
+    ort = pytest.importorskip("onnxruntime")
+    case = ragged("asked", [3, 70], mode="sum")
+    with installed(monkeypatch):
+        sessions = []
+        for _ in range(2):
+            options = ort.SessionOptions()
+            options.log_severity_level = 4
+            options.add_session_config_entry("lucid.bounds_check", "deferred")
+            lucid_onnx.register(options, provider="cuda")
+            sessions.append(lucid_onnx.InferenceSession(case_model(case, "native"), options))
+        session, other = sessions
+        for run_it in (session, other):
+            run_it.run(None, case.inputs)
+            run_it.check_bounds()
+        session.run(None, _with_bad_index(case))
+        other.check_bounds()  # it is not this one's
+        with pytest.raises(Exception, match=r"^EmbeddingBag: indices\[40\] = -1 is outside \[0, 10\)$") as raised:
+            session.check_bounds()
+        assert type(raised.value).__name__ == "InvalidArgument"
+        session.check_bounds()  # forgotten
+        case.check(session.run(None, case.inputs)[0])
+        # For other hosts: all sessions of the process.
+        native, message = emulated.native, ctypes.create_string_buffer(256)
+        native.lucid_cuda_check_bounds.argtypes = (ctypes.c_int64, ctypes.c_char_p, ctypes.c_size_t)
+        other.run(None, _with_bad_index(case, 41))
+        assert native.lucid_cuda_check_bounds(0, message, len(message)) == 1
+        assert message.value == b"EmbeddingBag: indices[41] = -1 is outside [0, 10)"
+        assert native.lucid_cuda_check_bounds(0, message, len(message)) == 0
+    lucid_onnx.InferenceSession(case_model(case, "native")).check_bounds()  # of the CPU: there is nothing to ask
+
+
+def _two_bags(case: cases.Case) -> Any:
+    """A model whose two nodes have indices of their own, ``indices`` and ``indices_2``."""
+    model = case_model(case, "native")
+    node = model.graph.node[0]
+    second = model.graph.node.add()
+    second.CopyFrom(node)
+    second.name = "second"
+    output = model.graph.output.add()
+    output.CopyFrom(model.graph.output[0])
+    second.output[0] = output.name = "second"
+    indices = model.graph.input.add()
+    indices.CopyFrom(next(i for i in model.graph.input if i.name == "indices"))
+    indices.name = "indices_2"
+    second.input[list(second.input).index("indices")] = "indices_2"
+    return model
+
+
+def test_a_session_asks_once_a_run(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And its nodes do not wait for the device."""
+    ort = pytest.importorskip("onnxruntime")
+    case = ragged("once", [3, 70], mode="sum")
+    good = {**case.inputs, "indices_2": case.indices}
+    bad = {**good, "indices_2": _with_bad_index(case)["indices"]}
+    expected = r"^EmbeddingBag: indices\[40\] = -1 is outside \[0, 10\)$"
+    with installed(monkeypatch) as machine:
+        session = lucid_onnx.InferenceSession(_two_bags(case))
+        before = machine["waits"]
+        for _ in range(3):
+            for got in session.run(None, good):
+                case.check(got)
+        assert machine["waits"] == before
+        binding = session.io_binding()
+        for name, array in bad.items():
+            binding.bind_cpu_input(name, array)
+        for name in ("y", "second"):
+            binding.bind_output(session.get_outputs()[name == "second"].name)
+        values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in bad.items()}
+        for run_it in (
+            lambda: session.run(None, bad),
+            lambda: session.run_with_iobinding(binding),
+            lambda: session.run_with_ort_values(None, values),
+        ):
+            with pytest.raises(Exception, match=expected):
+                run_it()
+            for got in session.run(None, good):  # it was reported once
+                case.check(got)
+        done: list[tuple[Any, str]] = []
+        finished = threading.Event()
+
+        def callback(results: Any, _: Any, error: str) -> None:
+            done.append((results, error))
+            finished.set()
+
+        session.run_async(None, bad, callback, None)
+        assert finished.wait(60)
+        assert re.match(expected, done[0][1])
+        # A run that fails of something else leaves nothing for the next one.
+        wrong = {**_with_bad_index(case), "indices_2": case.indices.astype(np.int64)[:, None]}
+        with pytest.raises(Exception, match="indices_2"):
+            session.run(None, wrong)
+        session.run(None, good)
+
+
+def test_every_thread_hears_of_its_own_runs(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever thread takes the stream next, before the first one has asked."""
+    pytest.importorskip("onnxruntime")
+    case = ragged("threads", [3, 70], mode="sum")
+    with installed(monkeypatch):
+        session = lucid_onnx.InferenceSession(case_model(case, "native"))
+        raw = super(lucid_onnx.InferenceSession, session)
+        raw.run(None, _with_bad_index(case))  # nobody has asked yet
+        wrong: list[BaseException] = []
+
+        def other() -> None:
+            try:
+                for _ in range(3):
+                    case.check(session.run(None, case.inputs)[0])
+            except BaseException as error:
+                wrong.append(error)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert not wrong
+        with pytest.raises(Exception, match=r"indices\[40\] = -1"):
+            session.run(None, case.inputs)
+        session.run(None, case.inputs)
+
+
+def test_deferred_runs_keep_their_scratch_memory(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which the provider would hand out to other streams while the kernels run: right results after growth."""
+    pytest.importorskip("onnxruntime")
+    with installed(monkeypatch):
+        sizes = ([70, 3], [300, 70], [90, 1], [5000, 2], [70, 3])
+        made = [ragged(f"kept {n}", list(n), mode="sum", rows=10, weighted=False) for n in sizes]
+        session = lucid_onnx.InferenceSession(case_model(made[0], "native"))
+        for case in (*made, *made):
+            got = session.run(None, dict(case.inputs, weight=case.weight))[0]
+            case.check(got, slack=SLACK)
+
+
+def test_nothing_disturbs_a_recording(emulated: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session is created, and runs that need more memory are done, while another thread records a CUDA graph."""
+    pytest.importorskip("onnxruntime")
+    case = ragged("recording", [3, 70], mode="sum")
+    machine = Machine(emulated.native)
+    machine["capturing"] = 1
+    try:
+        session = session_with(case, str(emulated_library()), "report")
+        del session
+        assert machine["invalidated"] == 0
+        args = host_arguments(case, np.zeros((2, 5), np.float32))
+        plan = planned(emulated.native, args)[2]
+        assert plan.zeroed_bytes > 0
+        # The default stream itself would disturb it, which is why no node uses it for its own memory.
+        assert run(emulated, case)[0] != 0
+        assert machine["invalidated"] == 1
+    finally:
+        machine["capturing"] = machine["invalidated"] = 0
+
+
+def test_an_error_is_told_once(emulated: Emulated) -> None:
+    """A failed allocation is not taken for an error of the next launch."""
+    pytest.importorskip("onnxruntime")
+    case = ragged("stale", [3, 70], mode="sum")
+    machine = Machine(emulated.native)
+    machine["failing_mallocs"] = 1
+    with pytest.raises(Exception, match="CUDA, allocating on the device: out of memory"):
+        session_with(case, str(emulated_library()))
+    assert machine["failing_mallocs"] == 0
+    code, message, got = run(emulated, case)
+    assert (code, message) == (0, "")
+    case.check(got)
+
+
+def test_memory_lies_on_the_providers_device(emulated: Emulated) -> None:
+    """Whatever device is current when a session is created, and it stays current."""
+    pytest.importorskip("onnxruntime")
+    case = ragged("device", [3, 70], mode="sum")
+    machine = Machine(emulated.native)
+    machine["devices"] = 2
+    before = machine.choose_device(1)
+    try:
+        session = session_with(case, str(emulated_library()), "report")
+        there = machine["other_devices"]
+        assert there > 0
+        bad = _with_bad_index(case)
+        for _ in range(2):
+            assert _answer(session, bad) == "indices[40] = -1 is outside [0, 10)"
+            case.check(_answer(session, case.inputs))  # type: ignore[arg-type]
+        assert machine["other_devices"] == there  # the provider's is device 0
+        assert machine["device_switches"] == 2  # there and back
+        assert machine.choose_device(0) == 1
+    finally:
+        machine.choose_device(before)
+        machine["devices"] = 1
+        machine["other_devices"] = machine["device_switches"] = 0
+
+
+@pytest.mark.parametrize(
+    ("numbers", "number", "why"),
+    [
+        ({}, 0, None),
+        ({"devices": 2}, 1, None),
+        ({"devices": 2}, 2, "device_id = 2 is outside [0, 2)"),
+        ({"devices": 0}, 0, "the CUDA driver lists no device"),
+        (
+            {"kernel_images": 0},
+            0,
+            "no kernel image for this GPU: device 0 is of compute capability 7.0 (no kernel image is available)",
+        ),
+        (
+            {"driver": 12040},
+            0,
+            "CUDA, counting devices: this library was built with CUDA 13.0, which needs driver 580 or later; the "
+            "driver here is for CUDA 12.4",
+        ),
+        (
+            {"driver": 11080, "toolkit": 12090},
+            0,
+            "CUDA, counting devices: this library was built with CUDA 12.9, which needs driver 525 or later; the "
+            "driver here is for CUDA 11.8",
+        ),
+    ],
+)
+def test_a_machine_that_lacks_something_is_told_of_it(
+    emulated: Emulated, numbers: dict[str, int], number: int, why: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lucid_onnx.runtime import library
+
+    with installed(monkeypatch) as machine:
+        for name, value in numbers.items():
+            machine[name] = value
+        assert library.why_no_cuda(number) == why
+        # What failed is no error of the next call.
+        assert run(emulated, ragged("after", [3, 70], mode="sum"))[0] == 0
+
+
+def test_what_the_library_was_built_with_is_told(
+    emulated: Emulated, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lucid_onnx.cli import show
+    from lucid_onnx.runtime import installation, library
+
+    with installed(monkeypatch):
+        assert library.cuda_toolkit() == ("13.0", 580)
+        monkeypatch.setattr(installation, "find_cuda_library", lambda: "there.so")
+        found = installation.installation()
+        assert found.cuda_library is not None
+        assert found.cuda_library.toolkit == ("13.0", 580)
+        show.show_installation(show.Console(width=200), found)
+    assert "built with CUDA 13.0, which needs NVIDIA driver 580 or later" in capsys.readouterr().out
 
 
 # ---- The library that is installed.
@@ -566,12 +866,32 @@ def test_a_session_that_cannot_have_cuda_says_so(monkeypatch: pytest.MonkeyPatch
     ort = pytest.importorskip("onnxruntime")
     from lucid_onnx.runtime import session
 
-    monkeypatch.setattr(session, "why_no_cuda", lambda: "the fans are off")
+    monkeypatch.setattr(session, "why_no_cuda", lambda device=0: None if device == 3 else "the fans are off")
     with pytest.raises(RuntimeError, match="provider = 'cuda', but the fans are off"):
         lucid_onnx.register(ort.SessionOptions(), provider="cuda")
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     with pytest.warns(RuntimeWarning, match="the bags of this session run on the CPU: the fans are off"):
         assert session._provider([("CUDAExecutionProvider", {}), "CPUExecutionProvider"]) == "cpu"
-    monkeypatch.setattr(session, "why_no_cuda", lambda: None)
+    third = {"device_id": "3"}
+    assert session._provider([("CUDAExecutionProvider", third)]) == "cuda"
+    assert session._provider(["CPUExecutionProvider", "CUDAExecutionProvider"], [{}, third]) == "cuda"
+    monkeypatch.setattr(session, "why_no_cuda", lambda device=0: None)
     assert session._provider(["CUDAExecutionProvider"]) == "cuda"
     assert session._provider(["CPUExecutionProvider"]) == "cpu"
+
+
+def test_the_plugin_provider_is_rejected_by_name() -> None:
+    pytest.importorskip("onnxruntime")
+    case = cases.make("sum", mode="sum")
+    for plugin in ("CudaPluginExecutionProvider", ("CudaPluginExecutionProvider", {})):
+        with pytest.raises(ValueError, match=r"CudaPlugin\w+ is not supported.*use CUDAExecutionProvider"):
+            lucid_onnx.InferenceSession(case_model(case, "native"), providers=[plugin, "CPUExecutionProvider"])
+
+
+def test_a_plugin_provider_that_was_chosen_elsewhere_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    case = cases.make("sum", mode="sum")
+    found = ["CudaPluginExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(lucid_onnx.InferenceSession, "get_providers", lambda self: found)
+    with pytest.warns(RuntimeWarning, match="run on the CPU: lucid_onnx has no kernels for CudaPluginExecution"):
+        lucid_onnx.InferenceSession(case_model(case, "native"))

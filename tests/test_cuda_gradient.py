@@ -93,6 +93,34 @@ def test_rows_of_many_positions(device: Any, dtype: str, mode: str) -> None:
             assert bits(got) == bits(gradient(case)), case.name
 
 
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "float64"])
+def test_tables_of_many_more_rows_than_positions(
+    device: Any, emulated: Emulated, dtype: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the rows that occur are summed: some once, some in several chunks and pieces, and padded ones not at all."""
+    rows = 8000
+    for turn, dim in enumerate((1, 2, 6, 8)):
+        case = make(
+            f"many rows {dtype} {mode} {dim}", sparse=False, by_frequency=turn % 2 == 1, dtype=dtype, mode=mode,
+            dim=dim, rows=rows, lengths=[1500, 0, 700, 1, 64, 65], weighted=mode == "sum", padding_idx=3,
+        )  # fmt: skip
+        random = np.random.RandomState(turn)
+        hot = random.choice([3, 0, rows - 1, 17, 18], len(case.indices), p=[0.1, 0.03, 0.1, 0.7, 0.07])
+        once = random.rand(len(hot)) < 0.2
+        hot[once] = random.permutation(rows)[: once.sum()]
+        case = dataclasses.replace(case, indices=hot)
+        plan = GradPlan()
+        message = ctypes.create_string_buffer(256)
+        args = grad_args(case, dict.fromkeys((*case.inputs, *case.op.outputs), 4096))
+        assert emulated.native.lucid_cuda_plan_grad(ctypes.byref(args), ctypes.byref(plan), message, 256) == 0
+        assert plan.row_bags == len(hot)
+        monkeypatch.setenv("LUCID_EMULATE_ORDER", str(turn))
+        code, text, got = run_gradient(device, case)
+        assert (code, text) == (0, "")
+        assert bits(got) == bits(gradient(case)), case.name
+
+
 def test_columns_of_several_blocks(device: Any) -> None:
     for dtype, mode in (("float32", "sum"), ("float16", "mean"), ("float64", "max")):
         case = make(f"wide {dtype}", sparse=False, dtype=dtype, mode=mode, dim=300, rows=3, lengths=[3, 70, 0, 1])

@@ -6,6 +6,7 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -209,3 +210,39 @@ def test_the_command_tells_of_a_computed_table(
     onnx.save(_model(made, {"source": RNG.standard_normal((D, V)).astype(np.float32)}), tmp_path / "m.onnx")
     assert cli.main(["inspect", str(tmp_path / "m.onnx")]) == 0
     assert "table (computed by Transpose)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["int4", "uint4"])
+@pytest.mark.parametrize("by", ["table", "row"])
+@pytest.mark.parametrize("columns", [3, 64])
+def test_values_of_four_bits_are_packed_as_a_bag_reads_them(kind: str, by: str, columns: int) -> None:
+    """ONNX packs a table's values one after another, and a bag those of each row."""
+    rng = np.random.default_rng(0)
+    low = -8 if kind == "int4" else 0
+    codes = rng.integers(low, low + 16, (V, columns)).astype(getattr(ml_dtypes, kind))
+    scale = (rng.random(V) + 0.5).astype(np.float32) if by == "row" else np.float32(0.25)
+    zero_point = np.full(np.shape(scale), 3).astype(codes.dtype)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["codes", "scale", "zero_point"], ["table"], axis=0),
+        helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        helper.make_node("ReduceSum", ["rows", "axes"], ["pooled"], keepdims=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["b", "l"])],
+        [helper.make_tensor_value_info("pooled", TensorProto.FLOAT, ["b", columns])],
+        [
+            numpy_helper.from_array(np.asarray(array), name)
+            for name, array in (("codes", codes), ("scale", scale), ("zero_point", zero_point), ("axes", np.array([1])))
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    report = lucid_onnx.fuse(model)
+    assert [(f.op, f.table_dtype) for f in report.fused] == [("QuantizedEmbeddingBagZeroPoint2D", kind)]
+    assert "DequantizeLinear" not in {n.op_type for n in report.model.graph.node}
+    feed = {"ids": rng.integers(0, V, (3, 4))}
+    numbers = (codes.astype(np.float32) - 3) * (scale[:, None] if by == "row" else scale)
+    for native in (True, False):
+        (got,) = lucid_onnx.InferenceSession(report.model, native=native).run(None, feed)
+        np.testing.assert_allclose(got, numbers[feed["ids"]].sum(1), rtol=1e-5, atol=1e-5)

@@ -28,6 +28,9 @@ class Lookup:
         count: the number of segments: "largest" of them and one more, "given" as an input, or a constant.
         distinct: every distinct row is looked up once, as tf.nn.embedding_lookup_sparse does.
         weighted: None, or how the weights got their axis: "Unsqueeze", "constant shape" or "computed shape".
+        combiner: what tf.nn.embedding_lookup_sparse divides sums by: "mean" by the sum of weights, "sqrtn" by the root
+            of the sum of their squares, which "sqrtn, product" writes as a product.
+        guarded: by div_no_nan.
         segment_type: of the ids and of the segments as they come in.
         change: called with an operator and its inputs and attributes before each node; may change them.
     """
@@ -39,6 +42,8 @@ class Lookup:
         count: str | int = "largest",
         distinct: bool = False,
         weighted: str | None = None,
+        combiner: str | None = None,
+        guarded: bool = False,
         segment_type: type = INT64,
         dtype: type = np.float32,
         opset: int = 15,
@@ -62,15 +67,46 @@ class Lookup:
             data = self("Gather", "table", "ids", axis=0)
         if weighted is not None:
             self._inputs["weights"] = dtype
-            data = self("Mul", data, self._column(weighted))
+            column = self._column(weighted)
+            data = self("Mul", data, column)
         segments = "segments" if segment_type is INT64 else self("Cast", "segments", to=TensorProto.INT64)
-        given = count != "largest"
-        number: Any = "count"
         if count == "given":
             self._inputs["count"] = INT64
-        elif given:
+        pooled = self._segments(op, data, segments, count, kind)
+        if combiner is not None:
+            square = np.asarray(2, dtype)
+            powers = column
+            if combiner != "mean":
+                powers = self("Pow", column, square) if combiner == "sqrtn" else self("Mul", column, column)
+            divisor = self._segments("sum", powers, segments, count, kind)
+            divisor = divisor if combiner == "mean" else self("Sqrt", divisor)
+            pooled = self("Div", pooled, divisor)
+            if guarded:
+                zero = np.asarray(0, dtype)
+                pooled = self("Where", self("Equal", divisor, zero), zero, pooled)
+        self._nodes[-1].output[0] = "pooled"
+
+        graph = helper.make_graph(
+            self._nodes,
+            "lookup",
+            [
+                helper.make_tensor_value_info(
+                    n, helper.np_dtype_to_tensor_dtype(np.dtype(t)), [] if n == "count" else ["n"]
+                )
+                for n, t in self._inputs.items()
+            ],
+            [helper.make_tensor_value_info("pooled", kind, ["b", D])],
+            [numpy_helper.from_array(np.asarray(a), n) for n, a in self._initializers.items()],
+        )
+        self.model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+    def _segments(self, op: str, data: str, segments: str, count: str | int, kind: int) -> str:
+        """The rows of each segment, pooled."""
+        given = count != "largest"
+        number: Any = "count"
+        if isinstance(count, int):
             number = INT64(count)
-        else:
+        elif not given:
             number = self("Add", self._reduce("ReduceMax", segments, 0, 0), INT64(1))
         number_1 = np.array([count]) if isinstance(number, INT64) else self._axis("Unsqueeze", number, 0)
         length = self("Shape", segments)
@@ -98,23 +134,7 @@ class Lookup:
         nothing = self("ConstantOfShape", width, value=filled(kind, -np.inf if op == "max" else 0))
         rows_ = self("Gather", self("Concat", data, self._axis("Unsqueeze", nothing, 0), axis=0), grid)
         pooled = self._reduce("ReduceMax" if op == "max" else "ReduceSum", rows_, 1, 0)
-        if divisor is not None:
-            pooled = self("Div", pooled, self._axis("Unsqueeze", divisor, 1))
-        self._nodes[-1].output[0] = "pooled"
-
-        graph = helper.make_graph(
-            self._nodes,
-            "lookup",
-            [
-                helper.make_tensor_value_info(
-                    n, helper.np_dtype_to_tensor_dtype(np.dtype(t)), [] if n == "count" else ["n"]
-                )
-                for n, t in self._inputs.items()
-            ],
-            [helper.make_tensor_value_info("pooled", kind, ["b", D])],
-            [numpy_helper.from_array(np.asarray(a), n) for n, a in self._initializers.items()],
-        )
-        self.model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+        return pooled if divisor is None else self("Div", pooled, self._axis("Unsqueeze", divisor, 1))
 
     def __call__(self, op_type: str, *inputs: Any, **attributes: Any) -> str:
         return self._multiple(1, op_type, *inputs, **attributes)[0]
@@ -167,13 +187,13 @@ def feed_of(lookup: Lookup, segments: list[int], count: int | None = None) -> di
         "segments": np.array(segments, inputs["segments"]),
     }
     if "weights" in inputs:
-        feed["weights"] = rng.standard_normal(len(segments)).astype(inputs["weights"])
+        feed["weights"] = rng.uniform(0.1, 2, len(segments)).astype(inputs["weights"])
     if "count" in inputs:
         feed["count"] = np.array(max(segments, default=-1) + 1 if count is None else count)
     return feed
 
 
-def meant(lookup: Lookup, op: str, feed: dict[str, np.ndarray], count: int) -> np.ndarray:
+def meant(lookup: Lookup, op: str, feed: dict[str, np.ndarray], count: int, combiner: str | None = None) -> np.ndarray:
     """TensorFlow's result: rows of zeros for empty segments."""
     table = numpy_helper.to_array(lookup.model.graph.initializer[0]).astype(np.float64)
     rows = table[feed["ids"]] * feed.get("weights", np.ones(1))[:, None]
@@ -182,6 +202,9 @@ def meant(lookup: Lookup, op: str, feed: dict[str, np.ndarray], count: int) -> n
         mine = rows[feed["segments"] == k]
         if len(mine):
             number = {"mean": len(mine), "sqrt_n": len(mine) ** 0.5}.get(op, 1)
+            if combiner is not None:
+                w = feed["weights"][feed["segments"] == k].astype(np.float64)
+                number = w.sum() if combiner == "mean" else (w * w).sum() ** 0.5
             result[k] = mine.max(0) if op == "max" else mine.sum(0) / number
     return result
 
@@ -203,6 +226,11 @@ LOOKUPS: dict[str, dict[str, Any]] = {
     "weights, reshaped": {"weighted": "constant shape"},
     "weights, shape computed": {"weighted": "computed shape", "distinct": True},
     "sum, double": {"dtype": np.float64},
+    "mean by count": {"op": "mean", "weighted": "Unsqueeze"},
+    "mean by weights": {"weighted": "Unsqueeze", "distinct": True, "combiner": "mean"},
+    "mean by weights, guarded": {"weighted": "Unsqueeze", "combiner": "mean", "guarded": True},
+    "sqrtn by weights": {"weighted": "constant shape", "combiner": "sqrtn", "count": "given"},
+    "sqrtn by weights, guarded": {"weighted": "Unsqueeze", "combiner": "sqrtn, product", "guarded": True},
 }
 
 
@@ -216,12 +244,18 @@ def test_lookups_pooled_by_segment_are_bags(name: str) -> None:
     report = lucid_onnx.fuse(lookup.model)
     assert report.unfused == ()
     ((pattern, mode, operator),) = [(f.pattern, f.mode, f.op) for f in report.fused]
-    assert (pattern, mode) == ("tf2onnx segments", "sum" if op == "sqrt_n" else op)
+    combiner = keywords.get("combiner")
+    pooling = combiner.partition(",")[0] if combiner else op.replace("_", "")
+    assert (pattern, mode) == ("tf2onnx segments", pooling)
+    by = ("weights" if combiner else "count") if "weighted" in keywords and mode != "sum" else None
+    assert report.fused[0].divisor == by
     assert operator == ("EmbeddingBagWeighted" if "weighted" in keywords else "EmbeddingBag")
     kinds = [n.op_type for n in report.model.graph.node]
-    # sqrt_n needs its counts; the rest is sorted, and no row of the table is gathered but by the bag.
-    assert ("Unique" in kinds, kinds.count("TopK"), "ScatterND" in kinds) == (op == "sqrt_n", 1, False)
-    assert ("Div" in kinds) == (op == "sqrt_n")
+    # A guard needs the sum of weights; the rest is sorted, and no row of the table is gathered but by the bag.
+    guarded = keywords.get("guarded", False)
+    assert ("Unique" in kinds, "TopK" in kinds, "ScatterND" in kinds) == (guarded, True, guarded)
+    assert "Div" not in kinds
+    assert [n for n in report.model.graph.node if "table" in n.input and n.domain == ""] == []
     before = lucid_onnx.InferenceSession(lookup.model, native=False)
     after = {}
     if name in PORTABLE or library_path() is None:  # such a session takes half a second
@@ -232,9 +266,7 @@ def test_lookups_pooled_by_segment_are_bags(name: str) -> None:
     for segments in SEGMENTS:
         feed = feed_of(lookup, segments)
         total = count if isinstance(count, int) else max(segments) + 1
-        expected = meant(lookup, op, feed, total)
-        if op == "sqrt_n" and count == "largest" and len(set(segments)) < total:
-            expected[~np.isin(np.arange(total), segments)] = np.nan  # 0 / 0: that part of the graph stays
+        expected = meant(lookup, op, feed, total, combiner)
         original = before.run(None, feed)[0]
         present = np.isin(np.arange(total), segments)
         np.testing.assert_allclose(original[present], expected[present], rtol=tolerance, atol=tolerance)
@@ -246,7 +278,7 @@ def test_lookups_pooled_by_segment_are_bags(name: str) -> None:
             feed = feed_of(lookup, segments, number)
             for session in after.values():
                 found = session.run(None, feed)[0]
-                np.testing.assert_allclose(found, meant(lookup, op, feed, number), rtol=1e-5, atol=1e-5)
+                np.testing.assert_allclose(found, meant(lookup, op, feed, number, combiner), rtol=1e-5, atol=1e-5)
     for session in after.values():  # below zero, and as many as there are: no bag
         for wrong in (-1, *([7] if count != "largest" else [])):
             feed = feed_of(lookup, [0, wrong], 7)
@@ -324,13 +356,25 @@ def test_what_is_a_bag_all_the_same(what: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_mean_of_other_counts_is_a_sum_behind_them() -> None:
+ONES = filled(TensorProto.FLOAT, 1)
+#: By what is divided by.
+OTHER_DIVISORS: dict[str, tuple[dict[str, Any], Callable[[str, list[Any], dict[str, Any]], None]]] = {
+    "at least two": ({"op": "mean", "count": "given"}, _swapped("Max", 1, 2)),
+    "root of cubes": ({"weighted": "Unsqueeze", "combiner": "sqrtn"}, _swapped("Pow", 2, 3)),
+    "weights and one": ({"weighted": "Unsqueeze", "combiner": "mean"}, _set("ConstantOfShape", "value", ONES, 4)),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_DIVISORS)
+def test_a_mean_of_other_counts_is_a_sum_behind_them(name: str) -> None:
     """The sum is a bag whatever it is divided by."""
-
-    def change(op_type: str, inputs: list[Any], attributes: dict[str, Any]) -> None:
-        if op_type == "Max":
-            inputs[1] = np.float32(2)
-
-    report = lucid_onnx.fuse(Lookup("mean", count="given", change=change).model)
-    assert [(f.pattern, f.mode) for f in report.fused] == [("tf2onnx segments", "sum")]
+    keywords, change = OTHER_DIVISORS[name]
+    lookup = Lookup(**keywords, change=change)
+    assert lookup.model != Lookup(**keywords).model
+    report = lucid_onnx.fuse(lookup.model)
+    assert [(f.pattern, f.mode, f.divisor) for f in report.fused] == [("tf2onnx segments", "sum", None)]
     assert "Div" in {n.op_type for n in report.model.graph.node}
+    feed = feed_of(lookup, [0, 0, 1, 2, 2, 2])
+    expected = lucid_onnx.InferenceSession(lookup.model, native=False).run(None, feed)[0]
+    found = lucid_onnx.InferenceSession(report.model).run(None, feed)[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

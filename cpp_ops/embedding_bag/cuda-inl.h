@@ -14,13 +14,13 @@
 #include "embedding_bag/test/cuda_emulation.h"
 #else
 #include <cuda_runtime.h>
-#define LUCID_LAUNCH(kernel, blocks, threads, stream, ...) \
-  kernel<<<blocks, threads, 0, stream>>>(__VA_ARGS__)
 #endif
 
 #include <float.h>
 #include <math.h>
 #include <stdint.h>
+
+#include <type_traits>
 
 #include "base/types.h"
 #include "embedding_bag/cuda.h"
@@ -64,12 +64,12 @@ struct CudaJob {
   int64_t padding;
   int64_t vectors;
   int64_t row_vectors;  // of counters and partials
-  double bags_per_chunk;
+  double bags_per_extra;
   double max_norm, norm_type;
   uint32_t block_vectors, block_chunks, column_blocks;
   uint32_t row_bytes, scale_stride;
-  uint32_t flip;  // of each four bytes of quantized values: the sign bits
-  float code_offset;
+  uint32_t flip;    // of each four bytes of quantized values: the sign bits
+  float code_base;  // 2^23, and what a quantized value is more than its number after the flip
   int32_t mode, output_type;
   bool wide_indices, wide_offsets, half_scale, second_is_bias, vector_output;
   bool scaled;          // by clips or per_sample_weights
@@ -154,6 +154,11 @@ __device__ __forceinline__ float LoadFloat(const char* base, uint32_t stride, bo
   return half ? Widen(Float16{Load<uint16_t>(p)}) : Load<float>(p);
 }
 
+// 2^23 + code, whose lowest bits the code is. The difference of such numbers is exact, and takes
+// one instruction where a conversion takes a slow one more.
+constexpr uint32_t kCodeBits = 0x4B000000u;
+constexpr float kCodeBase = 8388608.0f;
+
 template <class T>
 __device__ __forceinline__ Accumulator<T> LoadElement(const CudaJob& job, const char* row,
                                                       int64_t i) {
@@ -161,7 +166,7 @@ __device__ __forceinline__ Accumulator<T> LoadElement(const CudaJob& job, const 
     constexpr bool kNibble = sizeof(T) == 1 && kElements<T, 1> == 2;
     uint32_t code = Load<uint8_t>(row + (kNibble ? i / 2 : i)) ^ (job.flip & 255u);
     if (kNibble) code = i % 2 ? code >> 4 : code & 15u;
-    return static_cast<float>(code) - job.code_offset;
+    return BitCast<float>(kCodeBits | code) - job.code_base;
   } else if constexpr (sizeof(T) == 2) {
     return Widen(BitCast<T>(Load<uint16_t>(row + i * 2)));
   } else {
@@ -174,30 +179,56 @@ struct Array {
   T at[n];
 };
 
-// The elements of a vector, widened.
+// The elements of a vector; At widens one of them. One after another, and never in an array that a
+// loop counts through: the compiler may put such an array into memory.
 template <class T, int kBytes>
-__device__ __forceinline__ void Decode(const CudaJob& job, Word<kBytes> word, Accumulator<T>* x) {
-  constexpr int n = kElements<T, kBytes>;
-  if constexpr (kIsCode<T>) {
-    constexpr int kBits = 8 * kBytes / n, kPerWord = 32 / kBits;
-    Array<uint32_t, kBytes / 4 + (kBytes < 4)> words;
+struct Elements {
+  static constexpr int n = kElements<T, kBytes>;
+  Array<T, n> elements;
+
+  __device__ __forceinline__ Elements(const CudaJob&, Word<kBytes> word)
+      : elements(BitCast<Array<T, n>>(word)) {}
+  __device__ __forceinline__ Accumulator<T> At(const CudaJob&, int i) const {
+    return Widen(elements.at[i]);
+  }
+};
+
+template <int kBytes>
+struct Words {
+  static constexpr int kCount = kBytes / 4 + (kBytes < 4);
+  Array<uint32_t, kCount> words;
+
+  __device__ __forceinline__ Words(const CudaJob& job, Word<kBytes> word) {
     if constexpr (kBytes < 4) {
       words.at[0] = word;
     } else {
-      words = BitCast<decltype(words)>(word);
+      words = BitCast<Array<uint32_t, kCount>>(word);
     }
 #pragma unroll
-    for (int i = 0; i < n; ++i) {
-      const uint32_t codes = words.at[i / kPerWord] ^ job.flip;
-      const uint32_t code = codes >> (kBits * (i % kPerWord)) & ((1u << kBits) - 1);
-      x[i] = static_cast<float>(code) - job.code_offset;
-    }
-  } else {
-    const auto elements = BitCast<Array<T, n>>(word);
-#pragma unroll
-    for (int i = 0; i < n; ++i) x[i] = Widen(elements.at[i]);
+    for (int i = 0; i < kCount; ++i) words.at[i] ^= job.flip;
   }
-}
+  static __device__ __forceinline__ float ByteOf(const CudaJob& job, uint32_t word, int i) {
+    const uint32_t selector = 0x7650u + static_cast<uint32_t>(i);
+    return BitCast<float>(__byte_perm(word, kCodeBits, selector)) - job.code_base;
+  }
+};
+
+template <int kBytes>
+struct Elements<Code8, kBytes> : Words<kBytes> {
+  using Words<kBytes>::Words;
+  __device__ __forceinline__ float At(const CudaJob& job, int i) const {
+    return this->ByteOf(job, this->words.at[i / 4], i % 4);
+  }
+};
+
+template <int kBytes>
+struct Elements<Code4, kBytes> : Words<kBytes> {
+  using Words<kBytes>::Words;
+  __device__ __forceinline__ float At(const CudaJob& job, int i) const {
+    const uint32_t word = this->words.at[i / 8];
+    return this->ByteOf(job, (i % 2 ? word >> 4 : word) & 0x0F0F0F0Fu, i % 8 / 2);
+  }
+};
 
 // NaN in either stays; of equals the first stays.
 template <class A>
@@ -285,24 +316,24 @@ __device__ __forceinline__ int64_t BagBegin(const CudaJob& job, int64_t i) {
   return offset < 0 ? 0 : offset > job.num_positions ? job.num_positions : offset;
 }
 
-// The number of the first chunk of a ragged bag. Rises by one at least from bag to bag.
-__device__ __forceinline__ int64_t FirstChunk(const CudaJob& job, int64_t bag) {
-  return BagBegin(job, bag) / kChunk + bag;
+// Chunk i of ragged bags, for i < B, is the first one of bag i. The others are numbered after
+// those: number B + e belongs to the last bag in [0, B) whose offset / kChunk is at most e. A bag
+// has numbers for its chunks, as a bag of more than kChunk positions ends past another multiple of
+// kChunk for each of the others.
+__device__ __forceinline__ int64_t FirstExtra(const CudaJob& job, int64_t bag) {
+  return BagBegin(job, bag) / kChunk;
 }
 
-// The bag that a chunk belongs to: the last one in [0, B) whose first chunk is not behind it. Near
-// where it would be if all bags were of one length, so the search goes out from there in steps that
-// double. With bad offsets it is some bag.
-__device__ __forceinline__ int64_t FindBag(const CudaJob& job, int64_t chunk) {
-  int64_t low = chunk - job.num_positions / kChunk;
-  if (low < 0) low = 0;
-  int64_t high = chunk < job.num_bags ? chunk : job.num_bags - 1;
-  int64_t middle = static_cast<int64_t>(static_cast<double>(chunk) * job.bags_per_chunk);
-  middle = middle < low ? low : middle > high ? high : middle;
-  if (FirstChunk(job, middle) <= chunk) {
+// Near where it would be if all bags were of one length, so the search goes out from there in steps
+// that double. With bad offsets it is some bag.
+__device__ __forceinline__ int64_t FindBag(const CudaJob& job, int64_t extra) {
+  int64_t low = 0, high = job.num_bags - 1;
+  int64_t middle = static_cast<int64_t>(static_cast<double>(extra) * job.bags_per_extra);
+  middle = middle > high ? high : middle;
+  if (FirstExtra(job, middle) <= extra) {
     low = middle;
     for (int64_t step = 1; low + step <= high; step *= 2) {
-      if (FirstChunk(job, low + step) > chunk) {
+      if (FirstExtra(job, low + step) > extra) {
         high = low + step - 1;
         break;
       }
@@ -311,7 +342,7 @@ __device__ __forceinline__ int64_t FindBag(const CudaJob& job, int64_t chunk) {
   } else {
     high = middle - 1;
     for (int64_t step = 1; high - step + 1 > low; step *= 2) {
-      if (FirstChunk(job, high - step + 1) <= chunk) {
+      if (FirstExtra(job, high - step + 1) <= extra) {
         low = high - step + 1;
         break;
       }
@@ -320,7 +351,7 @@ __device__ __forceinline__ int64_t FindBag(const CudaJob& job, int64_t chunk) {
   }
   while (low < high) {
     middle = low + (high - low + 1) / 2;
-    if (FirstChunk(job, middle) <= chunk) {
+    if (FirstExtra(job, middle) <= extra) {
       low = middle;
     } else {
       high = middle - 1;
@@ -338,17 +369,22 @@ struct Chunk {
 
 // False if the chunk is one of no positions behind a bag's last.
 __device__ __forceinline__ bool FindChunk(const CudaJob& job, int64_t chunk, Chunk* c) {
+  c->bag = chunk;
+  c->number = 0;
   if (job.offsets) {
-    c->bag = FindBag(job, chunk);
-    c->number = chunk - FirstChunk(job, c->bag);
-  } else {
+    if (chunk >= job.num_bags) {
+      const int64_t extra = chunk - job.num_bags;
+      c->bag = FindBag(job, extra);
+      c->number = extra - FirstExtra(job, c->bag) + 1;
+      if (c->number < 1) return false;  // only with bad offsets
+    }
+  } else if (job.bag_chunks > 1) {
     c->bag = chunk / job.bag_chunks;
     c->number = chunk - c->bag * job.bag_chunks;
   }
   c->bag_begin = BagBegin(job, c->bag);
   c->bag_end = BagBegin(job, c->bag + 1);
   if (c->bag_end < c->bag_begin) c->bag_end = c->bag_begin;
-  if (c->number < 0) return false;  // only with bad offsets
   c->begin = c->bag_begin + c->number * kChunk;
   if (c->number > 0 && c->begin >= c->bag_end) return false;
   c->size = static_cast<int>(c->bag_end - c->begin < kChunk ? c->bag_end - c->begin : kChunk);
@@ -443,6 +479,14 @@ __device__ __forceinline__ int Pool(const CudaJob& job, int64_t begin, int size,
   const bool maximum = IsMaximum<kPooling>(job);
   Start<A, n>(maximum, acc);
   for (int done = 0; done < size; done += kAhead) {
+    // The factors do not depend on the indices, and arrive with them.
+    A factors[kAhead];
+    if (job.scaled) {
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) {
+        if (done + u < size) factors[u] = FactorAt<T>(job, begin + done + u);
+      }
+    }
     uint32_t row[kAhead];
     if (job.wide_indices) {
       LoadRows<int64_t>(job, indices, size - done, row, &bad);
@@ -473,15 +517,14 @@ __device__ __forceinline__ int Pool(const CudaJob& job, int64_t begin, int size,
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
       if (row[u] == kNoRow) continue;
-      A x[n];
-      Decode<T, kBytes>(job, word[u], x);
+      const Elements<T, kBytes> elements(job, word[u]);
       ++count;
       if constexpr (kIsCode<T>) {
         const float zero = job.second_is_bias ? 0 : second[u];
         float shift = job.second_is_bias ? second[u] : 0, last = 1;
         bool at_once = maximum;  // the shift is added here
         if (job.scaled) {
-          const float factor = FactorAt<T>(job, begin + done + u);
+          const float factor = factors[u];
           const float factored = scale[u] * factor, factored_shift = shift * factor;
           if (maximum || (factored - factored == 0 && factored_shift - factored_shift == 0)) {
             scale[u] = factored;
@@ -495,16 +538,19 @@ __device__ __forceinline__ int Pool(const CudaJob& job, int64_t begin, int size,
         if (!at_once) shift_sum += shift;
 #pragma unroll
         for (int i = 0; i < n; ++i) {
-          x[i] = (x[i] - zero) * scale[u];
-          if (at_once) x[i] = (x[i] + shift) * last;
+          float x = (elements.At(job, i) - zero) * scale[u];
+          if (at_once) x = (x + shift) * last;
+          acc[i] = maximum ? MaxSticky(acc[i], x) : acc[i] + x;
         }
-      } else if (job.scaled) {
-        const A factor = FactorAt<T>(job, begin + done + u);
+      } else {
+        const bool scaled = job.scaled;
 #pragma unroll
-        for (int i = 0; i < n; ++i) x[i] *= factor;
+        for (int i = 0; i < n; ++i) {
+          A x = elements.At(job, i);
+          if (scaled) x *= factors[u];
+          acc[i] = maximum ? MaxSticky(acc[i], x) : acc[i] + x;
+        }
       }
-#pragma unroll
-      for (int i = 0; i < n; ++i) acc[i] = maximum ? MaxSticky(acc[i], x[i]) : acc[i] + x[i];
     }
   }
   if constexpr (kIsCode<T>) {
@@ -540,9 +586,9 @@ __device__ __forceinline__ void Store(const CudaJob& job, int64_t bag, int64_t v
   }
 }
 
-// The sum of a bag's weights, or of their squares, in the CPU's order of additions. Every thread
-// that finishes a vector of the bag adds them up: they are few beside the rows. Out of line, for
-// the registers of the others.
+// The sum of the weights of a bag or of a piece, or of their squares, in the CPU's order of
+// additions. Every thread that finishes a vector of it adds them up: they are few beside the rows.
+// Out of line, for the registers of the others.
 template <class T>
 __device__ __noinline__ double WeightSum(const CudaJob& job, int64_t begin, int64_t end) {
   constexpr int64_t kPositionsOfPiece = kChunk * kChunksOfPiece;
@@ -566,23 +612,31 @@ __device__ __noinline__ double WeightSum(const CudaJob& job, int64_t begin, int6
   return total;
 }
 
-// What mean and sqrtn divide by, for a bag of so many rows; 1 for the other modes.
+// What mean and sqrtn divide by, for a bag of so many rows, of which `weights` is the sum if that
+// counts; 1 for the other modes.
 template <class T>
-__device__ __forceinline__ Accumulator<T> DivisorOf(const CudaJob& job, int64_t count,
-                                                    int64_t begin, int64_t end) {
+__device__ __forceinline__ Accumulator<T> DivisorFrom(const CudaJob& job, int64_t count,
+                                                      double weights) {
   using A = Accumulator<T>;
   if (job.mode != kMean && job.mode != kSqrtn) return 1;
   if (job.mode == kMean && !job.by_weights) return static_cast<A>(count);
-  const double total = job.by_weights ? WeightSum<T>(job, begin, end) : static_cast<double>(count);
+  const double total = job.by_weights ? weights : static_cast<double>(count);
   return static_cast<A>(job.mode == kSqrtn ? sqrt(total) : total);
+}
+
+// The same for the bag of the positions [begin, end).
+template <class T>
+__device__ __forceinline__ Accumulator<T> DivisorOf(const CudaJob& job, int64_t count,
+                                                    int64_t begin, int64_t end) {
+  return DivisorFrom<T>(job, count, job.by_weights ? WeightSum<T>(job, begin, end) : 0);
 }
 
 // Divides, rounds and stores what the rows of a chunk's bag gave.
 template <class T, int n>
 __device__ __forceinline__ void Finish(const CudaJob& job, const Chunk& c, int64_t vector,
-                                       int64_t count, Accumulator<T>* value) {
+                                       int64_t count, Accumulator<T> divisor,
+                                       Accumulator<T>* value) {
   using A = Accumulator<T>;
-  const A divisor = DivisorOf<T>(job, count, c.bag_begin, c.bag_end);
 #pragma unroll
   for (int i = 0; i < n; ++i) value[i] = count ? value[i] / divisor : static_cast<A>(0);
   if constexpr (!kIsCode<T>) {
@@ -599,6 +653,12 @@ __device__ __forceinline__ void Finish(const CudaJob& job, const Chunk& c, int64
 template <class A, int n>
 __device__ __forceinline__ A* Partial(const CudaJob& job, int64_t row, int64_t vector) {
   return reinterpret_cast<A*>(job.partials) + (row * job.row_vectors + vector) * n;
+}
+
+// The sum of the weights of a piece, where the mode divides by those: before the partials,
+// backward.
+__device__ __forceinline__ double* PieceWeights(const CudaJob& job, int64_t row) {
+  return reinterpret_cast<double*>(job.partials) - 1 - row;
 }
 
 template <class A, int n>
@@ -663,12 +723,23 @@ __device__ __forceinline__ int64_t Combine(const CudaJob& job, int64_t row, int6
   return total;
 }
 
+// Adds 1. Whoever sees that sees what this thread wrote before, and this thread sees what those
+// wrote whose additions it sees: one instruction, and no fence that waits for all others.
+__device__ __forceinline__ uint32_t AddOne(uint32_t* counter) {
+#if defined(LUCID_EMULATE_CUDA)
+  return __atomic_fetch_add(counter, 1u, LUCID_EMULATED_ORDER);
+#elif defined(__CUDA_ARCH__)
+  uint32_t before;
+  asm volatile("atom.acq_rel.gpu.add.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+  return before;
+#else
+  return *counter;  // never called on the host
+#endif
+}
+
 // Says that one of `size` parts is done. True for the last one, which then sees what all wrote.
 __device__ __forceinline__ bool IsLast(uint32_t* counter, int64_t size) {
-  __threadfence();
-  if (static_cast<int64_t>(atomicAdd(counter, 1u)) + 1 != size) return false;
-  __threadfence();
-  return true;
+  return static_cast<int64_t>(AddOne(counter)) + 1 == size;
 }
 
 // A chunk of a bag of several: leaves its sum, and whoever comes last joins them.
@@ -687,22 +758,32 @@ __device__ __noinline__ void JoinChunks(const CudaJob& job, const Chunk& c, int6
   const int64_t size = chunks - first < kChunksOfPiece ? chunks - first : kChunksOfPiece;
 
   StorePartial<A, n>(acc, Partial<A, n>(job, chunk_row + c.number, vector));
-  job.counts[chunk_row + c.number] = count;  // the same from every vector's thread
+  __stcg(job.counts + chunk_row + c.number, count);  // the same from every vector's thread
   if (!IsLast(job.counters + (piece_row + piece) * job.row_vectors + vector, size)) return;
   int64_t total = Combine<A, A, n, kPooling>(job, chunk_row + first, 1, size,
                                              job.counts + chunk_row + first, vector, acc);
+  double weights = 0;
+  if (job.by_weights) {
+    const int64_t begin = c.bag_begin + first * kChunk, end = begin + size * kChunk;
+    weights = WeightSum<T>(job, begin, end < c.bag_end ? end : c.bag_end);
+  }
   if (pieces > 1) {
     // Nobody else reads this vector of the piece's first chunk.
     StorePartial<A, n>(acc, Partial<A, n>(job, chunk_row + first, vector));
-    job.piece_counts[piece_row + piece] = static_cast<int32_t>(total);
+    __stcg(job.piece_counts + piece_row + piece, static_cast<int32_t>(total));
+    if (job.by_weights) __stcg(PieceWeights(job, piece_row + piece), weights);
     if (!IsLast(job.counters + (piece_row + pieces) * job.row_vectors + vector, pieces)) return;
     double sum[n];
     total = Combine<double, A, n, kPooling>(job, chunk_row, kChunksOfPiece, pieces,
                                             job.piece_counts + piece_row, vector, sum);
 #pragma unroll
     for (int i = 0; i < n; ++i) acc[i] = static_cast<A>(sum[i]);
+    weights = 0;
+    for (int64_t i = 0; job.by_weights && i < pieces; ++i) {
+      weights += __ldcg(PieceWeights(job, piece_row + i));
+    }
   }
-  Finish<T, n>(job, c, vector, total, acc);
+  Finish<T, n>(job, c, vector, total, DivisorFrom<T>(job, total, weights), acc);
 }
 
 // The chunk and the vector of this thread of a block; false if it has none.
@@ -729,7 +810,7 @@ __device__ __forceinline__ void Deliver(const CudaJob& job, const Chunk& c, int6
     for (int i = 0; i < n; ++i) pooled[i] = acc[i];
     JoinChunks<T, n, kPooling>(job, chunk_of_several, vector, count, pooled);
   } else {
-    Finish<T, n>(job, c, vector, count, acc);
+    Finish<T, n>(job, c, vector, count, DivisorOf<T>(job, count, c.bag_begin, c.bag_end), acc);
   }
 }
 
@@ -839,6 +920,23 @@ __device__ __forceinline__ void ClipRow(const CudaJob& job, int64_t position) {
 
 // ---- Launching.
 
+// Launches, and returns the error of this launch: what another call left as the last error is not
+// looked at.
+template <class... P, class... A>
+cudaError_t Enqueue(void (*kernel)(P...), int64_t blocks, int64_t threads, cudaStream_t stream,
+                    const A&... arguments) {
+  static_assert((std::is_same<P, A>::value && ...), "they are passed by their addresses");
+#if defined(LUCID_EMULATE_CUDA)
+  return emulation::Launch(static_cast<unsigned>(blocks), static_cast<unsigned>(threads), stream,
+                           [=] { kernel(arguments...); });
+#else
+  void* addresses[] = {const_cast<void*>(static_cast<const void*>(&arguments))...};
+  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel),
+                          dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)),
+                          addresses, 0, stream);
+#endif
+}
+
 // What a kernel needs to know of a call that was planned, but for its scratch memory.
 inline CudaJob MakeJob(const EmbeddingBagArgs& a, const LucidCudaPlan& plan,
                        LucidBoundsError* error) {
@@ -867,15 +965,15 @@ inline CudaJob MakeJob(const EmbeddingBagArgs& a, const LucidCudaPlan& plan,
   job.chunks = plan.chunks;
   job.padding = plan.padding;
   job.vectors = job.row_vectors = plan.vectors;
-  job.bags_per_chunk =
-      plan.chunks ? static_cast<double>(plan.num_bags) / static_cast<double>(plan.chunks) : 0;
+  job.bags_per_extra =
+      static_cast<double>(plan.num_bags) / static_cast<double>(plan.num_positions / kChunk + 1);
   job.max_norm = a.max_norm;
   job.norm_type = a.norm_type;
   job.block_vectors = static_cast<uint32_t>(plan.block_vectors);
   job.block_chunks = static_cast<uint32_t>(plan.block_chunks);
   job.column_blocks = static_cast<uint32_t>(plan.column_blocks);
   job.flip = a.dtype == kInt8 ? 0x80808080u : a.dtype == kInt4 ? 0x88888888u : 0;
-  job.code_offset = a.dtype == kInt8 ? 128.0f : a.dtype == kInt4 ? 8.0f : 0.0f;
+  job.code_base = kCodeBase + (a.dtype == kInt8 ? 128.0f : a.dtype == kInt4 ? 8.0f : 0.0f);
   job.mode = a.mode;
   job.output_type = a.output_type;
   job.wide_indices = a.index_type == kInt64;
@@ -902,6 +1000,8 @@ inline void SetPartials(const LucidCudaPlan& plan, char* counters, char* others,
 
 inline Status CudaStatus(const char* doing, cudaError_t error) {
   if (error == cudaSuccess) return Status();
+  // It is told here. CUDA keeps it as the last error too, which others would take for theirs.
+  static_cast<void>(cudaGetLastError());
   return Error(error == cudaErrorMemoryAllocation ? Code::kOutOfMemory : Code::kInternal,
                "CUDA, %s: %s", doing, cudaGetErrorString(error));
 }

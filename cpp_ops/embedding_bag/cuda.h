@@ -108,15 +108,49 @@ Status BoundsStatus(const LucidBoundsError& error);
 // How many devices there are; 0 with an error that says why where CUDA cannot start.
 Status CountCudaDevices(int* count);
 
-// A BoundsError on the device, cleared, and memory that it can be copied to without waiting.
+// CUDA versions as CUDA numbers them, 12040 for 12.4; driver: what the driver here is for, 0
+// without one. least_driver: the driver that the toolkit needs.
+struct CudaVersions {
+  int toolkit = 0, driver = 0, least_driver = 0;
+};
+Status GetCudaVersions(CudaVersions* versions);
+
+// Whether the kernels run on a device: it is there, and the library has code for it.
+Status CheckCudaDevice(int device);
+
+Status CurrentCudaDevice(int* device);
+
+// Makes a device the current one of this thread, and the one before it again at the end.
+class DeviceScope {
+ public:
+  explicit DeviceScope(int device);
+  DeviceScope(const DeviceScope&) = delete;
+  DeviceScope& operator=(const DeviceScope&) = delete;
+  ~DeviceScope();
+  const Status& status() const { return status_; }
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+  Status status_;
+};
+
+// A BoundsError on a device, cleared, and memory that it can be copied to without waiting.
 struct CudaBounds {
   LucidBoundsError* device = nullptr;
   LucidBoundsError* host = nullptr;
+  int device_id = 0;
 
-  Status Allocate();
+  // May be called while a CUDA graph is being recorded, by this thread or another.
+  Status Allocate(int on_device);
   void Free();
   Status CopyToHost(void* stream) const;  // enqueued
   Status Clear(void* stream) const;       // enqueued
+
+  // The error that launches on any stream have recorded, which is cleared, or OK. `wait`: waits for
+  // the device, and so may not be called while a CUDA graph is being recorded. Otherwise it is an
+  // error whose copy was enqueued and completed.
+  Status Poll(bool wait) const;
 };
 
 Status WaitForCudaStream(void* stream);

@@ -9,11 +9,11 @@
 namespace lucid {
 namespace {
 
-// The widths that a table can be read in, the widest first: 16 bytes where rows and table are
-// aligned to it, then what most tables allow, then one element (of 4 bits: a byte with two). Wide
-// vectors of 4-bit values would need too many registers.
-constexpr int32_t kWidths[][3] = {{16, 4, 4}, {16, 4, 2}, {16, 4, 2}, {16, 8, 8},
-                                  {16, 4, 1}, {16, 4, 1}, {8, 2, 1},  {8, 2, 1}};
+// The widths that a table can be read in, the widest first: those where rows and table are aligned
+// to it, the last one an element (of 4 bits: a byte with two). Wide vectors of 4-bit values would
+// need too many registers.
+constexpr int32_t kWidths[][4] = {{16, 8, 4, 4}, {16, 8, 4, 2}, {16, 8, 4, 2}, {16, 8, 8, 8},
+                                  {16, 8, 4, 1}, {16, 8, 4, 1}, {8, 2, 1, 1},  {8, 2, 1, 1}};
 constexpr int32_t kElementBytes[] = {4, 2, 2, 8, 1, 1, 1, 1};
 
 // Fewer threads to a block spread a small call over more multiprocessors.
@@ -114,8 +114,7 @@ Status PlanCheckedCudaEmbeddingBag(const EmbeddingBagArgs& a, int64_t num_bags,
                     reinterpret_cast<uintptr_t>(a.output) % static_cast<uintptr_t>(store) == 0 &&
                     output_stride % store == 0;
 
-  // Chunk c of ragged bags is found by bisection: bag i has the numbers from offsets[i] /
-  // kChunk + i on, of which the last may be of no positions.
+  // Of ragged bags: the first chunk of each bag, and then room for the others wherever they are.
   p.bag_chunks = flat ? 0 : std::max<int64_t>(1, CeilDiv(length, kChunk));
   p.chunks = flat ? p.num_positions / kChunk + p.num_bags : p.num_bags * p.bag_chunks;
   if (p.chunks > kMostPositions) return TooLargeForCuda();
@@ -159,7 +158,8 @@ Status PlanCudaPartials(int64_t longest, int64_t accumulator_bytes, LucidCudaPla
   if (longest <= kChunk) return Status();
   // A bag of more than one chunk has, of these, the rows from begin / (kChunk / 2) on for its
   // chunks, and from begin / kChunk on for its pieces and one more: bags of more than kChunk
-  // positions never meet there.
+  // positions never meet there. The weights of the pieces, a double each, end where the partials
+  // begin, the first one last.
   const int64_t row = p.vectors * p.vector_elements * accumulator_bytes;
   const int64_t chunk_rows = p.num_positions / (kChunk / 2) + 2;
   const int64_t piece_rows = p.num_positions / kChunk + 2;
@@ -169,7 +169,7 @@ Status PlanCudaPartials(int64_t longest, int64_t accumulator_bytes, LucidCudaPla
   p.zeroed_bytes = piece_rows * p.vectors * 4;
   p.counts_at = RoundUp(p.zeroed_bytes, 256);
   p.piece_counts_at = RoundUp(p.counts_at + chunk_rows * 4, 256);
-  p.partials_at = RoundUp(p.piece_counts_at + piece_rows * 4, 256);
+  p.partials_at = RoundUp(p.piece_counts_at + piece_rows * 4 + (piece_rows + 1) * 8, 256);
   p.scratch_bytes = RoundUp(p.partials_at + chunk_rows * row, 256);
   return Status();
 }

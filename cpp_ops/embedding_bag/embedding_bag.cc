@@ -81,38 +81,6 @@ double GeneralNorm(const PoolJob& job, const char* row, const Affine* affine) {
   return std::pow(sum, 1 / p);
 }
 
-// kSkips: some positions may be skipped.
-template <class Weight, bool kSkips>
-double WeightSumOf(const PoolJob& job, int64_t begin, int64_t end) {
-  const bool squares = job.mode == kSqrtn;
-  const auto value = [&](int64_t k) {
-    const double weight = ToAccumulator(LoadUnaligned<Weight>(job.per_sample_weights, k));
-    const double added = squares ? weight * weight : weight;
-    if constexpr (!kSkips) return added;
-    const int64_t index = IndexAt(job.indices, job.index_type, k);
-    return index == job.padding || index < 0 ? 0.0 : added;
-  };
-  double total = 0;
-  for (int64_t piece = begin; piece < end; piece += kPiece) {
-    double sum[4] = {};
-    const int64_t stop = std::min(piece + kPiece, end);
-    int64_t k = piece;
-    for (; k + 4 <= stop; k += 4) {
-      for (int64_t i = 0; i < 4; ++i) sum[i] += value(k + i);
-    }
-    for (int64_t i = 0; k < stop; ++i, ++k) sum[i] += value(k);
-    total += (sum[0] + sum[1]) + (sum[2] + sum[3]);
-  }
-  return total;
-}
-
-template <class Weight>
-double WeightSum(const PoolJob& job, int64_t begin, int64_t end) {
-  const bool skips = job.padding >= 0 || job.skips_negative;
-  return skips ? WeightSumOf<Weight, true>(job, begin, end)
-               : WeightSumOf<Weight, false>(job, begin, end);
-}
-
 struct LongBag {
   int64_t bag, begin, end;
   int64_t first_piece;  // the number of pieces in the long bags before it
@@ -363,8 +331,8 @@ void Run::SetJob(const EmbeddingBagArgs& a, int64_t bags, Isa isa, char* output,
   job.output_type = a.output_type;
   first_position = BagBegin(0);
   job.last_position = BagBegin(num_bags) - 1;
-  SetFunctions(&job);
   kernel = &PoolKernelOf(isa);
+  SetFunctions(*kernel, &job);
   bytes = (static_cast<double>(job.last_position) + 1 - static_cast<double>(first_position)) *
               static_cast<double>(job.row_bytes + 8) +
           static_cast<double>(num_bags) * static_cast<double>(job.output_row_bytes);
@@ -424,21 +392,9 @@ bool NothingToDo(const EmbeddingBagArgs& a, int64_t num_bags, int64_t longest) {
 
 const PoolKernel& PoolKernelOf(Isa isa) { return *kKernels[static_cast<int>(isa)]; }
 
-void SetFunctions(PoolJob* job) {
+void SetFunctions(const PoolKernel& kernel, PoolJob* job) {
   LUCID_FOR_DTYPE(job->dtype, job->general_norm = GeneralNorm<T>);
-  switch (job->output_type) {
-    case kFloat32:
-      job->weight_sum = WeightSum<float>;
-      break;
-    case kFloat16:
-      job->weight_sum = WeightSum<Float16>;
-      break;
-    case kBFloat16:
-      job->weight_sum = WeightSum<BFloat16>;
-      break;
-    default:
-      job->weight_sum = WeightSum<double>;
-  }
+  job->weight_sum = kernel.weight_sum(*job);
 }
 
 Status CheckOffsets(const EmbeddingBagArgs& a, int64_t* longest) {

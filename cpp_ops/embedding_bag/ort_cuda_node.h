@@ -5,11 +5,18 @@
 // run waits for that and reports it. With the session configuration lucid.bounds_check = deferred,
 // which must be set before the library is registered, no run waits: it enqueues a copy of the
 // bounds error, and a later run of the node on the same stream finds it and reports it instead of
-// computing.
+// computing. Or lucid_cuda_check_bounds does (c_api_cuda.h), which is also how a caller learns of
+// what a replayed CUDA graph recorded, since a replay is no run of a node.
+//
+// With lucid.bounds_check = run no run of a node waits or reports: whoever runs the session asks
+// when it has run, by lucid_cuda_check_run, on the thread that ran it. So there is one wait a run,
+// the runtime's own, whatever the number of nodes.
 #pragma once
 
 #include <memory>
 #include <mutex>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "embedding_bag/cuda.h"
@@ -33,7 +40,14 @@ CustomOp DescribeCudaOp() {
   return op;
 }
 
-// Part of the kernel of a node.
+// Scratch memory of a run, and the provider's allocator that it is from.
+struct CudaBlock {
+  Allocator* allocator;
+  void* memory;
+  int64_t bytes;
+};
+
+// Part of the kernel of a node. Nodes of a process are listed, for lucid_cuda_check_bounds.
 class CudaNode {
  public:
   CudaNode() = default;
@@ -41,8 +55,16 @@ class CudaNode {
   CudaNode& operator=(const CudaNode&) = delete;
   ~CudaNode();
 
-  // Allocates what a run will need: nothing may be allocated while a CUDA graph is recorded.
+  // Allocates what the first run will need, on the device that is current: the provider's, unless
+  // somebody else chose one since. A run on another device allocates it again.
   Status* Init(const Runtime& runtime, const char* op_name);
+
+  // An error of the nodes of a session (0: of all sessions), with its op's name in front, or OK.
+  // `wait` as in CudaBounds::Poll. `mine`: of the runs on this thread alone.
+  static lucid::Status Poll(int64_t session, bool wait, bool mine);
+
+  // Nodes that this thread makes from now on are of a session; 0: of none that has a number.
+  static void StartSession(int64_t session);
 
  private:
   friend class CudaRun;
@@ -50,18 +72,32 @@ class CudaNode {
   struct Entry {
     CudaBounds bounds;
     void* stream = nullptr;
-    bool taken = false;  // by a run that is under way, or for good by its stream
+    bool taken = false;      // by a run that is under way, or for good by its stream
+    std::thread::id thread;  // of the last run
+    // If deferred: scratch memory of earlier runs on the stream, which the next ones on it use. The
+    // provider would hand it out to other streams while the kernels still run.
+    std::vector<CudaBlock> kept;
   };
 
-  lucid::Status Add() const;
-  lucid::Status Take(void* stream, Entry** entry) const;
+  lucid::Status Add(int device) const;
+  lucid::Status Take(void* stream, int device, Entry** entry) const;
+  lucid::Status Leave(Entry* entry) const;
+  lucid::Status PollEntries(bool wait, bool mine) const;
   void GiveBack(Entry* entry) const;
+  void Free(const CudaBlock& block) const;
 
   const Api* api_ = nullptr;
   const char* op_name_ = nullptr;
   bool deferred_ = false;
+  bool asked_ = false;  // lucid.bounds_check = run; then deferred_ too
+  int64_t session_ = 0;
+  CudaNode* next_ = nullptr;  // in the list of all
+  bool listed_ = false;
   mutable std::mutex mutex_;
   mutable std::vector<std::unique_ptr<Entry>> entries_;
+  // If asked_: errors that a thread has yet to ask for, whose stream another thread has taken
+  // since.
+  mutable std::vector<std::pair<std::thread::id, lucid::Status>> left_;
 };
 
 // One run of a node: Begin, what is enqueued on its stream, End.
@@ -72,15 +108,15 @@ class CudaRun {
   CudaRun& operator=(const CudaRun&) = delete;
   ~CudaRun();
 
-  // If deferred, reports the bounds error of an earlier run.
-  Status* Begin();
+  // `beside`: a value on the provider's device. If deferred, reports the bounds error of an earlier
+  // run.
+  Status* Begin(const Value* beside);
 
   void* stream() const { return stream_; }
   LucidBoundsError* error() const { return entry_->bounds.device; }
 
   // Scratch memory where `beside` lies, a multiple of 256, from the provider's allocator; null for
-  // no bytes. Given back at the end of the run, after which the provider hands it out to what is
-  // enqueued on the same stream.
+  // no bytes. Given back at the end of the run, or, if deferred, kept for the next one.
   Status* Allocate(const Value* beside, int64_t bytes, void** memory);
 
   // Waits for what was enqueued, and copies a number that it wrote on the device. Reports a bounds
@@ -92,13 +128,9 @@ class CudaRun {
   Status* End(const lucid::Status& launched);
 
  private:
-  struct Memory {
-    Allocator* allocator;
-    void* block;
-  };
-
   Status* ToOrt(const lucid::Status& status) const;
   lucid::Status ReportEarlier() const;
+  bool TakeKept(int64_t bytes);
   lucid::Status Wait() const;
 
   const CudaNode& node_;
@@ -106,7 +138,7 @@ class CudaRun {
   void* stream_ = nullptr;
   bool capturing_ = false;
   CudaNode::Entry* entry_ = nullptr;
-  std::vector<Memory> memory_;
+  std::vector<CudaBlock> memory_;
 };
 
 }  // namespace ort

@@ -30,7 +30,7 @@ Status* Kernel::Compute(KernelContext* context) const {
 
   CudaRun run(node, context);
   void* scratch = nullptr;
-  LUCID_RETURN_IF_ERROR(run.Begin());
+  LUCID_RETURN_IF_ERROR(run.Begin(bound.output));
   LUCID_RETURN_IF_ERROR(run.Allocate(bound.output, plan.scratch_bytes, &scratch));
   return run.End(LaunchCudaEmbeddingBag(a, plan, scratch, run.error(), run.stream()));
 }

@@ -453,10 +453,10 @@ LUCID_NOINLINE Accumulator<T> Clip(const PoolJob& job, const char* row, const Fa
   return norm > max_norm ? max_norm / (norm + static_cast<A>(1e-7)) : static_cast<A>(1);
 }
 
-// What mean and sqrtn divide by, for a bag of n rows at the positions [begin, end).
+// What mean and sqrtn divide by, for a bag of n rows, of which `weights` is the sum if that counts.
 template <class T>
-LUCID_INLINE Accumulator<T> DivisorOf(const PoolJob& job, int64_t n, int64_t begin, int64_t end) {
-  const double total = job.by_weights ? job.weight_sum(job, begin, end) : static_cast<double>(n);
+LUCID_INLINE Accumulator<T> DivisorOf(const PoolJob& job, int64_t n, double weights) {
+  const double total = job.by_weights ? weights : static_cast<double>(n);
   return static_cast<Accumulator<T>>(job.mode == kSqrtn ? SquareRoot(total) : total);
 }
 
@@ -749,7 +749,7 @@ int64_t PoolFirstBlock(const PoolJob& job, const Range& range, int64_t last, Bag
   const Positions from = bag->from;
   const Borders borders(job);
   Result<T> result = bag->result;
-  const bool divides = Divides(job.mode) && !result.partial;
+  const bool divides = Divides(job.mode) && !result.partial, by_weights = divides && job.by_weights;
   const int64_t stride = job.output_stride;
   const bool near = from.fetch == Fetch::kNear;
   const int64_t fetch_end = from.fetch == Fetch::kNothing ? 0 : from.fetch_end;
@@ -759,6 +759,8 @@ int64_t PoolFirstBlock(const PoolJob& job, const Range& range, int64_t last, Bag
   int64_t begin = range.begin, end = range.end;
   for (int64_t i = range.bag;;) {
     if (end - begin <= kPiece) {
+      // Before the rows, so that a call does not find the registers full of their sums.
+      const double weights = by_weights ? job.weight_sum(job, begin, end) : 0;
       V acc[kVectors], sum[kVectors];
       LUCID_UNROLL
       for (int v = 0; v < kVectors; ++v) acc[v] = sum[v] = Start<T, N, kMaximum>();
@@ -811,7 +813,7 @@ int64_t PoolFirstBlock(const PoolJob& job, const Range& range, int64_t last, Bag
           LUCID_UNROLL
           for (int v = 0; v < kVectors; ++v) acc[v] = sum[v];
         }
-        if (divides) result.divisor = DivisorOf<T>(job, n, begin, end);
+        if (divides) result.divisor = DivisorOf<T>(job, n, weights);
         if (IsSpoilt<T, N, kMaximum, kScaled>(acc[0])) {
           const Range again = {i, i + 1, begin, end};
           const int64_t bad =
@@ -911,7 +913,7 @@ int64_t PoolShortBags(const PoolJob& job, const Range& range, int64_t last, Bag<
       } else if (plain) {
         if constexpr (!kIsQuantized<T>) StoreResult<T, T, N, kVectors>(acc, 0, last, out);
       } else {
-        if (Divides(job.mode)) result.divisor = DivisorOf<T>(job, n, alone.begin, end);
+        if (Divides(job.mode)) result.divisor = DivisorOf<T>(job, n, 0);
         Finish<T, N, kVectors>(result, acc, 0, last, out);
       }
     }
@@ -1110,6 +1112,91 @@ int64_t PoolPiece(const PoolJob& job, int64_t begin, int64_t end, char* row, int
   return bad;
 }
 
+// What the weight of a position adds to the sum that a bag is divided by.
+template <class Weight, bool kSquares, bool kSkips>
+LUCID_INLINE double AddedWeight(const PoolJob& job, int64_t k) {
+  if constexpr (kSkips) {
+    const int64_t index = IndexAt(job.indices, job.index_type == kInt64, k);
+    if (index == job.padding || index < 0) return 0;
+  }
+  const double weight = ToAccumulator(LoadUnaligned<Weight>(job.per_sample_weights, k));
+  return kSquares ? weight * weight : weight;
+}
+
+#if defined(LUCID_VECTOR_EXTENSIONS)
+// The same of the N positions from k on.
+template <class Weight, int N, bool kSquares, bool kSkips>
+LUCID_INLINE Vector<double, N> AddedWeights(const PoolJob& job, int64_t k) {
+  const char* const at = job.per_sample_weights + k * static_cast<int64_t>(sizeof(Weight));
+  Vector<double, N> weight;
+  if constexpr (sizeof(Weight) == sizeof(double)) {
+    weight = Load<Weight, N>(at);
+  } else {
+    weight = __builtin_convertvector(Load<Weight, N>(at), Vector<double, N>);
+  }
+  if constexpr (kSquares) weight = weight * weight;
+  if constexpr (kSkips) {
+    Vector<int64_t, N> row;
+    if (job.index_type == kInt64) {
+      memcpy(&row, job.indices + k * 8, sizeof(row));
+    } else {
+      Vector<int32_t, N> narrow;
+      memcpy(&narrow, job.indices + k * 4, sizeof(narrow));
+      row = __builtin_convertvector(narrow, Vector<int64_t, N>);
+    }
+    weight = ((row == job.padding) | (row < 0)) ? Vector<double, N>{} : weight;
+  }
+  return weight;
+}
+#endif
+
+// Position i of a piece joins lane i % 4, on every instruction set.
+template <class Weight, bool kSquares, bool kSkips>
+double SumWeights(const PoolJob& job, int64_t begin, int64_t end) {
+  double total = 0;
+  for (int64_t piece = begin; piece < end; piece += kPiece) {
+    const int64_t stop = Smaller(piece + kPiece, end);
+    int64_t k = piece;
+    double lane[4] = {};
+#if defined(LUCID_VECTOR_EXTENSIONS)
+    constexpr int N = LUCID_VECTOR_BYTES < 32 ? 2 : 4;
+    Vector<double, N> sum[4 / N] = {};
+    for (; k + 4 <= stop; k += 4) {
+      LUCID_UNROLL
+      for (int v = 0; v < 4 / N; ++v) {
+        sum[v] = sum[v] + AddedWeights<Weight, N, kSquares, kSkips>(job, k + v * N);
+      }
+    }
+    memcpy(lane, sum, sizeof(lane));
+#endif
+    for (int64_t i = 0; k < stop; ++k, i = (i + 1) % 4) {
+      lane[i] += AddedWeight<Weight, kSquares, kSkips>(job, k);
+    }
+    total += (lane[0] + lane[1]) + (lane[2] + lane[3]);
+  }
+  return total;
+}
+
+template <class Weight>
+WeightSum SumOfWeights(bool squares, bool skips) {
+  if (squares) return skips ? SumWeights<Weight, true, true> : SumWeights<Weight, true, false>;
+  return skips ? SumWeights<Weight, false, true> : SumWeights<Weight, false, false>;
+}
+
+WeightSum WeightSumOf(const PoolJob& job) {
+  const bool squares = job.mode == kSqrtn, skips = job.padding >= 0 || job.skips_negative;
+  switch (job.output_type) {  // which is the type of the weights, also of a quantized table's
+    case kFloat16:
+      return SumOfWeights<Float16>(squares, skips);
+    case kBFloat16:
+      return SumOfWeights<BFloat16>(squares, skips);
+    case kFloat64:
+      return SumOfWeights<double>(squares, skips);
+    default:
+      return SumOfWeights<float>(squares, skips);
+  }
+}
+
 int64_t Bags(const PoolJob& job, int64_t first, int64_t last, bool ahead) {
   LUCID_FOR_DTYPE(job.dtype, return PoolBags<T>(job, first, last, ahead));
 }
@@ -1135,7 +1222,7 @@ double ClipOf(const PoolJob& job, const char* row) {
 
 namespace LUCID_ISA {
 extern const PoolKernel kPoolRows;
-const PoolKernel kPoolRows = {Bags, Piece, ClipOf};
+const PoolKernel kPoolRows = {WeightSumOf, Bags, Piece, ClipOf};
 }  // namespace LUCID_ISA
 
 }  // namespace lucid

@@ -15,6 +15,11 @@ struct Affine {
   float scale, zero, shift;
 };
 
+// What mode divides by where by_weights: the sum of the weights of the positions [begin, end), or
+// of their squares.
+struct PoolJob;
+using WeightSum = double (*)(const PoolJob& job, int64_t begin, int64_t end);
+
 // An EmbeddingBag call, checked but for the values of the indices.
 struct PoolJob {
   const char* weight;
@@ -40,9 +45,7 @@ struct PoolJob {
   // |row|_p for a p without a loop of its own, in the type of the accumulators. affine is null
   // except for quantized tables.
   double (*general_norm)(const PoolJob& job, const char* row, const Affine* affine);
-  // What mode divides by where by_weights: the sum of the weights of the positions [begin, end), or
-  // of their squares.
-  double (*weight_sum)(const PoolJob& job, int64_t begin, int64_t end);
+  WeightSum weight_sum;
   int32_t dtype, index_type, offset_type, mode;
   int32_t scale_type, output_type;  // the latter is dtype except for quantized tables
 };
@@ -50,6 +53,9 @@ struct PoolJob {
 constexpr int64_t kNoBadPosition = INT64_MAX;
 
 struct PoolKernel {
+  // What PoolJob::weight_sum is to be for a job whose other fields are set.
+  WeightSum (*weight_sum)(const PoolJob& job);
+
   // Computes the output rows of the bags [first, last), except bags longer than a piece.
   // Stops at the lowest position whose index is outside the table and returns it, or returns
   // kNoBadPosition. `ahead`: this thread has done the bags before, and so has fetched the first
@@ -68,6 +74,6 @@ struct PoolKernel {
 const PoolKernel& PoolKernelOf(Isa isa);
 
 // Sets general_norm and weight_sum, by the other fields.
-void SetFunctions(PoolJob* job);
+void SetFunctions(const PoolKernel& kernel, PoolJob* job);
 
 }  // namespace lucid

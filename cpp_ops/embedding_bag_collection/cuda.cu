@@ -94,9 +94,10 @@ using Kernel = void (*)(Jobs jobs);
 using ClipKernel = void (*)(Jobs jobs, bool packed);
 
 // The widths are those of embedding_bag/cuda_plan.cc.
-template <class T, int kWide, int kMiddle, int kNarrow>
+template <class T, int kWide, int kHalf, int kMiddle, int kNarrow>
 Kernel ChooseWidth(int bytes) {
   if (bytes == kWide) return PoolTables<T, kWide>;
+  if (bytes == kHalf) return PoolTables<T, kHalf>;
   if (bytes == kMiddle) return PoolTables<T, kMiddle>;
   return bytes == kNarrow ? PoolTables<T, kNarrow> : nullptr;
 }
@@ -104,13 +105,13 @@ Kernel ChooseWidth(int bytes) {
 Kernel ChooseTables(int32_t dtype, int bytes) {
   switch (dtype) {
     case kFloat32:
-      return ChooseWidth<float, 16, 4, 4>(bytes);
+      return ChooseWidth<float, 16, 8, 4, 4>(bytes);
     case kFloat16:
-      return ChooseWidth<Float16, 16, 4, 2>(bytes);
+      return ChooseWidth<Float16, 16, 8, 4, 2>(bytes);
     case kBFloat16:
-      return ChooseWidth<BFloat16, 16, 4, 2>(bytes);
+      return ChooseWidth<BFloat16, 16, 8, 4, 2>(bytes);
     default:
-      return ChooseWidth<double, 16, 8, 8>(bytes);
+      return ChooseWidth<double, 16, 8, 8, 8>(bytes);
   }
 }
 
@@ -239,8 +240,9 @@ Status CudaCollection::Launcher::StoreJobs() {
       parameters_.few[i] = jobs_[static_cast<size_t>(begin + i)];
     }
     if (count_ <= kTablesOfLaunch) return Status();
-    LUCID_LAUNCH(StoreTables, 1u, 256u, stream_, parameters_, some, stored + begin);
-    const Status status = CudaStatus("storing the tables' descriptions", cudaGetLastError());
+    const Status status =
+        CudaStatus("storing the tables' descriptions",
+                   Enqueue(StoreTables, 1, 256, stream_, parameters_, some, stored + begin));
     if (!status.ok()) return status;
   }
   parameters_.more = stored;
@@ -250,9 +252,8 @@ Status CudaCollection::Launcher::StoreJobs() {
 Status CudaCollection::Launcher::ComputeClips() {
   if (call_.norm_blocks_ == 0) return Status();
   const ClipKernel clips = ChooseClips(dtype_);
-  LUCID_LAUNCH(clips, static_cast<unsigned>(call_.norm_blocks_), 256u, stream_, parameters_,
-               call_.packed_);
-  return CudaStatus("computing norms", cudaGetLastError());
+  return CudaStatus("computing norms",
+                    Enqueue(clips, call_.norm_blocks_, 256, stream_, parameters_, call_.packed_));
 }
 
 Status CudaCollection::Launcher::ClearCounters() {
@@ -268,9 +269,8 @@ Status CudaCollection::Launcher::Pool() {
     const Kernel kernel =
         group.checks_only ? CheckTables : ChooseTables(dtype_, group.vector_bytes);
     if (!kernel) return Error(Code::kInternal, "no kernel reads %d bytes", group.vector_bytes);
-    LUCID_LAUNCH(kernel, static_cast<unsigned>(group.blocks), static_cast<unsigned>(group.threads),
-                 stream_, parameters_);
-    const Status status = CudaStatus("pooling", cudaGetLastError());
+    const Status status =
+        CudaStatus("pooling", Enqueue(kernel, group.blocks, group.threads, stream_, parameters_));
     if (!status.ok()) return status;
   }
   return Status();

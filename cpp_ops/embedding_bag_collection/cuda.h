@@ -2,7 +2,7 @@
 // over device memory, with the bits that each table would have alone (embedding_bag/cuda.h says
 // which of the CPU's they are). Quantized tables are not supported.
 //
-// All tables that are read in vectors of one width share a launch. So pooling takes one to three
+// All tables that are read in vectors of one width share a launch. So pooling takes one to four
 // launches, whatever the number of tables. With max_norm there is one more before them, and one for
 // tables without columns. The tables' descriptions travel in the parameters of a launch, or, for
 // more tables than fit there, in scratch memory that launches before it write. Nothing is copied
@@ -76,7 +76,7 @@ class CudaCollection {
  private:
   class Launcher;
 
-  static constexpr int64_t kMostGroups = 4;  // three widths, and the checks
+  static constexpr int64_t kMostGroups = 5;  // four widths, and the checks
 
   Status PlanTables(const EmbeddingBagCollectionArgs& args);
   Status PlanGroups();

@@ -38,7 +38,7 @@ Status* Kernel::Compute(KernelContext* context) const {
 
   CudaRun run(node, context);
   void* scratch = nullptr;
-  LUCID_RETURN_IF_ERROR(run.Begin());
+  LUCID_RETURN_IF_ERROR(run.Begin(bound.output));
   LUCID_RETURN_IF_ERROR(run.Allocate(bound.output, collection.plan().scratch_bytes, &scratch));
   return run.End(collection.Launch(scratch, run.error(), run.stream()));
 }

@@ -12,7 +12,7 @@ constexpr uint32_t kNoBag = 0xffffffffu;  // there are fewer
 // A gradient, as the kernels see it.
 struct GradJob {
   CudaJob bags;  // the forward call, of which nothing is pooled
-  CudaJob rows;  // the dense gradient's rows as bags of sorted positions
+  CudaJob rows;  // the dense gradient's rows as bags of sorted positions: see CudaGrad::PlanRows
   const char* grads;
   char* values;
   int64_t* entry_rows;
@@ -30,7 +30,9 @@ struct GradJob {
   char* dots;
   int32_t* winners;
   int64_t num_entries;
-  bool by_entry;  // the sorted positions are those that give something
+  bool by_entry;     // the sorted positions are those that give something
+  bool by_position;  // the bags of `rows` are the sorted positions, else the table's rows
+  int value_lanes;   // the logarithm of the threads that an entry's values are spread over
 };
 
 __device__ __forceinline__ int64_t FirstThread() {
@@ -131,14 +133,26 @@ __global__ void __launch_bounds__(256) FindDivisors(const __grid_constant__ Grad
   }
 }
 
-// The sorted positions of every row of the table, and the bags of all.
+// The sorted positions of every bag of rows, and the bags of all.
 __global__ void __launch_bounds__(256) FindRows(const __grid_constant__ GradJob job) {
   const int64_t n = job.bags.num_positions;
   for (int64_t j = FirstThread(); j < n; j += AllThreads()) {
     job.sorted_bags[j] = job.bag_of[job.sorted_positions[j]];
   }
-  for (int64_t row = FirstThread(); row <= job.bags.rows; row += AllThreads()) {
-    job.row_starts[row] = static_cast<uint32_t>(LowerBound(job.sorted_keys, n, row));
+  if (!job.by_position) {
+    for (int64_t row = FirstThread(); row <= job.bags.rows; row += AllThreads()) {
+      job.row_starts[row] = static_cast<uint32_t>(LowerBound(job.sorted_keys, n, row));
+    }
+    return;
+  }
+  // The first position of a row begins its bag, and the others begin theirs at its end.
+  const uint32_t* const keys = job.sorted_keys;
+  for (int64_t j = FirstThread(); j <= n; j += AllThreads()) {
+    int64_t start = j;
+    if (j > 0 && j < n && keys[j] == keys[j - 1]) {
+      start = j + LowerBound(keys + j, n - j, static_cast<int64_t>(keys[j]) + 1);
+    }
+    job.row_starts[j] = static_cast<uint32_t>(start);
   }
 }
 
@@ -221,26 +235,25 @@ __device__ __forceinline__ void PoolEntries(const GradJob& job, int64_t begin, i
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
       if (done + u >= size) continue;
-      A x[n];
-      Decode<T, kBytes>(job.rows, word[u], x);
-      if (job.divisors) {
-        const A divisor = Load<A>(job.divisors + bag[u] * sizeof(A));
-#pragma unroll
-        for (int i = 0; i < n; ++i) x[i] /= divisor;
-      }
+      const Elements<T, kBytes> elements(job.rows, word[u]);
+      A divisor = 1, weight = 1;
+      if (job.divisors) divisor = Load<A>(job.divisors + bag[u] * sizeof(A));
       if (job.bags.per_sample_weights) {
-        const A weight = LoadElement<T>(job.bags, job.bags.per_sample_weights, position[u]);
-#pragma unroll
-        for (int i = 0; i < n; ++i) x[i] *= weight;
-      } else if (job.winners) {
-        const int32_t* const winners = job.winners + bag[u] * job.bags.columns + vector * n;
-#pragma unroll
-        for (int i = 0; i < n; ++i) {
-          if (winners[i] != static_cast<int32_t>(position[u])) x[i] = 0;
-        }
+        weight = LoadElement<T>(job.bags, job.bags.per_sample_weights, position[u]);
       }
+      const int32_t* const winners =
+          job.winners ? job.winners + bag[u] * job.bags.columns + vector * n : nullptr;
 #pragma unroll
-      for (int i = 0; i < n; ++i) acc[i] += x[i];
+      for (int i = 0; i < n; ++i) {
+        A x = elements.At(job.rows, i);
+        if (job.divisors) x /= divisor;
+        if (job.bags.per_sample_weights) {
+          x *= weight;
+        } else if (winners && winners[i] != static_cast<int32_t>(position[u])) {
+          x = 0;
+        }
+        acc[i] += x;
+      }
     }
   }
 }
@@ -252,38 +265,44 @@ __global__ void __launch_bounds__(256, kBlocks<T, kBytes>)
   Chunk c;
   int64_t vector;
   if (!FindPart(job.rows, blockIdx.x, &c, &vector)) return;
+  if (job.by_position) {
+    if (c.bag_end == c.bag_begin) return;
+    c.bag = job.sorted_keys[c.bag_begin];
+    if (c.bag >= job.bags.rows) return;  // the positions that give nothing
+  }
   Accumulator<T> acc[n];
   PoolEntries<T, kBytes>(job, c.begin, c.size, vector, acc);
   Deliver<T, n, Pooling::kSums>(job.rows, c, vector, c.size, acc);
 }
 
-// ---- Sparse: what each position gives. A thread takes an element.
+// ---- Sparse: what each position gives. 2^value_lanes threads take an entry.
 
 template <class T>
 __global__ void __launch_bounds__(256) GiveValues(const __grid_constant__ GradJob job) {
   using A = Accumulator<T>;
   const CudaJob& bags = job.bags;
-  const int64_t width = bags.columns > 0 ? bags.columns : 1;  // the rows are written either way
-  const int64_t count = job.num_entries * width;
-  for (int64_t i = FirstThread(); i < count; i += AllThreads()) {
-    const int64_t entry = i / width, column = i - entry * width;
+  const int64_t lanes = int64_t{1} << job.value_lanes, lane = FirstThread() & (lanes - 1);
+  int64_t entry = FirstThread() >> job.value_lanes;
+  for (; entry < job.num_entries; entry += AllThreads() >> job.value_lanes) {
     const int64_t k = job.by_entry ? job.sorted_positions[entry] : entry;
     const uint32_t bag = job.bag_of[k];
     const bool gives = bag != kNoBag;  // else the call has a bad index
-    if (column == 0) {
+    if (lane == 0) {
       job.entry_rows[entry] = gives ? IndexAt(bags.indices, bags.wide_indices, k) : 0;
     }
-    if (bags.columns == 0) continue;
-    A x = 0;
-    if (gives) {
-      const int64_t at = static_cast<int64_t>(bag) * bags.columns + column;
-      x = LoadElement<T>(bags, job.grads, at);
-      if (job.divisors) x /= Load<A>(job.divisors + bag * sizeof(A));
-      if (bags.per_sample_weights) x *= LoadElement<T>(bags, bags.per_sample_weights, k);
-      if (job.winners && job.winners[at] != static_cast<int32_t>(k)) x = 0;
-      if (job.frequencies) x /= static_cast<A>(job.frequencies[k]);
+    for (int64_t column = lane; column < bags.columns; column += lanes) {
+      A x = 0;
+      if (gives) {
+        const int64_t at = static_cast<int64_t>(bag) * bags.columns + column;
+        x = LoadElement<T>(bags, job.grads, at);
+        if (job.divisors) x /= Load<A>(job.divisors + bag * sizeof(A));
+        if (bags.per_sample_weights) x *= LoadElement<T>(bags, bags.per_sample_weights, k);
+        if (job.winners && job.winners[at] != static_cast<int32_t>(k)) x = 0;
+        if (job.frequencies) x /= static_cast<A>(job.frequencies[k]);
+      }
+      FromAccumulator(CanonicalNan(x),
+                      reinterpret_cast<T*>(job.values) + entry * bags.columns + column);
     }
-    FromAccumulator(CanonicalNan(x), reinterpret_cast<T*>(job.values) + i);
   }
 }
 
@@ -368,9 +387,10 @@ struct Kernels {
 };
 
 // The widths are those of embedding_bag/cuda_plan.cc.
-template <class T, int kWide, int kMiddle, int kNarrow>
+template <class T, int kWide, int kHalf, int kMiddle, int kNarrow>
 Kernels KernelsOf(int bytes) {
   const Kernel pool = bytes == kWide     ? PoolRows<T, kWide>
+                      : bytes == kHalf   ? PoolRows<T, kHalf>
                       : bytes == kMiddle ? PoolRows<T, kMiddle>
                                          : PoolRows<T, kNarrow>;
   return {pool,       FindDivisors<T>, FindWinners<T>, GiveValues<T>,
@@ -380,13 +400,13 @@ Kernels KernelsOf(int bytes) {
 Kernels ChooseKernels(int32_t dtype, int bytes) {
   switch (dtype) {
     case kFloat32:
-      return KernelsOf<float, 16, 4, 4>(bytes);
+      return KernelsOf<float, 16, 8, 4, 4>(bytes);
     case kFloat16:
-      return KernelsOf<Float16, 16, 4, 2>(bytes);
+      return KernelsOf<Float16, 16, 8, 4, 2>(bytes);
     case kBFloat16:
-      return KernelsOf<BFloat16, 16, 4, 2>(bytes);
+      return KernelsOf<BFloat16, 16, 8, 4, 2>(bytes);
     default:
-      return KernelsOf<double, 16, 8, 8>(bytes);
+      return KernelsOf<double, 16, 8, 8, 8>(bytes);
   }
 }
 
@@ -410,10 +430,10 @@ Status CudaGrad::LaunchCount(int64_t* num_entries, LucidBoundsError* error, void
   if (!status.ok()) return status;
   const CudaJob bags = MakeJob(args_.forward, bags_, error);
   const int64_t checked = bags.num_offsets;
-  LUCID_LAUNCH(CountEntries, BlocksFor(checked > bags.num_positions ? checked : bags.num_positions),
-               256u, static_cast<cudaStream_t>(stream), bags,
-               reinterpret_cast<unsigned long long*>(num_entries));
-  return CudaStatus("counting entries", cudaGetLastError());
+  const unsigned blocks = BlocksFor(checked > bags.num_positions ? checked : bags.num_positions);
+  return CudaStatus("counting entries",
+                    Enqueue(CountEntries, blocks, 256, static_cast<cudaStream_t>(stream), bags,
+                            reinterpret_cast<unsigned long long*>(num_entries)));
 }
 
 // What enqueues a planned call. After an error nothing more is enqueued.
@@ -421,7 +441,7 @@ class CudaGrad::Launcher {
  public:
   Launcher(const CudaGrad& call, void* scratch, LucidBoundsError* error, void* stream);
 
-  // Clears a dense gradient that no position adds to; any other is written in full.
+  // Clears a dense gradient, unless every row of it is written.
   void ClearTable();
 
   // Finds the row and the bag of every position.
@@ -492,12 +512,13 @@ CudaGrad::Launcher::Launcher(const CudaGrad& call, void* scratch, LucidBoundsErr
   job_.dots = Part<char>(scratch_, parts.dots);
   job_.winners = Part<int32_t>(scratch_, parts.winners);
   job_.num_entries = args.num_entries;
+  job_.by_position = call.plan_.row_bags != rows_;
 }
 
 void CudaGrad::Launcher::LaunchKernel(Kernel kernel, unsigned blocks) {
   if (!status_.ok()) return;
-  LUCID_LAUNCH(kernel, blocks, 256u, static_cast<cudaStream_t>(stream_), job_);
-  status_ = CudaStatus("computing a gradient", cudaGetLastError());
+  status_ = CudaStatus("computing a gradient",
+                       Enqueue(kernel, blocks, 256, static_cast<cudaStream_t>(stream_), job_));
 }
 
 void CudaGrad::Launcher::Sort(int bits) {
@@ -510,7 +531,8 @@ void CudaGrad::Launcher::Sort(int bits) {
 
 void CudaGrad::Launcher::ClearTable() {
   const int64_t bytes = call_.args_.sparse ? 0 : rows_ * RowBytes(forward_.dtype, columns_);
-  if (n_ == 0 && bytes > 0) status_ = ClearOnDevice(call_.args_.grad_weight, bytes, stream_);
+  if (call_.plan_.row_bags != rows_ && bytes > 0)
+    status_ = ClearOnDevice(call_.args_.grad_weight, bytes, stream_);
 }
 
 void CudaGrad::Launcher::PlaceEntries() {
@@ -531,11 +553,10 @@ void CudaGrad::Launcher::Prepare() {
 
 void CudaGrad::Launcher::PoolRows() {
   const LucidCudaPlan& plan = call_.rows_;
-  LaunchKernel(FindRows, BlocksFor(n_ > rows_ ? n_ : rows_ + 1));
+  LaunchKernel(FindRows, BlocksFor(n_ > plan.num_bags ? n_ : plan.num_bags + 1));
   if (!status_.ok()) return;
-  LUCID_LAUNCH(kernels_.pool, static_cast<unsigned>(plan.blocks),
-               static_cast<unsigned>(plan.block_threads), static_cast<cudaStream_t>(stream_), job_);
-  status_ = CudaStatus("adding up rows", cudaGetLastError());
+  status_ = CudaStatus("adding up rows", Enqueue(kernels_.pool, plan.blocks, plan.block_threads,
+                                                 static_cast<cudaStream_t>(stream_), job_));
 }
 
 void CudaGrad::Launcher::GiveValues() {
@@ -547,7 +568,8 @@ void CudaGrad::Launcher::GiveValues() {
     LaunchKernel(CheckEntries, 1);
   }
   if (job_.num_entries <= 0) return;
-  LaunchKernel(kernels_.values, BlocksFor(job_.num_entries * (columns_ > 0 ? columns_ : 1)));
+  while (job_.value_lanes < 8 && int64_t{1} << job_.value_lanes < columns_) ++job_.value_lanes;
+  LaunchKernel(kernels_.values, BlocksFor(job_.num_entries << job_.value_lanes));
 }
 
 void CudaGrad::Launcher::GiveDots() {

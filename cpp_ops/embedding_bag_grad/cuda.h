@@ -6,6 +6,8 @@
 // Every position is given its row and its bag, and the positions are sorted by row, those of a row
 // in their order. Then what a row of the table gets is the bag sum, over its positions, of rows of
 // grad_output, and is pooled by the bags' own plan: a dense gradient is an EmbeddingBag of V bags.
+// Where most rows get nothing it is one of N bags, and the table is cleared first: of the sorted
+// positions of a row the first is a bag of them all, and the others are empty bags.
 //
 // No value in offsets or indices leads to an access outside the arrays; the first bad value is
 // recorded in a LucidBoundsError. Nothing waits for the device, and nothing is allocated there.
@@ -25,6 +27,7 @@ typedef struct LucidCudaGradPlan {
   int64_t num_entries;           // what a sparse gradient has; -1: the device counts them
   int64_t row_sort, entry_sort;  // 1: the positions are sorted by row; those that give something
                                  // are brought to the front
+  int64_t row_bags;              // that a dense gradient is summed as: V, N or 0
   int64_t zeroed_bytes;          // of scratch, from its start
   int64_t scratch_bytes;
 } LucidCudaGradPlan;
@@ -44,7 +47,7 @@ struct CudaGradParts {
   int64_t positions = -1;         // [N] uint32: 0, 1, 2, ... and
   int64_t sorted_positions = -1;  // sorted
   int64_t sorted_bags = -1;       // [N] uint32, of sorted positions
-  int64_t row_starts = -1;        // [V + 1] uint32, in sorted positions
+  int64_t row_starts = -1;        // [row_bags + 1] uint32, in sorted positions
   int64_t frequencies = -1;       // [N] uint32: of the row at every position
   int64_t divisors = -1;          // [B] accumulators
   int64_t dots = -1;              // [N] accumulators: grad_per_sample_weights but for the divisors

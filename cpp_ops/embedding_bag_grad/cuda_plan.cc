@@ -41,9 +41,13 @@ Status CudaGrad::Plan(const EmbeddingBagGradArgs& args, bool counted) {
   return status.ok() ? PlanChecked(args, num_bags, counted) : status;
 }
 
-// The dense gradient: V bags of rows of grad_output.
+// The dense gradient: bags of rows of grad_output, one for every row of the table, or, if those are
+// more than twice the positions, for every position. (A row without positions takes a search and
+// zeros; a position that is not the first of its row takes the same.)
 Status CudaGrad::PlanRows() {
   const EmbeddingBagArgs& a = args_.forward;
+  const int64_t rows = a.weight_shape[0];
+  plan_.row_bags = plan_.num_positions < rows / 2 ? plan_.num_positions : rows;
   EmbeddingBagArgs& r = rows_args_;
   r = EmbeddingBagArgs();
   r.size_bytes = sizeof(r);
@@ -52,7 +56,7 @@ Status CudaGrad::PlanRows() {
   r.weight_shape[0] = plan_.num_bags;
   r.weight_shape[1] = a.weight_shape[1];
   r.indices_shape[0] = plan_.num_positions;
-  r.num_offsets = a.weight_shape[0] + 1;
+  r.num_offsets = plan_.row_bags + 1;
   r.max_norm = std::numeric_limits<double>::infinity();
   r.norm_type = 2;
   r.padding_idx = kNoPadding;
@@ -62,7 +66,7 @@ Status CudaGrad::PlanRows() {
   r.indices_rank = 1;
   r.include_last_offset = 1;
   const int64_t stride = RowBytes(r.output_type, r.weight_shape[1]);
-  return PlanCheckedCudaEmbeddingBag(r, a.weight_shape[0], stride, &rows_);
+  return PlanCheckedCudaEmbeddingBag(r, plan_.row_bags, stride, &rows_);
 }
 
 Status CudaGrad::PlanChecked(const EmbeddingBagGradArgs& args, int64_t num_bags, bool counted) {
@@ -145,7 +149,7 @@ Status CudaGrad::PlanScratch() {
   add(sorts, n * 4, &parts_.positions);
   add(sorts, n * 4, &parts_.sorted_positions);
   add(rows_.blocks > 0, n * 4, &parts_.sorted_bags);
-  add(rows_.blocks > 0, (a.weight_shape[0] + 1) * 4, &parts_.row_starts);
+  add(rows_.blocks > 0, (p.row_bags + 1) * 4, &parts_.row_starts);
   add(args_.sparse && args_.scale_grad_by_freq, n * 4, &parts_.frequencies);
   add(counts, p.num_bags * accumulator, &parts_.divisors);
   add(DividesByWeights(a) && args_.grad_per_sample_weights, n * accumulator, &parts_.dots);

@@ -9,6 +9,8 @@
 #include <numeric>
 #include <vector>
 
+#include "embedding_bag/test/cuda_emulation.h"
+
 namespace lucid {
 
 Status PlanCudaSort(int64_t, int, int64_t* bytes) {
@@ -20,14 +22,16 @@ Status LaunchCudaSort(void* scratch, int64_t bytes, const uint32_t* keys, uint32
                       const uint32_t* values, uint32_t* sorted_values, int64_t n, int bits, void*) {
   if (!scratch || bytes != 8) return Error(Code::kInternal, "sorting has no scratch memory");
   const uint32_t mask = bits < 32 ? (uint32_t{1} << bits) - 1 : ~uint32_t{0};
-  std::vector<uint32_t> order(static_cast<size_t>(n));
-  std::iota(order.begin(), order.end(), 0u);
-  std::stable_sort(order.begin(), order.end(),
-                   [&](uint32_t a, uint32_t b) { return (keys[a] & mask) < (keys[b] & mask); });
-  for (int64_t i = 0; i < n; ++i) {
-    sorted_keys[i] = keys[order[static_cast<size_t>(i)]];
-    sorted_values[i] = values[order[static_cast<size_t>(i)]];
-  }
+  emulation::Do([=] {
+    std::vector<uint32_t> order(static_cast<size_t>(n));
+    std::iota(order.begin(), order.end(), 0u);
+    std::stable_sort(order.begin(), order.end(),
+                     [&](uint32_t a, uint32_t b) { return (keys[a] & mask) < (keys[b] & mask); });
+    for (int64_t i = 0; i < n; ++i) {
+      sorted_keys[i] = keys[order[static_cast<size_t>(i)]];
+      sorted_values[i] = values[order[static_cast<size_t>(i)]];
+    }
+  });
   return Status();
 }
 
@@ -58,10 +62,13 @@ namespace {
 
 Status Sort(void* scratch, size_t* bytes, const uint32_t* keys, uint32_t* sorted_keys,
             const uint32_t* values, uint32_t* sorted_values, int64_t n, int bits, void* stream) {
+  // CUB takes the last error for its own, whoever left it there.
+  static_cast<void>(cudaGetLastError());
   const cudaError_t error = cub::DeviceRadixSort::SortPairs(
       scratch, *bytes, keys, sorted_keys, values, sorted_values, static_cast<int>(n), 0, bits,
       static_cast<cudaStream_t>(stream));
   if (error == cudaSuccess) return Status();
+  static_cast<void>(cudaGetLastError());
   return Error(Code::kInternal, "CUDA, sorting: %s", cudaGetErrorString(error));
 }
 

@@ -508,8 +508,8 @@ void GradRun::SetJob(const EmbeddingBagGradArgs& args, const GradSizes& sizes, I
   f.offset_type = a.offset_type;
   f.mode = a.mode;
   f.output_type = a.output_type;
-  SetFunctions(&f);
   job.pool = &PoolKernelOf(isa);
+  SetFunctions(*job.pool, &f);
   job.grad_output = static_cast<const char*>(args.grad_output);
   job.output = static_cast<char*>(args.sparse ? args.values : args.grad_weight);
   job.rows = args.rows;

@@ -40,7 +40,7 @@ Status* Kernel::Compute(KernelContext* context) const {
   LUCID_RETURN_IF_ERROR(
       Call<KernelContext_GetInput>(api(), context, GradForm::kGradOutput, &beside));
   CudaRun run(node, context);
-  LUCID_RETURN_IF_ERROR(run.Begin());
+  LUCID_RETURN_IF_ERROR(run.Begin(beside));
   CudaGrad grad;
   if (a.sparse) {
     LUCID_RETURN_IF_ERROR(ToOrt(grad.PlanChecked(a, bound.num_bags, false)));

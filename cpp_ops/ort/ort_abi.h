@@ -88,6 +88,7 @@ struct Slot {
   LUCID_ORT_SLOT(GetDimensions, 62, Status*, const TypeAndShape*, int64_t*, size_t)                \
   LUCID_ORT_SLOT(GetSymbolicDimensions, 63, Status*, const TypeAndShape*, const char**, size_t)    \
   LUCID_ORT_SLOT(GetTensorTypeAndShape, 65, Status*, const Value*, TypeAndShape**)                 \
+  LUCID_ORT_SLOT(MemoryInfoGetId, 72, Status*, const MemoryInfo*, int*)                            \
   LUCID_ORT_SLOT(KernelInfoGetAttribute_float, 85, Status*, const KernelInfo*, const char*,        \
                  float*)                                                                           \
   LUCID_ORT_SLOT(KernelInfoGetAttribute_int64, 86, Status*, const KernelInfo*, const char*,        \

@@ -61,12 +61,12 @@ Status* AddOps(const Runtime& runtime, CustomOpDomain* domain) {
 
 // What the session options say that the kernels cannot ask for on every version.
 struct Choices {
-  bool deferred_bounds = false;
+  BoundsCheck bounds_check = BoundsCheck::kReport;
   TableMemory table_memory = TableMemory::kAuto;
   int64_t max_output_bytes = INT64_MAX;
 
   bool operator==(const Choices& other) const {
-    return deferred_bounds == other.deferred_bounds && table_memory == other.table_memory &&
+    return bounds_check == other.bounds_check && table_memory == other.table_memory &&
            max_output_bytes == other.max_output_bytes;
   }
 };
@@ -76,7 +76,7 @@ Status* FindDomain(const ApiBase* base, const Api* api, const Choices& choices,
                    CustomOpDomain** domain) {
   const std::lock_guard<std::mutex> lock(g_mutex);
   for (const Registration* r = g_registrations; r; r = r->next) {
-    if (r->runtime.api == api && Choices{r->runtime.deferred_bounds, r->runtime.table_memory,
+    if (r->runtime.api == api && Choices{r->runtime.bounds_check, r->runtime.table_memory,
                                          r->runtime.max_output_bytes} == choices) {
       *domain = r->domain;
       return nullptr;
@@ -85,7 +85,7 @@ Status* FindDomain(const ApiBase* base, const Api* api, const Choices& choices,
   Registration* r = new Registration;
   r->runtime.api = api;
   r->runtime.has_data_reference = MinorVersion(base->GetVersionString()) >= kDataReferenceMinor;
-  r->runtime.deferred_bounds = choices.deferred_bounds;
+  r->runtime.bounds_check = choices.bounds_check;
   r->runtime.table_memory = choices.table_memory;
   r->runtime.max_output_bytes = choices.max_output_bytes;
   r->next = g_registrations;
@@ -143,11 +143,13 @@ Status* ReadChoices(const Api* api, const SessionOptions* options, Choices* choi
   constexpr char kBoundsCheckEntry[] = "lucid.bounds_check";
   status = ReadEntry(api, options, kBoundsCheckEntry, &is_set, &value);
   if (status || !is_set) return status;
-  choices->deferred_bounds = value == "deferred";
-  if (choices->deferred_bounds || value == "report") return nullptr;
+  choices->bounds_check = value == "deferred" ? BoundsCheck::kDeferred
+                          : value == "run"    ? BoundsCheck::kRun
+                                              : BoundsCheck::kReport;
+  if (choices->bounds_check != BoundsCheck::kReport || value == "report") return nullptr;
   return Call<CreateStatus>(
       api, kInvalidArgument,
-      (kBoundsCheckEntry + (" = " + value) + " is not report or deferred").c_str());
+      (kBoundsCheckEntry + (" = " + value) + " is not report, deferred or run").c_str());
 }
 
 Status* Register(SessionOptions* options, const ApiBase* base, const Api* api) {

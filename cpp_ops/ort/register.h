@@ -7,12 +7,16 @@
 namespace lucid {
 namespace ort {
 
+// Who reports a bad offset or index (CUDA only): its run, the node's next run, or whoever asks when
+// the session has run.
+enum class BoundsCheck { kReport, kDeferred, kRun };
+
 // One runtime that this library was registered in, and one choice of its sessions. A process may
 // hold several.
 struct Runtime {
   const Api* api;
-  bool has_data_reference;   // the slots of 1.24 may be called, and shape inference is safe
-  bool deferred_bounds;      // a bad index is reported by the node's next run (CUDA only)
+  bool has_data_reference;  // the slots of 1.24 may be called, and shape inference is safe
+  BoundsCheck bounds_check;
   TableMemory table_memory;  // what the session options said when the library was registered
   int64_t max_output_bytes;  // likewise; INT64_MAX: any number
 };

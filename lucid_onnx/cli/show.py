@@ -106,6 +106,9 @@ def show_installation(console: Console, found: info.Installation) -> None:
         say(console, f"{'CUDA library':<12} not installed")
     else:
         say(console, f"{'CUDA library':<12} {cuda.path}")
+        if cuda.toolkit is not None:
+            needs = f"which needs NVIDIA driver {cuda.toolkit.driver} or later"
+            say(console, f"{'':<12} built with CUDA {cuda.toolkit.version}, {needs}")
         say(console, f"{'':<12} {'runs here' if cuda.problem is None else f'does not run here: {cuda.problem}'}")
 
 

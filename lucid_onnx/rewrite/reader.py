@@ -89,6 +89,9 @@ class Reader:
             array = constant_array(node)
             for value in node.outputs:
                 self.of[value] = self._opaque(value) if array is None else from_array(array, value)
+        elif node.op_type == "Dropout":  # which is standard where it is off
+            self.of.update((value, self._opaque(value)) for value in node.outputs)
+            self._declare(node.outputs[0], normal("Identity", inputs[:1], {}, node.outputs[0], 0))
         else:
             for k, value in enumerate(node.outputs):
                 attributes = {name: _plain(a) for name, a in node.attributes.items()}
@@ -127,7 +130,7 @@ def _is_standard(node: ir.Node) -> bool:
     """Whether the operator's name and attributes say what a node computes."""
     return (
         nodes.is_standard(node)
-        and node.op_type not in _RANDOM
+        and (node.op_type not in _RANDOM or _is_dropout_that_is_off(node))
         and not any(a.is_ref() for a in node.attributes.values())
         and all(name in node.attributes for name in _REQUIRED.get(node.op_type, ()))
         and len(node.inputs) >= _fewest_inputs().get(node.op_type, 0)
@@ -136,6 +139,22 @@ def _is_standard(node: ir.Node) -> bool:
             for a in node.attributes.values()
         )
     )
+
+
+def _is_dropout_that_is_off(node: ir.Node) -> bool:
+    """Whether this is a Dropout that gives its input: training_mode is not given, or known to be false."""
+    if node.op_type != "Dropout" or "is_test" in node.attributes:  # of opset 6, which trains by default
+        return False
+    mode = node.inputs[2] if len(node.inputs) > 2 else None
+    if mode is None:
+        return True
+    producer = mode.producer()
+    if producer is not None:
+        array = constant_array(producer) if producer.op_type == "Constant" else None
+    else:
+        is_held = mode.is_initializer() and not mode.is_graph_input() and mode.const_value is not None
+        array = small_array(mode.const_value) if is_held and mode.const_value is not None else None
+    return array is not None and not array.any()
 
 
 @functools.cache

@@ -29,6 +29,8 @@ _COMPUTED |= {"ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "Sigmoid", "
 _COMPUTED |= {"Ceil", "IsInf", "IsNaN", "LeakyRelu", "Round", "Softplus"}
 #: The first opset whose Shape gives one axis alone; its Reshape keeps zeros on demand.
 _SHAPE_OF_AN_AXIS = 15
+#: Constants of more elements are initializers.
+_FEW = 256
 _ATEN_DOMAINS = ("org.pytorch.aten", "aten")
 _ATEN_OPERATORS = ("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
 
@@ -236,6 +238,13 @@ class Search:
     def _value(self, e: Expression, graph: ir.Graph, before: ir.Node) -> ir.Value:
         """The value of an expression where ``before`` stands; computed anew where there is none."""
         if e.value is not None and self._is_visible(e.value, graph):
+            return e.value
+        if e.array is not None and e.array.size > _FEW and not self._place:  # a table, and not in a function
+            tensor = ir.tensor(e.array, name=next(self._names))
+            e.value = ir.Value(
+                name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
+            self._model.graph.register_initializer(e.value)
             return e.value
         if e.array is not None:
             node = ir.node("Constant", [], {"value": ir.tensor(e.array)})

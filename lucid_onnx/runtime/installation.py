@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from .library import CUDA, find_cuda_library, get_library_path, why_no_cuda
+from .library import CUDA, CudaToolkit, cuda_toolkit, find_cuda_library, get_library_path, why_no_cuda
 
 FORCE_ISA = "LUCID_FORCE_ISA"
 #: The distributions that bring the module onnxruntime. They overwrite each other's files.
@@ -51,10 +51,14 @@ class Library:
 
 @dataclasses.dataclass(frozen=True)
 class CudaLibrary:
-    """The library with the CUDA kernels. ``problem`` says why they do not run on this machine; None if they do."""
+    """The library with the CUDA kernels, and what it was built with (None: it does not load).
+
+    ``problem`` says why the kernels do not run on this machine; None if they do.
+    """
 
     path: str
     problem: str | None
+    toolkit: CudaToolkit | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +112,7 @@ def _cuda_library(providers: Collection[str] | None) -> CudaLibrary | None:
     problem = why_no_cuda()
     if problem is None and CUDA not in (providers or ()):
         problem = f"onnxruntime has no {CUDA}: {install_gpu()}"
-    return CudaLibrary(path, problem)
+    return CudaLibrary(path, problem, cuda_toolkit())
 
 
 def load_onnxruntime() -> Any:

@@ -6,11 +6,13 @@ import ctypes
 import functools
 import importlib.resources
 import sys
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from lucid_onnx.ops.attributes import check_choice
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+#: onnxruntime's CUDA provider in the form of a plugin, for which there are no kernels.
+CUDA_PLUGIN = "CudaPluginExecutionProvider"
 Provider = Literal["cpu", "cuda"]
 #: onnxruntime's execution providers for each ``provider`` of ours, the preferred one first.
 PROVIDERS = {"cpu": [CPU], "cuda": [CUDA, CPU]}
@@ -44,17 +46,74 @@ def find_cuda_library() -> str | None:
     return str(path) if path.is_file() else None
 
 
+class CudaToolkit(NamedTuple):
+    """What a CUDA library was built with: CUDA's version, such as "13.0", and the first NVIDIA driver that runs it."""
+
+    version: str
+    driver: int
+
+
 @functools.cache
-def why_no_cuda() -> str | None:
-    """Why the CUDA kernels cannot run on this machine; None if they can."""
+def _cuda_library() -> ctypes.CDLL:
+    """The library that `find_cuda_library` names.
+
+    Raises:
+        OSError, AttributeError: it does not load, or is of another version.
+    """
+    native = ctypes.CDLL(find_cuda_library())
+    native.lucid_cuda_check_device.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
+    native.lucid_cuda_check_bounds.argtypes = (ctypes.c_int64, ctypes.c_char_p, ctypes.c_size_t)
+    native.lucid_cuda_check_run.argtypes = (ctypes.c_int64, ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
+    native.lucid_cuda_begin_session.restype = ctypes.c_int64
+    return native
+
+
+def cuda_toolkit() -> CudaToolkit | None:
+    """What the CUDA library was built with; None if it is not installed or does not load."""
+    if find_cuda_library() is None:
+        return None
+    try:
+        native = _cuda_library()
+    except (OSError, AttributeError):
+        return None
+    number = native.lucid_cuda_toolkit_version()
+    return CudaToolkit(f"{number // 1000}.{number % 1000 // 10}", native.lucid_cuda_least_driver())
+
+
+@functools.cache
+def why_no_cuda(device_id: int = 0) -> str | None:
+    """Why the CUDA kernels cannot run on a GPU of this machine; None if they can."""
     path = find_cuda_library()
     if path is None:
         return "lucid_onnx was installed without its CUDA kernels: install it where nvcc is, with LUCID_CUDA=ON"
     try:
-        count_devices = ctypes.CDLL(path).lucid_cuda_device_count
+        native = _cuda_library()
     except (OSError, AttributeError) as error:
         return f"{path}: {error}"
     message = ctypes.create_string_buffer(256)
-    if count_devices(message, ctypes.c_size_t(len(message))) > 0:
-        return None
-    return message.value.decode() or "the CUDA driver lists no device"
+    return message.value.decode() if native.lucid_cuda_check_device(device_id, message, len(message)) else None
+
+
+class CudaBounds:
+    """The bad offsets and indices that the CUDA kernels of a session recorded. A context creates its session."""
+
+    def __init__(self) -> None:
+        self._native = _cuda_library()
+        self._session = 0
+
+    def __enter__(self) -> CudaBounds:
+        self._session = self._native.lucid_cuda_begin_session()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._native.lucid_cuda_end_session()
+
+    def of_run(self, *, wait: bool) -> tuple[int, str]:
+        """The code and text of an error of the runs on this thread. ``wait``: nobody has waited for the device yet."""
+        message = ctypes.create_string_buffer(256)
+        return self._native.lucid_cuda_check_run(self._session, wait, message, len(message)), message.value.decode()
+
+    def of_all(self) -> tuple[int, str]:
+        """The code and text of an error of all runs and replays so far. Waits for the device."""
+        message = ctypes.create_string_buffer(256)
+        return self._native.lucid_cuda_check_bounds(self._session, message, len(message)), message.value.decode()

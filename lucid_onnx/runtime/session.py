@@ -10,7 +10,7 @@ import tempfile
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -33,11 +33,22 @@ from lucid_onnx.ops.attributes import check_choice
 from lucid_onnx.ops.embedding_bag.spec import BFLOAT16
 
 from .installation import distributions_problem, load_onnxruntime
-from .library import CPU, CUDA, Provider, check_provider, find_cuda_library, get_library_path, why_no_cuda
+from .library import (
+    CPU,
+    CUDA,
+    CUDA_PLUGIN,
+    CudaBounds,
+    Provider,
+    check_provider,
+    find_cuda_library,
+    get_library_path,
+    why_no_cuda,
+)
 from .placement import Placement, placement
 
 load_onnxruntime()  # an error says what is wrong with it
 import onnxruntime as ort  # noqa: E402
+from onnxruntime.capi import onnxruntime_pybind11_state as _state  # noqa: E402
 
 _problem = distributions_problem()
 if _problem is not None:
@@ -48,10 +59,13 @@ TableMemory = Literal["auto", "inplace", "hugepage_copy", "mmap"]
 TABLE_MEMORY: tuple[str, ...] = get_args(TableMemory)
 #: The session config entries that the library reads, with what they are if nobody sets them.
 _TABLE_MEMORY_ENTRY = "lucid.table_memory"
-_ENTRIES = {_TABLE_MEMORY_ENTRY: "auto", "lucid.bounds_check": "report", "lucid.max_output_bytes": ""}
+_BOUNDS_ENTRY = "lucid.bounds_check"
+_ENTRIES = {_TABLE_MEMORY_ENTRY: "auto", _BOUNDS_ENTRY: "report", "lucid.max_output_bytes": ""}
 #: onnxruntime's own entry, from 1.24 on: the folder of the external data of a model that is not a file.
 _FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"
 _HAS_FOLDER_ENTRY = tuple(int(part) for part in ort.__version__.split(".")[:2]) >= (1, 24)
+#: onnxruntime's own entry of a run: "1" does not wait for the device at its end.
+_NO_WAIT_ENTRY = "disable_synchronize_execution_providers"
 #: Held while a session starts whose options have that entry for its sake alone.
 _folder_lock = threading.RLock()
 
@@ -159,12 +173,24 @@ def _check_same(before: _Registration, now: _Registration) -> None:
         )
 
 
-def _provider(providers: Sequence[Any]) -> Provider:
-    """The provider whose kernels a session of these providers needs, "cpu" or "cuda"."""
+def _provider(providers: Sequence[Any], options: Sequence[dict[Any, Any]] | None = None) -> Provider:
+    """The provider whose kernels a session of these providers needs, "cpu" or "cuda".
+
+    Raises:
+        ValueError: one of them is the CUDA provider in its form of a plugin.
+    """
     names = [p if isinstance(p, str) else p[0] for p in providers]
+    if CUDA_PLUGIN in names:
+        raise ValueError(
+            f"providers: {CUDA_PLUGIN} is not supported, as lucid_onnx has no kernels for it: use {CUDA}, or "
+            "native=False"
+        )
     if CUDA not in names or CUDA not in ort.get_available_providers():
         return "cpu"
-    why = why_no_cuda()
+    at = names.index(CUDA)
+    beside = options[at] if options and at < len(options) else {}
+    given = beside if isinstance(providers[at], str) else providers[at][1]
+    why = why_no_cuda(int(given.get("device_id", 0)))
     if why is None:
         return "cuda"
     warnings.warn(f"the bags of this session run on the CPU: {why}", RuntimeWarning, stacklevel=3)
@@ -182,7 +208,7 @@ class InferenceSession(ort.InferenceSession):
         sess_options: used as given, and registered (see `register`); they serve any number of sessions.
         providers: execution providers, by default those that ``sess_options`` has, or ``["CPUExecutionProvider"]``.
             With CUDAExecutionProvider among them the CUDA kernels are registered too. If they cannot run, a
-            RuntimeWarning says why.
+            RuntimeWarning says why. CudaPluginExecutionProvider is rejected.
         provider_options: as onnxruntime's, a dict per provider.
         model: another name of ``path_or_bytes``.
         native: use the native kernels; False runs the function bodies of the model.
@@ -219,8 +245,18 @@ class InferenceSession(ort.InferenceSession):
         given = _one_of(sess_options=sess_options, session_options=session_options)
         options = ort.SessionOptions() if given is None else given
         providers = list(providers or ([] if _has_providers(options) else [CPU]))
+        bounds = None
+        self._asks = False
         if native:
-            register(options, provider=_provider(providers), table_memory=table_memory)
+            provider = _provider(providers, provider_options)
+            # Otherwise every node of a run waits for the GPU. These options are this session's alone, so that
+            # nobody else runs it and does not ask.
+            self._asks = provider == "cuda" and given is None
+            if self._asks:
+                options.add_session_config_entry(_BOUNDS_ENTRY, "run")
+            register(options, provider=provider, table_memory=table_memory)
+            if _registered[options].provider == "cuda":
+                bounds = CudaBounds()
         elif table_memory is not None:
             raise ValueError(
                 f"table_memory = {table_memory!r}, but native = False: table_memory needs the native kernels"
@@ -229,7 +265,8 @@ class InferenceSession(ort.InferenceSession):
             model = _with_our_names(model) if native else model
             source = _source(model, options, given is not None, stack)
             try:
-                super().__init__(source, options, providers or None, provider_options, **kwargs)
+                with bounds or contextlib.nullcontext():
+                    super().__init__(source, options, providers or None, provider_options, **kwargs)
             except Exception as error:
                 if _ALREADY in str(error):
                     raise ValueError(_REGISTERED_ELSEWHERE) from error
@@ -238,6 +275,13 @@ class InferenceSession(ort.InferenceSession):
                 if isinstance(model, bytes) and _names_data(str(error), model):
                     raise ValueError(f"{error} (the bytes of a model do not say where it is: give its path)") from error
                 raise
+        if native and CUDA_PLUGIN in self.get_providers():  # which options may choose that do not name it here
+            warnings.warn(
+                f"the bags of this session run on the CPU: lucid_onnx has no kernels for {CUDA_PLUGIN}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self._cuda_bounds = bounds
         self._placement: Callable[[], Placement] = functools.cache(_placing(model, native))
         self._bfloat16 = any(v.type == _BFLOAT16_TYPE for v in (*self.get_inputs(), *self.get_outputs()))
 
@@ -275,7 +319,8 @@ class InferenceSession(ort.InferenceSession):
     ) -> list[Any]:
         """As onnxruntime's, with bfloat16 arrays in and out."""
         if not self._bfloat16:
-            return super().run(output_names, input_feed, run_options)  # type: ignore[no-any-return]
+            with self._asking(run_options):
+                return super().run(output_names, input_feed, run_options)  # type: ignore[no-any-return]
         # onnxruntime's own run does not support bfloat16; values with an explicit element type do.
         binding = self.io_binding()
         kept = []
@@ -293,6 +338,67 @@ class InferenceSession(ort.InferenceSession):
             binding.bind_output(name, "cpu")
         self.run_with_iobinding(binding, run_options)
         return [_to_numpy(value) for value in binding.get_outputs()]
+
+    def run_with_iobinding(self, iobinding: Any, run_options: Any = None) -> None:
+        """As onnxruntime's."""
+        with self._asking(run_options):
+            super().run_with_iobinding(iobinding, run_options)
+
+    def run_with_ort_values(
+        self, output_names: Sequence[str] | None, input_dict_ort_values: Mapping[str, Any], run_options: Any = None
+    ) -> list[Any]:
+        """As onnxruntime's."""
+        with self._asking(run_options):
+            return super().run_with_ort_values(  # type: ignore[no-any-return]
+                output_names, input_dict_ort_values, run_options
+            )
+
+    def run_with_ortvaluevector(self, run_options: Any, *arguments: Any) -> None:
+        """As onnxruntime's."""
+        with self._asking(run_options):
+            super().run_with_ortvaluevector(run_options, *arguments)
+
+    def run_async(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Any],
+        callback: Callable[[Any, Any, str], None],
+        user_data: Any,
+        run_options: Any = None,
+    ) -> None:
+        """As onnxruntime's."""
+
+        def then(results: Any, data: Any, error: str) -> None:
+            found = "" if self._cuda_bounds is None else self._cuda_bounds.of_run(wait=bool(error))[1]
+            callback(results, data, error or found)
+
+        super().run_async(output_names, input_feed, then if self._asks else callback, user_data, run_options)
+
+    def check_bounds(self) -> None:
+        """Raise if the GPU has found a bad offset or index that no run has reported: of replays of a CUDA graph.
+
+        A replay of a recorded graph runs no node, so nothing else reports what it found; memory is safe all the same.
+        With the session config entry ``lucid.bounds_check`` = ``deferred`` it also covers the last run. It waits for
+        the GPU, and must not be called while a CUDA graph is being recorded. On the CPU every run has reported already.
+
+        Raises:
+            InvalidArgument: onnxruntime's own exception, with the operator and the text that a run would have raised.
+        """
+        if self._cuda_bounds is not None:
+            _raise(*self._cuda_bounds.of_all())
+
+    @contextlib.contextmanager
+    def _asking(self, run_options: Any) -> Iterator[None]:
+        """Around a run, which ends when the device has: raises what its nodes have recorded."""
+        if not self._asks or self._cuda_bounds is None:
+            yield
+            return
+        try:
+            yield
+        except BaseException:
+            self._cuda_bounds.of_run(wait=True)  # or a later run on this thread would report what this one recorded
+            raise
+        _raise(*self._cuda_bounds.of_run(wait=_runs_on(run_options)))
 
     def run_dlpack(
         self, output_names: Sequence[str] | None, input_feed: Mapping[str, Any], run_options: Any = None
@@ -341,6 +447,22 @@ class _Input(NamedTuple):
 #: onnxruntime before 1.20 takes no bfloat16 from Python. There such an input becomes a float32 one with a Cast behind
 #: it, which is exact.
 _NEEDS_FLOAT32_INPUTS = not hasattr(ort.OrtValue, "ortvalue_from_numpy_with_onnx_type")
+
+
+def _raise(code: int, text: str) -> None:
+    """Raise what the CUDA library found, as onnxruntime does; nothing for code 0."""
+    if code:
+        raise (_state.InvalidArgument if code == 1 else _state.RuntimeException)(text)
+
+
+def _runs_on(run_options: Any) -> bool:
+    """Whether a run ends before the device has finished."""
+    if run_options is None:
+        return False
+    try:
+        return str(run_options.get_run_config_entry(_NO_WAIT_ENTRY)) == "1"
+    except Exception:  # it has no other way to ask whether there is one
+        return False
 
 
 def _one_of(**given: Any) -> Any:

@@ -15,6 +15,7 @@ from lucid_onnx.builder import Form, check_form, fill_tables, save, to_form
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.rewrite import Unfused
 
+from .batched import batched_tables
 from .capture import capture, clips_a_shared_table, has_no_data, memory_key
 from .packed import packed_tables
 from .placeholders import RejectedError
@@ -167,7 +168,7 @@ def _translated(
     **options: Any,
 ) -> tuple[ir.Model, list[Unfused]]:
     """The module as torch.onnx.export writes it, with every bag as one ``ai.lucid`` node; and what is not one."""
-    with packed_tables(module) as operators:
+    with packed_tables(module) as operators, batched_tables(module):
         try:
             program = torch.onnx.export(
                 module,

@@ -52,6 +52,12 @@ _BAGS = {
     "embedding_bag_2bit_rowwise_offsets": 2,
 }
 _LOOKUPS = {"embedding_byte": 8, "embedding_4bit": 4}
+#: FBGEMM's running sums, by name.
+_SUMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "asynchronous_complete_cumsum": lambda t_in: torch.nn.functional.pad(t_in.cumsum(-1, dtype=t_in.dtype), (1, 0)),
+    "asynchronous_inclusive_cumsum": lambda t_in: t_in.cumsum(-1, dtype=t_in.dtype),
+    "asynchronous_exclusive_cumsum": lambda t_in: t_in.cumsum(-1, dtype=t_in.dtype) - t_in,
+}
 _PACKED_TYPE = "__torch__.torch.classes.quantized.EmbeddingPackedParamsBase"
 
 
@@ -139,6 +145,14 @@ class _Operators(TorchFunctionMode):
         kwargs = kwargs or {}
         namespace, _, name = str(func).partition(".")
         name = name.split(".")[0]
+        if namespace == "fbgemm" and name in _SUMS:  # which a KeyedJaggedTensor makes its offsets with
+            return _SUMS[name](*args, **kwargs)
+        if namespace == "fbgemm" and "codegen_lookup" in name:
+            self.rejected = RejectedError(
+                f"torch.ops.fbgemm.{name} reads the tables of a whole module in one call, which is not translated: "
+                "export torchrec's EmbeddingBagCollection, in float or from torchrec.quant"
+            )
+            raise self.rejected
         if namespace != "quantized" or name not in {**_BAGS, **_LOOKUPS}:
             return func(*args, **kwargs)
         schema = getattr(torch.ops.quantized, name).default._schema

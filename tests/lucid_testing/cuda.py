@@ -1,4 +1,4 @@
-"""Where the CUDA kernels run in tests: on a GPU, through torch's memory, or emulated on the CPU.
+"""Where the CUDA kernels run in tests: on a GPU, through the driver, or emulated on the CPU.
 
 The emulation is cuda.cu compiled as plain C++ (cpp_ops/embedding_bag/test/cuda_emulation.h says how), so every test
 of the kernels runs where there is no GPU too.
@@ -6,6 +6,7 @@ of the kernels runs where there is no GPU too.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import itertools
@@ -16,7 +17,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from lucid_onnx.ops.embedding_bag_collection import cases as collection
 from lucid_onnx.ops.embedding_bag_grad import cases as gradients
 from lucid_onnx.ops.quantized_embedding_bag import cases as quantized
 from lucid_onnx.runtime.library import find_cuda_library
+from lucid_testing.driver import Driver
 from lucid_testing.kernels import Args, CollectionArgs, GradArgs, arguments, num_bags
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +96,7 @@ class GradPlan(ctypes.Structure):
 
     _fields_ = _of(
         ctypes.c_int64,
-        "size_bytes num_bags padding num_positions num_entries row_sort entry_sort zeroed_bytes scratch_bytes",
+        "size_bytes num_bags padding num_positions num_entries row_sort entry_sort row_bags zeroed_bytes scratch_bytes",
     )
 
 
@@ -135,6 +137,7 @@ def load(path: str) -> ctypes.CDLL:
     native = ctypes.CDLL(path)
     text = (ctypes.c_char_p, ctypes.c_size_t)
     native.lucid_cuda_device_count.argtypes = text
+    native.lucid_cuda_check_device.argtypes = (ctypes.c_int, *text)
     native.lucid_cuda_plan.argtypes = (ctypes.POINTER(Args), ctypes.POINTER(Plan), *text)
     pointer = ctypes.c_void_p
     native.lucid_cuda_embedding_bag.argtypes = (
@@ -152,6 +155,15 @@ def load(path: str) -> ctypes.CDLL:
     native.lucid_cuda_embedding_bag_grad.argtypes = (gradient, pointer, ctypes.c_int64, pointer, pointer, *text)
     native.lucid_cuda_refusal.argtypes = (pointer, *text)
     return native
+
+
+def leave(device: Any, memory: Any, fill: int) -> None:
+    """Fill scratch memory, which a kernel must not read before it writes it.
+
+    With LUCID_CUDA_UNFILLED set it is left as it was allocated: compute-sanitizer's initcheck sees reads of it then.
+    """
+    if not os.environ.get("LUCID_CUDA_UNFILLED"):
+        device.write(memory, fill)
 
 
 class Emulated:
@@ -182,6 +194,29 @@ class Emulated:
         return np.array(memory)
 
     stream = None
+
+
+class Machine:
+    """The numbers of the emulated machine (Machine in cpp_ops/embedding_bag/test/cuda_emulation.h)."""
+
+    def __init__(self, native: ctypes.CDLL) -> None:
+        self._native = native
+        native.lucid_emulation_get.argtypes = (ctypes.c_char_p,)
+        native.lucid_emulation_get.restype = ctypes.c_int64
+        native.lucid_emulation_set.argtypes = (ctypes.c_char_p, ctypes.c_int64)
+
+    def __getitem__(self, name: str) -> int:
+        number = int(self._native.lucid_emulation_get(name.encode()))
+        assert number >= 0, name
+        return number
+
+    def __setitem__(self, name: str, value: int) -> None:
+        self._native.lucid_emulation_set(name.encode(), value)
+        assert self[name] == value
+
+    def choose_device(self, device: int) -> int:
+        """Make a device the current one of this thread; the one before."""
+        return int(self._native.lucid_emulation_device(device))
 
 
 class Changing(Emulated):
@@ -218,35 +253,14 @@ class Changing(Emulated):
         assert self._threads, "no array was one of those to be changed"
 
 
-class Gpu:
-    """The kernels on a GPU, in torch's memory and on its stream."""
+class Gpu(Driver):
+    """The kernels on a GPU, in memory of the driver's and on a stream of their own."""
 
     name = "gpu"
 
     def __init__(self, path: str) -> None:
-        import torch
-
-        self.torch = torch
+        super().__init__()
         self.native = load(path)
-
-    def allocate(self, size: int, shift: int = 0) -> Any:
-        return self.torch.empty(size + shift, dtype=self.torch.uint8, device="cuda")[shift:]
-
-    def address(self, memory: Any) -> int:
-        return int(memory.data_ptr())
-
-    def write(self, memory: Any, data: np.ndarray | int) -> None:
-        if isinstance(data, int):
-            memory.fill_(data)
-        else:
-            memory.copy_(self.torch.from_numpy(np.array(data)))
-
-    def read(self, memory: Any) -> np.ndarray:
-        return np.array(memory.cpu().numpy())  # waits for the stream
-
-    @property
-    def stream(self) -> int:
-        return int(self.torch.cuda.current_stream().cuda_stream)
 
 
 def emulated() -> Emulated:
@@ -273,13 +287,13 @@ def why_no_gpu() -> str | None:
     if path is None:
         return "lucid_onnx was built without its CUDA library"
     message = ctypes.create_string_buffer(256)
-    if load(path).lucid_cuda_device_count(message, len(message)) == 0:
-        return f"no GPU: {message.value.decode()}"
     try:
-        import torch
-    except ImportError:
-        return "torch, which brings memory of the GPU to these tests, is not installed"
-    return None if torch.cuda.is_available() else "this torch knows no CUDA"
+        native = load(path)
+    except AttributeError as error:
+        return f"the CUDA library is not the one of these sources: {error}"
+    if native.lucid_cuda_check_device(0, message, len(message)):
+        return f"no GPU: {message.value.decode()}"
+    return None
 
 
 def host_arguments(case: Any, output: np.ndarray | None = None, **overrides: Any) -> Args:
@@ -373,7 +387,7 @@ def run(
     if code:
         return code, message.value.decode(), nothing
     scratch = device.allocate(plan.scratch_bytes)
-    device.write(scratch, fill)
+    leave(device, scratch, fill)
     error = device.allocate(ERROR_BYTES)
     device.write(error, 0)
     code = device.native.lucid_cuda_embedding_bag(
@@ -455,7 +469,7 @@ def run_collection(
     if code:
         return code, message.value.decode(), nothing
     scratch, error = device.allocate(plan.scratch_bytes), device.allocate(ERROR_BYTES)
-    device.write(scratch, fill)
+    leave(device, scratch, fill)
     device.write(error, 0)
     code = device.native.lucid_cuda_embedding_bag_collection(
         ctypes.byref(args), device.address(scratch), plan.scratch_bytes, device.address(error), device.stream, *text
@@ -546,7 +560,7 @@ def run_gradient(
     args = grad_args(case, addresses, **overrides)
     assert device.native.lucid_cuda_plan_grad(ctypes.byref(args), ctypes.byref(plan), *text) == 0, message.value
     scratch = device.allocate(plan.scratch_bytes)
-    device.write(scratch, fill)
+    leave(device, scratch, fill)
     code = device.native.lucid_cuda_embedding_bag_grad(
         ctypes.byref(args), device.address(scratch), plan.scratch_bytes, where, device.stream, *text
     )
@@ -557,6 +571,32 @@ def run_gradient(
     for name, memory, dtype, shape in outputs:
         found.append(_inside(device, memory, fill, f"{case.name}, {name}").view(dtype).reshape(shape))
     return code, said, found
+
+
+@contextlib.contextmanager
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """lucid_onnx with the emulated library as its CUDA library, on the CPU's provider; the emulated machine."""
+    from lucid_onnx.runtime import library, session
+
+    path = emulated_library()
+    if path is None:
+        pytest.skip("there is no C++ compiler to build the emulated kernels with")
+    caches = (library._cuda_library, library.why_no_cuda)
+    try:
+        for module in (library, session):
+            monkeypatch.setattr(module, "find_cuda_library", lambda: path)
+        monkeypatch.setattr(session, "_provider", lambda *_: "cuda")
+        for cache in caches:
+            cache.cache_clear()
+        machine = Machine(library._cuda_library())
+        before = {name: machine[name] for name in ("devices", "kernel_images", "driver", "toolkit")}
+        yield machine
+        for name, value in before.items():
+            machine[name] = value
+    finally:
+        monkeypatch.undo()
+        for cache in caches:
+            cache.cache_clear()
 
 
 def session_with(case: Any, library: str, bounds_check: str | None = None) -> Any:

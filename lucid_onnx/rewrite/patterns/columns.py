@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from lucid_onnx.rewrite import nodes
 from lucid_onnx.rewrite.expressions import Dim, Expression, constant, difference, from_array, input_of, number
-from lucid_onnx.rewrite.normal_form import elements, make, normal
+from lucid_onnx.rewrite.normal_form import make, normal
+from lucid_onnx.rewrite.shapes import elements
 
 #: Elementwise operators, whose operands are broadcast.
 _ELEMENTWISE = frozenset(

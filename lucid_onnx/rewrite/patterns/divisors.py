@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lucid_onnx.rewrite.expressions import Expression, difference, number
-from lucid_onnx.rewrite.normal_form import elements
+from lucid_onnx.rewrite.shapes import elements
 
 from .bag import Bag
 from .columns import column, is_filled_with, same_shape

@@ -78,7 +78,7 @@ class Magnitudes:
         if e.op in MOVES:
             return self.largest(first)  # 2
         if e.op == "Cast" and e.type in FLOATS:  # 3
-            if first.type in INTEGERS or first.type == ir.DataType.BOOL:
+            if first.type is not None and (first.type in INTEGERS or first.type == ir.DataType.BOOL):
                 bits = 1 if first.type == ir.DataType.BOOL else 2 ** (8 * first.type.itemsize - 1)
                 return float(bits) if bits <= _largest_number(e.type) else math.inf
             found = self.largest(first) if first.type in FLOATS else math.inf

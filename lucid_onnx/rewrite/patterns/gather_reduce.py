@@ -15,7 +15,7 @@ from .columns import column, declared, is_filled_with, permuted
 from .divisors import Mean, mean_of
 from .finite import Magnitudes
 from .masks import is_zero
-from .pooled import WIDE, Pooled, bag_of
+from .pooled import WIDE, Pooled, bag_of, has_negatives
 from .rows import Obstacle, Rows, find_rows
 from .shared import MODES
 
@@ -33,19 +33,23 @@ class GatherReduce:
     1. a reduction: the rows as they are, in every mode.
     2. a sum of rows that were multiplied by a number per index or that a Where selected: mode sum.
     3. a MatMul or an Einsum of one row of numbers and rows: as 2.
-    4. a sum of 2 or 3, divided by the number of rows that are left, or by a number above zero and up to one where none
-       are: a mean.
-    5. any of these over 16-bit rows that were cast to a wider type, cast back.
+    4. a sum of 2 or 3, divided by the number of rows that are left (or by a number above zero and up to one where none
+       are), by the number of all rows, by the sum of weights, or by the root of one of these: mean and sqrtn.
+    5. 4, with zero where the divisor is zero.
+    6. a maximum of rows that a mask has put another number in the place of.
+    7. any of these over 16-bit rows that were cast to a wider type, cast back.
 
-    Numbers become per_sample_weights. A mask of one index becomes the padding_idx where that means the same: where it
-    selects, or where the row of that index is known to be finite. (A mask that multiplies keeps NaN: 0 times infinity
-    is NaN.) Any other mask that selects becomes weights 0 and 1, and an index that it does not select is replaced by
-    that of a finite row, if the table is a constant; else the two differ where such a row is not finite.
+    Numbers become per_sample_weights. A mask of one index becomes the padding_idx, and any other mask of 0 and 1
+    indices below zero that are skipped, where that means the same: where it selects, or where what it multiplies is
+    known to be finite. (A mask that multiplies keeps NaN: 0 times infinity is NaN.) Else it becomes weights 0 and 1. An
+    index that such weights do not select is replaced by that of a finite row, if the table is a constant; else the two
+    differ where such a row is not finite.
 
     A mean or maximum over no columns is not a row of zeros: L must be known to be above zero, or be assumed to be, or
     nodes beside the bag keep what the model says.
-    An index of -1 is legal for Gather and means the last row; a bag rejects it. Where a mask tells indices below zero
-    from others, they are counted from the end before the bag.
+    An index of -1 is legal for Gather and means the last row; a bag rejects it, and one that skips indices below zero
+    is given one behind the table instead. Where a mask tells indices below zero from others, they are counted from the
+    end before the bag.
 
     Args:
         assume_nonempty: L is above zero, though the model does not say so.
@@ -58,9 +62,9 @@ class GatherReduce:
 
     def __call__(self, root: Expression) -> Iterator[Guess | Obstructed]:
         if root.op in ("Div", "Where"):
-            yield from self._mean(root)  # 4
+            yield from self._mean(root)  # 4, 5
         elif root.op == "Cast":
-            yield from self._narrowed(root)  # 5
+            yield from self._narrowed(root)  # 7
         elif root.op == "Squeeze":
             yield from self._squeezed(root)
         else:
@@ -70,7 +74,7 @@ class GatherReduce:
             if isinstance(found, Obstacle):
                 if found.rows is None or not _is_of_rows(found.rows.table):
                     yield None, found.reason
-            elif not _is_one_of_several(root, found):
+            elif not _is_one_of_several(root, found) and not _is_of_segments(found.rows):
                 yield self._guess(found, root, found.rows.type)
 
     def _guess(self, pooled: Pooled, root: Expression, to: ir.DataType) -> Guess | Obstructed:
@@ -242,6 +246,11 @@ def _is_one_of_several(root: Expression, pooled: Pooled) -> bool:
             if user.op_type in ("Reshape", "Unsqueeze"):
                 waiting += user.outputs
     return False
+
+
+def _is_of_segments(rows: Rows) -> bool:
+    """Whether these are numbers by segment with a row of zeros behind them, as tf2onnx adds up weights."""
+    return rows.table.op == "Concat" and has_negatives(rows.indices)
 
 
 def _is_of_rows(table: Expression) -> bool:

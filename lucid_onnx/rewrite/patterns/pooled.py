@@ -100,7 +100,7 @@ def bag_of(pooled: Pooled, magnitudes: Magnitudes, *, as_weights: bool = False) 
     """
     rows = pooled.rows
     indices, mode, steps = rows.indices, pooled.mode, rows.steps
-    if _has_negatives(indices):
+    if has_negatives(indices):
         return Obstacle("its indices have numbers below zero by construction, which count from the end")
     if mode == "max" and steps:
         return _masked_maximum(pooled, magnitudes)
@@ -274,7 +274,7 @@ def _is_at_least(e: Expression | None, least: int) -> bool:
     return e is not None and e.array is not None and e.array.dtype.kind in "iu" and bool((e.array >= least).all())
 
 
-def _has_negatives(e: Expression | None) -> bool:
+def has_negatives(e: Expression | None) -> bool:
     """Whether some elements are numbers below zero that the graph itself puts there, as tf2onnx does for holes."""
     waiting = [e]
     while waiting:
@@ -318,8 +318,9 @@ def _taken_apart(rows: Rows, magnitudes: Magnitudes, *, as_weights: bool) -> _Pa
     2. Masks, as positions that are skipped.
     3. All others, as weights.
     """
-    steps, kept = list(rows.steps), ()
-    padding_idx, padded = None, ()
+    steps, padding_idx = list(rows.steps), None
+    kept: Truth = ()
+    padded: Truth = ()
     if not as_weights:
         found = _padding(rows)
         left, skipping = _skipped(rows, magnitudes)
@@ -380,7 +381,8 @@ def _skipped(rows: Rows, magnitudes: Magnitudes) -> tuple[list[Step], Truth]:
     2. A product with 0 and 1, over a table and after numbers that are finite.
     3. A product with integers, of which zeros are skipped; the others stay weights.
     """
-    steps, kept = list(rows.steps), []
+    steps = list(rows.steps)
+    kept: list[Expression] = []
     finite = [s.selects or truth_of(s.numbers) is not None or magnitudes.is_finite(s.numbers) for s in steps]
     left = []
     for k, step in enumerate(steps):

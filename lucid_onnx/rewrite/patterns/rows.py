@@ -10,7 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from lucid_onnx.rewrite.expressions import Dim, Expression, constant, from_array, number
-from lucid_onnx.rewrite.normal_form import elements, make
+from lucid_onnx.rewrite.normal_form import make
+from lucid_onnx.rewrite.shapes import elements
 
 from .bag import FLOATS
 from .columns import column, expanded, filler_of, fits, is_filled_with, permuted, without_element
@@ -249,9 +250,9 @@ def _where(e: Expression, find: _Find) -> _Found:
         if not isinstance(found, Rows) or other is None:
             obstacle = obstacle or (found if isinstance(found, Obstacle) else None)
             continue
-        filler, otherwise = filler_of(other), f"the Where puts something else than zero in the place of rows, {other}"
+        filler, why = filler_of(other), f"the Where puts something else than zero in the place of rows, {other}"
         if filler is None or not _fits_rows(other, found):
-            obstacle = Obstacle(otherwise, found)
+            obstacle = Obstacle(why, found)
             continue
         mask = found.column(condition)
         if mask is None:
@@ -259,7 +260,7 @@ def _where(e: Expression, find: _Find) -> _Found:
                 f"the Where selects rows by something else than one truth value for each index, {condition}", found
             )
             continue
-        filled = {"filler": filler, "otherwise": otherwise} if filler else {}
+        filled = {"filler": filler, "otherwise": why} if filler else {}
         return found.after(True, make("Not", mask) if negated else mask, **filled)
     return obstacle
 

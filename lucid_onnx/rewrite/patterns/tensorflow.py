@@ -11,6 +11,7 @@ an integer or two per index in the place of a grid of rows.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from lucid_onnx.rewrite.expressions import Expression, constant, difference, fir
 from lucid_onnx.rewrite.normal_form import INT64_MAX, make
 
 from .bag import INTEGERS, Bag, Guess
+from .masks import is_zero
 from .shared import without_cast
 
 _MODES = {"ReduceSum": "sum", "ReduceMax": "max"}
@@ -54,8 +56,9 @@ def segments(root: Expression) -> Iterator[Guess]:
     """A lookup in a table whose rows are pooled by segment.
 
     1. A sum or a maximum.
-    2. A sum that is divided by the number of rows: a mean. Other divisors (a square root for sqrt_n, the sum of weights
-       for a weighted mean) stay behind a bag of sums.
+    2. A sum that is divided by the number of rows or by its root, or by the sum of weights or the root of the sum of
+       their squares: a mean, or sqrtn. Any other divisor stays behind a bag of sums.
+    3. As 2, and 0 where the divisor is 0 (div_no_nan).
 
     It is taken for what TensorFlow means. The mean of an empty segment between others is zeros, where the graph has
     0 / 0, and so is its maximum, where the graph has -inf. A negative segment is rejected, as TensorFlow's sorted
@@ -63,6 +66,8 @@ def segments(root: Expression) -> Iterator[Guess]:
     """
     if root.op == "Div":
         yield from _mean(*root.inputs)  # 2
+    elif root.op == "Where":
+        yield from _guarded(*root.inputs)  # 3
     else:
         yield from _sum_or_maximum(root)  # 1
 
@@ -93,11 +98,25 @@ def _mean(sums: Expression | None, divisor: Expression | None) -> Iterator[Guess
         return
     for bag, written in _sum_or_maximum(sums):
         found = _grid_of(sums)
-        if isinstance(written, str) or found is None or bag.per_sample_weights is not None:
+        if isinstance(written, str) or found is None:
             return
-        count = _divisor(divisor, found, bag)
-        if difference(divisor, count) is None:  # else the sum is a bag
-            yield bag.with_attributes(mode="mean"), make("Div", written, count)
+        for of, mode, scale in _divisors(divisor, sums, found, bag):
+            if difference(divisor, scale) is None:  # else the sum is a bag
+                weighted = bag.per_sample_weights is not None
+                yield bag.with_attributes(mode=mode, divisor=of if weighted else None), make("Div", written, scale)
+                return
+
+
+def _guarded(condition: Expression | None, nothing: Expression | None, quotient: Expression | None) -> Iterator[Guess]:
+    if condition is None or nothing is None or number(nothing) != 0 or quotient is None or quotient.op != "Div":
+        return
+    if not is_zero(condition, quotient.inputs[1]):
+        return
+    for bag, written in _mean(*quotient.inputs):
+        assert not isinstance(written, str)
+        if bag.attributes.divisor == "weights":  # of which the sum may be 0, with rows
+            bag = dataclasses.replace(bag, result=lambda e: make("Where", condition, nothing, e))
+        yield bag, make("Where", condition, nothing, written)
 
 
 # ---- What there is.
@@ -129,13 +148,13 @@ def _grid_of(root: Expression) -> _Segments | None:
 
 def _looked_up(data: Expression) -> tuple[Expression, Expression, Expression | None] | None:
     """Table, indices and weights of rows; None where they are not looked up."""
-    factors = None
-    if data.op == "Mul" and len(data.inputs) == 2:
-        one, other = data.inputs
-        data, column = (one, other) if one is not None and one.op == "Gather" else (other, one)  # type: ignore[assignment]
+    factors, column = None, _column_of(data)
+    if column is not None:
+        rows = next((e for e in data.inputs if e is not column), None)
         factors = _of_column(column)
-        if factors is None or data is None:
+        if factors is None or rows is None:
             return None
+        data = rows
     if data.op != "Gather" or data.attributes.get("axis") != 0:
         return None
     weight, indices = data.inputs
@@ -147,6 +166,14 @@ def _looked_up(data: Expression) -> tuple[Expression, Expression, Expression | N
     if weight is None or indices is None or weight.rank != 2 or indices.rank != 1:
         return None
     return weight, indices, factors
+
+
+def _column_of(data: Expression) -> Expression | None:
+    """What rows are multiplied by."""
+    if data.op != "Mul" or len(data.inputs) != 2:
+        return None
+    one, other = data.inputs
+    return other if one is not None and one.op == "Gather" else one
 
 
 def _repeated(distinct: Expression, inverse: Expression) -> Expression | None:
@@ -230,14 +257,35 @@ def _written(op: str, data: Expression, found: _Segments) -> Expression:
     return make(op, rows, [1], keepdims=0)
 
 
-def _divisor(divisor: Expression | None, found: _Segments, bag: Bag) -> Expression:
-    """What a mean divides by: the counts, scattered into zeros that are written in either of two ways."""
+def _divisors(
+    divisor: Expression | None, sums: Expression, found: _Segments, bag: Bag
+) -> Iterator[tuple[spec.Divisor, str, Expression]]:
+    """What a mean and sqrtn divide by, each with its attributes."""
+    for mode in ("mean", "sqrtn"):
+        yield "count", mode, _counts(divisor, found, bag, is_root=mode == "sqrtn")
+    data = _data_of(sums)
+    column = None if data is None else _column_of(data)
+    if column is None:
+        return
+    yield "weights", "mean", _written("ReduceSum", column, found)
+    for squares in (make("Mul", column, column), make("Pow", column, constant(2, _numpy(column)))):
+        yield "weights", "sqrtn", make("Sqrt", _written("ReduceSum", squares, found))
+
+
+def _numpy(e: Expression) -> np.dtype:
+    return np.dtype((e.type or ir.DataType.FLOAT).numpy())
+
+
+def _counts(divisor: Expression | None, found: _Segments, bag: Bag, *, is_root: bool) -> Expression:
+    """The counts, scattered into zeros that are written in either of two ways."""
     scale = first_input(divisor)
-    scattered = first_input(first_input(scale) if found.is_given else scale)
+    scale = first_input(scale) if found.is_given else scale
+    scattered = first_input(first_input(scale) if is_root else scale)
     zeros, same = first_input(scattered), _filled(found.total, 0, ir.DataType.INT64)
     if zeros is not None and zeros.array is not None and found.total.array is not None:
         same = constant(np.zeros(int(found.total.array[0]), np.int64))
     counts = make("Cast", found.counts(same), to=int(bag.weight.type or ir.DataType.FLOAT))
+    counts = make("Sqrt", counts) if is_root else counts
     if found.is_given:
         counts = make("Max", counts, constant(1, np.float32))
     return make("Unsqueeze", counts, [1])
