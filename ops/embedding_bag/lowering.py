@@ -442,15 +442,20 @@ class _Matrix(NamedTuple):
 
     def _long(self, e: Emitter) -> str:
         """F pieces of 64 of a bag's rows, it does not matter which, and then the 1 to 64 that are left."""
-        turned = self._turned(e)
+        index, weights = self._turned(e)
         e.part("pieces_of_64")
         count = e.Div(e.Sub(self.length, 1), _PIECE)
         whole = e.Mul(count, _PIECE)
-        pieces = (None if x is None else e.Reshape(e.Slice(x, [0], whole, [0]), [_PIECE, -1]) for x in turned)
-        pooled = self._pooled_columns(e, *pieces)  # [F B, D]
+
+        def pieces(x: str) -> str:
+            return str(e.Reshape(e.Slice(x, [0], whole, [0]), [_PIECE, -1]))
+
+        def left(x: str) -> str:
+            return str(e.Slice(x, whole, self.length, [0]))
+
+        pooled = self._pooled_columns(e, pieces(index), None if weights is None else pieces(weights))  # [F B, D]
         e.part("rest")
-        left = (None if x is None else e.Slice(x, whole, self.length, [0]) for x in turned)
-        rest = self._pooled_columns(e, *left)  # [B, D]
+        rest = self._pooled_columns(e, left(index), None if weights is None else left(weights))  # [B, D]
         e.part("pools_of_pieces")
         pooled = e.Reshape(pooled, e.Concat(count, e.Shape(rest), axis=0), allowzero=1)
         pooled = e.Concat(pooled, e.Unsqueeze(rest, [0]), axis=0)

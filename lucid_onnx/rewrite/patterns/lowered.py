@@ -89,7 +89,8 @@ class Lowered:
                     for attributes in _attributes(parts, mode, inputs)
                 )
                 bags = [bag for bag in guesses if bag.why_invalid() is None]
-                for write, bag in itertools.product((*_lowered_for(inputs.indices), _inlined), bags):
+                writers: list[_Writer] = [*_lowered_for(inputs.indices), _inlined]
+                for write, bag in itertools.product(writers, bags):
                     yield bag, self._written(bag, ragged, write)
 
     def _tables(self, parts: list[Expression]) -> Iterator[_Table]:
