@@ -95,7 +95,7 @@ def plan_of(seed: int, number: int, operators: Sequence[str] = OPERATORS) -> Pla
         indices, offsets = (one(spec.INDEX_DTYPES).name,) * tables, (one(spec.INDEX_DTYPES).name,) * tables
     else:
         indices, offsets = (tuple(one(spec.INDEX_DTYPES).name for _ in range(tables)) for _ in range(2))
-    way = one((*RAGGED, "blocks"))  # a gradient is in blocks whatever is asked for
+    way = one((*RAGGED, "pieces"))  # a gradient is in pieces whatever is asked for
     plan = Plan(
         number,
         operator,

@@ -241,7 +241,7 @@ class Soak:
         """What fuse, lower and quantize make of a small model."""
         table = self._table(int(r.randint(100)), 100)
         model = lucid_onnx.build_model(table, mode="sum")
-        lowered = lucid_onnx.lower(model, ragged=("blocks", "loop")[r.randint(2)])
+        lowered = lucid_onnx.lower(model, ragged=("pieces", "loop")[r.randint(2)])
         report = lucid_onnx.fuse(lowered)
         if len(report.fused) != 1:
             return f"fuse: {report}"

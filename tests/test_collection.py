@@ -252,6 +252,36 @@ def test_the_call_refuses(change: dict[str, Any], error: Any, message: str, nati
             lucid_onnx.embedding_bag_collection(**arguments, native=library)
 
 
+@pytest.mark.parametrize("layout", ["ragged", "rows"])
+@pytest.mark.parametrize("bags", [(0, 3), (3, 0), (2, 3), (3, 2), (3, 3, 0), (0, 0, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("dims", "dtype"), [((2, 4, 3), np.int32), ((0, 4, 3), np.int64), ((2, 0, 3), np.int32)], ids=str
+)
+def test_other_numbers_of_bags_are_refused_in_every_form(
+    layout: str, bags: tuple[int, ...], dims: tuple[int, ...], dtype: Any, native: None
+) -> None:
+    """ONNX Runtime's Concat leaves out inputs without elements, so that it takes some of these."""
+    weights = [np.ones((4, dim), np.float32) for dim in dims[: len(bags)]]
+    feed: dict[str, np.ndarray] = {}
+    for t, count in enumerate(bags):
+        feed[f"indices_{t}"] = np.zeros((count, 1) if layout == "rows" else count, dtype)
+        if layout == "ragged":
+            feed[f"offsets_{t}"] = np.arange(count, dtype=dtype)
+    kinds = {"index_dtype": np.dtype(dtype).name, "layout": layout}
+    for form, library in (("native", True), ("portable", False), ("standard", False)):
+        session = lucid_onnx.InferenceSession(
+            lucid_onnx.build_collection_model(weights, form=form, **kinds), native=library
+        )
+        # The last is ONNX Runtime's: the model says that the tables' offsets have equal lengths.
+        refused = r"must be equal|tables_have_as_many_bags|re-use buffer"
+        with pytest.raises(Exception, match=refused):  # ONNX Runtime has an exception class per status code
+            session.run(None, feed)
+        equal = {name: value[: min(bags)] for name, value in feed.items()}
+        (got,) = session.run(None, equal)
+        assert got.shape == (min(bags), sum(w.shape[1] for w in weights))
+        assert (got == 1).all()
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

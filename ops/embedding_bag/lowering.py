@@ -327,16 +327,28 @@ def _of_matrix(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -
         b.part("sums")
 
         def maximum(c: Emitter) -> str:
-            return _maximum_of_matrix(c, rows, count, length, known_length, skipped)
+            return _maximum_of_matrix(c, rows, length, known_length)
 
         return b.select(
             lambda a: a["mode"] == _MAX, lambda: _is_max(b), maximum, lambda c: c.reduce("ReduceSum", rows, 1)
         )
 
     pooled = _Matrix(read, reduced, indices, weights, length).write(e, num_bags, known_length)
+    if not skipped.is_none:
+        e.part("empty_bags")
+        pooled = e.select(
+            lambda a: a["mode"] == _MAX,
+            lambda: _is_max(e),
+            lambda b: b.Where(b.Unsqueeze(b.Greater(count(b), 0), [1]), pooled, stash(b, 0)),
+            lambda b: pooled,
+        )
     e.part("divided")
-    if known_length is not None and skipped.is_none and e.knows(lambda a: divides(a) and not by_weights(a)):
-        return str(e.Div(pooled, divisor_of(e, stash(e, max(known_length, 1)))))
+    if skipped.is_none and e.knows(lambda a: divides(a) and not by_weights(a)):
+        if known_length is not None:
+            total = stash(e, max(known_length, 1))
+        else:
+            total = e.cast_to_attribute(e.Max(length, 1), "stash_type")
+        return str(e.Div(pooled, divisor_of(e, total)))
 
     def dim(b: Emitter) -> str:
         if b.is_static:
@@ -376,20 +388,23 @@ class _Matrix(NamedTuple):
 
     def write(self, e: Emitter, num_bags: int | None, length: int | None) -> str:
         """``num_bags`` and ``length`` are B and L where they are known."""
-        if e.knows(lambda a: a["mode"] == _MAX):
-            return self._many(e)
         if length is not None and length > _PIECE:
             return self._long(e)
+        if length is not None and e.knows(lambda a: a["mode"] == _MAX):
+            return self._many(e)
         if length is not None and (num_bags is None or num_bags < _MANY_BAGS):
             return self._few(e)
         if length is not None:
             return self._many(e)
         e.part("bags_are_short")
         are_short = e.Squeeze(e.LessOrEqual(self.length, _PIECE))
+        if e.knows(lambda a: a["mode"] == _MAX):
+            e.part("bags")
+            return e.branch(are_short, self._many, self._long, names=("short_bags", "long_bags"), rank=2)
         e.part("bags_are_many")
         are_many = e.Squeeze(e.GreaterOrEqual(e.Shape(self.indices, start=0, end=1), _MANY_BAGS))
         if not e.is_static:
-            are_short, are_many = e.Or(are_short, _is_max(e)), e.Or(are_many, _is_max(e))
+            are_many = e.Or(are_many, _is_max(e))
         e.part("bags")
         short = lambda b: self._short(b, are_many)  # noqa: E731
         return e.branch(are_short, short, self._long, names=("short_bags", "long_bags"), rank=2)
@@ -427,50 +442,59 @@ class _Matrix(NamedTuple):
 
     def _long(self, e: Emitter) -> str:
         """F pieces of 64 of a bag's rows, it does not matter which, and then the 1 to 64 that are left."""
-        turned = self._turned(e)
+        index, weights = self._turned(e)
         e.part("pieces_of_64")
         count = e.Div(e.Sub(self.length, 1), _PIECE)
         whole = e.Mul(count, _PIECE)
-        index, weights = (None if x is None else e.Reshape(e.Slice(x, [0], whole, [0]), [_PIECE, -1]) for x in turned)
-        rows = self.read(e, index, weights)
-        e.part("sums_of_64")
-        pieces = e.reduce("ReduceSum", rows, 0)  # [F B, D]
+
+        def pieces(x: str) -> str:
+            return str(e.Reshape(e.Slice(x, [0], whole, [0]), [_PIECE, -1]))
+
+        def left(x: str) -> str:
+            return str(e.Slice(x, whole, self.length, [0]))
+
+        pooled = self._pooled_columns(e, pieces(index), None if weights is None else pieces(weights))  # [F B, D]
         e.part("rest")
-        index, weights = (None if x is None else e.Slice(x, whole, self.length, [0]) for x in turned)
+        rest = self._pooled_columns(e, left(index), None if weights is None else left(weights))  # [B, D]
+        e.part("pools_of_pieces")
+        pooled = e.Reshape(pooled, e.Concat(count, e.Shape(rest), axis=0), allowzero=1)
+        pooled = e.Concat(pooled, e.Unsqueeze(rest, [0]), axis=0)
+        return e.select(
+            lambda a: a["mode"] == _MAX,
+            lambda: _is_max(e),
+            lambda b: _maximum(b, pooled, 0),
+            lambda b: _exact_sum(b, pooled),
+        )
+
+    def _pooled_columns(self, e: Emitter, index: str, weights: str | None) -> str:
+        """[M, D] of indices [X, M]. Maxima are taken over the middle axis: see above."""
+        if weights is None:  # of weights there is no maximum
+            index = e.select(
+                lambda a: a["mode"] == _MAX,
+                lambda: _is_max(e),
+                lambda b: b.Transpose(index, perm=[1, 0]),
+                lambda b: index,
+            )
         rows = self.read(e, index, weights)
-        e.part("sums_of_rest")
-        rest = e.reduce("ReduceSum", rows, 0, keepdims=1)  # [1, B, D]
-        e.part("sums")
-        pieces = e.Reshape(pieces, e.Concat(count, e.Shape(rest, start=1), axis=0), allowzero=1)
-        return _exact_sum(e, e.Concat(pieces, rest, axis=0))
+        return e.select(
+            lambda a: a["mode"] == _MAX,
+            lambda: _is_max(e),
+            lambda b: _maximum(b, rows),
+            lambda b: b.reduce("ReduceSum", rows, 0),
+        )
 
 
-def _maximum_of_matrix(
-    e: Emitter,
-    rows: str,
-    count: _Write,
-    length: str,
-    known_length: int | None,
-    skipped: Skipped,
-) -> str:
-    """[B, L, D] -> [B, D]; zeros for bags without positions."""
-
-    def some(b: Emitter) -> str:
-        b.part("maxima")
-        largest = _quick_maximum(b, rows)
-        if skipped.is_none:
-            return largest
-        return str(b.Where(b.Unsqueeze(b.Greater(count(b), 0), [1]), largest, stash(b, 0)))
+def _maximum_of_matrix(e: Emitter, rows: str, length: str, known_length: int | None) -> str:
+    """[B, L, D] -> [B, D]; zeros where L is 0."""
 
     def none(b: Emitter) -> str:
         b.part("empty_bags")
         return str(b.Expand(stash(b, 0), b.Concat(b.Shape(rows, start=0, end=1), b.Shape(rows, start=2), axis=0)))
 
     if known_length is not None:
-        return some(e) if known_length else none(e)
-    e.part("maxima")
-    some_length = e.Squeeze(e.Greater(length, 0))
-    return e.branch(some_length, some, none, names=("bags_with_positions", "empty_bags"), rank=2)
+        return _quick_maximum(e, rows) if known_length else none(e)
+    some = e.Squeeze(e.Greater(length, 0))
+    return e.branch(some, lambda b: _quick_maximum(b, rows), none, names=("bags_with_positions", "empty_bags"), rank=2)
 
 
 def _quick_maximum(e: Emitter, rows: str) -> str:

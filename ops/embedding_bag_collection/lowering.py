@@ -68,6 +68,8 @@ def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], bag: _Bag, outpu
     """Write the operator's nodes into ``e``, its bags by ``bag``."""
     named = dict(zip(op.inputs, inputs, strict=True))
     packed = _Packed(e, op, named) if op.layout == "packed" else None
+    if packed is None and op.num_tables > 1:
+        _refuse_other_numbers_of_bags(e, op, named)
     pooled = []
     for t in range(op.num_tables):
         if packed is not None:
@@ -77,6 +79,24 @@ def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], bag: _Bag, outpu
         pooled.append(e.name())
         bag(t, [named[f"weight_{t}"] if i == "weight" else given[i] for i in op.bag.inputs], pooled[-1])
     e.node("Concat", pooled, {"axis": 1}, output)
+
+
+def _refuse_other_numbers_of_bags(e: Emitter, op: spec.Variant, named: dict[str, str]) -> None:
+    """Read the first table's bags through a node that is an error if another table has more bags or fewer.
+
+    Concat would not do: ONNX Runtime's leaves out an input without elements, whatever its other dimension is, so that
+    no bags or no columns beside some bags are an output with columns that nobody wrote.
+    """
+    stem = "indices" if op.bag.two_d else "offsets"
+    e.part("tables_have_as_many_bags")
+    counts = [e.Shape(named[f"{stem}_{t}"], start=0, end=1) for t in range(op.num_tables)]
+    others = e.Not(e.Equal(e.Concat(*counts[1:], axis=0), counts[0]))
+    first = named[f"{stem}_0"]
+    shape = [e.Add(counts[0], lowering.refusal(e, others))]
+    if op.bag.two_d:
+        shape.append(e.Shape(first, start=1))
+    named[f"{stem}_0"] = e.Reshape(first, e.Concat(*shape, axis=0), allowzero=1)
+    e.part("")
 
 
 class _Packed:

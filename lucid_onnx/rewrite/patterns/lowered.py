@@ -1,7 +1,8 @@
 """Our own standard form: what `lower` wrote is undone, and what a tool made of our functions by inlining them.
 
 The present lowering writes out the bag that was guessed, and the graph must be equal to that. So a lowered model is
-recognised by the release that wrote it, and by any later release whose lowering did not change.
+recognised by the release that wrote it, and by any later release whose lowering did not change: what was written
+before there were pieces is `Ragged("blocks")`.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Lowered:
                     for attributes in _attributes(parts, mode, inputs)
                 )
                 bags = [bag for bag in guesses if bag.why_invalid() is None]
-                writers: tuple[_Writer, ...] = (*_lowered_for(inputs.indices), _inlined)
+                writers: list[_Writer] = [*_lowered_for(inputs.indices), _inlined]
                 for write, bag in itertools.product(writers, bags):
                     yield bag, self._written(bag, ragged, write)
 
@@ -163,7 +164,7 @@ _Writer = Callable[[str, "tuple[tuple[str, int | float], ...]", int, Ragged], ir
 
 
 #: The last node of bags in pieces.
-_POOLS = ("ReduceSum", "If", "Expand")
+_POOLS = ("ReduceSum", "ReduceMax", "If", "Expand")
 
 
 def _way_of(root: Expression) -> str | None:
@@ -172,14 +173,17 @@ def _way_of(root: Expression) -> str | None:
     In pieces, a reduction of all rows, or an If that chooses one.
     """
     e = without_cast(root)
-    e = input_of(e, "Div") or e
+    e = without_cast(input_of(e, "Div") or e)
     rows = first_input(e)
+    rows = None if rows is None else without_cast(rows)
     if e.op == "Slice" and rows is not None and rows.op in ("Gather", "Slice", *_POOLS):  # without a column of weights
         e, rows = rows, first_input(rows)
     if e.op == "Gather" and rows is not None and rows.op == "Concat":
         return {4: "blocks", 3: "padded"}.get(len(rows.inputs))
     if e.op == "Where" and len(e.inputs) == 3 and e.inputs[1] is not None:  # a maximum
-        e, rows = e.inputs[1], first_input(e.inputs[1])
+        outer, e, rows = e, e.inputs[1], first_input(e.inputs[1])
+        if e.op == "Where" or e.array is not None:  # NaN, where a row has one
+            e = (e if e.op == "Where" else outer).inputs[2] or e
     if e.op in _POOLS:
         return "pieces"
     looped = input_of(rows, "Reshape")
