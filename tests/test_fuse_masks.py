@@ -46,7 +46,7 @@ def with_mask(kind: str = "bool") -> Graph:
 def found(report: Any) -> tuple[str, str, str, str | None]:
     assert report.unfused == ()
     (bag,) = report.fused
-    return bag.op.removeprefix("EmbeddingBag"), bag.mode, bag.negative, bag.divisor
+    return bag.op.removeprefix("EmbeddingBag"), bag.mode, bag.attributes["negative"], bag.attributes["divisor"]
 
 
 def kinds(report: Any) -> set[str]:

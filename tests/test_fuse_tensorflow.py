@@ -248,7 +248,7 @@ def test_lookups_pooled_by_segment_are_bags(name: str) -> None:
     pooling = combiner.partition(",")[0] if combiner else op.replace("_", "")
     assert (pattern, mode) == ("tf2onnx segments", pooling)
     by = ("weights" if combiner else "count") if "weighted" in keywords and mode != "sum" else None
-    assert report.fused[0].divisor == by
+    assert report.fused[0].attributes["divisor"] == by
     assert operator == ("EmbeddingBagWeighted" if "weighted" in keywords else "EmbeddingBag")
     kinds = [n.op_type for n in report.model.graph.node]
     # A guard needs the sum of weights; the rest is sorted, and no row of the table is gathered but by the bag.
@@ -372,7 +372,7 @@ def test_a_mean_of_other_counts_is_a_sum_behind_them(name: str) -> None:
     lookup = Lookup(**keywords, change=change)
     assert lookup.model != Lookup(**keywords).model
     report = lucid_onnx.fuse(lookup.model)
-    assert [(f.pattern, f.mode, f.divisor) for f in report.fused] == [("tf2onnx segments", "sum", None)]
+    assert [(f.pattern, f.mode, f.attributes["divisor"]) for f in report.fused] == [("tf2onnx segments", "sum", None)]
     assert "Div" in {n.op_type for n in report.model.graph.node}
     feed = feed_of(lookup, [0, 0, 1, 2, 2, 2])
     expected = lucid_onnx.InferenceSession(lookup.model, native=False).run(None, feed)[0]
