@@ -148,10 +148,21 @@ __device__ __forceinline__ float Widen(Float16 x) {
 #endif
 }
 
+// Bits of a float32 or float16, and the number that they are. Apart, so that several loads can be
+// under way before the first of their numbers is waited for.
+__device__ __forceinline__ uint32_t LoadBits(const char* base, uint32_t stride, bool half,
+                                             int64_t i) {
+  const char* p = base + i * stride;
+  return half ? Load<uint16_t>(p) : Load<uint32_t>(p);
+}
+
+__device__ __forceinline__ float FloatOf(uint32_t bits, bool half) {
+  return half ? Widen(Float16{static_cast<uint16_t>(bits)}) : BitCast<float>(bits);
+}
+
 __device__ __forceinline__ float LoadFloat(const char* base, uint32_t stride, bool half,
                                            int64_t i) {
-  const char* p = base + i * stride;
-  return half ? Widen(Float16{Load<uint16_t>(p)}) : Load<float>(p);
+  return FloatOf(LoadBits(base, stride, half, i), half);
 }
 
 // 2^23 + code, whose lowest bits the code is. The difference of such numbers is exact, and takes
@@ -444,26 +455,84 @@ __device__ __noinline__ void ReportIndex(const CudaJob& job, int64_t begin, int 
   }
 }
 
-// The weight of a position.
+// The weight of a position, as it is stored, and widened.
 template <class T>
-__device__ __forceinline__ Accumulator<T> WeightAt(const CudaJob& job, int64_t p) {
+using WeightBits = Word<kIsCode<T> ? 4 : static_cast<int>(sizeof(T))>;
+
+template <class T>
+__device__ __forceinline__ WeightBits<T> LoadWeight(const CudaJob& job, int64_t p) {
   if constexpr (kIsCode<T>) {
     const bool half = job.output_type == kFloat16;
-    return LoadFloat(job.per_sample_weights, half ? 2 : 4, half, p);
+    return LoadBits(job.per_sample_weights, half ? 2 : 4, half, p);
   } else {
-    return LoadElement<T>(job, job.per_sample_weights, p);
+    return Load<WeightBits<T>>(job.per_sample_weights + p * static_cast<int64_t>(sizeof(T)));
   }
 }
 
-// What the row of a position is multiplied with.
 template <class T>
-__device__ __forceinline__ Accumulator<T> FactorAt(const CudaJob& job, int64_t p) {
-  using A = Accumulator<T>;
-  A factor = 1;
-  if (job.clips) factor = Load<A>(job.clips + p * static_cast<int64_t>(sizeof(A)));
-  if (job.per_sample_weights) factor *= WeightAt<T>(job, p);
-  return factor;
+__device__ __forceinline__ Accumulator<T> WidenWeight(const CudaJob& job, WeightBits<T> bits) {
+  if constexpr (kIsCode<T>) {
+    return FloatOf(bits, job.output_type == kFloat16);
+  } else {
+    return Widen(BitCast<T>(bits));
+  }
 }
+
+template <class T>
+__device__ __forceinline__ Accumulator<T> WeightAt(const CudaJob& job, int64_t p) {
+  return WidenWeight<T>(job, LoadWeight<T>(job, p));
+}
+
+// What the next rows are multiplied with. It does not depend on the indices, and is loaded beside
+// them: no branch, and unless there are clips and weights no arithmetic, stands between the loads
+// of several positions. (The last position is loaded again.) Weights of 16 bits are widened when
+// used.
+template <class T>
+struct Factors {
+  using A = Accumulator<T>;
+  static constexpr bool kNarrow = !std::is_same<T, A>::value;
+  using Held = typename std::conditional<kNarrow, uint32_t, A>::type;
+  Held held[kAhead];
+
+  static __device__ __forceinline__ Held Hold(WeightBits<T> bits) {
+    if constexpr (kNarrow) {
+      return bits;
+    } else {
+      return BitCast<A>(bits);
+    }
+  }
+  static __device__ __forceinline__ int64_t At(int64_t begin, int i, int size) {
+    return begin + (i < size ? i : size - 1);
+  }
+
+  __device__ __forceinline__ void Load(const CudaJob& job, int64_t begin, int done, int size) {
+    if (!job.clips) {
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u)
+        held[u] = Hold(LoadWeight<T>(job, At(begin, done + u, size)));
+      return;
+    }
+    A clips[kAhead];
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      const int64_t p = At(begin, done + u, size);
+      clips[u] = ::lucid::Load<A>(job.clips + p * static_cast<int64_t>(sizeof(A)));
+    }
+    if (job.per_sample_weights) {
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) clips[u] *= WeightAt<T>(job, At(begin, done + u, size));
+    }
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) held[u] = BitCast<Held>(clips[u]);
+  }
+
+  __device__ __forceinline__ A Of(const CudaJob& job, int u) const {
+    if constexpr (kNarrow) {
+      if (!job.clips) return WidenWeight<T>(job, static_cast<WeightBits<T>>(held[u]));
+    }
+    return BitCast<A>(held[u]);
+  }
+};
 
 // Pools one vector of the rows of a chunk. Returns how many rows there are.
 template <class T, int kBytes, Pooling kPooling>
@@ -479,14 +548,8 @@ __device__ __forceinline__ int Pool(const CudaJob& job, int64_t begin, int size,
   const bool maximum = IsMaximum<kPooling>(job);
   Start<A, n>(maximum, acc);
   for (int done = 0; done < size; done += kAhead) {
-    // The factors do not depend on the indices, and arrive with them.
-    A factors[kAhead];
-    if (job.scaled) {
-#pragma unroll
-      for (int u = 0; u < kAhead; ++u) {
-        if (done + u < size) factors[u] = FactorAt<T>(job, begin + done + u);
-      }
-    }
+    Factors<T> factors;
+    if (job.scaled) factors.Load(job, begin, done, size);
     uint32_t row[kAhead];
     if (job.wide_indices) {
       LoadRows<int64_t>(job, indices, size - done, row, &bad);
@@ -502,16 +565,13 @@ __device__ __forceinline__ int Pool(const CudaJob& job, int64_t begin, int size,
         word[u] = Load<Word<kBytes>>(column + static_cast<uint64_t>(row[u]) * job.row_bytes);
       }
     }
-    float scale[kAhead], second[kAhead];
+    uint32_t scales[kAhead], seconds[kAhead];
     if constexpr (kIsCode<T>) {
 #pragma unroll
       for (int u = 0; u < kAhead; ++u) {
-        second[u] = 0;
         if (row[u] == kNoRow) continue;
-        scale[u] = LoadFloat(job.scale, job.scale_stride, job.half_scale, row[u]);
-        if (job.second) {
-          second[u] = LoadFloat(job.second, job.scale_stride, job.half_scale, row[u]);
-        }
+        scales[u] = LoadBits(job.scale, job.scale_stride, job.half_scale, row[u]);
+        if (job.second) seconds[u] = LoadBits(job.second, job.scale_stride, job.half_scale, row[u]);
       }
     }
 #pragma unroll
@@ -520,14 +580,16 @@ __device__ __forceinline__ int Pool(const CudaJob& job, int64_t begin, int size,
       const Elements<T, kBytes> elements(job, word[u]);
       ++count;
       if constexpr (kIsCode<T>) {
-        const float zero = job.second_is_bias ? 0 : second[u];
-        float shift = job.second_is_bias ? second[u] : 0, last = 1;
+        const float second = job.second ? FloatOf(seconds[u], job.half_scale) : 0;
+        const float zero = job.second_is_bias ? 0 : second;
+        float scale = FloatOf(scales[u], job.half_scale);
+        float shift = job.second_is_bias ? second : 0, last = 1;
         bool at_once = maximum;  // the shift is added here
         if (job.scaled) {
-          const float factor = factors[u];
-          const float factored = scale[u] * factor, factored_shift = shift * factor;
+          const float factor = factors.Of(job, u);
+          const float factored = scale * factor, factored_shift = shift * factor;
           if (maximum || (factored - factored == 0 && factored_shift - factored_shift == 0)) {
-            scale[u] = factored;
+            scale = factored;
             shift = factored_shift;
           } else {
             // 0 * inf and inf - inf are not what (x * scale + shift) * inf is.
@@ -538,16 +600,17 @@ __device__ __forceinline__ int Pool(const CudaJob& job, int64_t begin, int size,
         if (!at_once) shift_sum += shift;
 #pragma unroll
         for (int i = 0; i < n; ++i) {
-          float x = (elements.At(job, i) - zero) * scale[u];
+          float x = (elements.At(job, i) - zero) * scale;
           if (at_once) x = (x + shift) * last;
           acc[i] = maximum ? MaxSticky(acc[i], x) : acc[i] + x;
         }
       } else {
         const bool scaled = job.scaled;
+        const A factor = scaled ? factors.Of(job, u) : static_cast<A>(1);
 #pragma unroll
         for (int i = 0; i < n; ++i) {
           A x = elements.At(job, i);
-          if (scaled) x *= factors[u];
+          if (scaled) x *= factor;
           acc[i] = maximum ? MaxSticky(acc[i], x) : acc[i] + x;
         }
       }

@@ -3,6 +3,9 @@
 // LUCID_MAX_VECTORS, for sums of elements under 32 bits LUCID_MAX_NARROW_VECTORS, and for sums of
 // float32 in rows of one block LUCID_MAX_LONE_VECTORS. What is above LUCID_MAX_VECTORS is even.
 //
+// Every loop here is compiled hundreds of times, for each element type, instruction set and width
+// of rows. What a loop does not need goes into functions that are not inlined.
+//
 // No standard library here, and no inline function with external linkage: types.h says why.
 //
 // The first block of columns of a bag, which for most tables is all of them, is pooled in one pass
@@ -28,7 +31,6 @@ namespace lucid {
 namespace {
 
 constexpr int64_t kGroup = 64;  // rows that are added up before they join the sum so far
-constexpr int64_t kShort = 8;   // rows of a bag that PoolShortBags takes
 
 LUCID_INLINE int64_t Smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 LUCID_INLINE int64_t Larger(int64_t a, int64_t b) { return a < b ? b : a; }
@@ -128,6 +130,7 @@ struct Positions {
   const char* weights;
   int64_t weight_stride;
   Fetch fetch;
+  int64_t distance;   // in positions, at which rows are fetched
   int64_t fetch_end;  // from here on no position has a row that comes later, to be fetched
 };
 
@@ -172,7 +175,8 @@ inline Positions::Positions(const PoolJob& job)
                                      : static_cast<const char*>(OneOf(job.dtype))),
       weight_stride(job.per_sample_weights ? RowBytes(job.dtype, 1) : 0),
       fetch(FetchOf(job)),
-      fetch_end(job.last_position + 1 - (fetch == Fetch::kNear ? kNearDistance : kFarDistance)) {}
+      distance(fetch == Fetch::kNear ? kNearDistance : kFarDistance),
+      fetch_end(fetch == Fetch::kNothing ? INT64_MIN : job.last_position + 1 - distance) {}
 
 // What becomes of what was pooled.
 template <class T>
@@ -212,11 +216,13 @@ LUCID_INLINE V Scaled(V x, const Factor<T>& factor) {
   }
 }
 
-// The vectors of a block are at its first column, N later, ..., and the last one ends with the
-// block, as the last two do of an even number. There they may overlap those before: columns are
-// independent, so what is computed twice is equal. (A row of two vectors has no room for two.)
+// The vectors of a block are at its first column, N later, ..., and the last few end with the
+// block. There they may overlap those before: columns are independent, so what is computed twice is
+// equal. Of an even number about half are at the end, so that one loop is for many numbers of
+// columns.
+constexpr int AtEnd(int vectors) { return vectors < 4 || vectors % 2 ? 1 : vectors / 4 * 2; }
 template <int kVectors>
-constexpr int kAtEnd = kVectors > 2 && kVectors % 2 == 0 ? 2 : 1;
+constexpr int kAtEnd = AtEnd(kVectors);
 
 // Where a block's first and last vector are in a row. 4-bit values may end in half a byte.
 template <class T>
@@ -241,9 +247,13 @@ struct Span {
   }
 };
 
-// How many of the vectors are loaded in pairs.
+// How many of the vectors are loaded in pairs, which lie side by side.
+template <class T, int N>
+constexpr int Paired(int vectors) {
+  return Pair<T, N>::kExists && vectors > 2 ? vectors / 2 * 2 : 0;
+}
 template <class T, int N, int kVectors>
-constexpr int kPaired = Pair<T, N>::kExists && kVectors > 2 ? kVectors / 2 * 2 : 0;
+constexpr int kPaired = Paired<T, N>(kVectors);
 
 template <class T, int N, int kVectors>
 LUCID_INLINE void LoadBlock(const char* row, const Span<T>& span, Vector<Accumulator<T>, N>* x) {
@@ -316,10 +326,81 @@ LUCID_INLINE void AddRows(const Bag<T>& bag, int64_t j, int64_t end, const Span<
   if (!kMaximum) EndGroup<T, N, kVectors>(acc, &shift);
 }
 
-// Stores a block of columns as type Out, each vector where LoadBlock takes its elements from.
-template <class T, class Out, int N, int kVectors>
-LUCID_INLINE void StoreBlock(Vector<Accumulator<Out>, N>* acc, int64_t column, int64_t last,
-                             char* out) {
+// Where the vectors of a block are stored: each where LoadBlock takes its elements from.
+template <class Out, int N>
+LUCID_INLINE char* PlaceOf(int v, int vectors, int64_t column, int64_t last, char* out) {
+  const int64_t at = v < vectors - AtEnd(vectors) ? column + v * N : last - (vectors - 1 - v) * N;
+  return out + static_cast<size_t>(at) * sizeof(Out);
+}
+
+// The type of the results, but for those of quantized tables that are float16.
+template <class T>
+struct ResultOf {
+  using type = T;
+};
+template <>
+struct ResultOf<Int8> {
+  using type = float;
+};
+template <>
+struct ResultOf<Uint8> {
+  using type = float;
+};
+template <>
+struct ResultOf<Int4> {
+  using type = float;
+};
+template <>
+struct ResultOf<Uint4> {
+  using type = float;
+};
+
+// What most blocks do not need has no place in the loops, each of which would have a copy: it goes
+// vector by vector, as many as there are.
+
+// Stores a block of accumulators, or of results in float16.
+template <class T, int N>
+LUCID_NOINLINE void StoreOther(const Result<T>& result, Vector<Accumulator<T>, N>* acc, int vectors,
+                               int64_t column, int64_t last, char* out) {
+  if constexpr (Pair<T, N>::kExists) {
+    for (int v = 0; v < Paired<T, N>(vectors); v += 2) Pair<T, N>::InOrder(acc + v);
+  }
+  for (int v = 0; v < vectors; ++v) {
+    if (result.partial) {
+      using A = Accumulator<T>;
+      Store<A, N>(acc[v], PlaceOf<A, N>(v, vectors, column, last, out));
+    } else if constexpr (kIsQuantized<T>) {
+      Store<Float16, N>(CanonicalNans<float, N>(acc[v] / result.divisor),
+                        PlaceOf<Float16, N>(v, vectors, column, last, out));
+    }
+  }
+}
+
+// The sum of a group joins that of the groups before it, if there are any.
+template <class A, int N>
+LUCID_NOINLINE void JoinGroup(bool is_first, const Vector<A, N>* group, int vectors,
+                              Vector<A, N>* sum) {
+  for (int v = 0; v < vectors; ++v) sum[v] = is_first ? group[v] : sum[v] + group[v];
+}
+
+// Divides, rounds and stores a block of columns.
+template <class T, int N, int kVectors>
+LUCID_INLINE void Finish(const Result<T>& result, Vector<Accumulator<T>, N>* acc, int64_t column,
+                         int64_t last, char* out) {
+  using A = Accumulator<T>;
+  using Out = typename ResultOf<T>::type;
+  if (result.partial || (kIsQuantized<T> && result.half)) {
+    Vector<A, N> copy[kVectors];  // acc itself stays in registers
+    LUCID_UNROLL
+    for (int v = 0; v < kVectors; ++v) copy[v] = acc[v];
+    return StoreOther<T, N>(result, copy, kVectors, column, last, out);
+  }
+  if (result.divisor != 1) {
+    LUCID_UNROLL
+    for (int v = 0; v < kVectors; ++v) acc[v] = acc[v] / result.divisor;
+  }
+  LUCID_UNROLL
+  for (int v = 0; v < kVectors; ++v) acc[v] = CanonicalNans<A, N>(acc[v]);
   constexpr int kPairs = kPaired<T, N, kVectors>;
   if constexpr (kPairs > 0) {
     LUCID_UNROLL
@@ -327,38 +408,7 @@ LUCID_INLINE void StoreBlock(Vector<Accumulator<Out>, N>* acc, int64_t column, i
   }
   LUCID_UNROLL
   for (int v = 0; v < kVectors; ++v) {
-    const int64_t at =
-        v < kVectors - kAtEnd<kVectors> ? column + v * N : last - (kVectors - 1 - v) * N;
-    Store<Out, N>(acc[v], out + static_cast<size_t>(at) * sizeof(Out));
-  }
-}
-
-// The same as a result: rounded, and every NaN the same one.
-template <class T, class Out, int N, int kVectors>
-LUCID_INLINE void StoreResult(Vector<Accumulator<T>, N>* acc, int64_t column, int64_t last,
-                              char* out) {
-  LUCID_UNROLL
-  for (int v = 0; v < kVectors; ++v) acc[v] = CanonicalNans<Accumulator<T>, N>(acc[v]);
-  StoreBlock<T, Out, N, kVectors>(acc, column, last, out);
-}
-
-// Divides, rounds and stores a block of columns.
-template <class T, int N, int kVectors>
-LUCID_INLINE void Finish(const Result<T>& result, Vector<Accumulator<T>, N>* acc, int64_t column,
-                         int64_t last, char* out) {
-  if (result.partial) {
-    return StoreBlock<T, Accumulator<T>, N, kVectors>(acc, column, last, out);
-  }
-  if (result.divisor != 1) {
-    LUCID_UNROLL
-    for (int v = 0; v < kVectors; ++v) acc[v] = acc[v] / result.divisor;
-  }
-  if constexpr (!kIsQuantized<T>) {
-    StoreResult<T, T, N, kVectors>(acc, column, last, out);
-  } else if (result.half) {
-    StoreResult<T, Float16, N, kVectors>(acc, column, last, out);
-  } else {
-    StoreResult<T, float, N, kVectors>(acc, column, last, out);
+    Store<Out, N>(acc[v], PlaceOf<Out, N>(v, kVectors, column, last, out));
   }
 }
 
@@ -372,13 +422,14 @@ void PoolBlock(const Bag<T>& bag, int64_t column, int64_t last, char* out) {
   V acc[kVectors];
   AddRows<T, N, kVectors, kMaximum, kScaled>(bag, 0, kMaximum ? n : Smaller(n, kGroup), span, acc);
   if (!kMaximum && n > kGroup) {
-    V sum[kVectors];
+    V sum[kVectors], group[kVectors];
     LUCID_UNROLL
     for (int v = 0; v < kVectors; ++v) sum[v] = acc[v];
     for (int64_t j = kGroup; j < n; j += kGroup) {
       AddRows<T, N, kVectors, kMaximum, kScaled>(bag, j, Smaller(n, j + kGroup), span, acc);
       LUCID_UNROLL
-      for (int v = 0; v < kVectors; ++v) sum[v] = sum[v] + acc[v];
+      for (int v = 0; v < kVectors; ++v) group[v] = acc[v];
+      JoinGroup<Accumulator<T>, N>(false, group, kVectors, sum);
     }
     LUCID_UNROLL
     for (int v = 0; v < kVectors; ++v) acc[v] = sum[v];
@@ -539,32 +590,25 @@ LUCID_INLINE void FetchLines(bool near, uintptr_t p, int64_t bytes) {
   }
 }
 
-// Fetches what the positions [k, end) look up, `bytes` of each row.
+// Fetches what position k looks up, `bytes` of its row.
 template <class T>
-LUCID_INLINE void FetchRows(const Positions& from, int64_t index_bytes, bool near, int64_t k,
-                            int64_t end, int64_t bytes) {
-  for (; k < end; ++k) {
-    const uintptr_t index = HintAt(from.indices, index_bytes, k);
+LUCID_INLINE void FetchRow(const Positions& from, int64_t k, int64_t bytes) {
+  const uintptr_t index = HintAt(from.indices, from.index_bytes, k);
+  const bool near = from.fetch == Fetch::kNear;
+  FetchLines(
+      near,
+      reinterpret_cast<uintptr_t>(from.weight) + index * static_cast<uintptr_t>(from.row_bytes),
+      bytes);
+  if (kIsQuantized<T>) {
     FetchLines(
         near,
-        reinterpret_cast<uintptr_t>(from.weight) + index * static_cast<uintptr_t>(from.row_bytes),
-        bytes);
-    if (kIsQuantized<T>) {
-      FetchLines(near,
-                 reinterpret_cast<uintptr_t>(from.scale) +
-                     index * static_cast<uintptr_t>(from.scale_stride),
-                 1);
-    }
+        reinterpret_cast<uintptr_t>(from.scale) + index * static_cast<uintptr_t>(from.scale_stride),
+        1);
   }
 }
 
-// What a loop over positions decides at every row: nothing where the name says it all.
-enum class Lookup {
-  kNearWide,   // rows are fetched at the near distance, indices are int64
-  kFarWide,    // at the far one
-  kFetched,    // at either, whatever the indices are
-  kUnfetched,  // not at all, whatever the indices are
-};
+// Which positions of a loop fetch a row that comes later: all, none, or those before fetch_end.
+enum class Fetches { kAll, kNone, kSome };
 
 // Adds the rows of the positions [k, end) to the first block of columns; those of kListed jobs are
 // noted in the bag too. Returns end, or the first position whose index is outside the table: a bad
@@ -573,24 +617,19 @@ enum class Lookup {
 // Few instructions a row matter here: the fewer, the more rows the processor has under way at once.
 // So whatever stays as it is over many positions is a constant of the template or was cut away by
 // the caller: 8.1 ns per row of 256 bytes became 4.8, in a table that L2 holds.
-template <class T, int N, int kVectors, bool kMaximum, bool kScaled, bool kListed, Lookup kLookup>
+template <class T, int N, int kVectors, bool kMaximum, bool kScaled, bool kListed, Fetches kFetches>
 LUCID_INLINE int64_t AddPositions(const PoolJob& job, const Positions& from, int64_t k, int64_t end,
                                   const Span<T>& span, Bag<T>* bag, int64_t* count,
                                   Vector<Accumulator<T>, N>* acc, Accumulator<T>* shift) {
   constexpr int64_t kBlockBytes = static_cast<int64_t>(BytesOf<T>(kVectors * N));
-  constexpr bool kWide = kLookup == Lookup::kNearWide || kLookup == Lookup::kFarWide;
-  const bool wide = kWide || from.wide;
-  const int64_t index_bytes = kWide ? 8 : from.index_bytes;
-  const bool near = kWide ? kLookup == Lookup::kNearWide : from.fetch == Fetch::kNear;
-  const int64_t distance = near ? kNearDistance : kFarDistance;
   // The place in the bag of position k is k - skipped: what changes at skipped positions only.
   int64_t skipped = k - *count;
   for (; k < end; ++k) {
-    const int64_t index = IndexAt(from.indices, wide, k);
+    const int64_t index = IndexAt(from.indices, from.wide, k);
     if (static_cast<uint64_t>(index) >= from.rows) break;
-    if (kLookup != Lookup::kUnfetched) {
-      FetchRows<T>(from, index_bytes, near, k + distance, k + distance + 1,
-                   kListed && (kWholeRows || sizeof(T) < 4) ? from.row_bytes : kBlockBytes);
+    if (kFetches == Fetches::kAll || (kFetches == Fetches::kSome && k < from.fetch_end)) {
+      FetchRow<T>(from, k + from.distance,
+                  kListed && (kWholeRows || sizeof(T) < 4) ? from.row_bytes : kBlockBytes);
     }
     if (index == from.padding) {
       ++skipped;
@@ -610,10 +649,10 @@ LUCID_INLINE int64_t AddPositions(const PoolJob& job, const Positions& from, int
   return k;
 }
 
-// A Lookup, as an argument for a lambda.
-template <Lookup kLookup>
+// One of Fetches, as an argument for a lambda.
+template <Fetches kFetches>
 struct Constant {
-  static constexpr Lookup kValue = kLookup;
+  static constexpr Fetches kValue = kFetches;
 };
 
 // Some bags, one after another: the first one's positions are given, at most kPiece of them. Or
@@ -626,6 +665,8 @@ struct Range {
 // Where a bag begins. The offsets were checked, but the host may have written to them since: they
 // are kept among the positions here.
 struct Borders {
+  static constexpr int64_t kSome = 64;
+
   const char* offsets;
   bool wide;
   int64_t count, bag_length, num_positions;
@@ -641,6 +682,11 @@ struct Borders {
     if (!offsets) return bag * bag_length;
     return bag < count ? WithinPositions(IndexAt(offsets, wide, bag), num_positions)
                        : num_positions;
+  }
+
+  // Where the bags from this one on begin, `some` of them.
+  LUCID_NOINLINE void Read(int64_t bag, int64_t some, int64_t* begins) const {
+    for (int64_t j = 0; j < some; ++j) begins[j] = At(bag + j);
   }
 };
 
@@ -739,8 +785,10 @@ LUCID_NOINLINE int64_t SumByDefinition(const PoolJob& job, const Positions& from
 // position whose index is outside the table. The result of a bag without a row is zeros, or nothing
 // for a piece.
 //
-// All bags in one call, with what they share in registers: a bag of one row in a table that the
-// caches hold takes 17 ns in place of 24.
+// All bags in one call, with what they share in registers: the fewer instructions lie between two
+// rows, the more of them, and of their page walks, are under way at once. Where bags begin is read
+// for many at a time. (Fetching rows eight at a time, out of the loop, took 1.02 to 1.2 times as
+// long: the loop's end is mispredicted more often.)
 template <class T, int N, int kVectors, bool kMaximum, bool kScaled, bool kListed>
 int64_t PoolFirstBlock(const PoolJob& job, const Range& range, int64_t last, Bag<T>* bag,
                        char* out) {
@@ -750,175 +798,86 @@ int64_t PoolFirstBlock(const PoolJob& job, const Range& range, int64_t last, Bag
   const Borders borders(job);
   Result<T> result = bag->result;
   const bool divides = Divides(job.mode) && !result.partial, by_weights = divides && job.by_weights;
-  const int64_t stride = job.output_stride;
-  const bool near = from.fetch == Fetch::kNear;
-  const int64_t fetch_end = from.fetch == Fetch::kNothing ? 0 : from.fetch_end;
+  const int64_t stride = job.output_stride, last_bag = range.last_bag;
   const Span<T> span(0, last);
 
   bag->is_whole = false;
-  int64_t begin = range.begin, end = range.end;
-  for (int64_t i = range.bag;;) {
-    if (end - begin <= kPiece) {
-      // Before the rows, so that a call does not find the registers full of their sums.
-      const double weights = by_weights ? job.weight_sum(job, begin, end) : 0;
-      V acc[kVectors], sum[kVectors];
-      LUCID_UNROLL
-      for (int v = 0; v < kVectors; ++v) acc[v] = sum[v] = Start<T, N, kMaximum>();
-      A shift = 0;
-      int64_t n = 0, group = 0;  // rows so far, and before this group
-      bool in_sum = false;       // whether sum holds the groups before
-      for (int64_t k = begin; k < end;) {
-        int64_t stop = kMaximum ? end : Smaller(end, k + (group + kGroup - n));
-        const auto add = [&](auto lookup) LUCID_ALWAYS_INLINE {
-          return AddPositions<T, N, kVectors, kMaximum, kScaled, kListed, decltype(lookup)::kValue>(
-              job, from, k, stop, span, bag, &n, acc, &shift);
-        };
-        int64_t at;
-        if (k >= fetch_end) {
-          at = add(Constant<Lookup::kUnfetched>());
-        } else {
-          stop = Smaller(stop, fetch_end);
-          if (kMaximum || !from.wide) {
-            at = add(Constant<Lookup::kFetched>());
-          } else if (near) {
-            at = add(Constant<Lookup::kNearWide>());
-          } else {
-            at = add(Constant<Lookup::kFarWide>());
-          }
-        }
-        k = stop;
-        if (at < stop) {
-          if (IsBad(from, IndexAt(from.indices, from.wide, at))) return at;
-          k = at + 1;
-          if (at < fetch_end) {
-            const int64_t later = at + (near ? kNearDistance : kFarDistance);
-            FetchRows<T>(from, from.index_bytes, near, later, later + 1, from.row_bytes);
-          }
-        }
-        // Padded positions do not fill a group, and a group without rows must not turn -0 into 0.
-        if (kMaximum || (n < group + kGroup && k < end) || n == group) continue;
-        EndGroup<T, N, kVectors>(acc, &shift);
-        if (!in_sum && k == end) continue;  // a bag of one group needs no sum of groups
-        LUCID_UNROLL
-        for (int v = 0; v < kVectors; ++v) {
-          sum[v] = in_sum ? sum[v] + acc[v] : acc[v];
-          acc[v] = V{};
-        }
-        in_sum = true;
-        group = n;
-      }
-      bag->count = n;
-      if (n > 0) {
-        if (in_sum) {
-          LUCID_UNROLL
-          for (int v = 0; v < kVectors; ++v) acc[v] = sum[v];
-        }
-        if (divides) result.divisor = DivisorOf<T>(job, n, weights);
-        if (IsSpoilt<T, N, kMaximum, kScaled>(acc[0])) {
-          const Range again = {i, i + 1, begin, end};
-          const int64_t bad =
-              PoolFirstBlock<T, N, kVectors, kMaximum, true, kListed>(job, again, last, bag, out);
-          if (bad != kNoBadPosition) return bad;
-        } else if (IsUndefined<T, N, kMaximum, kScaled>(job, acc[0])) {
-          if constexpr (kIsQuantized<T>) {
-            const int64_t bad = SumByDefinition<T>(job, bag->from, result, begin, end, out);
-            if (bad != kNoBadPosition) return bad;
-          }
-          bag->is_whole = true;
-        } else {
-          Finish<T, N, kVectors>(result, acc, 0, last, out);
-        }
-      } else if (!result.partial) {
-        memset(out, 0, static_cast<size_t>(job.output_row_bytes));
-      }
+  int64_t begin = range.begin;
+  int64_t ends[Borders::kSome];
+  for (int64_t i = range.bag, j = Borders::kSome; i < last_bag; ++i, ++j, out += stride) {
+    if (j == Borders::kSome) {
+      borders.Read(i + 1, Smaller(j, last_bag - i), ends);
+      if (i == range.bag) ends[0] = range.end;
+      j = 0;
     }
-    if (++i >= range.last_bag) break;
-    out += stride;
+    const int64_t end = ends[j];
+    const Range alone = {i, i + 1, begin, end};
     begin = end;
-    end = borders.At(i + 1);
+    if (end - alone.begin > kPiece) continue;
+    // Before the rows, so that a call does not find the registers full of their sums.
+    const double weights = by_weights ? job.weight_sum(job, alone.begin, end) : 0;
+    V acc[kVectors], sum[kVectors];
+    LUCID_UNROLL
+    for (int v = 0; v < kVectors; ++v) acc[v] = Start<T, N, kMaximum>();
+    A shift = 0;
+    int64_t n = 0, group = 0;  // rows so far, and in the groups that sum holds
+    for (int64_t k = alone.begin;;) {
+      int64_t stop = kMaximum ? end : Smaller(end, k + (group + kGroup - n));
+      const auto add = [&](auto fetches) LUCID_ALWAYS_INLINE {
+        k = AddPositions<T, N, kVectors, kMaximum, kScaled, kListed, decltype(fetches)::kValue>(
+            job, from, k, stop, span, bag, &n, acc, &shift);
+      };
+      if constexpr (kMaximum || kScaled) {
+        add(Constant<Fetches::kSome>());
+      } else if (k < from.fetch_end) {
+        stop = Smaller(stop, from.fetch_end);
+        add(Constant<Fetches::kAll>());
+      } else {
+        add(Constant<Fetches::kNone>());
+      }
+      if (k >= end) break;  // above it where offsets change while they are read
+      if (k < stop) {
+        if (IsBad(from, IndexAt(from.indices, from.wide, k))) return k;
+        if (++k == end) break;
+      }
+      if (kMaximum || n < group + kGroup) continue;
+      EndGroup<T, N, kVectors>(acc, &shift);
+      V copy[kVectors];
+      LUCID_UNROLL
+      for (int v = 0; v < kVectors; ++v) {
+        copy[v] = acc[v];
+        acc[v] = V{};
+      }
+      JoinGroup<Accumulator<T>, N>(group == 0, copy, kVectors, sum);
+      group = n;
+    }
+    bag->count = n;
+    if (n == 0) {
+      if (!result.partial) memset(out, 0, static_cast<size_t>(job.output_row_bytes));
+      continue;
+    }
+    if (!kMaximum) EndGroup<T, N, kVectors>(acc, &shift);
+    if (group > 0) {
+      // A group without rows must not turn -0 into 0.
+      LUCID_UNROLL
+      for (int v = 0; v < kVectors; ++v) acc[v] = n > group ? sum[v] + acc[v] : sum[v];
+    }
+    if (divides) result.divisor = DivisorOf<T>(job, n, weights);
+    if (IsSpoilt<T, N, kMaximum, kScaled>(acc[0])) {
+      const int64_t bad =
+          PoolFirstBlock<T, N, kVectors, kMaximum, true, kListed>(job, alone, last, bag, out);
+      if (bad != kNoBadPosition) return bad;
+    } else if (IsUndefined<T, N, kMaximum, kScaled>(job, acc[0])) {
+      if constexpr (kIsQuantized<T>) {
+        const int64_t bad = SumByDefinition<T>(job, bag->from, result, alone.begin, end, out);
+        if (bad != kNoBadPosition) return bad;
+      }
+      bag->is_whole = true;
+    } else {
+      Finish<T, N, kVectors>(result, acc, 0, last, out);
+    }
   }
   bag->result.divisor = result.divisor;
-  return kNoBadPosition;
-}
-
-// The same for bags most of which are no longer than kShort, of a table with one block of columns
-// and rows without factors. What PoolFirstBlock does for each bag takes longer there than its rows
-// do; and the fewer instructions lie between two rows, the more page walks are under way at once,
-// which is also why rows are fetched some at a time. Bags of one row took 0.71 of the time in a
-// table of 4 GiB on huge pages, 0.74 in one of 1 MB, and of 32 bytes, in one of 1.3 MB, 0.63.
-template <class T, int N, int kVectors>
-int64_t PoolShortBags(const PoolJob& job, const Range& range, int64_t last, Bag<T>* bag,
-                      char* out) {
-  using A = Accumulator<T>;
-  using V = Vector<A, N>;
-  constexpr int64_t kBurst = 8, kBorders = 64;
-  constexpr int64_t kBlockBytes = static_cast<int64_t>(BytesOf<T>(kVectors * N));
-  const Positions from = bag->from;
-  const Borders borders(job);
-  const bool near = from.fetch == Fetch::kNear;
-  const int64_t distance = near ? kNearDistance : kFarDistance;
-  const int64_t positions = job.last_position + 1;
-  const int64_t stride = job.output_stride, last_bag = range.last_bag;
-  const bool plain = job.mode == kSum && !kIsQuantized<T>;
-  const Span<T> span(0, last);
-  Result<T> result = bag->result;
-
-  int64_t begin = range.begin;
-  int64_t fetched = from.fetch == Fetch::kNothing ? INT64_MAX : begin + distance;
-  int64_t ends[kBorders];
-  for (int64_t i = range.bag; i < last_bag;) {
-    const int64_t some = Smaller(kBorders, last_bag - i);
-    for (int64_t j = 0; j < some; ++j) ends[j] = borders.At(i + 1 + j);
-    i += some;
-    for (int64_t j = 0; j < some; ++j, out += stride) {
-      const int64_t end = ends[j];
-      const Range alone = {i - some + j, i - some + j + 1, begin, end};
-      if (begin + distance - kBurst >= fetched) {
-        const int64_t next = Larger(begin, fetched), to = Smaller(begin + distance, positions);
-        if (near) {
-          FetchRows<T>(from, from.index_bytes, true, next, to, kBlockBytes);
-        } else {
-          FetchRows<T>(from, from.index_bytes, false, next, to, kBlockBytes);
-        }
-        fetched = to == positions ? INT64_MAX : to;
-      }
-      if (end - begin > kShort) {
-        const int64_t bad =
-            PoolFirstBlock<T, N, kVectors, false, false, false>(job, alone, last, bag, out);
-        if (bad != kNoBadPosition) return bad;
-        begin = end;
-        continue;
-      }
-      V acc[kVectors];
-      LUCID_UNROLL
-      for (int v = 0; v < kVectors; ++v) acc[v] = V{};
-      A shift = 0;
-      int64_t n = 0;
-      for (int64_t k = begin;; ++k) {
-        k = AddPositions<T, N, kVectors, false, false, false, Lookup::kUnfetched>(
-            job, from, k, end, span, bag, &n, acc, &shift);
-        if (k >= end) break;  // above it where offsets change while they are read
-        if (IsBad(from, IndexAt(from.indices, from.wide, k))) return k;
-      }
-      begin = end;
-      if (n == 0) {
-        memset(out, 0, static_cast<size_t>(job.output_row_bytes));
-        continue;
-      }
-      EndGroup<T, N, kVectors>(acc, &shift);
-      if (IsSpoilt<T, N, false, false>(acc[0])) {
-        const int64_t bad =
-            PoolFirstBlock<T, N, kVectors, false, true, false>(job, alone, last, bag, out);
-        if (bad != kNoBadPosition) return bad;
-      } else if (plain) {
-        if constexpr (!kIsQuantized<T>) StoreResult<T, T, N, kVectors>(acc, 0, last, out);
-      } else {
-        if (Divides(job.mode)) result.divisor = DivisorOf<T>(job, n, 0);
-        Finish<T, N, kVectors>(result, acc, 0, last, out);
-      }
-    }
-  }
-  bag->count = 0;
   return kNoBadPosition;
 }
 
@@ -932,7 +891,6 @@ struct Blocks {
                                 char* out);
   using Pool = void (*)(const Bag<T>& bag, int64_t column, int64_t last, char* out);
   PoolFirst first;       // the block at column 0, whichever it is; null without columns
-  PoolFirst short_bags;  // the same for short bags; may be null
   Pool full, rest;       // the others; rest may be null
   int64_t full_columns;  // of one full block
   int64_t rest_begin;    // the first column of the rest; the full blocks end there or before
@@ -958,6 +916,17 @@ template <class T, bool kMaximum, bool kScaled>
 constexpr int kMostLoneVectors =
     !kMaximum && sizeof(T) == 4 ? LUCID_MAX_LONE_VECTORS : kMostVectors<T, kMaximum, kScaled>;
 
+// The numbers of vectors that there are loops for: this one is the next after `vectors`. A loop
+// takes what is more than the next one and up to its own. Plain sums of float32 have the finest
+// choice: every loop is compiled for every element type and instruction set.
+template <class T, bool kMaximum, bool kScaled>
+constexpr int Fewer(int vectors) {
+  constexpr bool kCoarse = kMaximum || kScaled, kFine = !kCoarse && sizeof(T) == 4;
+  if (vectors > 8) return vectors > 12 && !kCoarse ? 12 : 8;
+  if (vectors < 3) return kCoarse ? 0 : vectors - 1;
+  return kFine || vectors % 2 ? vectors - 1 : kCoarse ? vectors / 2 / 2 * 2 : vectors - 2;
+}
+
 // The loop for a block of so many vectors, and how many it takes.
 template <class T, int N, int kVectors, bool kMaximum, bool kScaled>
 typename Blocks<T>::Pool ChooseBlock(int64_t vectors, int64_t* taken) {
@@ -970,17 +939,22 @@ typename Blocks<T>::Pool ChooseBlock(int64_t vectors, int64_t* taken) {
   return PoolBlock < T, N, kVectors, kMaximum, kScaled || kIsQuantized < T >> ;
 }
 
-// Sets the loops for a first block that is the only one, of so many vectors. Of more than
-// LUCID_MAX_VECTORS the even numbers are enough, and compile in half the time.
+// Sets the loops for a first block that is the only one.
+template <class T, int N, int kVectors, bool kMaximum, bool kScaled>
+void SetFirstBlock(Blocks<T>* b) {
+  b->first = PoolFirstBlock<T, N, kVectors, kMaximum, kScaled, false>;
+}
+
+// The same for one of so many vectors.
 template <class T, int N, int kVectors, bool kMaximum, bool kScaled>
 void ChooseFirstBlock(int64_t vectors, Blocks<T>* b) {
-  constexpr int kLess = kVectors - (kVectors > LUCID_MAX_VECTORS ? 2 : 1);
+  constexpr int kLess = Fewer<T, kMaximum, kScaled>(kVectors);
+  static_assert(kVectors - kAtEnd<kVectors> <= (kLess > 1 ? kLess : 1), "a row may be too short");
   if constexpr (kLess > 0) {
     if (vectors <= kLess) return ChooseFirstBlock<T, N, kLess, kMaximum, kScaled>(vectors, b);
   }
   static_cast<void>(vectors);
-  b->first = PoolFirstBlock<T, N, kVectors, kMaximum, kScaled, false>;
-  if constexpr (!kMaximum && !kScaled) b->short_bags = PoolShortBags<T, N, kVectors>;
+  SetFirstBlock<T, N, kVectors, kMaximum, kScaled>(b);
 }
 
 template <class T, int N, bool kMaximum, bool kScaled>
@@ -989,7 +963,9 @@ Blocks<T> CutColumns(int64_t columns) {
   constexpr int kNarrowest = 16 / sizeof(Accumulator<T>);
   if constexpr (N > 1) {
     if (columns < N) {
-      return CutColumns<T, (N > kNarrowest ? N / 2 : 1), kMaximum, kScaled>(columns);
+      // Narrow maxima are rare: those without factors take the loops of those with.
+      constexpr int kNarrower = N > kNarrowest ? N / 2 : 1;
+      return CutColumns < T, kNarrower, kMaximum, kScaled || kMaximum > (columns);
     }
   }
   Blocks<T> b = {};
@@ -1017,10 +993,20 @@ Blocks<T> CutColumns(int64_t columns) {
   } else if constexpr (N > 1) {
     // Two vectors, which overlap, reach across all that one of the next width does not fit in.
     b.full_columns = b.rest_begin = columns;
-    ChooseFirstBlock<T, N, 2, kMaximum, kScaled>(columns == N ? 1 : 2, &b);
+    constexpr int kOne = kMaximum || kScaled ? 2 : 1;
+    if (columns == N) {
+      SetFirstBlock<T, N, kOne, kMaximum, kScaled>(&b);
+    } else {
+      SetFirstBlock<T, N, 2, kMaximum, kScaled>(&b);
+    }
   } else {
+    // Three reach across two columns too, and are so rare that there are only those with factors.
     b.full_columns = b.rest_begin = columns;
-    ChooseFirstBlock<T, N, kNarrowest - 1, kMaximum, kScaled>(columns, &b);
+    if (columns == 1) {
+      SetFirstBlock<T, N, 1, kMaximum, kScaled>(&b);
+    } else if constexpr (kNarrowest > 2) {
+      SetFirstBlock<T, N, 3, kMaximum, true>(&b);
+    }
   }
   return b;
 }
@@ -1080,17 +1066,10 @@ int64_t PoolBags(const PoolJob& job, int64_t first, int64_t last, bool ahead) {
   Pooler<T> pooler(job);
   const Borders borders(job);
   const Positions& from = pooler.bag.from;
-  const int64_t begin = borders.At(first), positions = borders.At(last) - begin;
+  const int64_t begin = borders.At(first);
   if (!ahead && from.fetch != Fetch::kNothing) {
-    const bool near = from.fetch == Fetch::kNear;
-    const int64_t end =
-        Smaller(begin + (near ? kNearDistance : kFarDistance), job.last_position + 1);
-    FetchRows<T>(from, from.index_bytes, near, begin, end, from.row_bytes);
-  }
-  if (pooler.blocks.short_bags && positions <= (last - first) * kShort) {
-    const Range range = {first, last, begin, begin};
-    char* const out = job.output + first * job.output_stride;
-    return pooler.blocks.short_bags(job, range, pooler.blocks.first_last, &pooler.bag, out);
+    const int64_t end = Smaller(begin + from.distance, job.last_position + 1);
+    for (int64_t k = begin; k < end; ++k) FetchRow<T>(from, k, from.row_bytes);
   }
   const bool together = pooler.blocks.first && !pooler.blocks.full;
   for (int64_t i = first, next; i < last; i = next) {
