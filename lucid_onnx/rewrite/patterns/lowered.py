@@ -89,7 +89,7 @@ class Lowered:
                     for attributes in _attributes(parts, mode, inputs)
                 )
                 bags = [bag for bag in guesses if bag.why_invalid() is None]
-                writers: list[_Writer] = [*_lowered_for(inputs.indices), _inlined]
+                writers: tuple[_Writer, ...] = (*_lowered_for(inputs.indices), _inlined)
                 for write, bag in itertools.product(writers, bags):
                     yield bag, self._written(bag, ragged, write)
 
