@@ -733,9 +733,9 @@ def test_a_session_raises_its_error_and_logs_it_where_options_say_so(
     ort.set_default_logger_severity(2)  # as onnxruntime has it
     try:
         session = lucid_onnx.InferenceSession(model, None if ours else ort.SessionOptions(), native=native)
-        with pytest.raises(Exception, match="Non-zero status code returned while running .* node.*9 .*[0-5]"):
+        with pytest.raises(Exception, match=r"Non-zero status code returned while running .* node.*9 .*[0-5]"):
             session.run(None, feed)
-        with pytest.raises(Exception, match="Non-zero status code returned while running .* node.*9 .*[0-5]"):
+        with pytest.raises(Exception, match=r"Non-zero status code returned while running .* node.*9 .*[0-5]"):
             session.run(None, feed, ort.RunOptions())
         model.graph.node[-1].output[0] = "another"
         with pytest.raises(Exception, match="output"):

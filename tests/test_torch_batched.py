@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import enum
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,10 +72,8 @@ class IntNBitTableBatchedEmbeddingBagsCodegen(torch.nn.Module):
             rows = self.table(k)[indices]
             rows = rows if per_sample_weights is None else rows * per_sample_weights[:, None]
             edges = offsets[feature * num_bags : (feature + 1) * num_bags + 1].tolist()
-            sums = [rows[a:b].sum(0) for a, b in zip(edges, edges[1:], strict=False)]
-            lengths = [
-                max(b - a, 1) if self.pooling_mode == MEAN else 1 for a, b in zip(edges, edges[1:], strict=False)
-            ]
+            sums = [rows[a:b].sum(0) for a, b in itertools.pairwise(edges)]
+            lengths = [max(b - a, 1) if self.pooling_mode == MEAN else 1 for a, b in itertools.pairwise(edges)]
             pooled.append(torch.stack([s / n for s, n in zip(sums, lengths, strict=True)]))
         return torch.cat(pooled, 1).to(torch.float16 if self.output_dtype else torch.float32)
 
