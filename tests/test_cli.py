@@ -862,7 +862,7 @@ def test_completion():
     assert done.stdout.split() == ["--single-file"]
     asked |= {"COMP_WORDS": "lucid-onnx lower --ragged p", "COMP_CWORD": "3"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**environment, **asked})
-    assert done.stdout.split() == ["padded"]
+    assert done.stdout.split() == ["pieces", "padded"]
 
 
 def test_the_version_as_a_module():
