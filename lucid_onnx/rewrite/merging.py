@@ -297,10 +297,12 @@ def _unchecked(op: collection.Variant, given: Mapping[str, ir.Value | None], ops
     reshape = None if value is None else value.producer()
     if reshape is None or reshape.op_type != "Reshape":
         return value
+    read = {**given, name: reshape.inputs[0]}
+    names = {id(v): n for n, v in reversed(read.items())}  # tables may have the same bags
     emitter = Emitter(opset)
-    last = lowering.checked(emitter, op, {n: n for n in given})
+    last = lowering.checked(emitter, op, {n: names[id(v)] for n, v in read.items()})
     made = {output: node for node in emitter.nodes for output in node.output}
-    return reshape.inputs[0] if _is(value, last, made, {**given, name: reshape.inputs[0]}) else value
+    return reshape.inputs[0] if _is(value, last, made, read) else value
 
 
 def _is(

@@ -93,12 +93,13 @@ def checked(e: Emitter, op: spec.Variant, named: Mapping[str, str]) -> str:
     Concat would not do: ONNX Runtime's leaves out an input without elements, whatever its other dimension is, so that
     no bags or no columns beside some bags are an output with columns that nobody wrote.
     """
-    stem = counted(op)
+    first, *others = dict.fromkeys(named[f"{counted(op)}_{t}"] for t in range(op.num_tables))
+    if not others:  # all tables have the same bags
+        return first
     e.part("tables_have_as_many_bags")
-    counts = [e.Shape(named[f"{stem}_{t}"], start=0, end=1) for t in range(op.num_tables)]
-    others = e.Not(e.Equal(e.Concat(*counts[1:], axis=0), counts[0]))
-    first = named[f"{stem}_0"]
-    shape = [e.Add(counts[0], lowering.refusal(e, others))]
+    count = e.Shape(first, start=0, end=1)
+    wrong = e.Not(e.Equal(e.Concat(*(e.Shape(other, start=0, end=1) for other in others), axis=0), count))
+    shape = [e.Add(count, lowering.refusal(e, wrong))]
     if op.bag.two_d:
         shape.append(e.Shape(first, start=1))
     found = e.Reshape(first, e.Concat(*shape, axis=0), allowzero=1)
