@@ -659,6 +659,29 @@ def _bags_of(names: str, **keywords: Any) -> list[onnx.NodeProto]:
 
 
 @pytest.mark.parametrize(
+    ("joined", "wrong"),
+    [
+        (["Concat"], {}),
+        (["Concat"], {"axis": 1.0}),
+        (["Concat"], {"axis": [1]}),
+        (["Unsqueeze", "Concat"], {"axes": 1}),
+        (["Unsqueeze", "Concat"], {"axes": "1"}),
+    ],
+    ids=str,
+)
+def test_joined_by_nodes_that_are_not_valid(joined: list[str], wrong: dict[str, Any]) -> None:
+    """fuse says what onnx.checker says of the Concat, or of the Unsqueeze before it."""
+    made, names = _bags_of("qr"), ["q_bag", "r_bag"]
+    if "Unsqueeze" in joined:
+        made += [helper.make_node("Unsqueeze", [n], [f"{n}_3"], **wrong) for n in names]
+        made.append(helper.make_node("Concat", [f"{n}_3" for n in names], ["y"], axis=1))
+    else:
+        made.append(helper.make_node("Concat", names, ["y"], **wrong))
+    with pytest.raises(ValueError, match=f"onnx.checker: .*{joined[0]}"):
+        lucid_onnx.fuse(_joined(made), merge_tables=True)
+
+
+@pytest.mark.parametrize(
     ("made", "outputs", "reasons"),
     [
         (  # quotient and remainder

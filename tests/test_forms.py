@@ -38,6 +38,7 @@ def model_of(num_bags: int | None = None, length: int | None = None, **keywords:
 def session(model: onnx.ModelProto, threads: int = 1) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return lucid_onnx.InferenceSession(model, native=False, session_options=options)
 
 
@@ -69,7 +70,7 @@ def test_every_node_has_a_name_of_its_own() -> None:
         assert len(names) == len(set(names))
 
 
-SHAPES = [(0, 3), (3, 0), (1, 5), (2, 65), (127, 3), (128, 64), (3, 300), (1, 4200)]
+SHAPES = [(0, 3), (3, 0), (1, 5), (2, 65), (511, 3), (512, 64), (3, 300), (1, 4200)]
 KEYWORDS: list[dict[str, Any]] = [
     {"mode": "sum"},
     {"mode": "mean", "padding_idx": -1},
@@ -87,7 +88,7 @@ def test_what_is_known_of_the_indices_changes_no_number(keywords: dict[str, Any]
     random = np.random.default_rng(11)
     general = [
         session(lucid_onnx.to_form(model_of(**keywords), form), threads)
-        for form, threads in (("portable", 1), ("standard", 1), ("standard", 2), ("standard", 3))
+        for form, threads in (("portable", 1), ("standard", 1), ("standard", 2), ("standard", 300))
     ]
     for num_bags, length in SHAPES:
         low = -2 if keywords.get("negative") == "skip" else 0

@@ -722,6 +722,31 @@ def test_a_call_raises_its_error_and_logs_nothing(form: str, native: bool, capfd
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("ours", [True, False], ids=["default", "given"])
+@each_way
+def test_a_session_raises_its_error_and_logs_it_where_options_say_so(
+    form: str, native: bool, ours: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    case = cases.make("logged", rows=5, mode="sum")
+    model = model_of(case, form, constant=True)
+    feed = {"indices": np.array([9]), "offsets": np.array([0])}
+    ort.set_default_logger_severity(2)  # as onnxruntime has it
+    try:
+        session = lucid_onnx.InferenceSession(model, None if ours else ort.SessionOptions(), native=native)
+        with pytest.raises(Exception, match=r"Non-zero status code returned while running .* node.*9 .*[0-5]"):
+            session.run(None, feed)
+        with pytest.raises(Exception, match=r"Non-zero status code returned while running .* node.*9 .*[0-5]"):
+            session.run(None, feed, ort.RunOptions())
+        model.graph.node[-1].output[0] = "another"
+        with pytest.raises(Exception, match="output"):
+            lucid_onnx.InferenceSession(model, None if ours else ort.SessionOptions(), native=native)
+    finally:
+        ort.set_default_logger_severity(3)
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert (err == "") == ours, err
+
+
 def test_a_model_whose_external_data_was_not_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has no folder; one of the same name in the current folder may be another model's."""
     case = cases.make("elsewhere", rows=500, mode="sum")

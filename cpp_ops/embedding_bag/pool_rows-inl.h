@@ -541,8 +541,9 @@ LUCID_INLINE float WeightOf(const PoolJob& job, const Positions& from, int64_t k
 }
 
 // kAdjusted: with the row's clip and its weight; of a quantized table, also with a zero_point, and
-// scales in float16. (Deciding on each of them at every row took 1.3 times as long.)
-template <class T, bool kAdjusted>
+// scales in float16. (Deciding on each of them at every row took 1.3 times as long.) kClips: other
+// rows may be clipped too. (A call in the loop, made or not, cost weighted sums some 5 %.)
+template <class T, bool kAdjusted, bool kClips>
 LUCID_INLINE Factor<T> FactorOf(const PoolJob& job, const Positions& from, int64_t k, int64_t index,
                                 const char* row) {
   Factor<T> f;
@@ -559,7 +560,7 @@ LUCID_INLINE Factor<T> FactorOf(const PoolJob& job, const Positions& from, int64
   } else {
     static_cast<void>(index);
     f.scale = Load<T, 1>(from.weights + k * from.weight_stride);
-    if (from.clips) f.scale = Clip<T>(job, row, Factor<T>()) * f.scale;
+    if (kClips && from.clips) f.scale = Clip<T>(job, row, Factor<T>()) * f.scale;
   }
   return f;
 }
@@ -626,7 +627,11 @@ LUCID_INLINE int64_t AddPositions(const PoolJob& job, const Positions& from, int
   int64_t skipped = k - *count;
   for (; k < end; ++k) {
     const int64_t index = IndexAt(from.indices, from.wide, k);
-    if (static_cast<uint64_t>(index) >= from.rows) break;
+    if (static_cast<uint64_t>(index) >= from.rows) {
+      if (kScaled || IsBad(from, index)) break;
+      ++skipped;
+      continue;
+    }
     if (kFetches == Fetches::kAll || (kFetches == Fetches::kSome && k < from.fetch_end)) {
       FetchRow<T>(from, k + from.distance,
                   kListed && (kWholeRows || sizeof(T) < 4) ? from.row_bytes : kBlockBytes);
@@ -637,7 +642,9 @@ LUCID_INLINE int64_t AddPositions(const PoolJob& job, const Positions& from, int
     }
     const char* const row = InOneRegister(from.weight + index * from.row_bytes);
     Factor<T> factor;
-    if (kScaled || kIsQuantized<T>) factor = FactorOf<T, kScaled>(job, from, k, index, row);
+    if (kScaled || kIsQuantized<T>) {
+      factor = FactorOf<T, kScaled, kFetches == Fetches::kSome>(job, from, k, index, row);
+    }
     if (kListed) {
       bag->row[k - skipped] = row;
       if (kScaled || kIsQuantized<T>) bag->factor[k - skipped] = factor;
@@ -827,13 +834,20 @@ int64_t PoolFirstBlock(const PoolJob& job, const Range& range, int64_t last, Bag
         k = AddPositions<T, N, kVectors, kMaximum, kScaled, kListed, decltype(fetches)::kValue>(
             job, from, k, stop, span, bag, &n, acc, &shift);
       };
-      if constexpr (kMaximum || kScaled) {
+      constexpr bool kMayClip = kScaled && sizeof(T) >= 4;  // else the one loop does
+      if constexpr (kMaximum || (kScaled && !kMayClip)) {
         add(Constant<Fetches::kSome>());
-      } else if (k < from.fetch_end) {
-        stop = Smaller(stop, from.fetch_end);
-        add(Constant<Fetches::kAll>());
       } else {
-        add(Constant<Fetches::kNone>());
+        const bool clips = kMayClip && from.clips;
+        if constexpr (kMayClip) {
+          if (clips) add(Constant<Fetches::kSome>());
+        }
+        if (!clips && k < from.fetch_end) {
+          stop = Smaller(stop, from.fetch_end);
+          add(Constant<Fetches::kAll>());
+        } else if (!clips) {
+          add(Constant<Fetches::kNone>());
+        }
       }
       if (k >= end) break;  // above it where offsets change while they are read
       if (k < stop) {

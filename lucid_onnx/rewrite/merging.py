@@ -83,7 +83,7 @@ class _Merging:
 
     def run(self) -> None:
         for node in self._nodes:
-            if node.op_type == "Concat" and nodes.is_standard(node):
+            if node.op_type == "Concat" and nodes.is_standard(node) and _has_axis(node):
                 parts = [self._part(value) for value in node.inputs]
                 if sum(part is not None for part in parts) > 1:
                     self._merge_inputs(node, parts)
@@ -160,6 +160,12 @@ class _Merging:
 
 
 # ---- The bags of a Concat.
+
+
+def _has_axis(concat: ir.Node) -> bool:
+    """Whether a Concat has the attribute that it must have; onnx.checker tells of one that has not."""
+    axis = concat.attributes.get("axis")
+    return axis is not None and axis.type == ir.AttributeType.INT
 
 
 def _why_not(concat: ir.Node, part: _Part) -> str | None:
@@ -323,7 +329,7 @@ def _complete(bag: ir.Node) -> bool:
 def _axes(unsqueeze: ir.Node) -> list[int] | None:
     """The axes of an Unsqueeze, if they are constant."""
     if (attribute := unsqueeze.attributes.get("axes")) is not None:
-        return list(attribute.as_ints())
+        return list(attribute.as_ints()) if attribute.type == ir.AttributeType.INTS else None
     axes = unsqueeze.inputs[1] if len(unsqueeze.inputs) > 1 else None
     if axes is None:
         return None

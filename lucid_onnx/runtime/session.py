@@ -205,7 +205,9 @@ class InferenceSession(ort.InferenceSession):
     Args:
         path_or_bytes: a path, the bytes of a model, or an onnx.ModelProto (also one over 2 GiB). What `fuse`, `lower`
             and `quantize` return finds the external data of the file that it was made of, as long as that lies there.
-        sess_options: used as given, and registered (see `register`); they serve any number of sessions.
+        sess_options: used as given, and registered (see `register`); they serve any number of sessions. Without them
+            onnxruntime logs nothing but fatal errors: what is wrong is an exception, with onnxruntime's whole text. Its
+            warnings are seen with ``onnxruntime.SessionOptions()``.
         providers: execution providers, by default those that ``sess_options`` has, or ``["CPUExecutionProvider"]``.
             With CUDAExecutionProvider among them the CUDA kernels are registered too. If they cannot run, a
             RuntimeWarning says why. CudaPluginExecutionProvider is rejected.
@@ -243,7 +245,7 @@ class InferenceSession(ort.InferenceSession):
         if model is None:
             raise TypeError("InferenceSession needs a model: path_or_bytes")
         given = _one_of(sess_options=sess_options, session_options=session_options)
-        options = ort.SessionOptions() if given is None else given
+        options = _quiet() if given is None else given
         providers = list(providers or ([] if _has_providers(options) else [CPU]))
         bounds = None
         self._asks = False
@@ -463,6 +465,13 @@ def _runs_on(run_options: Any) -> bool:
         return str(run_options.get_run_config_entry(_NO_WAIT_ENTRY)) == "1"
     except Exception:  # it has no other way to ask whether there is one
         return False
+
+
+def _quiet() -> ort.SessionOptions:
+    """Options of a session that logs no errors, which are raised, and no warnings about functions of a model."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    return options
 
 
 def _one_of(**given: Any) -> Any:

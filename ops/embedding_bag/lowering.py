@@ -279,7 +279,7 @@ def refusal(e: Emitter, flags: str, **name: str) -> str:
 # ---- Pieces.
 
 _PIECE = 64  # rows that are added up one after another, at most
-_MANY_BAGS = 128  # no session should have more threads: bits are the same up to so many (see `_Matrix`)
+_MANY_BAGS = 512  # no session should have more threads: bits are the same up to so many (see `_Matrix`)
 
 
 def _in_pieces(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -> str:
@@ -389,7 +389,7 @@ class _Matrix(NamedTuple):
     def write(self, e: Emitter, num_bags: int | None, length: int | None) -> str:
         """``num_bags`` and ``length`` are B and L where they are known."""
         if length is not None and length > _PIECE:
-            return self._long(e)
+            return self._long(e, length)
         if length is not None and e.knows(lambda a: a["mode"] == _MAX):
             return self._many(e)
         if length is not None and (num_bags is None or num_bags < _MANY_BAGS):
@@ -440,12 +440,15 @@ class _Matrix(NamedTuple):
         e.part("sums")
         return e.reduce("ReduceSum", rows, 0)
 
-    def _long(self, e: Emitter) -> str:
+    def _long(self, e: Emitter, length: int | None = None) -> str:
         """F pieces of 64 of a bag's rows, it does not matter which, and then the 1 to 64 that are left."""
         index, weights = self._turned(e)
         e.part("pieces_of_64")
-        count = e.Div(e.Sub(self.length, 1), _PIECE)
-        whole = e.Mul(count, _PIECE)
+        if length is None:
+            count = e.Div(e.Sub(self.length, 1), _PIECE)
+            whole = e.Mul(count, _PIECE)
+        else:  # IREE does not work this out in time
+            count, whole = e.int64([(length - 1) // _PIECE]), e.int64([(length - 1) // _PIECE * _PIECE])
 
         def pieces(x: str) -> str:
             return str(e.Reshape(e.Slice(x, [0], whole, [0]), [_PIECE, -1]))

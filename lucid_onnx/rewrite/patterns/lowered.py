@@ -32,6 +32,8 @@ from .shared import without_cast
 _T = TypeVar("_T")
 #: How many expressions of a graph are looked at for the parts of one bag.
 _LARGEST_BAG = 2000
+#: The types of quantized tables, and their names.
+_CODES = {ir.DataType.INT8: "int8", ir.DataType.UINT8: "uint8"}
 
 
 class _Table(NamedTuple):
@@ -90,14 +92,16 @@ class Lowered:
                 )
                 bags = [bag for bag in guesses if bag.why_invalid() is None]
                 writers: tuple[_Writer, ...] = (*_lowered_for(inputs.indices), _inlined)
-                for write, bag in itertools.product(writers, bags):
+                guessed = itertools.product(writers, bags)
+                for write, bag in sorted(guessed, key=lambda g: g[1].attributes.max_norm is None):  # the likely first
                     yield bag, self._written(bag, ragged, write)
 
     def _tables(self, parts: list[Expression]) -> Iterator[_Table]:
         """What the table may be."""
         tables = [e.inputs[0] for e in parts if e.op == "Gather" and e.inputs[0] is not None and e.inputs[0].rank == 2]
         weight = next((t for t in tables if t.type in FLOATS and t.op in ("Value", "Constant")), None)
-        weight = weight or next((t for t in tables if t.type in FLOATS), None)
+        if weight is None and not any(t.type in _CODES for t in tables):  # else the rows of a quantized table
+            weight = next((t for t in tables if t.type in FLOATS), None)
         if weight is not None:
             yield _Table(weight)
 
@@ -253,12 +257,22 @@ def _inputs(parts: list[Expression], flat: Expression, weights: Expression | Non
 
 def _modes(root: Expression, parts: list[Expression]) -> tuple[str, ...]:
     """What the mode may be."""
-    if any(e.op == "Div" for e in (root, first_input(root)) if e is not None):
-        if any(e.op == "Sqrt" for e in parts):
-            return ("sqrtn",)
-        return ("mean", "sqrtn")  # of a known number, the square root may be known too
+    quotient = next((e for e in (root, first_input(root)) if e is not None and e.op == "Div"), None)
+    if quotient is not None:
+        is_root = _is_root(quotient.inputs[1])
+        return ("mean", "sqrtn") if is_root is None else ("sqrtn",) if is_root else ("mean",)
     # A maximum looks for NaN, which ReduceMax would lose.
     return ("max",) if any(e.op == "IsNaN" and not _is_of_norm(e) for e in parts) else ("sum",)
+
+
+def _is_root(divisor: Expression | None) -> bool | None:
+    """Whether a square root is divided by; None for a constant, of which that is not known."""
+    while divisor is not None and divisor.op in ("Cast", "Unsqueeze", "Where"):
+        which = number(divisor.inputs[0]) if divisor.op == "Where" else None
+        if divisor.op == "Where" and which is None:
+            break
+        divisor = divisor.inputs[0 if which is None else 1 if which else 2]  # of what an inlined function decides
+    return None if divisor is None or divisor.array is not None else divisor.op == "Sqrt"
 
 
 def _is_of_norm(e: Expression) -> bool:
@@ -344,8 +358,7 @@ class QuantizedLowered(Lowered):
         2. Values of 4 bits, two in a byte, which a Floor takes apart.
         """
         gathered = [e.inputs[0] for e in parts if e.op == "Gather" and e.inputs[0] is not None]
-        types = {ir.DataType.INT8: "int8", ir.DataType.UINT8: "uint8"}
-        codes = next((t for t in gathered if t.rank == 2 and t.type in types), None)
+        codes = next((t for t in gathered if t.rank == 2 and t.type in _CODES), None)
         if codes is None or codes.type is None or codes.dims is None or not isinstance(codes.dims[1], int):
             return
         columns = codes.dims[1]
@@ -355,7 +368,7 @@ class QuantizedLowered(Lowered):
             return
         second = next(((_NUMBERS[op], found[0]) for op, found in per_row.items() if op != "Mul" and found), None)
         if not any(e.op == "Floor" for e in parts):  # 1
-            yield _Table(scale, codes, second, types[codes.type], columns)
+            yield _Table(scale, codes, second, _CODES[codes.type], columns)
         elif codes.type == ir.DataType.UINT8:  # 2
             signed = _signs(parts)
             ends = [number(e.inputs[2]) for e in parts if e.op == "Slice" and len(e.inputs) == 4]
