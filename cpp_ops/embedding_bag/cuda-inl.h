@@ -48,7 +48,8 @@ struct CudaJob {
   const char* indices;
   const char* offsets;             // null: two-dimensional indices
   const char* per_sample_weights;  // or null
-  char* clips;                     // a factor per position, or null
+  const char* factors;             // of each position: those weights, or the clips; or null
+  char* clips;                     // what ComputeClips writes, or null
   const char* scale;
   const char* second;  // zero_point or bias, or null
   char* output;
@@ -72,7 +73,7 @@ struct CudaJob {
   float code_base;  // 2^23, and what a quantized value is more than its number after the flip
   int32_t mode, output_type;
   bool wide_indices, wide_offsets, half_scale, second_is_bias, vector_output;
-  bool scaled;          // by clips or per_sample_weights
+  bool half_factors;    // of 16 bits
   bool skips_negative;  // an index below 0 is skipped, else it is bad
   bool by_weights;      // mean and sqrtn divide by a sum of weights, else by the count
   // The places of offsets[0] and of the first index, and the tables that an error names: see
@@ -419,28 +420,19 @@ __device__ __forceinline__ void Start(bool maximum, A* acc) {
   for (int i = 0; i < n; ++i) acc[i] = maximum ? -static_cast<A>(INFINITY) : static_cast<A>(0);
 }
 
-constexpr uint32_t kNoRow = 0xffffffffu;  // a table has fewer
-
-// The rows of `size` positions from an address of indices on. kNoRow for what is skipped, and for a
-// bad index, which sets *bad.
+// The indices of the next `left` positions, in two halves.
 template <class I>
-__device__ __forceinline__ void LoadRows(const CudaJob& job, const char* indices, int size,
-                                         uint32_t* row, bool* bad) {
-  I index[kAhead];
+__device__ __forceinline__ void LoadIndices(const char* indices, int left, uint32_t* low,
+                                            int32_t* high) {
+  I index[kAhead] = {};
 #pragma unroll
   for (int u = 0; u < kAhead; ++u) {
-    if (u < size) index[u] = Load<I>(indices + u * static_cast<int>(sizeof(I)));
+    if (u < left) index[u] = Load<I>(indices + u * static_cast<int>(sizeof(I)));
   }
 #pragma unroll
   for (int u = 0; u < kAhead; ++u) {
-    row[u] = kNoRow;
-    if (u >= size) continue;
-    const int64_t wide = index[u];
-    if (static_cast<uint64_t>(wide) >= static_cast<uint64_t>(job.rows)) {
-      *bad = *bad || IsBad(job, wide);
-    } else if (wide != job.padding) {
-      row[u] = static_cast<uint32_t>(wide);
-    }
+    low[u] = static_cast<uint32_t>(index[u]);
+    high[u] = static_cast<int32_t>(static_cast<int64_t>(index[u]) >> 32);
   }
 }
 
@@ -455,84 +447,48 @@ __device__ __noinline__ void ReportIndex(const CudaJob& job, int64_t begin, int 
   }
 }
 
-// The weight of a position, as it is stored, and widened.
-template <class T>
-using WeightBits = Word<kIsCode<T> ? 4 : static_cast<int>(sizeof(T))>;
-
-template <class T>
-__device__ __forceinline__ WeightBits<T> LoadWeight(const CudaJob& job, int64_t p) {
-  if constexpr (kIsCode<T>) {
-    const bool half = job.output_type == kFloat16;
-    return LoadBits(job.per_sample_weights, half ? 2 : 4, half, p);
-  } else {
-    return Load<WeightBits<T>>(job.per_sample_weights + p * static_cast<int64_t>(sizeof(T)));
-  }
-}
-
-template <class T>
-__device__ __forceinline__ Accumulator<T> WidenWeight(const CudaJob& job, WeightBits<T> bits) {
-  if constexpr (kIsCode<T>) {
-    return FloatOf(bits, job.output_type == kFloat16);
-  } else {
-    return Widen(BitCast<T>(bits));
-  }
-}
-
+// The weight of a position.
 template <class T>
 __device__ __forceinline__ Accumulator<T> WeightAt(const CudaJob& job, int64_t p) {
-  return WidenWeight<T>(job, LoadWeight<T>(job, p));
+  if constexpr (kIsCode<T>) {
+    const bool half = job.output_type == kFloat16;
+    return LoadFloat(job.per_sample_weights, half ? 2 : 4, half, p);
+  } else {
+    return LoadElement<T>(job, job.per_sample_weights, p);
+  }
 }
 
-// What the next rows are multiplied with. It does not depend on the indices, and is loaded beside
-// them: no branch, and unless there are clips and weights no arithmetic, stands between the loads
-// of several positions. (The last position is loaded again.) Weights of 16 bits are widened when
-// used.
+// What the row of a position is multiplied with, as it is stored: a weight, or a clip, which the
+// weight is in. It is widened where it is used, so that no arithmetic stands between the loads of
+// several.
 template <class T>
-struct Factors {
-  using A = Accumulator<T>;
-  static constexpr bool kNarrow = !std::is_same<T, A>::value;
-  using Held = typename std::conditional<kNarrow, uint32_t, A>::type;
-  Held held[kAhead];
+using FactorBits = typename std::conditional<sizeof(Accumulator<T>) == 8, uint64_t, uint32_t>::type;
 
-  static __device__ __forceinline__ Held Hold(WeightBits<T> bits) {
-    if constexpr (kNarrow) {
-      return bits;
-    } else {
-      return BitCast<A>(bits);
-    }
+template <class T>
+__device__ __forceinline__ FactorBits<T> LoadFactor(const char* p, bool half) {
+  if constexpr (std::is_same<T, Accumulator<T>>::value) {
+    return Load<FactorBits<T>>(p);
+  } else {
+    return half ? Load<uint16_t>(p) : Load<uint32_t>(p);
   }
-  static __device__ __forceinline__ int64_t At(int64_t begin, int i, int size) {
-    return begin + (i < size ? i : size - 1);
-  }
+}
 
-  __device__ __forceinline__ void Load(const CudaJob& job, int64_t begin, int done, int size) {
-    if (!job.clips) {
-#pragma unroll
-      for (int u = 0; u < kAhead; ++u)
-        held[u] = Hold(LoadWeight<T>(job, At(begin, done + u, size)));
-      return;
-    }
-    A clips[kAhead];
-#pragma unroll
-    for (int u = 0; u < kAhead; ++u) {
-      const int64_t p = At(begin, done + u, size);
-      clips[u] = ::lucid::Load<A>(job.clips + p * static_cast<int64_t>(sizeof(A)));
-    }
-    if (job.per_sample_weights) {
-#pragma unroll
-      for (int u = 0; u < kAhead; ++u) clips[u] *= WeightAt<T>(job, At(begin, done + u, size));
-    }
-#pragma unroll
-    for (int u = 0; u < kAhead; ++u) held[u] = BitCast<Held>(clips[u]);
+template <class T>
+__device__ __forceinline__ Accumulator<T> FactorOf(FactorBits<T> bits, bool half) {
+  if constexpr (!std::is_same<T, Accumulator<T>>::value) {
+    using Half = typename std::conditional<kIsCode<T>, Float16, T>::type;
+    if (half) return Widen(BitCast<Half>(static_cast<uint16_t>(bits)));
   }
+  return BitCast<Accumulator<T>>(bits);
+}
 
-  __device__ __forceinline__ A Of(const CudaJob& job, int u) const {
-    if constexpr (kNarrow) {
-      if (!job.clips) return WidenWeight<T>(job, static_cast<WeightBits<T>>(held[u]));
-    }
-    return BitCast<A>(held[u]);
-  }
-};
+// An address that the compiler does not take apart: it would add the parts anew for every row.
+__device__ __forceinline__ const char* Whole(const char* p) {
+#if defined(__CUDA_ARCH__)
+  asm("" : "+l"(p));
+#endif
+  return p;
+}
 
 // Pools one vector of the rows of a chunk. Returns how many rows there are.
 template <class T, int kBytes, Pooling kPooling>
@@ -540,28 +496,51 @@ __device__ __forceinline__ int Pool(const CudaJob& job, int64_t begin, int size,
                                     Accumulator<T>* acc) {
   using A = Accumulator<T>;
   constexpr int n = kElements<T, kBytes>;
-  const char* const column = job.weight + vector * kBytes;
-  const char* indices = job.indices + begin * (job.wide_indices ? 8 : 4);
+  const char* const column = Whole(job.weight + vector * kBytes);
+  const bool wide = job.wide_indices, scaled = job.factors != nullptr;
+  const bool half = !std::is_same<T, A>::value && job.half_factors;
+  const int factor_bytes = half ? 2 : static_cast<int>(sizeof(A));
+  const char* indices = job.indices + begin * (wide ? 8 : 4);
+  const char* factors = scaled ? job.factors + begin * factor_bytes : nullptr;
+  const uint32_t rows = static_cast<uint32_t>(job.rows);
+  const uint32_t padding = static_cast<uint32_t>(job.padding);  // -1, no row: none
+  const int32_t lowest = job.skips_negative ? 0 : INT32_MIN;  // of the upper halves of bad indices
+  FactorBits<T> factor[kAhead];
+#pragma unroll
+  for (int u = 0; u < kAhead; ++u) factor[u] = BitCast<FactorBits<T>>(static_cast<A>(1));
   int count = 0;
   bool bad = false;
   float shift_sum = 0;  // what every column of a sum of quantized rows gets
   const bool maximum = IsMaximum<kPooling>(job);
   Start<A, n>(maximum, acc);
-  for (int done = 0; done < size; done += kAhead) {
-    Factors<T> factors;
-    if (job.scaled) factors.Load(job, begin, done, size);
+  for (int left = size; left > 0; left -= kAhead) {
     uint32_t row[kAhead];
-    if (job.wide_indices) {
-      LoadRows<int64_t>(job, indices, size - done, row, &bad);
+    int32_t high[kAhead];
+    if (scaled) {
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) {
+        if (u < left) factor[u] = LoadFactor<T>(factors + u * factor_bytes, half);
+      }
+      factors += kAhead * factor_bytes;
+    }
+    if (wide) {
+      LoadIndices<int64_t>(indices, left, row, high);
       indices += kAhead * 8;
     } else {
-      LoadRows<int32_t>(job, indices, size - done, row, &bad);
+      LoadIndices<int32_t>(indices, left, row, high);
       indices += kAhead * 4;
+    }
+    bool used[kAhead];  // not what is skipped, nor a bad index
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      const bool inside = high[u] == 0 && row[u] < rows;
+      if (!inside && high[u] >= lowest) bad = true;
+      used[u] = u < left && inside && row[u] != padding;
     }
     Word<kBytes> word[kAhead];
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
-      if (row[u] != kNoRow) {
+      if (used[u]) {
         word[u] = Load<Word<kBytes>>(column + static_cast<uint64_t>(row[u]) * job.row_bytes);
       }
     }
@@ -569,14 +548,14 @@ __device__ __forceinline__ int Pool(const CudaJob& job, int64_t begin, int size,
     if constexpr (kIsCode<T>) {
 #pragma unroll
       for (int u = 0; u < kAhead; ++u) {
-        if (row[u] == kNoRow) continue;
+        if (!used[u]) continue;
         scales[u] = LoadBits(job.scale, job.scale_stride, job.half_scale, row[u]);
         if (job.second) seconds[u] = LoadBits(job.second, job.scale_stride, job.half_scale, row[u]);
       }
     }
 #pragma unroll
     for (int u = 0; u < kAhead; ++u) {
-      if (row[u] == kNoRow) continue;
+      if (!used[u]) continue;
       const Elements<T, kBytes> elements(job, word[u]);
       ++count;
       if constexpr (kIsCode<T>) {
@@ -585,16 +564,16 @@ __device__ __forceinline__ int Pool(const CudaJob& job, int64_t begin, int size,
         float scale = FloatOf(scales[u], job.half_scale);
         float shift = job.second_is_bias ? second : 0, last = 1;
         bool at_once = maximum;  // the shift is added here
-        if (job.scaled) {
-          const float factor = factors.Of(job, u);
-          const float factored = scale * factor, factored_shift = shift * factor;
+        if (scaled) {
+          const float by = FactorOf<T>(factor[u], half);
+          const float factored = scale * by, factored_shift = shift * by;
           if (maximum || (factored - factored == 0 && factored_shift - factored_shift == 0)) {
             scale = factored;
             shift = factored_shift;
           } else {
             // 0 * inf and inf - inf are not what (x * scale + shift) * inf is.
             at_once = true;
-            last = factor;
+            last = by;
           }
         }
         if (!at_once) shift_sum += shift;
@@ -605,12 +584,11 @@ __device__ __forceinline__ int Pool(const CudaJob& job, int64_t begin, int size,
           acc[i] = maximum ? MaxSticky(acc[i], x) : acc[i] + x;
         }
       } else {
-        const bool scaled = job.scaled;
-        const A factor = scaled ? factors.Of(job, u) : static_cast<A>(1);
+        // Times 1 without factors: that costs less than asking.
+        const A by = FactorOf<T>(factor[u], half);
 #pragma unroll
         for (int i = 0; i < n; ++i) {
-          A x = elements.At(job, i);
-          if (scaled) x *= factor;
+          const A x = elements.At(job, i) * by;
           acc[i] = maximum ? MaxSticky(acc[i], x) : acc[i] + x;
         }
       }
@@ -925,8 +903,7 @@ __device__ __forceinline__ Accumulator<T> FoldSum(Accumulator<T> x) {
   return x;
 }
 
-// Writes the factor that clips the row of a position, 1 for a position that is skipped or has a bad
-// index.
+// Writes the factor that clips the row of a position, times its weight if there are weights.
 template <class T>
 __device__ __forceinline__ void ClipRow(const CudaJob& job, int64_t position) {
   using A = Accumulator<T>;
@@ -977,8 +954,9 @@ __device__ __forceinline__ void ClipRow(const CudaJob& job, int64_t position) {
   if (kind == 2) norm = SquareRoot(norm);
   if (kind == 3) norm = Power(norm, 1 / p);
   const A most = static_cast<A>(job.max_norm);
-  reinterpret_cast<A*>(job.clips)[position] =
-      used && norm > most ? most / (norm + static_cast<A>(1e-7)) : static_cast<A>(1);
+  A clip = used && norm > most ? most / (norm + static_cast<A>(1e-7)) : static_cast<A>(1);
+  if (job.per_sample_weights) clip *= WeightAt<T>(job, position);
+  reinterpret_cast<A*>(job.clips)[position] = clip;
 }
 
 // ---- Launching.
@@ -1044,11 +1022,19 @@ inline CudaJob MakeJob(const EmbeddingBagArgs& a, const LucidCudaPlan& plan,
   job.half_scale = a.scale_type == kFloat16;
   job.second_is_bias = a.bias != nullptr;
   job.vector_output = plan.vector_output != 0;
-  job.scaled = a.per_sample_weights != nullptr;
+  job.factors = job.per_sample_weights;
+  job.half_factors = job.factors && (a.output_type == kFloat16 || a.output_type == kBFloat16);
   job.skips_negative = a.negative == kSkip;
   job.by_weights = DividesByWeights(a);
   job.index_place = kIndexPlace;
   return job;
+}
+
+// Has the rows multiplied with clips, which the kernel of the norms writes before.
+inline void UseClips(char* clips, CudaJob* job) {
+  job->clips = clips;
+  job->factors = clips;
+  job->half_factors = false;
 }
 
 // Adds the scratch memory of bags in several chunks: counters, which are zeros, and the others, of

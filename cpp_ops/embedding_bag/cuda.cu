@@ -311,8 +311,7 @@ Status LaunchCudaEmbeddingBag(const EmbeddingBagArgs& a, const LucidCudaPlan& pl
   if (!pool) return Error(Code::kInternal, "no kernel reads %d bytes", plan.vector_bytes);
   Status status;
   if (plan.norm_blocks > 0) {
-    job.clips = base + plan.clips_at;
-    job.scaled = true;
+    UseClips(base + plan.clips_at, &job);
     status = LaunchCudaClips(a, plan, job.clips, stream_handle);
   }
   if (status.ok() && plan.zeroed_bytes > 0) {

@@ -96,7 +96,8 @@ Status TooLargeForCuda();
 Status LaunchCudaEmbeddingBag(const EmbeddingBagArgs& args, const LucidCudaPlan& plan,
                               void* scratch, LucidBoundsError* error, void* stream);
 
-// Enqueues the computing of what the row of every position is clipped with, accumulators each.
+// Enqueues the computing of what the row of every position is clipped with, accumulators each. With
+// per_sample_weights it is that times the weight.
 Status LaunchCudaClips(const EmbeddingBagArgs& args, const LucidCudaPlan& plan, void* clips,
                        void* stream);
 

@@ -187,10 +187,7 @@ CudaJob CudaCollection::Launcher::JobOf(const CudaTable& table) const {
   job.first_norm_block = static_cast<uint32_t>(table.first_norm_block);
   job.blocks = static_cast<uint32_t>(table.plan.check_blocks + table.plan.blocks);
   job.group = static_cast<uint32_t>(table.group);
-  if (table.clips_at >= 0) {
-    job.clips = others_ + table.clips_at;
-    job.scaled = true;
-  }
+  if (table.clips_at >= 0) UseClips(others_ + table.clips_at, &job);
   const bool shared = table.group >= 0 && IsShared(call_.groups_[table.group]);
   if (shared || !packed) {
     const CudaTable& parts = shared ? call_.groups_[table.group].all : table;

@@ -34,7 +34,7 @@ namespace lucid {
 
 // The parameters of a launch hold so many tables; more are written to scratch memory.
 constexpr int64_t kTablesOfLaunch = 12;
-constexpr int64_t kCudaJobBytes = 328;
+constexpr int64_t kCudaJobBytes = 336;
 constexpr int64_t kMostCudaTables = 1 << 14;
 
 // One table, or the bags of all packed tables as one, and its place among the others.

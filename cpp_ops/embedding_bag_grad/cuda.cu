@@ -544,7 +544,9 @@ void CudaGrad::Launcher::PlaceEntries() {
 
 void CudaGrad::Launcher::Prepare() {
   if (status_.ok() && job_.bags.clips) {
-    status_ = LaunchCudaClips(forward_, call_.bags_, job_.bags.clips, stream_);
+    EmbeddingBagArgs unweighted = forward_;
+    unweighted.per_sample_weights = nullptr;
+    status_ = LaunchCudaClips(unweighted, call_.bags_, job_.bags.clips, stream_);
   }
   if (job_.divisors) LaunchKernel(kernels_.divisors, BlocksFor(call_.plan_.num_bags));
   if (job_.winners) LaunchKernel(kernels_.winners, BlocksFor(call_.plan_.num_bags * columns_));
