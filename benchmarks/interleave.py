@@ -31,6 +31,7 @@ def compare(
     turns: int = 30,
     tolerance: float = 1e-4,
     unchecked: Collection[str] = (),
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Time every side, one after another, ``turns`` times; ratios are the first side's time over the others'.
 
@@ -39,6 +40,7 @@ def compare(
         batches: how many batches there are. Each call gets the next, so that with enough of them no call finds its
             rows in the caches.
         unchecked: sides that compute something else, which the caller checks.
+        clock: seconds; ``time.process_time`` counts what the process has worked, whatever else the machine does.
 
     Raises:
         AssertionError: the sides do not compute the same, within ``tolerance`` absolute and relative.
@@ -56,9 +58,9 @@ def compare(
         # The order rotates, so that no side always runs after the same one.
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             number = next(batch)
-            begin = time.perf_counter()
+            begin = clock()
             sides[name](number)
-            elapsed = time.perf_counter() - begin
+            elapsed = clock() - begin
             if turn >= 3:
                 times[name].append(elapsed)
     result = {}

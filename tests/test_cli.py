@@ -20,6 +20,7 @@ import lucid_onnx
 from lucid_onnx import cli
 from lucid_onnx.cli import files as cli_files
 from lucid_onnx.runtime import info, installation
+from lucid_onnx.runtime.library import CudaToolkit
 from lucid_testing.kernels import library_path, needs_library
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -391,23 +392,31 @@ def test_info_names_the_files_of_a_model(run):
 
 
 @pytest.mark.parametrize(
-    ("path", "why", "lines"),
+    ("path", "why", "toolkit", "lines"),
     [
-        (None, None, ["CUDA library not installed"]),
-        ("/a/lib.so", "no driver", ["CUDA library /a/lib.so", " " * 13 + "does not run here: no driver"]),
-        ("/a/lib.so", None, ["CUDA library /a/lib.so", " " * 13 + "runs here"]),
+        (None, None, None, ["CUDA library not installed"]),
+        ("/a/lib.so", "no driver", None, ["CUDA library /a/lib.so", "does not run here: no driver"]),
+        (
+            "/a/lib.so",
+            None,
+            CudaToolkit("13.0", 580),
+            ["CUDA library /a/lib.so", "built with CUDA 13.0, which needs NVIDIA driver 580 or later", "runs here"],
+        ),
     ],
 )
-def test_info_has_the_cuda_library(run, monkeypatch, path, why, lines):
+def test_info_has_the_cuda_library(run, monkeypatch, path, why, toolkit, lines):
+    monkeypatch.setattr(installation, "cuda_toolkit", lambda: toolkit)
     monkeypatch.setattr(installation, "find_cuda_library", lambda: path)
     monkeypatch.setattr(installation, "why_no_cuda", lambda: why)
     providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: providers)
     code, out, err = run("info")
     assert (code, err) == (0, "")
-    assert out.splitlines()[-len(lines) :] == lines
+    first, *others = lines
+    assert out.splitlines()[-len(lines) :] == [first, *(" " * 13 + line for line in others)]
     found = json.loads(run("info", "--json")[1])
-    assert found["cuda_library"] == (None if path is None else {"path": path, "problem": why})
+    versions = None if toolkit is None else list(toolkit)
+    assert found["cuda_library"] == (None if path is None else {"path": path, "problem": why, "toolkit": versions})
 
 
 def test_a_cuda_library_needs_onnxruntimes_provider(run, monkeypatch):
@@ -862,7 +871,7 @@ def test_completion():
     assert done.stdout.split() == ["--single-file"]
     asked |= {"COMP_WORDS": "lucid-onnx lower --ragged p", "COMP_CWORD": "3"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**environment, **asked})
-    assert done.stdout.split() == ["padded"]
+    assert done.stdout.split() == ["pieces", "padded"]
 
 
 def test_the_version_as_a_module():

@@ -268,11 +268,6 @@ def test_look_alikes_of_gather_and_reduction_stay() -> None:
     def factor_per_column(g: Small) -> str:
         return g.reduced(g("Mul", g("Gather", "table", "i"), np.array([1, 1, 1, 2], np.float32)))
 
-    def masked_max(g: Small) -> str:
-        mask = g("Unsqueeze", g("Equal", "i", np.array(3)), np.array([-1]))
-        low = np.array(-np.inf, np.float32)
-        return g.reduced(g("Where", mask, low, g("Gather", "table", "i")), "ReduceMax")
-
     def where_not_zero(g: Small) -> str:
         mask = g("Unsqueeze", g("Equal", "i", np.array(3)), np.array([-1]))
         return g.reduced(g("Where", mask, np.ones((), np.float32), g("Gather", "table", "i")))
@@ -288,7 +283,6 @@ def test_look_alikes_of_gather_and_reduction_stay() -> None:
         two_axes: "axes [1, 2], not over the rows",
         other_gather: "",
         factor_per_column: "something else than a number for each index",
-        masked_max: "is not a max of rows",
         where_not_zero: "something else than zero in the place of rows",
     }
     for write, why in reasons.items():
@@ -301,12 +295,14 @@ def test_look_alikes_of_gather_and_reduction_stay() -> None:
 @pytest.mark.parametrize("shape", [(1, 5), ("c", 5), ("b", 1), (5,), ()])
 @pytest.mark.parametrize("op", ["ReduceSum", "ReduceMean"])
 def test_factors_of_another_shape_are_broadcast(shape: tuple[Any, ...], op: str) -> None:
-    """Numbers and indices both grow to the shape of the product, as in the model; a weighted mean is a sum over L."""
+    """Numbers and indices both grow to the shape of the product, as in the model."""
     g = Small()
     g.inputs["w"] = (TensorProto.FLOAT, shape)
     factors = g("Unsqueeze", "w", np.array([len(shape)])) if shape else "w"
     report = lucid_onnx.fuse(g.model(g.reduced(g("Mul", g("Gather", "table", "i"), factors), op)))
-    assert [(f.op, f.mode) for f in report.fused] == [("EmbeddingBag2DWeighted", "sum")]
+    mode, divisor = ("sum", None) if op == "ReduceSum" else ("mean", "count")
+    found = [(f.op, f.mode, f.attributes["divisor"]) for f in report.fused]
+    assert found == [("EmbeddingBag2DWeighted", mode, divisor)]
     rng = np.random.default_rng(1)
     sizes_of_both = (
         [(7, 7), (1, 1)] if shape[:1] == ("b",) else [(7, 7), (1, 7), (7, 1)] if shape[:1] == ("c",) else [(7, 1)]
@@ -327,10 +323,22 @@ def test_where_selects_by_any_mask(finite: bool) -> None:
     mask = g("Unsqueeze", g("Less", "i", np.array(4)), np.array([-1]))
     model = g.model(g.reduced(g("Where", mask, np.zeros((), np.float32), g("Gather", "table", "i"))))
     report = lucid_onnx.fuse(model)
-    assert [(f.op, f.padding_idx) for f in report.fused] == [("EmbeddingBag2DWeighted", None)]
+    assert [(f.op, f.attributes["negative"]) for f in report.fused] == [("EmbeddingBag2D", "skip")]
     feed = {"i": np.array([[1, 3, 3, 2, 0], [3, 3, 3, 3, 3], [0, 5, 8, 4, 5]])}
     same_as_before(model, report, feed)
     assert np.isfinite(results(report.model, feed)[0]).all()
+
+
+@pytest.mark.parametrize("low", [-np.inf, -1e9, 0.25])
+def test_a_maximum_of_what_a_mask_selects(low: float) -> None:
+    """A bag that has nothing selected, or less than what stands in for it, is what the model says."""
+    g = Small()
+    mask = g("Unsqueeze", g("Equal", "i", np.array(3)), np.array([-1]))
+    rows = g("Where", mask, np.array(low, np.float32), g("Gather", "table", "i"))
+    model = g.model(g.reduced(rows, "ReduceMax"))
+    report = lucid_onnx.fuse(model)
+    assert [(f.op, f.mode, f.attributes["negative"]) for f in report.fused] == [("EmbeddingBag2D", "max", "skip")]
+    same_as_before(model, report, {"i": np.array([[1, 3, 3, 2, 0], [3, 3, 3, 3, 3], [0, 5, 8, 4, 5]])})
 
 
 def test_a_second_output_has_a_type_of_its_own() -> None:

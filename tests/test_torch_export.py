@@ -1124,3 +1124,35 @@ def test_the_library_refuses_a_bad_index_of_an_exported_model() -> None:
     session = lucid_onnx.InferenceSession(exported(case))
     with pytest.raises(Exception, match=r"indices\[0, 1\] = 10 is outside \[0, 10\)"):
         session.run(None, {"indices": np.array([[1, 10]])})
+
+
+class _Pooled(torch.nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.words = torch.nn.Embedding(10, 8).to(dtype)
+
+    def forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        rows = self.words(ids)
+        return rows.sum(1), rows.amax(1), rows.sum(2), rows
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "unnamed"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_outputs_have_the_modules_type(dtype: torch.dtype, named: bool, tmp_path: Path) -> None:
+    """torch's exporter leaves sums and maxima of 16 bits in float32, if they are outputs."""
+    module, ids = _Pooled(dtype).eval(), torch.tensor([[1, 2, 3], [4, 4, 0]])
+    names = ["sum", "max", "by position", "rows"] if named else None
+    path = tmp_path / "pooled.onnx"
+    with torch.no_grad(), pytest.warns(lucid_onnx.torch.UnfusedWarning):  # of the sum over columns
+        lucid_onnx.torch.export(module, (ids,), path, output_names=names)
+    model = onnx.load(path)
+    short = onnx.TensorProto.FLOAT16 if dtype == torch.float16 else onnx.TensorProto.BFLOAT16
+    onnx.checker.check_model(model, full_check=True)
+    assert [v.type.tensor_type.elem_type for v in model.graph.output] == [short] * 4
+    assert names is None or [v.name for v in model.graph.output] == names
+    assert [n.op_type for n in model.graph.node if n.domain == spec.DOMAIN] == ["EmbeddingBag2D"] * 2
+    if dtype == torch.float16:  # of bfloat16 ONNX Runtime has few operators
+        found = lucid_onnx.InferenceSession(path).run(None, {model.graph.input[0].name: ids.numpy()})
+        for a, b in zip(found, module(ids), strict=True):
+            assert a.dtype == np.float16
+            np.testing.assert_allclose(a, b.detach().numpy(), rtol=2**-9, atol=2**-9)  # two roundings of 16 bits

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+import onnx
 import onnx_ir as ir
+from onnx import helper, numpy_helper
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lucid_onnx.ops import OPERATOR_OF, quantized_embedding_bag
 from lucid_onnx.ops.attributes import Choice
 from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.ops.embedding_bag_collection import lowering
 from lucid_onnx.ops.embedding_bag_collection import spec as collection
+from lucid_onnx.ops.emit import Emitter
 
 from . import nodes
 from .reader import constant_array, small_array
@@ -77,6 +82,7 @@ class _Merging:
         bodies = [f for f in model.functions.values() if f.domain != spec.DOMAIN]
         self._nodes = [n for graph in (model.graph, *bodies) for n in graph.all_nodes()]
         self._names = nodes.free_names(model, "collection")
+        self._opset = nodes.opset(model.opset_imports)
         ours = [n for n in self._nodes if n.domain == spec.DOMAIN]
         self._signatures = {_signature(n) for n in ours if n.op_type in collection.VARIANTS}
         self._valid = {n for n in ours if n.op_type in spec.VARIANTS and _complete(n)}
@@ -121,7 +127,7 @@ class _Merging:
         for run in _runs(parts, reasons):
             bags = [part for part in (parts[k] for k in run) if part is not None]
             if len(run) > 1 and self._takes(_variant(bags)):
-                written += _collection(bags, self._names)
+                written += _collection(bags, self._names, self._opset)
                 inputs.append(written[-1].outputs[0])
                 self._report(concat, bags)
                 continue
@@ -251,11 +257,14 @@ def _variant(bags: Sequence[_Part]) -> collection.Variant:
     return collection.variant(num_tables=len(bags), layout="rows" if op.two_d else "ragged", weighted=op.weighted)
 
 
-def _collection(bags: Sequence[_Part], names: Iterator[str]) -> list[ir.Node]:
+def _collection(bags: Sequence[_Part], names: Iterator[str], opset: int) -> list[ir.Node]:
     """The node, and what brings its result into the shape that the Concat's inputs had together."""
     op, first = _variant(bags), bags[0].node
     count = len(spec.VARIANTS[first.op_type].inputs)
     inputs = [bag.node.inputs[k] for k in range(count) for bag in bags]
+    counted = [f"{lowering.counted(op)}_{t}" for t in range(len(bags))]
+    place = op.inputs.index(counted[0])
+    inputs[place] = _unchecked(op, dict(zip(counted, inputs[place:], strict=False)), opset)
     attributes = {
         **_attributes(first),
         "num_tables": op.num_tables,
@@ -276,6 +285,45 @@ def _collection(bags: Sequence[_Part], names: Iterator[str]) -> list[ir.Node]:
     reshape.outputs[0].name = next(names)
     reshape.outputs[0].type = node.outputs[0].type
     return [node, shape, reshape]
+
+
+def _unchecked(op: collection.Variant, given: Mapping[str, ir.Value | None], opset: int) -> ir.Value | None:
+    """What tells how many bags the first of the tables has, without the check that a lowered collection has there.
+
+    ``given`` is what tells it for all of them, by the names of the collection's inputs.
+    """
+    name = next(iter(given))
+    value = given[name]
+    reshape = None if value is None else value.producer()
+    if reshape is None or reshape.op_type != "Reshape":
+        return value
+    read = {**given, name: reshape.inputs[0]}
+    names = {id(v): n for n, v in reversed(read.items())}  # tables may have the same bags
+    emitter = Emitter(opset)
+    last = lowering.checked(emitter, op, {n: names[id(v)] for n, v in read.items()})
+    made = {output: node for node in emitter.nodes for output in node.output}
+    return reshape.inputs[0] if _is(value, last, made, read) else value
+
+
+def _is(
+    value: ir.Value | None, name: str, made: Mapping[str, onnx.NodeProto], given: Mapping[str, ir.Value | None]
+) -> bool:
+    """Whether a value is computed as that of the name is by the nodes ``made``, from the same ``given`` values."""
+    if name in given or value is None:
+        return name in given and value is given[name]
+    node, producer = made[name], value.producer()
+    if producer is None or producer.op_type != node.op_type or not nodes.is_standard(producer):
+        return False
+    if node.op_type == "Constant":
+        array = constant_array(producer)
+        expected = numpy_helper.to_array(node.attribute[0].t)
+        return array is not None and array.dtype == expected.dtype and np.array_equal(array, expected)
+    expected_attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    return (
+        _attributes(producer) == expected_attributes
+        and len(producer.inputs) == len(node.input)
+        and all(_is(v, n, made, given) for v, n in zip(producer.inputs, node.input, strict=True))
+    )
 
 
 # ---- What nodes say.

@@ -28,6 +28,7 @@ MIN_OPSET = 18
 #: Initializers of at least so many bytes are written from the module's own memory.
 _LARGE = 4096
 _ATEN = torch.ops.aten
+_SHORT = {torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT16}
 
 
 class UnfusedWarning(UserWarning):
@@ -191,6 +192,7 @@ def _translated(
     if written != opset:
         raise ValueError(f"opset = {opset}, but torch {torch.__version__} could write this module as {written} only")
     _check_data(program.model)
+    _narrow_outputs(program)
     restore_doubles(program.model)
     resolve_placeholders(program.model)
     simplify(program.model)
@@ -199,6 +201,26 @@ def _translated(
     tidy(program.model)
     _share_tables(program.model)
     return program.model, unfused
+
+
+def _narrow_outputs(program: torch.onnx.ONNXProgram) -> None:
+    """Cast outputs to the module's type of 16 bits; torch gives the float32 in which it adds up."""
+    outputs = program.model.graph.outputs
+    exported = program.exported_program
+    specs = zip(exported.graph_signature.output_specs, exported.graph.output_node().args[0], strict=True)
+    results = [result for output, result in specs if output.kind is torch.export.graph_signature.OutputKind.USER_OUTPUT]
+    if len(results) != len(outputs):  # some are not tensors
+        return
+    for k, (wide, result) in enumerate(zip(list(outputs), results, strict=True)):
+        value = result.meta.get("val") if isinstance(result, torch.fx.Node) else None
+        to = _SHORT.get(value.dtype) if isinstance(value, torch.Tensor) else None
+        if to is None or wide.dtype != ir.DataType.FLOAT:
+            continue
+        node = ir.node("Cast", [wide], {"to": int(to)})
+        outputs[k] = node.outputs[0]
+        outputs[k].type, outputs[k].shape = ir.TensorType(to), wide.shape
+        outputs[k].name, wide.name = wide.name, f"{wide.name}__float32"
+        program.model.graph.append(node)
 
 
 def _share_tables(model: ir.Model) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -69,7 +69,8 @@ def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], bag: _Bag, outpu
     named = dict(zip(op.inputs, inputs, strict=True))
     packed = _Packed(e, op, named) if op.layout == "packed" else None
     if packed is None and op.num_tables > 1:
-        _refuse_other_numbers_of_bags(e, op, named)
+        first = f"{counted(op)}_0"
+        named[first] = checked(e, op, named)
     pooled = []
     for t in range(op.num_tables):
         if packed is not None:
@@ -81,22 +82,29 @@ def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], bag: _Bag, outpu
     e.node("Concat", pooled, {"axis": 1}, output)
 
 
-def _refuse_other_numbers_of_bags(e: Emitter, op: spec.Variant, named: dict[str, str]) -> None:
-    """Read the first table's bags through a node that is an error if another table has more bags or fewer.
+def counted(op: spec.Variant) -> str:
+    """Which input of a table tells how many bags it has."""
+    return "indices" if op.bag.two_d else "offsets"
+
+
+def checked(e: Emitter, op: spec.Variant, named: Mapping[str, str]) -> str:
+    """What counts the first table's bags, through nodes that are an error if another table has more bags or fewer.
 
     Concat would not do: ONNX Runtime's leaves out an input without elements, whatever its other dimension is, so that
     no bags or no columns beside some bags are an output with columns that nobody wrote.
     """
-    stem = "indices" if op.bag.two_d else "offsets"
+    first, *others = dict.fromkeys(named[f"{counted(op)}_{t}"] for t in range(op.num_tables))
+    if not others:  # all tables have the same bags
+        return first
     e.part("tables_have_as_many_bags")
-    counts = [e.Shape(named[f"{stem}_{t}"], start=0, end=1) for t in range(op.num_tables)]
-    others = e.Not(e.Equal(e.Concat(*counts[1:], axis=0), counts[0]))
-    first = named[f"{stem}_0"]
-    shape = [e.Add(counts[0], lowering.refusal(e, others))]
+    count = e.Shape(first, start=0, end=1)
+    wrong = e.Not(e.Equal(e.Concat(*(e.Shape(other, start=0, end=1) for other in others), axis=0), count))
+    shape = [e.Add(count, lowering.refusal(e, wrong))]
     if op.bag.two_d:
         shape.append(e.Shape(first, start=1))
-    named[f"{stem}_0"] = e.Reshape(first, e.Concat(*shape, axis=0), allowzero=1)
+    found = e.Reshape(first, e.Concat(*shape, axis=0), allowzero=1)
     e.part("")
+    return str(found)
 
 
 class _Packed:

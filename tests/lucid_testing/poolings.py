@@ -197,6 +197,8 @@ class Pooling:
             drawn = new(drawn, applied="None")
         if drawn.dtype in SHORT and drawn.divisor in ("+ 1e-16", "+ 1e-8", "clamp 1e-9"):
             drawn = new(drawn, divisor="clamp 1")  # the small number is 0 in 16 bits
+        if (drawn.exporter, drawn.count, drawn.divisor) == ("legacy", "integers", "clamp 1e-9"):
+            drawn = new(drawn, divisor="clamp 1")  # the small number is written as the integer 0
         drawn = new(drawn, goes_on=drawn.dtype in SHORT)
         if drawn.divisor in ("none", "length", *BY_WEIGHTS):
             return new(drawn, count="none")

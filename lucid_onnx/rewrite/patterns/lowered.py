@@ -63,6 +63,8 @@ class Lowered:
 
     def __init__(self, opset: int) -> None:
         self._opset = opset
+        # Most nodes that are tried are parts of one bag, and the same bag is guessed for each.
+        self._written = functools.lru_cache(maxsize=64)(self._read)
 
     def __call__(self, root: Expression) -> Iterator[Guess]:
         way = _way_of(root)
@@ -94,7 +96,8 @@ class Lowered:
                 writers: tuple[_Writer, ...] = (*_lowered_for(inputs.indices), _inlined)
                 guessed = itertools.product(writers, bags)
                 for write, bag in sorted(guessed, key=lambda g: g[1].attributes.max_norm is None):  # the likely first
-                    yield bag, self._written(bag, ragged, write)
+                    written = bag.op.name, tuple(bag.to_onnx().items()), ragged, write
+                    yield bag, self._written(*written, *bag.inputs.values())
 
     def _tables(self, parts: list[Expression]) -> Iterator[_Table]:
         """What the table may be."""
@@ -108,10 +111,18 @@ class Lowered:
     def _bag(self, table: _Table, inputs: _Inputs, attributes: spec.Attributes) -> Bag:
         return Bag(table.rows, *inputs, attributes)
 
-    def _written(self, bag: Bag, ragged: Ragged, write: _Writer) -> Expression:
-        graph = write(bag.op.name, tuple(bag.to_onnx().items()), self._opset, ragged)
+    def _read(
+        self,
+        name: str,
+        attributes: tuple[tuple[str, int | float], ...],
+        ragged: Ragged,
+        write: _Writer,
+        *inputs: Expression,
+    ) -> Expression:
+        """The value of such a bag, as it is written."""
+        graph = write(name, attributes, self._opset, ragged)
         reader = Reader()
-        reader.of.update(zip(graph.inputs, bag.inputs.values(), strict=True))
+        reader.of.update(zip(graph.inputs, inputs, strict=True))
         reader.read(graph)
         return reader.of[graph.outputs[0]]
 
@@ -120,8 +131,13 @@ def _lowered_for(indices: Expression) -> Iterator[_Writer]:
     """How a bag may have been lowered: with what is known of its indices [B, L] now, and without."""
     dims = tuple(d if isinstance(d, int) else None for d in indices.dims or ())
     if len(dims) == 2 and any(d is not None for d in dims):
-        yield functools.partial(_lowered, dims=dims)
+        yield _lowered_of(dims)
     yield _lowered
+
+
+@functools.lru_cache(maxsize=64)  # one for one: what a bag is written by is compared
+def _lowered_of(dims: tuple[int | None, ...]) -> _Writer:
+    return functools.partial(_lowered, dims=dims)
 
 
 @functools.lru_cache(maxsize=64)  # the bags of a model are often alike
