@@ -1426,17 +1426,22 @@ class Fuzzer {
     const Divisor& d = divisors_[static_cast<size_t>(entry.bag)];
     Sum sum;
     Real largest = 0;
+    bool vanishes = false;
     for (int64_t c = 0; c < t.columns(); ++c) {
       const Real g =
           static_cast<Real>(Load(t.args.dtype, grad_output_.ours(), entry.bag * t.columns() + c));
       if (std::isfinite(g)) largest = std::max(largest, std::fabs(g));
-      reference_.AddTerm(reference_.At(entry.row, c), entry.row, g, &sum);
+      const Element e = reference_.At(entry.row, c);
+      // grad_output is divided first, may become 0, and 0 * inf is NaN.
+      vanishes |= t.Divides() && std::isinf(e.value()) && g != 0 &&
+                  !(std::fabs(g) > 2 * p.eta * std::max(std::fabs(d.low), std::fabs(d.high)));
+      reference_.AddTerm(e, entry.row, g, &sum);
     }
     if (!t.Divides() || t.columns() == 0) return sum.Divided(p, 3);
     Expected e = Quotient(p, sum.Divided(p, 5), d);
     // grad_output / d may be less than any normal number, or infinite, where the sum is not.
     const Real least = std::min(std::fabs(d.low), std::fabs(d.high));
-    if (!e.nan && (!(least > 0) || largest / least >= p.max)) e.anything = true;
+    if (!e.nan && (vanishes || !(least > 0) || largest / least >= p.max)) e.anything = true;
     if (d.low == 0 && d.high == 0) {
       e = Expected();
       e.anything = true;
