@@ -275,6 +275,7 @@ class PooledEmbedding(torch.nn.Module):
     def __init__(self, drawn: Pooling) -> None:
         super().__init__()
         self.drawn = drawn
+        self.little = 1.0  # what "added little" takes from rows
         rng = np.random.default_rng([drawn.seed, 1])
 
         def numbers(*shape: int) -> torch.Tensor:
@@ -300,6 +301,7 @@ class PooledEmbedding(torch.nn.Module):
         other = dataclasses.replace(self.drawn, dtype="float64").build()
         for mine, its in zip(self._numbers(), other._numbers(), strict=True):
             its.data = mine.detach().double().abs() if absolute else mine.detach().double()
+        other.little = -1.0 if absolute else 1.0
         return other
 
     def _numbers(self) -> list[torch.Tensor]:
@@ -395,7 +397,7 @@ class PooledEmbedding(torch.nn.Module):
 
     def _without_masked(self, rows: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
         if self.drawn.applied == "added":
-            far = 1.0 if self.drawn.twist == "added little" else 1e9
+            far = self.little if self.drawn.twist == "added little" else 1e9
             return rows - (1 - column.to(rows.dtype)) * far
         filler = {"where -inf": -torch.inf, "where -1e9": -1e9}[self.drawn.applied]
         return rows.masked_fill(~column.bool(), -0.5 if self.drawn.twist == "maximum of some" else filler)
