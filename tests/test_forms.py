@@ -86,10 +86,7 @@ KEYWORDS: list[dict[str, Any]] = [
 def test_what_is_known_of_the_indices_changes_no_number(keywords: dict[str, Any]) -> None:
     """Functions and nodes, dimensions that are named and that are known, twice in a row, at any thread count."""
     random = np.random.default_rng(11)
-    general = [
-        session(lucid_onnx.to_form(model_of(**keywords), form), threads)
-        for form, threads in (("portable", 1), ("standard", 1), ("standard", 2), ("standard", 300))
-    ]
+    general = [session(lucid_onnx.lower(model_of(**keywords)), threads) for threads in (1, 2, 300)]
     for num_bags, length in SHAPES:
         low = -2 if keywords.get("negative") == "skip" else 0
         feed = {"indices": random.integers(low, len(TABLE), (num_bags, length))}
@@ -111,10 +108,10 @@ def test_what_is_known_of_the_indices_changes_no_number(keywords: dict[str, Any]
 def test_a_table_without_rows() -> None:
     """Negative indices that are skipped are no rows; others are rejected."""
     table = np.zeros((0, 3), np.float32)
-    for mode, form in itertools.product(("sum", "max"), ("portable", "standard")):
-        skipping = session(lucid_onnx.build_model(table, mode=mode, two_d=True, negative="skip", form=form))  # type: ignore[arg-type]
+    for mode in ("sum", "max"):
+        skipping = session(lucid_onnx.lower(lucid_onnx.build_model(table, mode=mode, two_d=True, negative="skip")))  # type: ignore[arg-type]
         assert not skipping.run(None, {"indices": np.full((2, 70), -1)})[0].any()
-        plain = session(lucid_onnx.build_model(table, mode=mode, two_d=True, form=form))  # type: ignore[arg-type]
+        plain = session(lucid_onnx.lower(lucid_onnx.build_model(table, mode=mode, two_d=True)))  # type: ignore[arg-type]
         assert plain.run(None, {"indices": np.zeros((2, 0), np.int64)})[0].shape == (2, 3)
         with pytest.raises(Exception, match=r"out of data bounds|out of bounds"):
             plain.run(None, {"indices": np.zeros((2, 1), np.int64)})

@@ -95,8 +95,8 @@ def _drops_nan(e: Emitter, blocks: str, axis: int = 1, keepdims: int = 0) -> str
     return e.reduce("ReduceMax", blocks, axis, keepdims)
 
 
-def _divides_by_nothing(e: Emitter, op: Any, pooled: str, counts: str, table: Any) -> str:
-    return str(e.Slice(pooled, [0], table.dim, [1]))  # behind them may be a sum of weights
+def _divides_by_nothing(e: Emitter, op: Any, pooled: str, count: Any, dim: Any) -> str:
+    return str(e.Slice(pooled, [0], dim(e), [1]))  # behind them may be a sum of weights
 
 
 def _no_ties(e: Emitter, weight: str, index: str, *, ties: bool = False) -> str:

@@ -14,7 +14,7 @@ from lucid_onnx.graph import free_prefixes, node_lists_of, reads, where
 from lucid_onnx.ops import OPERATOR_OF, variant
 from lucid_onnx.ops.attributes import check_choice
 from lucid_onnx.ops.embedding_bag import spec
-from lucid_onnx.ops.embedding_bag.lowering import PIECES, Ragged
+from lucid_onnx.ops.embedding_bag.lowering import BLOCKS, Ragged
 from lucid_onnx.ops.emit import Fact, needed
 from lucid_onnx.ops.variants import Known
 
@@ -55,7 +55,7 @@ def to_form(model: onnx.ModelProto, form: Form) -> onnx.ModelProto:
     return copy
 
 
-def convert(model: onnx.ModelProto, form: str, ragged: Ragged = PIECES) -> None:
+def convert(model: onnx.ModelProto, form: str, ragged: Ragged = BLOCKS) -> None:
     """`to_form` in place; standard operators pool bags in the given way.
 
     Raises:

@@ -20,7 +20,7 @@ from onnx import AttributeProto, helper, numpy_helper
 from lucid_onnx.graph import node_lists
 from lucid_onnx.ops import OPERATOR_OF, OPERATORS, variant
 from lucid_onnx.ops.embedding_bag import spec
-from lucid_onnx.ops.embedding_bag.lowering import BLOCKS, LONGEST_BAG, PIECES, Ragged
+from lucid_onnx.ops.embedding_bag.lowering import BLOCKS, LONGEST_BAG, Ragged
 from lucid_onnx.ops.embedding_bag_collection import spec as collection
 
 #: What a node calls: domain, name and overload.
@@ -123,7 +123,7 @@ def _operator(function: onnx.FunctionProto, known: Mapping[_Key, Any]) -> Any:
         return None
     found = _digest(function, known)
     lengths = itertools.islice(_lengths(function), _MOST_LENGTHS)
-    ways = itertools.chain((PIECES, BLOCKS, Ragged("loop")), (Ragged("padded", n) for n in lengths))
+    ways = itertools.chain((BLOCKS, Ragged("loop")), (Ragged("padded", n) for n in lengths))
     return next((op for way in ways for op in candidates if _expected(op, opset, way) == found), None)
 
 

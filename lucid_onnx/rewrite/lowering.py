@@ -31,7 +31,7 @@ def lower(
 
     ``ragged`` is how standard operators pool bags. Gradients are always in pieces.
 
-    - "pieces": indices [B, L] as a matrix; flat ones in blocks.
+    - "pieces": indices [B, L] as a matrix, in the standard form; flat ones, and functions, in blocks.
     - "blocks": a few operators over all bags, with memory in proportion to the indices and the output.
     - "loop": an iteration per bag; a graph of a quarter to a third of the nodes, and slow where there are many bags.
     - "padded": a matrix of all bags, each as long as the longest, with as much memory. ONNX Runtime on the CPU rejects

@@ -73,7 +73,7 @@ class Ragged:
         ValueError: another way, longest_bag outside [1, `LONGEST_BAG`], or given where nothing is padded.
     """
 
-    way: str = "pieces"
+    way: str = "blocks"
     longest_bag: int | None = None
 
     def __post_init__(self) -> None:
@@ -90,9 +90,8 @@ class Ragged:
             raise ValueError(f"longest_bag = {self.longest_bag} is outside [1, {LONGEST_BAG}]")
 
 
-PIECES = Ragged()
-#: How bags were written before there were pieces.
-BLOCKS = Ragged("blocks")
+PIECES = Ragged("pieces")
+BLOCKS = Ragged()
 
 
 #: Writes a value where it is needed.
@@ -137,7 +136,11 @@ def expand(e: Emitter, op: spec.Variant, inputs: Sequence[str], outputs: Sequenc
 def pool(e: Emitter, op: Layout, inputs: Sequence[str], output: str, table: Table) -> None:
     """Write into ``e`` the nodes that pool the rows of a table, whatever it is made of, in the way of ``e.choice``."""
     spec.check_opset(e.opset)
-    ragged = e.choice or PIECES
+    ragged = e.choice or BLOCKS
+    if ragged == PIECES and not e.is_static:
+        # A function's branches would be Ifs inside of Ifs. ONNX Runtime (1.32) inlines those whose conditions it finds
+        # constant, as where B and L are fixed, and then refuses the model: "is not If node's input".
+        ragged = BLOCKS
     named = dict(zip(op.inputs, inputs, strict=True))
     e.part("")
     ways = {"pieces": _in_pieces, "blocks": _in_blocks, "loop": _in_a_loop, "padded": _padded}
