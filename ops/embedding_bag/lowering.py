@@ -1,7 +1,7 @@
 """EmbeddingBag in standard ONNX, in one of four ways (`Ragged`); right at any thread count.
 
-Pieces, the usual way, are what a person would write. Indices [B, L] are a matrix: Gather its rows, and reduce them over
-L. Three things are not obvious:
+Pieces, which `lucid_onnx.lower` asks for, are what a person would write. Indices [B, L] are a matrix: Gather its rows,
+and reduce them over L. Three things are not obvious:
 
 1. Sums run over the axis that keeps ONNX Runtime's order of additions the same at any thread count (see `_Matrix`).
 2. More than 64 rows are added up 64 at a time, and those sums in float64: long bags are as exact as short ones.
