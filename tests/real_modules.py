@@ -199,6 +199,20 @@ def test_keras_rs_embed_reduce(combiner: str, weighted: bool, tmp_path: Path) ->
     check(exports(Wrapped(layer, layer).eval(), args, tmp_path / "x.onnx"), expected, args)
 
 
+class Jagged(torch.nn.Module):
+    """A collection of torchrec, over two features of flat values."""
+
+    def __init__(self, collection: torch.nn.Module) -> None:
+        super().__init__()
+        self.collection = collection
+
+    def forward(self, values: Any, lengths: Any) -> Any:
+        import torchrec
+
+        features = torchrec.KeyedJaggedTensor(["f0", "f1"], values, lengths=lengths)
+        return self.collection(features).values()
+
+
 def test_torchrec_embedding_bag_collection(tmp_path: Path) -> None:
     torchrec = pytest.importorskip("torchrec")
     configs = [
@@ -207,18 +221,10 @@ def test_torchrec_embedding_bag_collection(tmp_path: Path) -> None:
     ]
     collection = torchrec.EmbeddingBagCollection(tables=configs)
 
-    class Jagged(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.collection = collection
-
-        def forward(self, values: Any, lengths: Any) -> Any:
-            features = torchrec.KeyedJaggedTensor(["f0", "f1"], values, lengths=lengths)
-            return self.collection(features).values()
-
+    jagged = Jagged(collection).eval()
     args = (torch.tensor([1, 2, 3, 4, 5, 6]), torch.tensor([2, 0, 1, 3]))
-    expected = Jagged()(*args)
-    model = from_torch.export(Jagged().eval(), args, input_names=["x0", "x1"])
+    expected = jagged(*args)
+    model = from_torch.export(jagged, args, input_names=["x0", "x1"])
     check({"lucid": model}, expected, args, count=2)
 
 
@@ -244,22 +250,14 @@ def test_torchrec_quantized_embedding_bag_collection(bits: int, pooling: str) ->
     )
     quantized = quant.EmbeddingBagCollection.from_float(collection)
 
-    class Jagged(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.collection = quantized
-
-        def forward(self, values: Any, lengths: Any) -> Any:
-            features = torchrec.KeyedJaggedTensor(["f0", "f1"], values, lengths=lengths)
-            return self.collection(features).values()
-
+    jagged = Jagged(quantized).eval()
     args = (torch.tensor([1, 2, 3, 4, 5, 6]), torch.tensor([2, 0, 1, 3]))
-    expected = Jagged()(*args)
-    model = from_torch.export(Jagged().eval(), args, input_names=["x0", "x1"])
+    expected = jagged(*args)
+    model = from_torch.export(jagged, args, input_names=["x0", "x1"])
     assert set(bags(model)) == {"QuantizedEmbeddingBagBias"}
     check({"lucid": model}, expected, args, count=2)
     other = (args[0].flip(0), torch.tensor([0, 3, 3, 0]))  # the other way round
-    check({"lucid": model}, Jagged()(*other), other, count=2)
+    check({"lucid": model}, jagged(*other), other, count=2)
 
 
 class Dlrm(torch.nn.Module):

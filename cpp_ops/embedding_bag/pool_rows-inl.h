@@ -16,6 +16,8 @@
 #include <float.h>
 #include <math.h>
 
+#include <type_traits>
+
 #include "base/simd.h"
 #include "embedding_bag/embedding_bag.h"
 #include "embedding_bag/pool_rows.h"
@@ -335,25 +337,7 @@ LUCID_INLINE char* PlaceOf(int v, int vectors, int64_t column, int64_t last, cha
 
 // The type of the results, but for those of quantized tables that are float16.
 template <class T>
-struct ResultOf {
-  using type = T;
-};
-template <>
-struct ResultOf<Int8> {
-  using type = float;
-};
-template <>
-struct ResultOf<Uint8> {
-  using type = float;
-};
-template <>
-struct ResultOf<Int4> {
-  using type = float;
-};
-template <>
-struct ResultOf<Uint4> {
-  using type = float;
-};
+using ResultOf = std::conditional_t<kIsQuantized<T>, float, T>;
 
 // What most blocks do not need has no place in the loops, each of which would have a copy: it goes
 // vector by vector, as many as there are.
@@ -388,7 +372,7 @@ template <class T, int N, int kVectors>
 LUCID_INLINE void Finish(const Result<T>& result, Vector<Accumulator<T>, N>* acc, int64_t column,
                          int64_t last, char* out) {
   using A = Accumulator<T>;
-  using Out = typename ResultOf<T>::type;
+  using Out = ResultOf<T>;
   if (result.partial || (kIsQuantized<T> && result.half)) {
     Vector<A, N> copy[kVectors];  // acc itself stays in registers
     LUCID_UNROLL
