@@ -16,8 +16,6 @@
 #include <float.h>
 #include <math.h>
 
-#include <type_traits>
-
 #include "base/simd.h"
 #include "embedding_bag/embedding_bag.h"
 #include "embedding_bag/pool_rows.h"
@@ -336,8 +334,18 @@ LUCID_INLINE char* PlaceOf(int v, int vectors, int64_t column, int64_t last, cha
 }
 
 // The type of the results, but for those of quantized tables that are float16.
+template <class T, bool kQuantized = kIsQuantized<T>>
+struct ResultType {
+  using Type = T;
+};
+
 template <class T>
-using ResultOf = std::conditional_t<kIsQuantized<T>, float, T>;
+struct ResultType<T, true> {
+  using Type = float;
+};
+
+template <class T>
+using ResultOf = typename ResultType<T>::Type;
 
 // What most blocks do not need has no place in the loops, each of which would have a copy: it goes
 // vector by vector, as many as there are.

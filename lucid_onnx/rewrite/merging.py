@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import onnx_ir as ir
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lucid_onnx.ops import OPERATOR_OF, quantized_embedding_bag
@@ -318,7 +318,7 @@ def _is(
         array = constant_array(producer)
         expected = numpy_helper.to_array(node.attribute[0].t)
         return array is not None and array.dtype == expected.dtype and np.array_equal(array, expected)
-    expected_attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    expected_attributes = {a.name: ir.from_proto(a).value for a in node.attribute}
     return (
         _attributes(producer) == expected_attributes
         and len(producer.inputs) == len(node.input)
