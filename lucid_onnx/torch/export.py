@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, overload
@@ -15,13 +16,14 @@ from lucid_onnx.builder import Form, check_form, fill_tables, save, to_form
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.rewrite import Unfused
 
-from .batched import batched_tables
+from .batched import batched_tables, is_keyed_jagged
 from .capture import capture, clips_a_shared_table, has_no_data, memory_key
+from .jagged import Flat, flatten, size_names
 from .packed import packed_tables
 from .placeholders import RejectedError
 from .resolve import pool_lookups, resolve_placeholders, take_over_norms
 from .simplify import restore_doubles, simplify, tidy
-from .translations import rejecting, translate_lookup, translate_packed, translation_table
+from .translations import rejecting, translate_batched, translate_lookup, translate_packed, translation_table
 
 #: The oldest opset that torch's exporter writes.
 MIN_OPSET = 18
@@ -38,7 +40,7 @@ class UnfusedWarning(UserWarning):
 @overload
 def export(
     module: torch.nn.Module | torch.export.ExportedProgram,
-    args: tuple[Any, ...] = ...,
+    args: Any = ...,
     path: None = ...,
     *,
     kwargs: dict[str, Any] | None = ...,
@@ -53,7 +55,7 @@ def export(
 @overload
 def export(
     module: torch.nn.Module | torch.export.ExportedProgram,
-    args: tuple[Any, ...],
+    args: Any,
     path: str | os.PathLike[str],
     *,
     kwargs: dict[str, Any] | None = ...,
@@ -67,7 +69,7 @@ def export(
 ) -> None: ...
 def export(
     module: torch.nn.Module | torch.export.ExportedProgram,
-    args: tuple[Any, ...] = (),
+    args: Any = (),
     path: str | os.PathLike[str] | None = None,
     *,
     kwargs: dict[str, Any] | None = None,
@@ -108,8 +110,14 @@ def export(
         torch.onnx.OnnxExporterError: what torch.onnx.export cannot export.
     """
     _check_arguments(form, opset)
+    args = (args,) if is_keyed_jagged(args) else args
+    flat = None if isinstance(module, torch.export.ExportedProgram) else flatten(module, args, kwargs, dynamic_shapes)
+    if flat is not None:
+        module, args, kwargs, dynamic_shapes = flat.module, flat.args, None, flat.dynamic_shapes
+        input_names = flat.input_names if input_names is None else input_names
     translations = translation_table()
     translations[torch.ops.lucid_onnx.packed_embedding_bag.default] = rejecting(translate_packed)
+    translations[torch.ops.lucid_onnx.batched_bags.default] = rejecting(translate_batched)
     if embedding_as_bag:
         translations[_ATEN.embedding.default] = rejecting(translate_lookup)
     if clips_a_shared_table(module):
@@ -128,9 +136,14 @@ def export(
         dynamic_shapes=dynamic_shapes,
         input_names=input_names,
         output_names=output_names,
+        flat=flat,
     )
     _warn(unfused)
+    if flat is not None:
+        _unwrap(model, None if output_names is not None else flat.module.output_names)
     proto, tables = _to_proto(model)
+    if flat is not None:
+        flat.module.describe(proto)
     proto = to_form(proto, form)
     # torch asks for IR version 10 whatever the opset; ONNX Runtime 1.17 reads 9, and opset 18 needs 8.
     standard = onnx.helper.make_opsetid("", opset)
@@ -140,6 +153,16 @@ def export(
         return None
     fill_tables(proto, tables)
     return proto
+
+
+def _unwrap(model: ir.Model, output_names: Sequence[str] | None) -> None:
+    """Give initializers and outputs the names that they have without the module around the caller's, in place."""
+    for name, value in list(model.graph.initializers.items()):
+        bare = name.removeprefix("module.")
+        if bare != name and bare not in model.graph.initializers:
+            value.name = bare
+    for k, name in enumerate(output_names or ()):
+        model.graph.outputs[k].name = name
 
 
 def _warn(unfused: Sequence[Unfused]) -> None:
@@ -166,6 +189,8 @@ def _translated(
     args: tuple[Any, ...],
     translations: dict[Callable[..., Any], Callable[..., Any]],
     opset: int,
+    *,
+    flat: Flat | None,
     **options: Any,
 ) -> tuple[ir.Model, list[Unfused]]:
     """The module as torch.onnx.export writes it, with every bag as one ``ai.lucid`` node; and what is not one."""
@@ -200,7 +225,23 @@ def _translated(
     take_over_norms(program.model)
     tidy(program.model)
     _share_tables(program.model)
+    if flat is not None:
+        _name_sizes(program.model, size_names(program.exported_program, flat.dynamic_shapes[0]))
     return program.model, unfused
+
+
+def _name_sizes(model: ir.Model, names: dict[str, str]) -> None:
+    """Give sizes names in the place of torch's symbols, in place."""
+    for value in [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]:
+        if value.shape is not None:
+            value.shape = ir.Shape([_named(size, names) for size in value.shape])
+
+
+def _named(size: int | ir.SymbolicDim, names: dict[str, str]) -> int | str | None:
+    """A size with names in the place of torch's symbols."""
+    if isinstance(size, int):
+        return size
+    return None if size.value is None else re.sub(r"\bs\d+\b", lambda m: names.get(m[0], m[0]), size.value)
 
 
 def _narrow_outputs(program: torch.onnx.ONNXProgram) -> None:
