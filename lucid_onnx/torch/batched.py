@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from lucid_onnx.ops.attributes import either
+
 from .placeholders import MAX, MEAN, SUM, RejectedError
 
 _LIBRARY = torch.library.Library("lucid_onnx", "FRAGMENT")
@@ -108,6 +110,12 @@ class Batched:
         return list(dict.fromkeys(feature.key for feature in self.features))
 
     @property
+    def weights_dtype(self) -> torch.dtype:
+        """The dtype of per_sample_weights: that of the tables, and float32 where they are quantized."""
+        found = [table.rows().dtype for table in self.tables if not table.bits]
+        return found[0] if found else torch.float32
+
+    @property
     def dims(self) -> list[int]:
         """The columns of each feature."""
         return [width(self.tables[f.table].rows(), self.tables[f.table].bits) for f in self.features]
@@ -134,10 +142,11 @@ class Batched:
             raise RejectedError(f"the features have no key {absent[0]!r}; they have {', '.join(map(str, place))}")
         rows = [table.rows() for table in self.tables]
         if per_sample_weights is not None:
-            found_dtypes = {r.dtype for r, table in zip(rows, self.tables, strict=True) if not table.bits}
-            if found_dtypes - {per_sample_weights.dtype}:
+            types = {torch.float32 if t.bits else r.dtype for t, r in zip(self.tables, rows, strict=True)}
+            if types != {per_sample_weights.dtype}:
                 raise RejectedError(
-                    f"per_sample_weights are {per_sample_weights.dtype}, and a table is of another dtype"
+                    f"per_sample_weights are {per_sample_weights.dtype}; expected {either(sorted(map(str, types)))} as "
+                    "the tables are, or float32 of quantized ones"
                 )
         alike: dict[Hashable, list[int]] = {}  # what one call pools
         for k, feature in enumerate(self.features):
@@ -180,9 +189,15 @@ def batched_tables(module: Any) -> Iterator[None]:
         RejectedError: a table of a type that no bag has, or one whose rows are not pooled.
     """
     replaced: list[Any] = []
+    hidden: list[tuple[Any, str, Any]] = []
     inside: set[int] = set()  # FBGEMM's modules that a collection of TorchRec's has
     try:
         for part in {id(p): p for p in _parts(module)}.values():
+            if type(part).__name__ in (_INFERENCE, _TRAINING):  # whose objects torch.export does not take
+                for name, value in list(vars(part).items()):
+                    if isinstance(value, torch.ScriptObject):
+                        hidden.append((part, name, value))
+                        part.__dict__[name] = None
             found = None if id(part) in inside or "forward" in vars(part) else batched(part)
             if found is None:
                 continue
@@ -194,6 +209,8 @@ def batched_tables(module: Any) -> Iterator[None]:
     finally:
         for part in replaced:
             del part.__dict__["forward"]
+        for part, name, value in hidden:
+            part.__dict__[name] = value
 
 
 def batched(part: Any) -> Batched | None:
@@ -212,9 +229,10 @@ def batched(part: Any) -> Batched | None:
 
 
 def _is_collection(part: Any) -> bool:
-    """Whether a module is TorchRec's EmbeddingBagCollection, or has its ``forward``."""
-    called = getattr(type(part).forward, "__qualname__", "")
-    return bool(called == f"{_COLLECTION}.forward") and hasattr(part, "embedding_bags")
+    """Whether a module is TorchRec's EmbeddingBagCollection, float or quantized, or has its ``forward``."""
+    forward = type(part).forward
+    place = str(getattr(forward, "__module__", "")).partition(".")[0]
+    return place == "torchrec" and getattr(forward, "__qualname__", "") == f"{_COLLECTION}.forward"
 
 
 def _parts(module: Any) -> Iterator[torch.nn.Module]:

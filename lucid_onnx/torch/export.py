@@ -109,12 +109,43 @@ def export(
             otherwise after max_norm changed it; parameters without data.
         torch.onnx.OnnxExporterError: what torch.onnx.export cannot export.
     """
-    _check_arguments(form, opset)
+    check_arguments(form, opset)
     args = (args,) if is_keyed_jagged(args) else args
     flat = None if isinstance(module, torch.export.ExportedProgram) else flatten(module, args, kwargs, dynamic_shapes)
     if flat is not None:
         module, args, kwargs, dynamic_shapes = flat.module, flat.args, None, flat.dynamic_shapes
         input_names = flat.input_names if input_names is None else input_names
+    return write(
+        module,
+        args,
+        path,
+        flat=flat,
+        form=form,
+        opset=opset,
+        embedding_as_bag=embedding_as_bag,
+        external_data=external_data,
+        kwargs=kwargs,
+        dynamic_shapes=dynamic_shapes,
+        input_names=input_names,
+        output_names=output_names,
+    )
+
+
+def write(
+    module: torch.nn.Module | torch.export.ExportedProgram,
+    args: tuple[Any, ...],
+    path: str | os.PathLike[str] | None,
+    *,
+    flat: Flat | None,
+    form: Form,
+    opset: int,
+    embedding_as_bag: bool,
+    external_data: bool | None,
+    kwargs: dict[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    **names: Sequence[str] | None,
+) -> onnx.ModelProto | None:
+    """`export` of a call whose arguments are tensors; ``flat`` tells of the keyed tensors that were made tensors."""
     translations = translation_table()
     translations[torch.ops.lucid_onnx.packed_embedding_bag.default] = rejecting(translate_packed)
     translations[torch.ops.lucid_onnx.batched_bags.default] = rejecting(translate_batched)
@@ -128,19 +159,12 @@ def export(
             )
         module, args, kwargs = capture(module, args, kwargs, dynamic_shapes), (), None
     model, unfused = _translated(
-        module,
-        args,
-        translations,
-        opset,
-        kwargs=kwargs,
-        dynamic_shapes=dynamic_shapes,
-        input_names=input_names,
-        output_names=output_names,
-        flat=flat,
+        module, args, translations, opset, flat=flat, kwargs=kwargs, dynamic_shapes=dynamic_shapes, **names
     )
     _warn(unfused)
     if flat is not None:
-        _unwrap(model, None if output_names is not None else flat.module.output_names)
+        own = flat.module.output_names
+        _unwrap(model, own if names.get("output_names") is None else None)
     proto, tables = _to_proto(model)
     if flat is not None:
         flat.module.describe(proto)
@@ -172,11 +196,12 @@ def _warn(unfused: Sequence[Unfused]) -> None:
         warnings.warn(
             f"{len(unfused)} poolings of an embedding are exported as torch writes them, not as a bag:{reasons}",
             UnfusedWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
-def _check_arguments(form: str, opset: int) -> None:
+def check_arguments(form: str, opset: int) -> None:
+    """Raise the errors of a form or opset that is not one."""
     check_form(form)
     if isinstance(opset, bool) or not isinstance(opset, int):
         raise TypeError(f"opset = {opset!r} must be an integer")
@@ -226,7 +251,7 @@ def _translated(
     tidy(program.model)
     _share_tables(program.model)
     if flat is not None:
-        _name_sizes(program.model, size_names(program.exported_program, flat.dynamic_shapes[0]))
+        _name_sizes(program.model, size_names(program.exported_program, flat.sizes))
     return program.model, unfused
 
 

@@ -17,16 +17,22 @@ from .batched import is_keyed_jagged
 #: The parts of a KeyedJaggedTensor that are inputs of a model, in their order. One of lengths and offsets is.
 PARTS = ("values", "lengths", "offsets", "weights")
 #: What the output is called if it is one KeyedTensor.
-_OUTPUT = "output"
+OUTPUT = "output"
 
 
 class Flat(NamedTuple):
-    """What torch's exporter is given in the place of a call with keyed tensors."""
+    """What torch's exporter is given in the place of a module and a call of it."""
 
-    module: Flattened
+    module: Any  #: a torch.nn.Module with ``module``, the caller's, ``output_names`` and ``describe``
     args: tuple[torch.Tensor, ...]
-    dynamic_shapes: Any
+    sizes: tuple[Any, ...]  #: which sizes of each of ``args`` vary, as torch.export has them
     input_names: list[str]
+
+    @property
+    def dynamic_shapes(self) -> Any:
+        """The sizes by the parameters of the module, one of which may take all ``args``."""
+        takes_any = next(iter(inspect.signature(self.module.forward).parameters.values())).kind
+        return (self.sizes,) if takes_any is inspect.Parameter.VAR_POSITIONAL else self.sizes
 
 
 def flatten(
@@ -63,8 +69,8 @@ def flatten(
         tensors += found.values()
         input_names += [(part if short else f"{name}_{part}") if part else name for part in found]
     shapes = _automatic(slots) if dynamic_shapes is None else list(_given(slots, names, dynamic_shapes))
-    flat = Flattened(module, slots, tree, input_names)
-    return Flat(flat, tuple(tensors), (tuple(shapes),), input_names)
+    flat = Flattened(module, slots, tree, tensors)
+    return Flat(flat, tuple(tensors), tuple(shapes), input_names)
 
 
 class _Slot(NamedTuple):
@@ -76,25 +82,31 @@ class _Slot(NamedTuple):
 
 
 class _Seen:
-    """The keys and columns of each output that is a KeyedTensor. (torch.export undoes what a call sets in a module.)"""
+    """What a call saw; torch.export undoes what a call sets in a module.
 
-    def __init__(self) -> None:
+    Attributes:
+        example: the tensors of the call.
+        outputs: the keys and columns of each output that is a KeyedTensor.
+    """
+
+    def __init__(self, example: Sequence[torch.Tensor]) -> None:
+        self.example = tuple(example)
         self.outputs: list[tuple[list[str], list[int]] | None] = []
 
 
 class Flattened(torch.nn.Module):
     """A module that is called with tensors, and returns tensors.
 
-    Attributes:
-        metadata: what a model should say of its keyed inputs and outputs; those of the latest call.
-        output_names: names of the outputs of the latest call, where torch's own would tell nothing.
+    It remembers which outputs of the latest call were KeyedTensors.
     """
 
-    def __init__(self, module: torch.nn.Module, slots: Sequence[_Slot], tree: Any, input_names: Sequence[str]) -> None:
+    def __init__(
+        self, module: torch.nn.Module, slots: Sequence[_Slot], tree: Any, example: Sequence[torch.Tensor]
+    ) -> None:
         super().__init__()
         self.module = module
-        self._slots, self._tree, self._input_names = list(slots), tree, list(input_names)
-        self._seen = _Seen()
+        self._slots, self._tree = list(slots), tree
+        self._seen = _Seen(example)
         self.train(module.training)
 
     def forward(self, *tensors: torch.Tensor) -> Any:
@@ -109,37 +121,53 @@ class Flattened(torch.nn.Module):
 
     @property
     def output_names(self) -> list[str] | None:
-        return [_OUTPUT] if len(self._seen.outputs) == 1 and self._seen.outputs[0] is not None else None
+        """Names of the outputs, where torch's own would tell nothing."""
+        if not self._seen.outputs:  # torch.export read the code and did not call it
+            with torch.no_grad():
+                self(*self._seen.example)
+        return [OUTPUT] if len(self._seen.outputs) == 1 and self._seen.outputs[0] is not None else None
 
     def describe(self, model: onnx.ModelProto) -> None:
         """Write the keys of a model's inputs and outputs into its metadata."""
         names = iter([i.name for i in model.graph.input])
-        found: dict[str, Any] = {}
+        inputs: dict[str, list[str]] = {}
         for slot in self._slots:
             called = dict(zip(slot.parts, names, strict=False))
             if is_keyed_jagged(slot.example):
-                found[f"torchrec.{called['values']}.keys"] = list(slot.example.keys())
-        for output, keyed in zip(model.graph.output, self._seen.outputs, strict=False):
-            if keyed is not None:
-                found[f"torchrec.{output.name}.keys"], found[f"torchrec.{output.name}.length_per_key"] = keyed
-        version = getattr(sys.modules.get("torchrec"), "__version__", None)
-        if version is not None:
-            found["torchrec.version"] = str(version)
-        for key, value in found.items():
-            text = value if isinstance(value, str) else json.dumps(value)
-            model.metadata_props.add(key=key, value=text)
+                inputs[called["values"]] = list(slot.example.keys())
+        keyed = zip(model.graph.output, self._seen.outputs, strict=True)
+        describe(model, inputs, {output.name: found for output, found in keyed if found is not None})
 
 
-def size_names(program: torch.export.ExportedProgram, dynamic_shapes: Sequence[Any]) -> dict[str, str]:
+def describe(
+    model: onnx.ModelProto, inputs: Mapping[str, Sequence[Any]], outputs: Mapping[str, tuple[Sequence[str], list[int]]]
+) -> None:
+    """Write keys into a model's metadata.
+
+    Args:
+        inputs: the keys of each input of values.
+        outputs: the keys of each output, and how many columns each has.
+    """
+    found: dict[str, Any] = {f"torchrec.{name}.keys": list(keys) for name, keys in inputs.items()}
+    for name, (keys, dims) in outputs.items():
+        found |= {f"torchrec.{name}.keys": list(keys), f"torchrec.{name}.length_per_key": dims}
+    version = getattr(sys.modules.get("torchrec"), "__version__", None)
+    for key, value in found.items():
+        model.metadata_props.add(key=key, value=json.dumps(value))
+    if version is not None:
+        model.metadata_props.add(key="torchrec.version", value=str(version))
+
+
+def size_names(program: torch.export.ExportedProgram, sizes: Sequence[Any]) -> dict[str, str]:
     """The names of sizes that torch leaves without one, by its symbols: no input has the batch of lengths [T * batch].
 
     Args:
-        dynamic_shapes: the sizes of each tensor of the call, as `Flat` has them.
+        sizes: those of each tensor of the call, as `Flat` has them.
     """
     examples = {node.name: node.meta["val"] for node in program.graph.find_nodes(op="placeholder")}
     found = {}
-    for name, sizes in zip(program.graph_signature.user_inputs, dynamic_shapes, strict=True):
-        for axis, size in (sizes or {}).items():
+    for name, of_tensor in zip(program.graph_signature.user_inputs, sizes, strict=True):
+        for axis, size in (of_tensor or {}).items():
             expression = getattr(getattr(examples[name].shape[axis], "node", None), "expr", None)
             symbols = getattr(expression, "free_symbols", ())
             if hasattr(size, "root") and len(symbols) == 1:
