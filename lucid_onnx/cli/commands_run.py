@@ -123,6 +123,10 @@ def run(
     inputs: Annotated[
         list[str] | None, typer.Option("--input", "-i", metavar="NAME=FILE.npy", help="An input. Repeatable.")
     ] = None,
+    texts: Annotated[
+        list[str] | None,
+        typer.Option("--text", "-t", metavar="TEXT", help="A text, for a model that was imported. Repeatable."),
+    ] = None,
     native: Annotated[
         bool | None,
         typer.Option("--native/--no-native", help="Use the native kernels; by default if they are installed."),
@@ -136,7 +140,7 @@ def run(
         bool, typer.Option("--profile", help="Show how long each node took, and whether the native kernels ran it.")
     ] = False,
 ) -> None:
-    """Run a model over .npy files.
+    """Run a model over .npy files, or over texts.
 
     With `--profile` it runs twice, and the times are of the second run. A function is one line for all of its nodes.
 
@@ -144,30 +148,36 @@ def run(
     float32 if every value is exact in bfloat16, or from raw items of two bytes, as numpy.save writes
     ml_dtypes.bfloat16.
 
-    Example: `lucid-onnx run users.onnx --input indices=ids.npy --input offsets=starts.npy -o pooled.npy`
+    Examples: `lucid-onnx run users.onnx --input indices=ids.npy --input offsets=starts.npy -o pooled.npy`,
+    `lucid-onnx run texts.onnx --text "rows of a table"`
     """
+    if texts and inputs:
+        raise UserError("--text: is given with --input, and one excludes the other")
     files = cli_files.named_files(inputs or [])
     ort = need_onnxruntime()
     isa = _isa() if native is not False else None
     if native and isa is None:
         raise UserError("--native: the native library is not installed")
     with tempfile.TemporaryDirectory(prefix="lucid_onnx") as folder:
-        _run(ort, model, files, isa, provider, output, Path(folder) / "profile" if profile else None)
+        _run(ort, model, texts or files, isa, provider, output, Path(folder) / "profile" if profile else None)
 
 
 def _run(
     ort: Any,
     model: str,
-    files: dict[str, str],
+    given: list[str] | dict[str, str],
     isa: str | None,
     provider: str,
     output: Path | None,
     profile: Path | None,
 ) -> None:
-    """`run`, with the beginning of the profile's path; None measures the run as a whole alone."""
+    """`run` over texts or files, with the beginning of the profile's path; None measures the run as a whole alone."""
     named = None if profile is None else _with_named_nodes(model)
     session = _session(ort, model, model if named is None else named, isa is not None, provider, profile)
-    feeds = cli_files.read_feeds(session, model, files)
+    if isinstance(given, list):
+        feeds = _text_feeds(session, model, given)
+    else:
+        feeds = cli_files.read_feeds(session, model, given)
     names = [o.name for o in session.get_outputs()]
     targets = None if output is None else cli_files.targets_of(output, names)
     options = ort.RunOptions()
@@ -193,6 +203,14 @@ def _run(
     for name, path in (targets or {}).items():
         as_float32 = " (bfloat16 as float32)" if arrays[name].dtype == spec.BFLOAT16 else ""
         cli_show.say(console, f"wrote {path}{as_float32}")
+
+
+def _text_feeds(session: InferenceSession, model: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """The inputs of a model for texts."""
+    from lucid_onnx.sources.encoder import TextEncoder
+
+    with cli_files.user_errors(ValueError, ImportError), cli_files.reading_any(model):
+        return TextEncoder(model, session=session).feeds(texts)
 
 
 def _isa() -> str | None:
