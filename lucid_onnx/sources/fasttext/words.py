@@ -213,17 +213,18 @@ class WordRows:
         words.sort(key=END.__eq__)  # the one that has no subwords goes last
         spelled = words[: len(words) - (words[-1] == END)]
         text = _Spelled(spelled)
-        num_words, bucket = len(self.hashing.words), self.hashing.bucket
+        num_words = len(self.hashing.words)
+        num_ngrams = self.hashing.bucket if self.hashing.maxn > 0 and self.hashing.kept is None else 0
         entry = np.fromiter((self._entries.get(word, -1) for word in words), np.int64, len(words))
         unknown_label = [e < 0 and word.startswith(LABEL_PREFIX) for e, word in zip(entry, words, strict=True)]
         # As a word, a label of word vectors has the row of its number, which is that of an n-gram.
-        own = (entry >= 0) & (entry < num_words + bucket)
-        ngrams, num_ngrams = text.subwords(self.hashing)
-        num_ngrams = np.append(num_ngrams, np.zeros(len(words) - len(spelled), np.int64))
-        counts = own + num_ngrams
+        own = (entry >= 0) & (entry < num_words + num_ngrams)
+        subwords, num_subwords = text.subwords(self.hashing)
+        num_subwords = np.append(num_subwords, np.zeros(len(words) - len(spelled), np.int64))
+        counts = own + num_subwords
         self._numbers.update(zip(words, itertools.count(len(self._numbers)), strict=False))
         self._starts.extend(_starts(counts) + len(self._rows.array))
-        self._rows.extend(_beside(entry[own], own.astype(np.int64), ngrams, num_ngrams))
+        self._rows.extend(_beside(entry[own], own.astype(np.int64), subwords, num_subwords))
         self._counts.extend(counts)
         self._are_labels.extend((entry >= num_words) | unknown_label)
         if self.hashing.word_ngrams > 1:
