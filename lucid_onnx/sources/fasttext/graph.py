@@ -9,8 +9,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from lucid_onnx.builder import make_node
+from lucid_onnx.builder import make_node, new_node
 from lucid_onnx.ops.emit import Emitter
+from lucid_onnx.ops.quantized_embedding_bag import spec as quantized
+from lucid_onnx.sources import arrays
+from lucid_onnx.sources.imported import Options, add_table
 
 from . import tree
 from .reader import CENTROIDS, Model, Quantized
@@ -21,6 +24,8 @@ EMBEDDINGS, WORDS, LABELS, PROBABILITIES = "embeddings", "word_embeddings", "lab
 _LEAST = 1e-5
 #: Beyond it, fastText's logistic is 0 or 1; between, it has this many steps to a unit.
 _LARGEST_LOGIT, _STEPS = 8, 32
+#: How many labels a text gets where nobody feeds ``k``.
+_DEFAULT_K = 1
 
 
 class Graph(NamedTuple):
@@ -30,24 +35,30 @@ class Graph(NamedTuple):
     tables: dict[str, np.ndarray]
 
 
-def build(model: Model, *, k: int, decode: bool, index_dtype: str, opset: int) -> Graph:
+def build(model: Model, options: Options) -> Graph:
     """The graph of a model, in which bags are nodes of the domain, without their functions.
 
-    Args:
-        k: how many labels it says where nobody feeds ``k``.
-        decode: write a quantized table as float32.
-
     Raises:
-        ValueError: the tree of the labels cannot be built.
+        ValueError: the tree of the labels cannot be built, or the table not be written as ``options.dtype``.
     """
-    return _Writer(model, k, decode, index_dtype, opset).graph()
+    return _Writer(model, options).graph()
+
+
+def decoded(table: Quantized) -> np.ndarray:
+    """A quantized table as float32, in a file where it is large."""
+    rows = arrays.new_array(table.shape, np.dtype(np.float32))
+    begin = 0
+    for block in table.blocks():
+        rows[begin : begin + len(block)] = block
+        begin += len(block)
+    return rows
 
 
 class _Writer:
-    def __init__(self, model: Model, k: int, decode: bool, index_dtype: str, opset: int) -> None:
-        self._model, self._head, self._k, self._decode = model, model.head, k, decode
-        self._index = helper.np_dtype_to_tensor_dtype(np.dtype(index_dtype))
-        self._e = Emitter(opset)
+    def __init__(self, model: Model, options: Options) -> None:
+        self._model, self._head, self._options = model, model.head, options
+        self._index = helper.np_dtype_to_tensor_dtype(np.dtype(options.index_dtype))
+        self._e = Emitter(options.opset)
         self._constants: list[onnx.TensorProto] = []
         self._tables: dict[str, np.ndarray] = {}
 
@@ -66,7 +77,7 @@ class _Writer:
         inputs = [helper.make_tensor_value_info(name, self._index, dims) for name, dims in index.items()]
         if head.kind == "supervised":
             inputs.append(helper.make_tensor_value_info("k", TensorProto.INT64, [1]))
-            self._constant("k", np.array([self._k]))
+            self._constant("k", np.array([_DEFAULT_K]))
         graph = helper.make_graph(
             self._e.nodes,
             "fasttext",
@@ -74,10 +85,6 @@ class _Writer:
             [helper.make_tensor_value_info(name, kind, dims) for name, kind, dims in outputs],
             self._constants,
         )
-        for name, table in self._tables.items():
-            graph.initializer.add(
-                name=name, data_type=helper.np_dtype_to_tensor_dtype(table.dtype), dims=list(table.shape)
-            )
         imports = [helper.make_opsetid("", self._e.opset)]
         made = helper.make_model(
             graph,
@@ -85,6 +92,8 @@ class _Writer:
             ir_version=helper.find_min_ir_version_for(imports),
             producer_name="lucid-onnx",
         )
+        for name, table in self._tables.items():
+            add_table(made, name, table)
         return Graph(made, self._tables)
 
     def _constant(self, name: str, value: np.ndarray) -> str:
@@ -98,15 +107,38 @@ class _Writer:
     # ---- Rows to means.
 
     def _mean(self, offsets: str, output: str) -> str:
-        """The mean of the rows of each bag, [num_bags, dim]."""
-        table, rows = self._model.input, "ids"
-        if isinstance(table, np.ndarray):
-            weight = self._table("weight", table)
-        elif self._decode:
-            weight = self._table("weight", table.decode())
-        else:
-            weight, rows = self._centroids(table), self._range("ids")
-        self._e.nodes.append(make_node(weight, rows, offsets, output, mode="mean", name="bag"))
+        """The mean of the rows of each bag, float32 [num_bags, dim]."""
+        table, dtype = self._model.input, self._options.dtype
+        if isinstance(table, Quantized):
+            if dtype is None:
+                rows = self._centroids(table)
+                self._e.nodes.append(make_node(rows, self._range("ids"), offsets, output, mode="mean", name="bag"))
+                return output
+            table = decoded(table)
+        kind = quantized.CODES_TYPES.get(dtype or "")
+        if kind is not None:
+            tables = arrays.quantize(table, kind)
+            meaning = quantized.Attributes(mode="mean", codes_type=kind.name, embedding_dim=table.shape[1])
+            second = "bias" if "bias" in tables else None
+            op = quantized.variant(second=second, two_d=False, weighted=False)
+            inputs = [self._table(name, array) for name, array in tables.items()]
+            self._e.nodes.append(new_node(op, [*inputs, "ids", offsets], [output], meaning, double=False, name="bag"))
+            return output
+        weight = arrays.converted(table, np.dtype(np.float32) if dtype is None else arrays.float_dtype(dtype))
+        pooled = output if weight.dtype == np.float32 else "pooled"
+        self._e.nodes.append(
+            make_node(
+                self._table("weight", weight),
+                "ids",
+                offsets,
+                pooled,
+                mode="mean",
+                weight_dtype=weight.dtype,
+                name="bag",
+            )
+        )
+        if pooled != output:
+            self._e.node("Cast", (pooled,), {"to": TensorProto.FLOAT}, output)
         return output
 
     def _centroids(self, table: Quantized) -> str:
@@ -120,9 +152,10 @@ class _Writer:
         rows = e.Reshape(e.Gather(centroids, e.Add(codes, first)), [0, pieces * dsub])
         if pieces * dsub != table.dim:
             rows = e.Slice(rows, [0], [table.dim], [1])
-        if table.norms is None:
-            return str(rows)
-        return str(e.Mul(rows, e.Gather(self._table("norms", table.norms[:, None]), "ids")))
+        if table.norms is not None:
+            rows = e.Mul(rows, e.Gather(self._table("norms", table.norms[:, None]), "ids"))
+        e.rename(rows, "rows")
+        return "rows"
 
     def _range(self, of: str) -> str:
         """0, 1 and so on, as many as a value has entries."""
@@ -186,7 +219,7 @@ class _Writer:
         """The products of the means with rows of the output table, [num_texts, len(rows)]."""
         table = self._model.output
         if isinstance(table, Quantized):
-            table = table.decode()
+            table = decoded(table)
         self._e.part("logits")
         return str(self._e.Gemm(hidden, self._table("output_weight", table[rows]), transB=1))
 

@@ -78,15 +78,6 @@ class Quantized:
             rows = self.centroids[pieces, codes].reshape(len(codes), -1)[:, : self.dim]
             yield rows if self.norms is None else rows * self.norms[start : start + _ROWS_AT_ONCE, None]
 
-    def decode(self) -> np.ndarray:
-        """The table as float32 [V, dim]."""
-        table = np.empty(self.shape, np.float32)
-        start = 0
-        for rows in self.blocks():
-            table[start : start + len(rows)] = rows
-            start += len(rows)
-        return table
-
 
 @dataclasses.dataclass(frozen=True)
 class Head:

@@ -118,7 +118,7 @@ class WordRows:
 
         Raises:
             TypeError: a text that is neither str nor bytes.
-            ValueError: a text with a line feed, as fastText reads one line.
+            ValueError: a text with a line feed; fastText's are single lines.
             UnicodeEncodeError: a str with a lone surrogate.
         """
         parts: list[tuple[np.ndarray, np.ndarray]] = []
@@ -320,10 +320,10 @@ def _lines(texts: Iterable[str | bytes]) -> Iterator[bytes]:
     """Each text as bytes."""
     if isinstance(texts, (str, bytes)):
         raise TypeError(f"texts is one {type(texts).__name__}, expected a sequence of them")
-    for number, text in enumerate(texts):
+    for text in texts:
         line = _bytes(text)
         if b"\n" in line:
-            raise ValueError(f"texts[{number}] has a line feed: a text is one line")
+            raise ValueError(f"a text has a line feed, and fastText's are single lines: {text[:60]!r}")
         yield line
 
 
