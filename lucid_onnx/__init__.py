@@ -35,14 +35,18 @@ if TYPE_CHECKING:
     from .runtime.library import get_library_path
     from .runtime.session import InferenceSession, register
     from .runtime.training import Trainer, build_training_model
+    from .sources import Imported, import_model
+    from .sources.encoder import TextEncoder
 
 __version__ = "0.1.0"
 
 __all__ = [
     "FuseReport",
+    "Imported",
     "InferenceSession",
     "QuantizeReport",
     "QuantizedTable",
+    "TextEncoder",
     "Trainer",
     "build_collection_model",
     "build_grad_model",
@@ -54,6 +58,7 @@ __all__ = [
     "embedding_bag_grad",
     "fuse",
     "get_library_path",
+    "import_model",
     "lower",
     "make_collection_node",
     "make_grad_node",
@@ -94,6 +99,9 @@ _HOME = {
     "lower": "rewrite",
     "QuantizeReport": "rewrite",
     "quantize": "rewrite",
+    "Imported": "sources",
+    "import_model": "sources",
+    "TextEncoder": "sources.encoder",
 }
 
 

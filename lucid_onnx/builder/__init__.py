@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from .dtypes import CODES_TYPES, INDEX_TYPES, TABLE_TYPES, as_dtype, onnx_type
-from .files import LARGEST_MESSAGE, Replacing, fill_tables, save, save_temporarily, without_initializers
+from .files import LARGEST_MESSAGE, Replacing, fill_tables, save, save_beside, save_temporarily, without_initializers
 from .forms import FORMS, Form, check_form, convert, other_function, to_form
 from .functions import renamed, restore_names
 from .loading import (
@@ -29,7 +29,7 @@ from .models import (
     build_quantized_model,
     op_model,
 )
-from .nodes import make_collection_node, make_grad_node, make_node
+from .nodes import make_collection_node, make_grad_node, make_node, new_node
 from .origins import data_of, remember_data
 
 __all__ = [
@@ -61,6 +61,7 @@ __all__ = [
     "make_grad_node",
     "make_node",
     "model_files",
+    "new_node",
     "onnx_type",
     "op_model",
     "other_function",
@@ -68,6 +69,7 @@ __all__ = [
     "renamed",
     "restore_names",
     "save",
+    "save_beside",
     "save_temporarily",
     "tensors",
     "to_form",

@@ -52,7 +52,28 @@ def save(
         ValueError: external_data=False for a model that is too large, or an initializer without its data.
         OSError: the files cannot be written.
     """
-    return _save(model, Path(path), external_data=external_data, progress=progress, tables=tables or {}, durable=True)
+    return save_beside(model, path, {}, external_data=external_data, progress=progress, tables=tables)
+
+
+def save_beside(
+    model: onnx.ModelProto,
+    path: str | os.PathLike[str],
+    others: Mapping[str, bytes],
+    *,
+    external_data: bool | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    tables: Mapping[str, memoryview] | None = None,
+) -> tuple[str, ...]:
+    """`save`, with other files in the model's folder, by their names: all of them are in place before the model is."""
+    return _save(
+        model,
+        Path(path),
+        external_data=external_data,
+        progress=progress,
+        tables=tables or {},
+        durable=True,
+        others=others,
+    )
 
 
 def save_temporarily(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
@@ -68,6 +89,7 @@ def _save(
     progress: Callable[[int, int], None] | None,
     tables: Mapping[str, memoryview],
     durable: bool,
+    others: Mapping[str, bytes] | None = None,
 ) -> tuple[str, ...]:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder")
@@ -90,6 +112,9 @@ def _save(
             light, model = model, onnx.ModelProto()
             model.CopyFrom(light)
             fill_tables(model, tables)
+        for name, content in (others or {}).items():
+            files.open(name).write(content)
+            written.append(path.with_name(name))
         files.open_model().write(model.SerializeToString())
     return tuple(map(os.fspath, written))
 

@@ -122,6 +122,15 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def reading_any(path: str | os.PathLike[str]) -> Iterator[None]:
+    """As `reading`, of what may also read other files: the error names the one that it is about."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{os.fspath(error.filename or path)}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     try:
         yield
