@@ -157,18 +157,19 @@ class _Operators(TorchFunctionMode):
         name = name.split(".")[0]
         if namespace == "fbgemm" and name in _OF_BAGS:  # as for the offsets of a KeyedJaggedTensor
             return _OF_BAGS[name](*args, **kwargs)
-        if namespace == "fbgemm" and "codegen_lookup" in name:
-            self.rejected = RejectedError(
-                f"torch.ops.fbgemm.{name} reads the tables of a whole module in one call, which is not translated: "
-                "give the module itself, not what torch.export made of it"
-            )
-            raise self.rejected
-        if namespace != "quantized" or name not in {**_BAGS, **_LOOKUPS}:
+        is_bag = namespace == "quantized" and name in {**_BAGS, **_LOOKUPS}
+        reads_all = namespace == "fbgemm" and "codegen_lookup" in name
+        if not is_bag and not reads_all:
             return func(*args, **kwargs)
-        schema = getattr(torch.ops.quantized, name).default._schema
-        given = {a.name: a.default_value for a in schema.arguments}
-        given |= dict(zip(given, args, strict=False)) | dict(kwargs)
         try:
+            if reads_all:
+                raise RejectedError(
+                    f"torch.ops.fbgemm.{name} reads the tables of a whole module in one call, which is not translated: "
+                    "give the module itself, not what torch.export made of it"
+                )
+            schema = getattr(torch.ops.quantized, name).default._schema
+            given = {a.name: a.default_value for a in schema.arguments}
+            given |= dict(zip(given, args, strict=False)) | dict(kwargs)
             return _bag(name, **given)
         except RejectedError as error:
             self.rejected = error
