@@ -12,9 +12,10 @@ from lucid_onnx.runtime.session import InferenceSession
 
 from .text import ENTRY, Bags, Text, read
 from .tokenizer import Tokenizer
+from .words import Words
 
 #: What may encode the texts of a model.
-KINDS: tuple[type[Text], ...] = (Tokenizer,)
+KINDS: tuple[type[Text], ...] = (Tokenizer, Words)
 _PADDED, _RAGGED = {"input_ids", "attention_mask"}, {"ids", "offsets"}
 _DTYPES: Mapping[str, np.dtype] = {"tensor(int64)": np.dtype(np.int64), "tensor(int32)": np.dtype(np.int32)}
 
