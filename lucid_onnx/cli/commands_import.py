@@ -40,8 +40,9 @@ def import_(
         choice(DTYPES, "Write the table as a float dtype, or as 8 or 4 bit values with a scale per row."),
     ] = None,
     layout: Annotated[
-        str, choice(LAYOUTS, "padded (input_ids and attention_mask [B, L]) or ragged (ids and offsets).")
-    ] = "padded",
+        str | None,
+        choice(LAYOUTS, "padded (input_ids and attention_mask [B, L]) or ragged (ids and offsets), fastText's alone."),
+    ] = None,
     normalize: Annotated[
         bool | None,
         typer.Option("--normalize/--no-normalize", help="Divide vectors by their length; by default as SOURCE says."),

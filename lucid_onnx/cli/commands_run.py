@@ -127,6 +127,12 @@ def run(
         list[str] | None,
         typer.Option("--text", "-t", metavar="TEXT", help="A text, for a model that was imported. Repeatable."),
     ] = None,
+    labels: Annotated[
+        int | None,
+        typer.Option(
+            "--labels", metavar="K", help="How many labels of each text, if the model has labels; 1 if not given."
+        ),
+    ] = None,
     native: Annotated[
         bool | None,
         typer.Option("--native/--no-native", help="Use the native kernels; by default if they are installed."),
@@ -154,19 +160,25 @@ def run(
     """
     if texts and inputs:
         raise UserError("--text: is given with --input, and one excludes the other")
+    if labels is not None and not texts:
+        raise UserError("--labels: needs --text")
+    if labels is not None and labels < 1:
+        raise UserError(f"--labels {labels}: must be at least 1")
     files = cli_files.named_files(inputs or [])
     ort = need_onnxruntime()
     isa = _isa() if native is not False else None
     if native and isa is None:
         raise UserError("--native: the native library is not installed")
     with tempfile.TemporaryDirectory(prefix="lucid_onnx") as folder:
-        _run(ort, model, texts or files, isa, provider, output, Path(folder) / "profile" if profile else None)
+        beginning = Path(folder) / "profile" if profile else None
+        _run(ort, model, texts or files, labels, isa, provider, output, beginning)
 
 
 def _run(
     ort: Any,
     model: str,
     given: list[str] | dict[str, str],
+    labels: int | None,
     isa: str | None,
     provider: str,
     output: Path | None,
@@ -176,7 +188,7 @@ def _run(
     named = None if profile is None else _with_named_nodes(model)
     session = _session(ort, model, model if named is None else named, isa is not None, provider, profile)
     if isinstance(given, list):
-        feeds = _text_feeds(session, model, given)
+        feeds = _text_feeds(session, model, given, labels)
     else:
         feeds = cli_files.read_feeds(session, model, given)
     names = [o.name for o in session.get_outputs()]
@@ -189,10 +201,12 @@ def _run(
         begin = time.perf_counter()
         results = session.run(None, feeds, options)
         seconds = time.perf_counter() - begin
-    arrays = dict(zip(names, results, strict=True))
+    arrays = {name: _plain(result) for name, result in zip(names, results, strict=True)}
     table = cli_show.new_table("output", "dtype", "shape", "values")
     for name, result in arrays.items():
-        dtype = str(result.dtype) if isinstance(result, np.ndarray) else type(result).__name__
+        dtype = type(result).__name__
+        if isinstance(result, np.ndarray):
+            dtype = "string" if result.dtype.kind == "U" else str(result.dtype)
         table.add_row(Text(name), dtype, cli_files.shape_text(np.shape(result)), Text(cli_show.preview(result)))
     if output is not None and targets is not None:
         cli_files.write_arrays(output, {targets[name]: (name, array) for name, array in arrays.items()})
@@ -206,12 +220,22 @@ def _run(
         cli_show.say(console, f"wrote {path}{as_float32}")
 
 
-def _text_feeds(session: InferenceSession, model: str, texts: Sequence[str]) -> dict[str, np.ndarray]:
-    """The inputs of a model for texts."""
+def _text_feeds(
+    session: InferenceSession, model: str, texts: Sequence[str], labels: int | None
+) -> dict[str, np.ndarray]:
+    """The inputs of a model for texts, of which so many labels are wanted."""
     from lucid_onnx.sources.encoder import TextEncoder
 
     with cli_files.user_errors(ValueError, ImportError), cli_files.reading_any(model):
-        return TextEncoder(model, session=session).feeds(texts)
+        encoder = TextEncoder(model, session=session)
+        if labels is not None and not encoder.has_labels:
+            raise UserError(f"--labels: {model} has no labels")
+        return encoder.feeds(texts) if labels is None else encoder.feeds(texts, k=labels)
+
+
+def _plain(result: Any) -> Any:
+    """Strings in an array of their own dtype, not one of objects, which a .npy file cannot have."""
+    return result.astype(np.str_) if isinstance(result, np.ndarray) and result.dtype == object else result
 
 
 def _isa() -> str | None:

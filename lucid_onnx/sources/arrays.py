@@ -28,6 +28,11 @@ def new_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         return np.asarray(np.memmap(file, dtype, "w+", shape=shape))
 
 
+def float_dtype(name: str) -> np.dtype:
+    """A float dtype by its name."""
+    return spec.BFLOAT16 if name == "bfloat16" else np.dtype(name)
+
+
 def parts(table: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
     """The rows of a table in parts, with where each begins."""
     step = max(1, _AT_ONCE // max(table.shape[1], 1))

@@ -10,13 +10,14 @@ import numpy as np
 
 from lucid_onnx.runtime.session import InferenceSession
 
-from .text import ENTRY, Bags, Text, read
+from .fasttext.graph import LABELS, PROBABILITIES
+from .fasttext.text import FastTextWords
+from .text import ENTRY, Text, read
 from .tokenizer import Tokenizer
 from .words import Words
 
 #: What may encode the texts of a model.
-KINDS: tuple[type[Text], ...] = (Tokenizer, Words)
-_PADDED, _RAGGED = {"input_ids", "attention_mask"}, {"ids", "offsets"}
+KINDS: tuple[type[Text], ...] = (Tokenizer, Words, FastTextWords)
 _DTYPES: Mapping[str, np.dtype] = {"tensor(int64)": np.dtype(np.int64), "tensor(int32)": np.dtype(np.int32)}
 
 
@@ -47,7 +48,7 @@ class TextEncoder:
         self._text = read(self._name, metadata[ENTRY], KINDS)
         inputs = self._session.get_inputs()
         self._inputs = {i.name: _DTYPES[i.type] for i in inputs if i.type in _DTYPES}
-        if set(self._inputs) not in (_PADDED, _RAGGED) or len(self._inputs) != len(inputs):
+        if set(self._inputs) not in self._text.inputs() or len(self._inputs) != len(inputs):
             takes = ", ".join(f"{i.name} {i.type}" for i in inputs)
             raise ValueError(f"{self._name}: takes {takes or 'nothing'}, which no ids of texts are")
 
@@ -65,15 +66,28 @@ class TextEncoder:
         bags = self._text.bags(list(texts))
         return np.split(bags.ids, bags.offsets[1:-1]) if len(texts) else []
 
-    def feeds(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    @property
+    def has_labels(self) -> bool:
+        """Whether the model labels texts, as `predict` wants it."""
+        return {LABELS, PROBABILITIES} <= {o.name for o in self._session.get_outputs()}
+
+    def feeds(self, texts: Sequence[str], k: int | None = None) -> dict[str, np.ndarray]:
         """The inputs of the model for some texts.
+
+        Args:
+            k: how many labels of each text, of a model that has such; by default what the model says, which is 1.
 
         Raises:
             ImportError: as `ids`.
+            ValueError: a k below 1, or the model has no labels.
         """
-        bags = self._text.bags(list(texts))
-        found = _ragged(bags) if set(self._inputs) == _RAGGED else _padded(bags)
-        return {name: array.astype(self._inputs[name], copy=False) for name, array in found.items()}
+        if k is not None and k < 1:
+            raise ValueError(f"k = {k} must be at least 1")
+        if k is not None and not self.has_labels:
+            raise ValueError(f"{self._name}: has no labels to predict")
+        found = self._text.feeds(list(texts), set(self._inputs))
+        feeds = {name: array.astype(self._inputs[name], copy=False) for name, array in found.items()}
+        return feeds if k is None else {**feeds, "k": np.array([k])}
 
     def run(
         self,
@@ -94,21 +108,53 @@ class TextEncoder:
             TypeError: a text that is not a string.
             ValueError: a batch_size below 1.
         """
+        return self._run([o.name for o in self._session.get_outputs()], texts, None, batch_size, progress)
+
+    def predict(
+        self,
+        texts: Sequence[str],
+        k: int = 1,
+        *,
+        batch_size: int = 1024,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The labels of texts by a model that has such, and their probabilities: [len(texts), k] strings, and float32.
+
+        Args:
+            k: how many of each text, the most probable first; at most as many as there are. Where a text has fewer, the
+                others are "" with the probability 0.
+            texts, batch_size, progress: as in `run`.
+
+        Raises:
+            ValueError: a k below 1, or the model has no labels.
+            TypeError, ImportError: as `run`.
+        """
+        found = self._run([LABELS, PROBABILITIES], texts, k, batch_size, progress)
+        return found[LABELS], found[PROBABILITIES]
+
+    def _run(
+        self,
+        names: Sequence[str],
+        texts: Sequence[str],
+        k: int | None,
+        batch_size: int,
+        progress: Callable[[int, int], None] | None,
+    ) -> dict[str, np.ndarray]:
+        """Outputs of the model for texts; ``k`` as in `feeds`."""
         if isinstance(texts, str):
             raise TypeError("texts is a string, expected a sequence of strings")
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size} must be at least 1")
         texts = list(texts)
-        for k, text in enumerate(texts):
+        for at, text in enumerate(texts):
             if not isinstance(text, str):
-                raise TypeError(f"texts[{k}] is a {type(text).__name__}, expected a string")
-        names = [o.name for o in self._session.get_outputs()]
+                raise TypeError(f"texts[{at}] is a {type(text).__name__}, expected a string")
         parts: list[list[Any]] = []
         for begin in range(0, max(len(texts), 1), batch_size):
-            parts.append(self._session.run(names, self.feeds(texts[begin : begin + batch_size])))
+            parts.append(self._session.run(names, self.feeds(texts[begin : begin + batch_size], k)))
             if progress is not None:
                 progress(min(begin + batch_size, len(texts)), len(texts))
-        return {name: np.concatenate([p[k] for p in parts]) for k, name in enumerate(names)}
+        return {name: np.concatenate(found) for name, found in zip(names, zip(*parts, strict=True), strict=True)}
 
     def encode(
         self,
@@ -128,15 +174,3 @@ class TextEncoder:
         several = [texts] if isinstance(texts, str) else texts
         first = next(iter(self.run(several, batch_size=batch_size, progress=progress).values()))
         return first[0] if isinstance(texts, str) else first
-
-
-def _ragged(bags: Bags) -> dict[str, np.ndarray]:
-    return {"ids": bags.ids, "offsets": bags.offsets[:-1]}
-
-
-def _padded(bags: Bags) -> dict[str, np.ndarray]:
-    lengths = np.diff(bags.offsets)
-    mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
-    ids = np.zeros(mask.shape, np.int64)
-    ids[mask] = bags.ids
-    return {"input_ids": ids, "attention_mask": mask.astype(np.int64)}

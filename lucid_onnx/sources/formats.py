@@ -13,13 +13,14 @@ from lucid_onnx.ops.attributes import check_choice
 from lucid_onnx.ops.embedding_bag import spec
 
 from . import static, vectors
+from .fasttext.format import FastText
 from .imported import Format, Imported, Layout, Options, Progress, TableDtype
 
 if TYPE_CHECKING:
     from lucid_onnx.builder import Form
 
 #: In the order in which they are tried: the first that recognises a source imports it.
-FORMATS: tuple[Format, ...] = (*static.FORMATS, *vectors.FORMATS)
+FORMATS: tuple[Format, ...] = (*static.FORMATS, *vectors.FORMATS, FastText())
 #: How many names of a folder a message has room for.
 _MOST_NAMED = 12
 #: What packed files begin with.
@@ -31,7 +32,7 @@ def import_model(
     *,
     format: str | None = None,
     dtype: TableDtype | None = None,
-    layout: Layout = "padded",
+    layout: Layout | None = None,
     normalize: bool | None = None,
     key: str | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
@@ -50,7 +51,8 @@ def import_model(
         dtype: what the table is written as, by default as it is: a float dtype, or "int8", "uint8", "int4" or "uint4"
             with a scale per row. The model's output does not change its dtype.
         layout: "padded" takes ``input_ids`` and ``attention_mask`` [B, L], as other runners feed them; "ragged" takes
-            ``ids`` [N] and ``offsets`` [B]. A negative id is a position that is not there.
+            ``ids`` [N] and ``offsets`` [B]. A negative id is a position that is not there. By default "padded", and
+            "ragged" of fastText's models, which take nothing else.
         normalize: whether vectors are divided by their length; by default as the source says.
         key: the tensor that is the table, in a .safetensors file with several.
         tokenizer: the tokenizer's file, if it is not where the format has it.

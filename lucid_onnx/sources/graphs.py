@@ -111,12 +111,8 @@ def _tables(static: Static, options: Options) -> dict[str, np.ndarray]:
     kind = quantized.CODES_TYPES.get(options.dtype or "")
     if kind is not None:
         return arrays.quantize(table, kind)
-    dtype = static.written if options.dtype is None else _dtype(options.dtype)
+    dtype = static.written if options.dtype is None else arrays.float_dtype(options.dtype)
     return {"weight": arrays.converted(table, dtype)}
-
-
-def _dtype(name: str) -> np.dtype:
-    return spec.BFLOAT16 if name == "bfloat16" else np.dtype(name)
 
 
 def _dtypes(static: Static, tables: Mapping[str, np.ndarray], options: Options) -> str:
@@ -129,7 +125,7 @@ def _dtypes(static: Static, tables: Mapping[str, np.ndarray], options: Options) 
 def _loss(static: Static, text: Text, options: Options) -> str | None:
     """What a smaller table costs on ``options.sample``; None if it costs nothing, or nothing is to be measured."""
     kind = quantized.CODES_TYPES.get(options.dtype or "")
-    smaller = kind is not None or (options.dtype is not None and _dtype(options.dtype).itemsize < 4)
+    smaller = kind is not None or (options.dtype is not None and arrays.float_dtype(options.dtype).itemsize < 4)
     if not (smaller and options.sample) or (static.table.dtype == np.int8 and options.dtype == "int8"):
         return None
     try:
@@ -142,7 +138,9 @@ def _loss(static: Static, text: Text, options: Options) -> str | None:
     rows, at = np.unique(ids if static.mapping is None else static.mapping[ids], return_inverse=True)
     before = static.table[rows].astype(np.float64)
     after = (
-        before.astype(_dtype(options.dtype or "")).astype(np.float64) if kind is None else arrays.meant(before, kind)
+        before.astype(arrays.float_dtype(options.dtype or "")).astype(np.float64)
+        if kind is None
+        else arrays.meant(before, kind)
     )
     weights = np.ones(len(ids)) if static.weights is None else static.weights[ids]
     sums = np.zeros((2, len(options.sample), before.shape[1]))
@@ -171,7 +169,7 @@ def _model(static: Static, tables: Mapping[str, np.ndarray], options: Options) -
         constants[name] = np.asarray(value)
         return name
 
-    padded = options.layout == "padded"
+    padded = options.layout != "ragged"
     tokens = "input_ids" if padded else "ids"
     if padded:
         present = add("Cast", ["attention_mask"], "is_token", to=TensorProto.BOOL)
@@ -217,7 +215,7 @@ def _bag(
     nodes: list[onnx.NodeProto],
 ) -> str:
     """The node of the bags; returns its output."""
-    padded = options.layout == "padded"
+    padded = options.layout != "ragged"
     means: dict[str, Any] = {"mode": "mean", "padding_idx": padding, "negative": "skip"}
     means["divisor"] = None if weights is None else "count"
     inputs = [*tables, rows, *([] if padded else ["offsets"]), *([] if weights is None else [weights])]
@@ -244,7 +242,7 @@ def _around(
 ) -> onnx.ModelProto:
     """The model of these nodes."""
     index_type = helper.np_dtype_to_tensor_dtype(np.dtype(options.index_dtype))
-    if options.layout == "padded":
+    if options.layout != "ragged":
         names = {"input_ids": ["num_texts", "length"], "attention_mask": ["num_texts", "length"]}
     else:
         names = {"ids": ["num_ids"], "offsets": ["num_texts"]}

@@ -33,7 +33,7 @@ class Options:
     """How to import; `import_model` tells what each means."""
 
     dtype: str | None = None
-    layout: str = "padded"
+    layout: str | None = None
     normalize: bool | None = None
     key: str | None = None
     tokenizer: str | None = None
@@ -47,7 +47,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.dtype is not None:
             check_choice("dtype", self.dtype, DTYPES)
-        check_choice("layout", self.layout, LAYOUTS)
+        if self.layout is not None:
+            check_choice("layout", self.layout, LAYOUTS)
         check_form(self.form)
         spec.check_opset(self.opset)
         onnx_type("index_dtype", as_dtype("index_dtype", self.index_dtype), INDEX_TYPES)

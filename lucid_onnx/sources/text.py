@@ -9,12 +9,14 @@ import abc
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+#: The inputs of a model of padded texts, and of one of ragged ones.
+PADDED, RAGGED = frozenset({"input_ids", "attention_mask"}), frozenset({"ids", "offsets"})
 #: The entry of a model's metadata that says what encodes its texts, as JSON.
 ENTRY = "lucid.text"
 _FILE, _DIGEST, _KIND = "file", "sha256", "kind"
@@ -53,6 +55,19 @@ class Text(abc.ABC):
         Raises:
             ImportError: a package that this needs is not installed; the message says which.
         """
+
+    def inputs(self) -> Sequence[frozenset[str]]:
+        """The names of the inputs that `feeds` knows: one set for each way that a model may take texts."""
+        return (PADDED, RAGGED)
+
+    def feeds(self, texts: Sequence[str], inputs: Set[str]) -> dict[str, np.ndarray]:
+        """The inputs of a model for texts, int64; they are one of `inputs`.
+
+        Raises:
+            ImportError: as `bags`.
+        """
+        bags = self.bags(texts)
+        return {"ids": bags.ids, "offsets": bags.offsets[:-1]} if inputs == RAGGED else _padded(bags)
 
     @abc.abstractmethod
     def describe(self) -> str:
@@ -118,3 +133,11 @@ def read(model: str, found: str, kinds: Iterable[type[Text]]) -> Text:
         raise ValueError(f"{path}: is not the file that {model} was written with; import the model again")
     rest = {key: value for key, value in settings.items() if key not in (_KIND, _FILE, _DIGEST)}
     return known[kind].load(rest, content, str(path))
+
+
+def _padded(bags: Bags) -> dict[str, np.ndarray]:
+    lengths = np.diff(bags.offsets)
+    mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    ids = np.zeros(mask.shape, np.int64)
+    ids[mask] = bags.ids
+    return {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
