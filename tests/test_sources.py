@@ -323,7 +323,9 @@ def broken(path: Path, change: Any) -> str:
 
 def test_what_is_not_known_is_rejected_by_name(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"\x80\x02}q\x00")
-    with pytest.raises(ValueError, match=r"a file that begins with b'\\x80.*format is not known; known formats are: model2vec \("):
+    with pytest.raises(
+        ValueError, match=r"a file that begins with b'\\x80.*format is not known; known formats are: model2vec \("
+    ):
         lucid_onnx.import_model(tmp_path / "a.bin")
     with pytest.raises(ValueError, match=r"a folder with a\.bin: the format is not known"):
         lucid_onnx.import_model(tmp_path)
