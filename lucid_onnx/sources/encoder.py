@@ -146,15 +146,15 @@ class TextEncoder:
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size} must be at least 1")
         texts = list(texts)
-        for at, text in enumerate(texts):
+        for number, text in enumerate(texts):
             if not isinstance(text, str):
-                raise TypeError(f"texts[{at}] is a {type(text).__name__}, expected a string")
+                raise TypeError(f"texts[{number}] is a {type(text).__name__}, expected a string")
         parts: list[list[Any]] = []
         for begin in range(0, max(len(texts), 1), batch_size):
             parts.append(self._session.run(names, self.feeds(texts[begin : begin + batch_size], k)))
             if progress is not None:
                 progress(min(begin + batch_size, len(texts)), len(texts))
-        return {name: np.concatenate(found) for name, found in zip(names, zip(*parts, strict=True), strict=True)}
+        return {name: np.concatenate([part[at] for part in parts]) for at, name in enumerate(names)}
 
     def encode(
         self,
