@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         save,
         to_form,
     )
-    from .ops.quantized_embedding_bag.table import QuantizedTable
+    from .native import QuantizedTable, get_library_path
     from .rewrite import FuseReport, QuantizeReport, fuse, lower, quantize
     from .runtime.functional import (
         embedding_bag,
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
         embedding_bag_grad,
         quantized_embedding_bag,
     )
-    from .runtime.library import get_library_path
     from .runtime.session import InferenceSession, register
     from .runtime.training import Trainer, build_training_model
     from .sources import Imported, import_model
@@ -84,8 +83,8 @@ _HOME = {
     "model_files": "builder",
     "save": "builder",
     "to_form": "builder",
-    "get_library_path": "runtime.library",
-    "QuantizedTable": "ops.quantized_embedding_bag.table",
+    "get_library_path": "native",
+    "QuantizedTable": "native",
     "InferenceSession": "runtime.session",
     "register": "runtime.session",
     "Trainer": "runtime.training",

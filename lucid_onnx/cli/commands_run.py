@@ -12,8 +12,10 @@ import numpy as np
 import typer
 from rich.text import Text
 
-from lucid_onnx.builder import FORMS, ExternalData, build_model, load, remember_data, save
+from lucid_onnx.builder import FORMS, ExternalData, load, remember_data, save
 from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.rewrite.building import stream_model
+from lucid_onnx.rewrite.quantization import DTYPES
 from lucid_onnx.runtime import info
 from lucid_onnx.runtime.installation import install_gpu
 from lucid_onnx.runtime.library import PROVIDERS
@@ -89,6 +91,10 @@ def build(
             "model only if it exceeds 2 GiB.",
         ),
     ] = None,
+    dtype: Annotated[
+        str | None,
+        choice(DTYPES, "Make the table smaller: quantized values, or 16-bit floats. By default it stays as it is."),
+    ] = None,
     no_external_data: Annotated[bool, typer.Option("--no-external-data", hidden=True)] = False,
     **attributes: Any,
 ) -> None:
@@ -104,18 +110,20 @@ def build(
     if output.exists() and output.samefile(cli_files.split_key(table)[0]):
         raise UserError(f"--output {output}: is the table itself")
     with cli_files.user_errors(TypeError, ValueError):
-        model = build_model(
+        made = stream_model(
             rows,
+            dtype,
             two_d=two_d,
             per_sample_weights=per_sample_weights,
             index_dtype=index_dtype,
-            form=form,  # type: ignore[arg-type]  # build_model checks it
+            form=form,  # type: ignore[arg-type]  # stream_model checks it
             opset=opset,
             **attributes,
         )
+    external = False if no_external_data else external_data
     with cli_files.user_errors(ValueError), cli_files.writing(output), writing_bar() as progress:
-        files = save(model, output, external_data=False if no_external_data else external_data, progress=progress)
-    cli_show.show_built(files, rows, model, form)
+        files = save(made.model, output, external_data=external, progress=progress, tables=made.tables)
+    cli_show.show_built(files, rows, made, dtype, form)
 
 
 def run(
@@ -148,14 +156,15 @@ def run(
 ) -> None:
     """Run a model over .npy files, or over texts.
 
+    `--text` is for a model that `lucid-onnx import` wrote, with the file beside it that encodes texts.
+
     With `--profile` it runs twice, and the times are of the second run. A function is one line for all of its nodes.
 
     A .npy file has no bfloat16. bfloat16 outputs are written as float32, which is exact. bfloat16 inputs are read from
     float32 if every value is exact in bfloat16, or from raw items of two bytes, as numpy.save writes
     ml_dtypes.bfloat16.
 
-    Examples: `lucid-onnx run users.onnx --input indices=ids.npy --input offsets=starts.npy -o pooled.npy`,
-    `lucid-onnx run texts.onnx --text "rows of a table"`
+    Example: `lucid-onnx run users.onnx --input indices=ids.npy --input offsets=starts.npy -o pooled.npy`
     """
     if texts and inputs:
         raise UserError("--text: is given with --input, and one excludes the other")

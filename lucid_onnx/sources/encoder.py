@@ -14,9 +14,10 @@ from .fasttext.graph import LABELS, PROBABILITIES
 from .fasttext.text import FastTextWords
 from .text import ENTRY, Text, read
 from .tokenizer import Tokenizer
+from .words import Words
 
 #: What may encode the texts of a model.
-KINDS: tuple[type[Text], ...] = (Tokenizer, FastTextWords)
+KINDS: tuple[type[Text], ...] = (Tokenizer, Words, FastTextWords)
 _DTYPES: Mapping[str, np.dtype] = {"tensor(int64)": np.dtype(np.int64), "tensor(int32)": np.dtype(np.int32)}
 
 
@@ -145,15 +146,15 @@ class TextEncoder:
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size} must be at least 1")
         texts = list(texts)
-        for k, text in enumerate(texts):
+        for number, text in enumerate(texts):
             if not isinstance(text, str):
-                raise TypeError(f"texts[{k}] is a {type(text).__name__}, expected a string")
+                raise TypeError(f"texts[{number}] is a {type(text).__name__}, expected a string")
         parts: list[list[Any]] = []
         for begin in range(0, max(len(texts), 1), batch_size):
             parts.append(self._session.run(names, self.feeds(texts[begin : begin + batch_size], k)))
             if progress is not None:
                 progress(min(begin + batch_size, len(texts)), len(texts))
-        return {name: np.concatenate([p[k] for p in parts]) for k, name in enumerate(names)}
+        return {name: np.concatenate([part[at] for part in parts]) for at, name in enumerate(names)}
 
     def encode(
         self,

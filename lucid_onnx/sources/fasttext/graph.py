@@ -190,8 +190,7 @@ class _Writer:
             scores, order = self._tree(hidden)
         else:
             order = np.arange(num_labels)[::-1]
-            scores = self._logits(hidden, order)
-            scores = e.Softmax(scores, axis=1) if head.loss == "softmax" else self._logistic(scores)
+            scores = self._softmax(hidden, order) if head.loss == "softmax" else self._logistic(hidden, order)
         e.part("best")
         k = e.Min("k", [num_labels])
         best, place = e.multi_output("TopK", (scores, k), {"axis": 1}, 2)
@@ -215,18 +214,33 @@ class _Writer:
         ends = e.Concat(e.Slice("offsets", [1], [2**31 - 1]), end, axis=0)
         return str(e.Equal(ends, "offsets"))
 
-    def _logits(self, hidden: str, rows: np.ndarray) -> str:
-        """The products of the means with rows of the output table, [num_texts, len(rows)]."""
+    def _output(self, rows: np.ndarray) -> str:
+        """Rows of the output table, as an initializer."""
         table = self._model.output
-        if isinstance(table, Quantized):
-            table = decoded(table)
-        self._e.part("logits")
-        return str(self._e.Gemm(hidden, self._table("output_weight", table[rows]), transB=1))
+        return self._table("output_weight", (decoded(table) if isinstance(table, Quantized) else table)[rows])
 
-    def _logistic(self, logits: str) -> str:
-        """fastText's logistic function: that of the next lower step, and 0 or 1 at the far ends."""
+    def _softmax(self, hidden: str, order: np.ndarray) -> str:
+        """The probabilities of labels in this order, [num_texts, num_labels].
+
+        fastText adds up the exponentials one label after another, and so does CumSum: of thousands of labels that are
+        next to nothing, float32 loses more than the sixth digit. So the labels are the first axis until then.
+        """
+        e = self._e
+        e.part("softmax")
+        logits = e.Gemm(self._output(np.arange(len(order))), hidden, transB=1)
+        exponentials = e.Exp(e.Sub(logits, e.reduce("ReduceMax", logits, 0, keepdims=1)))
+        total = e.Gather(e.CumSum(exponentials, 0), len(order) - 1)
+        backwards = e.Gather(e.Div(exponentials, total), self._constant("label_order", order))
+        return str(e.Transpose(backwards, perm=[1, 0]))
+
+    def _logistic(self, hidden: str, order: np.ndarray) -> str:
+        """The probabilities of labels in this order, each by itself, [num_texts, num_labels].
+
+        fastText's logistic function is that of the next lower step, and 0 or 1 at the far ends.
+        """
         e = self._e
         e.part("logistic")
+        logits = e.Gemm(hidden, self._output(order), transB=1)
         low, high, steps = (e.constant(np.float32(c)) for c in (-_LARGEST_LOGIT, _LARGEST_LOGIT, _STEPS))
         lower = e.Sub(e.Div(e.Floor(e.Mul(e.Add(logits, high), steps)), steps), high)
         zero, one = e.constant(np.float32(0)), e.constant(np.float32(1))
@@ -236,14 +250,14 @@ class _Writer:
     def _tree(self, hidden: str) -> tuple[str, np.ndarray]:
         """The logarithm of each label's probability, [num_texts, num_labels], and the order of the labels."""
         e = self._e
+        e.part("tree")
         found = tree.build(self._head.label_counts)
         order = found.order[::-1]
         inner = len(order) - 1
         no_step = e.ConstantOfShape(e.Concat([1], e.Shape(hidden, end=1), axis=0))
         if inner == 0:
             return str(e.Transpose(no_step, perm=[1, 0])), order
-        logits = e.Transpose(self._logits(hidden, np.arange(inner)), perm=[1, 0])
-        e.part("tree")
+        logits = e.Gemm(self._output(np.arange(inner)), hidden, transB=1)
         one, least = e.constant(np.float32(1)), e.constant(np.float32(_LEAST))
         right = e.Div(one, e.Add(one, e.Exp(e.Neg(logits))))
         left = e.Sub(one, right)
