@@ -237,6 +237,28 @@ def test_what_torch_exported_is_fused_and_merged(dynamo: bool, tmp_path: Path) -
         np.testing.assert_allclose(got, module(given).values().detach().numpy(), rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("order", [[3, 2, 0, 1], [2, 0, 1]], ids=["all", "some"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32], ids=["int64", "int32"])
+def test_a_module_that_moves_features(order: list[int], dtype: Any) -> None:
+    """By KeyedJaggedTensor.permute, and by split where it reads some of them."""
+
+    class Moves(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.whole, self.part = collection(weighted=True), collection([("t", 4, ["c"])])
+
+        def forward(self, features: Any) -> Any:
+            moved = features.permute(order)
+            part = moved.split([len(order) - 3, 1, 2])[1]
+            pooled = torch.cat([self.whole(moved).values(), self.part(part).values()], 1)
+            return torchrec.KeyedTensor(["all"], [pooled.shape[1]], pooled)
+
+    module = Moves().eval()
+    how = {"weighted": True, "dtype": dtype}
+    model = lucid_torch.export(module, features("abcd", 3, **how))
+    check(model, module, "abcd", **how)
+
+
 def test_processed_features() -> None:
     """Weights by position are computed beside one collection."""
     from torchrec.modules import feature_processor_ as processors
