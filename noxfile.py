@@ -164,7 +164,8 @@ def modules(session: nox.Session) -> None:
     session.install("torch==2.13.*", env={"PIP_EXTRA_INDEX_URL": cpu})
     session.install(f"{_wheel(session)}[cpu,test,torch]", *_IMPORTED, "tokenizers", "safetensors", "huggingface-hub")
     session.install("--no-deps", *MODULES)
-    session.run("pytest", "tests/real_modules.py", *session.posargs)
+    session.run("pytest", "tests/real_modules.py", "tests/real_torchrec.py", *session.posargs)
+    session.run("pytest", "tests/test_docs.py", "-k", "torchrec")
 
 
 @nox.session(python=False)

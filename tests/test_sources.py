@@ -278,7 +278,7 @@ def test_a_file_of_another_import_is_rejected(tmp_path: Path) -> None:
     [
         ("[", "is not JSON"),
         ("[]", "has no kind"),
-        ({"kind": "other"}, "'other', which is not one of tokenizer"),
+        ({"kind": "other"}, "'other', which is not one of tokenizer, words"),
         ({"file": "../secret"}, "outside of the model's folder"),
         ({"file": "/etc/hostname"}, "outside of the model's folder"),
         ({"file": ".."}, "outside of the model's folder"),
@@ -323,9 +323,7 @@ def broken(path: Path, change: Any) -> str:
 
 def test_what_is_not_known_is_rejected_by_name(tmp_path: Path) -> None:
     (tmp_path / "a.bin").write_bytes(b"\x80\x02}q\x00")
-    with pytest.raises(
-        ValueError, match=r"a file that begins with b'\\x80.*format is not known; known formats are: model2vec \("
-    ):
+    with pytest.raises(ValueError, match=r"begins with b'\\x80.*is not known; known formats are: model2vec"):
         lucid_onnx.import_model(tmp_path / "a.bin")
     with pytest.raises(ValueError, match=r"a folder with a\.bin: the format is not known"):
         lucid_onnx.import_model(tmp_path)

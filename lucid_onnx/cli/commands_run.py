@@ -156,14 +156,15 @@ def run(
 ) -> None:
     """Run a model over .npy files, or over texts.
 
+    `--text` is for a model that `lucid-onnx import` wrote, with the file beside it that encodes texts.
+
     With `--profile` it runs twice, and the times are of the second run. A function is one line for all of its nodes.
 
     A .npy file has no bfloat16. bfloat16 outputs are written as float32, which is exact. bfloat16 inputs are read from
     float32 if every value is exact in bfloat16, or from raw items of two bytes, as numpy.save writes
     ml_dtypes.bfloat16.
 
-    Examples: `lucid-onnx run users.onnx --input indices=ids.npy --input offsets=starts.npy -o pooled.npy`,
-    `lucid-onnx run texts.onnx --text "rows of a table"`
+    Example: `lucid-onnx run users.onnx --input indices=ids.npy --input offsets=starts.npy -o pooled.npy`
     """
     if texts and inputs:
         raise UserError("--text: is given with --input, and one excludes the other")

@@ -10,14 +10,12 @@ import numpy as np
 
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.ops.quantized_embedding_bag import spec as quantized
-from lucid_onnx.ops.quantized_embedding_bag.table import extremes, quantize_rows
+from lucid_onnx.ops.quantized_embedding_bag.table import LARGEST, QuantizedTable
 
 #: Larger arrays are put into files, which have no name and are gone with the array.
 _IN_MEMORY = 2**28
 #: Elements that are converted at a time, which the caches of a core hold.
 _AT_ONCE = 2**16
-#: Quantized values times scale are added up in float32.
-_LARGEST = float(np.finfo(np.float32).max) / 2
 
 
 def new_array(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -71,23 +69,26 @@ def quantize(table: np.ndarray, kind: quantized.CodesType) -> dict[str, np.ndarr
     for name in ("scale", "bias")[: 1 if kind.lowest < 0 else 2]:
         result[name] = new_array((rows,), np.dtype(np.float32))
     for begin, part in parts(table):
-        wide = part.astype(np.float64)
-        wrong = ~(np.abs(wide) <= _LARGEST)
+        floats = _floats(part)
+        wrong = ~(np.abs(floats.astype(np.float64)) <= LARGEST)
         if wrong.any():
             raise ValueError(
-                f"the table's element {_place(wrong, begin)} is {wide[wrong][0]}, which has no {kind.name} value"
+                f"the table's element {_place(wrong, begin)} is {floats[wrong][0]}, which has no {kind.name} value"
             )
-        low, high = extremes(wide)
-        found = quantize_rows(wide, low, high, kind)
+        found = QuantizedTable.quantize(floats, kind.name)
         for name, array in result.items():
             array[begin : begin + len(part)] = getattr(found, name)
     return result
 
 
 def meant(table: np.ndarray, kind: quantized.CodesType) -> np.ndarray:
-    """The rows that `quantize` makes of finite ones, float64 [n, D]."""
-    wide = table.astype(np.float64)
-    return quantize_rows(wide, *extremes(wide), kind).meant
+    """The rows that `quantize` makes of finite ones, [n, D] of floats."""
+    return QuantizedTable.quantize(_floats(table), kind.name).dequantize()
+
+
+def _floats(table: np.ndarray) -> np.ndarray:
+    """A table whose elements may be int8, as floats."""
+    return table.astype(np.float32) if table.dtype == np.int8 else np.ascontiguousarray(table)
 
 
 def checked(table: np.ndarray, name: str) -> np.ndarray:

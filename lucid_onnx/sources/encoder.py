@@ -14,9 +14,10 @@ from .fasttext.graph import HOW_MANY, LABELS, PROBABILITIES
 from .fasttext.text import FastTextWords
 from .text import ENTRY, Text, read
 from .tokenizer import Tokenizer
+from .words import Words
 
 #: What may encode the texts of a model.
-KINDS: tuple[type[Text], ...] = (Tokenizer, FastTextWords)
+KINDS: tuple[type[Text], ...] = (Tokenizer, Words, FastTextWords)
 _DTYPES: Mapping[str, np.dtype] = {"tensor(int64)": np.dtype(np.int64), "tensor(int32)": np.dtype(np.int32)}
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from lucid_onnx.ops.attributes import check_choice
 from lucid_onnx.ops.embedding_bag import spec
 
-from . import static
+from . import static, vectors
 from .fasttext.format import FastText
 from .imported import Format, Imported, Layout, Options, Progress, TableDtype
 
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from lucid_onnx.builder import Form
 
 #: In the order in which they are tried: the first that recognises a source imports it.
-FORMATS: tuple[Format, ...] = (*static.FORMATS, FastText())
+FORMATS: tuple[Format, ...] = (*static.FORMATS, *vectors.FORMATS, FastText())
 #: How many names of a folder a message has room for.
 _MOST_NAMED = 12
+#: What packed files begin with.
+_PACKED = {b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"BZh": "bzip2", b"\xfd7zXZ": "xz"}
 
 
 def import_model(
@@ -115,7 +117,11 @@ def _seen(path: Path) -> str:
     """What is there, in a few words."""
     if path.is_file():
         with path.open("rb") as file:
-            return f"a file that begins with {file.read(8)!r}"
+            beginning = file.read(8)
+        packed = next((kind for magic, kind in _PACKED.items() if beginning.startswith(magic)), None)
+        if packed is not None:
+            return f"a file that {packed} has packed, which must be unpacked first"
+        return f"a file that begins with {beginning!r}"
     names = sorted(p.name for p in path.iterdir())
     shown = ", ".join(names[:_MOST_NAMED]) + (", ..." if len(names) > _MOST_NAMED else "")
     return f"a folder with {shown}" if names else "an empty folder"
