@@ -6,6 +6,7 @@ import base64
 import functools
 import json
 import re
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,19 @@ def test_dense_tables_stay_in_the_file(tmp_path: Path) -> None:
     while base is not None and not isinstance(base, np.memmap):
         base = base.base
     assert base is not None
+
+
+def test_large_tables_are_not_read_into_memory(tmp_path: Path) -> None:
+    model = slow(bucket=40_000, dim=200)
+    (tmp_path / "m.bin").write_bytes(model.content())
+    tracemalloc.start()
+    try:
+        lucid_onnx.import_model(tmp_path / "m.bin").save(tmp_path / "m.onnx", external_data=True)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert model.input.rows.nbytes > 30_000_000
+    assert peak < 10_000_000
 
 
 @pytest.mark.parametrize(
