@@ -11,6 +11,7 @@
 #include "base/table_memory.h"
 #include "embedding_bag/embedding_bag.h"
 #include "embedding_bag_grad/embedding_bag_grad.h"
+#include "quantize/quantize.h"
 
 using lucid::Isa;
 using lucid::Status;
@@ -37,6 +38,11 @@ static_assert(sizeof(void*) != 8 ||
 static_assert(sizeof(void*) != 8 || (sizeof(EmbeddingBagCollectionArgs) == 40 &&
                                      offsetof(EmbeddingBagCollectionArgs, packed) == 32),
               "the line below the table in c_api.h");
+static_assert(sizeof(void*) != 8 ||
+                  (sizeof(QuantizeArgs) == 96 && offsetof(QuantizeArgs, num_rows) == 64 &&
+                   offsetof(QuantizeArgs, limit) == 80 &&
+                   offsetof(QuantizeArgs, output_dtype) == 92),
+              "the lines below the tables in c_api.h");
 
 namespace {
 
@@ -158,5 +164,7 @@ int lucid_embedding_bag_collection(const EmbeddingBagCollectionArgs* args, const
   return Answer(Run(lucid::RunEmbeddingBagCollection, args, isa, num_threads), message,
                 message_size);
 }
+
+int64_t lucid_quantize_rows(const QuantizeArgs* args) { return lucid::QuantizeRows(*args); }
 
 }  // extern "C"

@@ -33,6 +33,10 @@
  *
  * EmbeddingBagCollectionArgs, whose fields all take 8 bytes: 0 size_bytes (= 40), 8 tables,
  * 16 num_tables, 24 output, 32 packed.
+ *
+ * QuantizeArgs, whose fields take 8 bytes but for the last two: 0 size_bytes (= 96), 8 rows,
+ * 16 output, 24 scale, 32 bias, 40 squares, 48 lost, 56 furthest, 64 num_rows, 72 dim, 80 limit,
+ * 88 dtype, 92 output_dtype.
  */
 #ifndef LUCID_C_API_H_
 #define LUCID_C_API_H_
@@ -42,6 +46,7 @@
 
 #include "embedding_bag/args.h"
 #include "embedding_bag_grad/args.h"
+#include "quantize/args.h"
 
 #if defined(_WIN32) && defined(LUCID_BUILDING_LIBRARY)
 #define LUCID_EXPORT __declspec(dllexport)
@@ -123,6 +128,11 @@ LUCID_EXPORT int lucid_embedding_bag_grad_entries(const EmbeddingBagGradArgs* ar
 LUCID_EXPORT int lucid_embedding_bag_collection(const EmbeddingBagCollectionArgs* args,
                                                 const char* isa, int num_threads, char* message,
                                                 size_t message_size);
+
+/* Makes rows of floats smaller, on the calling thread: see quantize/quantize.h. Returns how many rows
+ * are done, which are all or those before the first that is not finite or is out of range; -1 if an
+ * argument is not valid. */
+LUCID_EXPORT int64_t lucid_quantize_rows(const QuantizeArgs* args);
 
 #ifdef __cplusplus
 }

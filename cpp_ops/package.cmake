@@ -1,7 +1,7 @@
 # What a C or C++ program needs to compile against the installed library: its C interface, a CMake package and a
 # pkg-config file, all of them relative to where they lie.
 
-foreach(_header c_api.h embedding_bag/args.h embedding_bag_grad/args.h)
+foreach(_header c_api.h embedding_bag/args.h embedding_bag_grad/args.h quantize/args.h)
   get_filename_component(_folder "${_header}" DIRECTORY)
   install(FILES "${_header}" DESTINATION "lucid_onnx/include/lucid_onnx/${_folder}")
 endforeach()

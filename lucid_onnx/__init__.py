@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         save,
         to_form,
     )
-    from .ops.quantized_embedding_bag.table import QuantizedTable
+    from .native import QuantizedTable, get_library_path
     from .rewrite import FuseReport, QuantizeReport, fuse, lower, quantize
     from .runtime.functional import (
         embedding_bag,
@@ -32,17 +32,20 @@ if TYPE_CHECKING:
         embedding_bag_grad,
         quantized_embedding_bag,
     )
-    from .runtime.library import get_library_path
     from .runtime.session import InferenceSession, register
     from .runtime.training import Trainer, build_training_model
+    from .sources import Imported, import_model
+    from .sources.encoder import TextEncoder
 
 __version__ = "0.1.0"
 
 __all__ = [
     "FuseReport",
+    "Imported",
     "InferenceSession",
     "QuantizeReport",
     "QuantizedTable",
+    "TextEncoder",
     "Trainer",
     "build_collection_model",
     "build_grad_model",
@@ -54,6 +57,7 @@ __all__ = [
     "embedding_bag_grad",
     "fuse",
     "get_library_path",
+    "import_model",
     "lower",
     "make_collection_node",
     "make_grad_node",
@@ -79,8 +83,8 @@ _HOME = {
     "model_files": "builder",
     "save": "builder",
     "to_form": "builder",
-    "get_library_path": "runtime.library",
-    "QuantizedTable": "ops.quantized_embedding_bag.table",
+    "get_library_path": "native",
+    "QuantizedTable": "native",
     "InferenceSession": "runtime.session",
     "register": "runtime.session",
     "Trainer": "runtime.training",
@@ -94,6 +98,9 @@ _HOME = {
     "lower": "rewrite",
     "QuantizeReport": "rewrite",
     "quantize": "rewrite",
+    "Imported": "sources",
+    "import_model": "sources",
+    "TextEncoder": "sources.encoder",
 }
 
 

@@ -480,6 +480,17 @@ def test_a_concat_of_bags(native: None) -> None:
     assert types(lucid_onnx.fuse(before).model) == {"EmbeddingBag": 4, "Concat": 1}
 
 
+@pytest.mark.parametrize("opset", [16, 17, 18, 26])
+@pytest.mark.parametrize("layout", ["ragged", "rows"])
+@pytest.mark.parametrize("index_dtype", ["int32", "int64"])
+def test_a_lowered_collection_comes_back_whole(opset: int, layout: str, index_dtype: str) -> None:
+    """At every opset, without the check that its tables have as many bags."""
+    pytest.importorskip("onnx_ir")
+    model = lucid_onnx.build_collection_model(WEIGHTS, layout=layout, index_dtype=index_dtype, opset=opset)
+    back = lucid_onnx.fuse(lucid_onnx.lower(model), form="native", merge_tables=True).model
+    assert types(back) == types(lucid_onnx.to_form(model, "native"))
+
+
 @pytest.mark.parametrize(
     "common",
     [

@@ -1,6 +1,6 @@
 """Tables that FBGEMM reads in one call, exported; a module like FBGEMM's stands for it, as FBGEMM is not installed.
 
-`tests/real_modules.py` exports torchrec.quant's own module: `nox -s modules`.
+`tests/real_torchrec.py` exports FBGEMM's own modules: `nox -s modules`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SUM, MEAN, NONE = 0, 1, 2
 class SparseType(enum.Enum):
     INT8 = "int8"
     INT4 = "int4"
-    FP16 = "fp16"
+    INT2 = "int2"
 
 
 class IntNBitTableBatchedEmbeddingBagsCodegen(torch.nn.Module):
@@ -137,7 +137,7 @@ def test_batched_tables_are_exported(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kinds": [SparseType.FP16]}, "has a table of fp16; expected int8 or int4"),
+        ({"kinds": [SparseType.INT2]}, "has a table of int2; expected fp32, fp16, int8 or int4"),
         ({"mode": NONE}, "does not pool its rows; expected a sum or a mean"),
         ({"result": 5}, "gives results of another type than float32 and float16"),
         ({"pruned": True}, "reads other rows than the indices say, since some were pruned"),

@@ -7,7 +7,18 @@
 from __future__ import annotations
 
 from .dtypes import CODES_TYPES, INDEX_TYPES, TABLE_TYPES, as_dtype, onnx_type
-from .files import LARGEST_MESSAGE, Replacing, fill_tables, save, save_temporarily, without_initializers
+from .files import (
+    LARGEST_MESSAGE,
+    Replacing,
+    Streamed,
+    file_region,
+    fill_tables,
+    save,
+    save_beside,
+    save_temporarily,
+    streamed,
+    without_initializers,
+)
 from .forms import FORMS, Form, check_form, convert, other_function, to_form
 from .functions import renamed, restore_names
 from .loading import (
@@ -29,7 +40,7 @@ from .models import (
     build_quantized_model,
     op_model,
 )
-from .nodes import make_collection_node, make_grad_node, make_node
+from .nodes import make_collection_node, make_grad_node, make_node, new_node
 from .origins import data_of, remember_data
 
 __all__ = [
@@ -41,6 +52,7 @@ __all__ = [
     "ExternalData",
     "Form",
     "Replacing",
+    "Streamed",
     "as_dtype",
     "build_collection_model",
     "build_grad_model",
@@ -52,6 +64,7 @@ __all__ = [
     "convert",
     "data_files",
     "data_of",
+    "file_region",
     "fill_tables",
     "functions",
     "is_external",
@@ -61,6 +74,7 @@ __all__ = [
     "make_grad_node",
     "make_node",
     "model_files",
+    "new_node",
     "onnx_type",
     "op_model",
     "other_function",
@@ -68,7 +82,9 @@ __all__ = [
     "renamed",
     "restore_names",
     "save",
+    "save_beside",
     "save_temporarily",
+    "streamed",
     "tensors",
     "to_form",
     "without_initializers",

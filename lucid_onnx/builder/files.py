@@ -7,10 +7,11 @@ import mmap
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import onnx
 from onnx import TensorProto
 
@@ -22,13 +23,60 @@ LARGEST_MESSAGE = 2**31 - 2**24
 _ALIGNMENT = 4096
 
 
+_PART = 2**24  # bytes that are read and written at a time
+
+
+class Streamed(NamedTuple):
+    """The bytes of a table, which need not be in memory at once."""
+
+    nbytes: int
+    parts: Callable[[], Iterable[memoryview]]  #: all of them, in order
+
+
+def streamed(table: np.ndarray) -> Streamed:
+    """The little-endian bytes of a table. Of a file that is mapped they are read, and not mapped.
+
+    What was touched of a mapping counts as memory of the process, until others need it.
+    """
+    region = file_region(table)
+
+    def read() -> Iterator[memoryview]:
+        assert region is not None
+        path, offset = region
+        with open(path, "rb") as file:
+            file.seek(offset)
+            for begin in range(0, table.nbytes, _PART):
+                part = file.read(min(_PART, table.nbytes - begin))
+                if len(part) != min(_PART, table.nbytes - begin):
+                    raise OSError(5, "the file ends before its table", os.fspath(path))
+                yield memoryview(part)
+
+    if region is not None:
+        return Streamed(table.nbytes, read)
+    return _in_parts(np.ascontiguousarray(table).reshape(-1).view(np.uint8).data)
+
+
+def _in_parts(data: memoryview) -> Streamed:
+    return Streamed(data.nbytes, lambda: (data[k : k + _PART] for k in range(0, data.nbytes, _PART)))
+
+
+def file_region(table: np.ndarray) -> tuple[Path, int] | None:
+    """The file whose bytes a mapped table is, one after another, and where it begins; None of any other table."""
+    mapped: Any = table
+    while mapped is not None and not (isinstance(mapped, np.memmap) and isinstance(mapped.base, mmap.mmap)):
+        mapped = getattr(mapped, "base", None)
+    if mapped is None or mapped.filename is None or not table.flags.c_contiguous:
+        return None
+    return Path(mapped.filename), mapped.offset + table.ctypes.data - mapped.ctypes.data
+
+
 def save(
     model: onnx.ModelProto,
     path: str | os.PathLike[str],
     *,
     external_data: bool | None = None,
     progress: Callable[[int, int], None] | None = None,
-    tables: Mapping[str, memoryview] | None = None,
+    tables: Mapping[str, memoryview | Streamed] | None = None,
 ) -> tuple[str, ...]:
     """Write a model, with its tables in ``<path>.data`` beside it where one file cannot hold them.
 
@@ -43,7 +91,8 @@ def save(
             puts them outside only where the model would pass the 2 GiB that a protobuf message can have.
         progress: called with the bytes written and the bytes to write while tables go out.
         tables: the little-endian bytes, by name, of initializers that have a dtype and dims but no data. They are
-            written from where they are; a model that held them would be a second copy.
+            written from where they are, or part by part if they are `Streamed`; a model that held them would be a
+            second copy.
 
     Returns:
         The files that were written: ``path``, and that of its external data if there is one.
@@ -52,7 +101,29 @@ def save(
         ValueError: external_data=False for a model that is too large, or an initializer without its data.
         OSError: the files cannot be written.
     """
-    return _save(model, Path(path), external_data=external_data, progress=progress, tables=tables or {}, durable=True)
+    return save_beside(model, path, {}, external_data=external_data, progress=progress, tables=tables)
+
+
+def save_beside(
+    model: onnx.ModelProto,
+    path: str | os.PathLike[str],
+    others: Mapping[str, bytes],
+    *,
+    external_data: bool | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    tables: Mapping[str, memoryview | Streamed] | None = None,
+) -> tuple[str, ...]:
+    """`save`, with other files in the model's folder, by their names: all of them are in place before the model is."""
+    streams = {name: _in_parts(t) if isinstance(t, memoryview) else t for name, t in (tables or {}).items()}
+    return _save(
+        model,
+        Path(path),
+        external_data=external_data,
+        progress=progress,
+        tables=streams,
+        durable=True,
+        others=others,
+    )
 
 
 def save_temporarily(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
@@ -66,8 +137,9 @@ def _save(
     *,
     external_data: bool | None,
     progress: Callable[[int, int], None] | None,
-    tables: Mapping[str, memoryview],
+    tables: Mapping[str, Streamed],
     durable: bool,
+    others: Mapping[str, bytes] | None = None,
 ) -> tuple[str, ...]:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder")
@@ -86,11 +158,11 @@ def _save(
             location, file = files.open_data()
             model = _externalise(model, sizes, location, file, progress, tables)
             written.append(path.with_name(location))
-        elif tables:
-            light, model = model, onnx.ModelProto()
-            model.CopyFrom(light)
-            fill_tables(model, tables)
-        files.open_model().write(model.SerializeToString())
+            tables = {}
+        for name, content in (others or {}).items():
+            files.open(name).write(content)
+            written.append(path.with_name(name))
+        _write_model(files.open_model(), model, tables, progress)
     return tuple(map(os.fspath, written))
 
 
@@ -98,9 +170,65 @@ def fill_tables(model: onnx.ModelProto, tables: Mapping[str, memoryview]) -> Non
     """Give the initializers named in ``tables`` their data, where they are (see `save`)."""
     for tensor in model.graph.initializer:
         if tensor.name in tables:
-            tensor.ClearField("external_data")
-            tensor.ClearField("data_location")
-            tensor.raw_data = tables[tensor.name].tobytes()
+            _fill(tensor, tables[tensor.name].tobytes())
+
+
+def _fill(tensor: onnx.TensorProto, data: bytes) -> None:
+    tensor.ClearField("external_data")
+    tensor.ClearField("data_location")
+    tensor.raw_data = data
+
+
+#: The fields ModelProto.graph, GraphProto.initializer and TensorProto.raw_data of onnx.proto, as protobuf's encoding
+#: writes a field of bytes: (number << 3) | 2, then the length. (protobuf.dev/programming-guides/encoding)
+_GRAPH, _INITIALIZER, _RAW_DATA = b"\x3a", b"\x2a", b"\x4a"
+
+
+def _varint(number: int) -> bytes:
+    """An integer as protobuf writes lengths."""
+    parts = []
+    while number > 127:
+        parts.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*parts, number])
+
+
+def _write_model(
+    file: Any,
+    model: onnx.ModelProto,
+    tables: Mapping[str, Streamed],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Serialise a model with its ``tables``, which pass by in parts."""
+    if not tables:
+        file.write(model.SerializeToString())
+        return
+    light = without_initializers(model)
+    graph = light.graph.SerializeToString()
+    light.ClearField("graph")
+    heads: list[bytes] = []  # all of an initializer's bytes but those of its table
+    sizes: list[int] = []
+    for tensor in model.graph.initializer:
+        table, data = tables.get(tensor.name), b""
+        if table is not None:
+            stub = onnx.TensorProto()
+            stub.CopyFrom(tensor)
+            _fill(stub, b"")
+            stub.ClearField("raw_data")
+            data, tensor = _RAW_DATA + _varint(table.nbytes), stub
+        message = tensor.SerializeToString() + data
+        sizes.append(len(message) + (0 if table is None else table.nbytes))
+        heads.append(_INITIALIZER + _varint(sizes[-1]) + message)
+    whole = len(graph) + sum(len(_INITIALIZER + _varint(size)) + size for size in sizes)
+    file.write(light.SerializeToString() + _GRAPH + _varint(whole) + graph)
+    done, total = 0, sum(t.nbytes for t in tables.values())
+    for tensor, head in zip(model.graph.initializer, heads, strict=True):
+        file.write(head)
+        if tensor.name in tables:
+            for part in tables[tensor.name].parts():
+                done += file.write(part)
+                if progress is not None:
+                    progress(done, total)
 
 
 class Replacing:
@@ -249,22 +377,24 @@ def _externalise(
     location: str,
     file: Any,
     progress: Callable[[int, int], None] | None,
-    tables: Mapping[str, memoryview],
+    tables: Mapping[str, Streamed],
 ) -> onnx.ModelProto:
     """A copy of the model that refers to its tables in ``file``, where they are written."""
     light = without_initializers(model)
-    written = 0
+    written, total = 0, sum(size for size in sizes if size >= _ALIGNMENT)
     for tensor, size in zip(model.graph.initializer, sizes, strict=True):
         if size < _ALIGNMENT:
             light.graph.initializer.append(tensor)
+            if tensor.name in tables:
+                _fill(light.graph.initializer[-1], b"".join(tables[tensor.name].parts()))
             continue
         offset = -(-file.tell() // _ALIGNMENT) * _ALIGNMENT
         file.seek(offset)
-        data = tables[tensor.name] if tensor.name in tables else memoryview(tensor.raw_data)
-        for begin in range(0, size, 2**26):
-            written += file.write(data[begin : begin + 2**26])
+        data = tables[tensor.name] if tensor.name in tables else _in_parts(memoryview(tensor.raw_data))
+        for part in data.parts():
+            written += file.write(part)
             if progress is not None:
-                progress(written, sum(sizes))
+                progress(written, total)
         light.graph.initializer.append(
             TensorProto(
                 name=tensor.name,
@@ -277,7 +407,6 @@ def _externalise(
                 ],
             )
         )
-    fill_tables(light, {name: data for name, data in tables.items() if data.nbytes < _ALIGNMENT})
     return light
 
 

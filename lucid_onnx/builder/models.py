@@ -203,12 +203,14 @@ def op_model(
     constants: Mapping[str, np.ndarray] | None = None,
     form: str,
     opset: int,
+    fill: bool = True,
 ) -> onnx.ModelProto:
     """A model of one node of any operator, over checked arguments.
 
     Args:
         dtypes: of ``op.typed_by``, and of the inputs of indices and offsets.
         constants: the parts of the tables that are initializers; all other inputs of the operator are the model's.
+        fill: give the initializers their data; else they have a type and a shape, and ``constants`` is not read.
 
     Raises:
         TypeError, ValueError: a dtype that the operator does not have, an unknown form, or an opset out of range.
@@ -237,7 +239,7 @@ def op_model(
     )
     for name, array in constants.items():
         # Filled where it stays: protobuf copies a message by serialising it, 2 GiB at most.
-        _fill_table(model.graph.initializer.add(), name, array)
+        _fill_table(model.graph.initializer.add(), name, array, fill)
     convert(model, form)
     return model
 
@@ -250,8 +252,9 @@ def _type_of(value: Value, name: str, rows_type: int, dtypes: Mapping[str, np.dt
     return rows_type if value.dtype is None else helper.np_dtype_to_tensor_dtype(value.dtype)
 
 
-def _fill_table(tensor: onnx.TensorProto, name: str, table: np.ndarray) -> None:
+def _fill_table(tensor: onnx.TensorProto, name: str, table: np.ndarray, fill: bool) -> None:
     """Make ``tensor`` the table, bit by bit."""
     tensor.name, tensor.data_type = name, {**TABLE_TYPES, **CODES_TYPES}[table.dtype]
     tensor.dims.extend(table.shape)
-    tensor.raw_data = table.tobytes()
+    if fill:
+        tensor.raw_data = table.tobytes()

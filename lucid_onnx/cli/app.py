@@ -1,4 +1,4 @@
-"""The command ``lucid-onnx``: demo, build, run, info, inspect, fuse, lower, quantize, parity.
+"""The command ``lucid-onnx``: demo, build, import, run, info, inspect, fuse, lower, quantize, parity.
 
 A mistake of the user ends as one line on stderr, ``lucid-onnx: error: ...``, and exit code 2. Any other error is a
 defect, and shows its traceback.
@@ -23,7 +23,7 @@ _MISSING: ImportError | None = None
 try:  # typer and rich come with the extras cpu, gpu and cli
     import typer
 
-    from . import commands_info, commands_parity, commands_rewrite, commands_run
+    from . import commands_import, commands_info, commands_parity, commands_rewrite, commands_run
     from .options import with_options
 except ImportError as error:
     if str(error.name).partition(".")[0] == "lucid_onnx":
@@ -106,6 +106,7 @@ def _app() -> typer.Typer:
     app.callback(invoke_without_command=True)(_main)
     app.command("demo")(commands_run.demo)
     app.command("build")(with_options(commands_run.build, spec.Attributes))
+    app.command("import")(commands_import.import_)
     app.command("run")(commands_run.run)
     app.command("info")(commands_info.info)
     app.command("inspect")(commands_info.inspect)

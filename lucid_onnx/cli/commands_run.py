@@ -12,8 +12,10 @@ import numpy as np
 import typer
 from rich.text import Text
 
-from lucid_onnx.builder import FORMS, ExternalData, build_model, load, remember_data, save
+from lucid_onnx.builder import FORMS, ExternalData, load, remember_data, save
 from lucid_onnx.ops.embedding_bag import spec
+from lucid_onnx.rewrite.building import stream_model
+from lucid_onnx.rewrite.quantization import DTYPES
 from lucid_onnx.runtime import info
 from lucid_onnx.runtime.installation import install_gpu
 from lucid_onnx.runtime.library import PROVIDERS
@@ -89,6 +91,10 @@ def build(
             "model only if it exceeds 2 GiB.",
         ),
     ] = None,
+    dtype: Annotated[
+        str | None,
+        choice(DTYPES, "Make the table smaller: quantized values, or 16-bit floats. By default it stays as it is."),
+    ] = None,
     no_external_data: Annotated[bool, typer.Option("--no-external-data", hidden=True)] = False,
     **attributes: Any,
 ) -> None:
@@ -104,24 +110,36 @@ def build(
     if output.exists() and output.samefile(cli_files.split_key(table)[0]):
         raise UserError(f"--output {output}: is the table itself")
     with cli_files.user_errors(TypeError, ValueError):
-        model = build_model(
+        made = stream_model(
             rows,
+            dtype,
             two_d=two_d,
             per_sample_weights=per_sample_weights,
             index_dtype=index_dtype,
-            form=form,  # type: ignore[arg-type]  # build_model checks it
+            form=form,  # type: ignore[arg-type]  # stream_model checks it
             opset=opset,
             **attributes,
         )
+    external = False if no_external_data else external_data
     with cli_files.user_errors(ValueError), cli_files.writing(output), writing_bar() as progress:
-        files = save(model, output, external_data=False if no_external_data else external_data, progress=progress)
-    cli_show.show_built(files, rows, model, form)
+        files = save(made.model, output, external_data=external, progress=progress, tables=made.tables)
+    cli_show.show_built(files, rows, made, dtype, form)
 
 
 def run(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The .onnx file.")],
     inputs: Annotated[
         list[str] | None, typer.Option("--input", "-i", metavar="NAME=FILE.npy", help="An input. Repeatable.")
+    ] = None,
+    texts: Annotated[
+        list[str] | None,
+        typer.Option("--text", "-t", metavar="TEXT", help="A text, for a model that was imported. Repeatable."),
+    ] = None,
+    labels: Annotated[
+        int | None,
+        typer.Option(
+            "--labels", metavar="K", help="How many labels of each text, if the model has labels; 1 if not given."
+        ),
     ] = None,
     native: Annotated[
         bool | None,
@@ -136,7 +154,9 @@ def run(
         bool, typer.Option("--profile", help="Show how long each node took, and whether the native kernels ran it.")
     ] = False,
 ) -> None:
-    """Run a model over .npy files.
+    """Run a model over .npy files, or over texts.
+
+    `--text` is for a model that `lucid-onnx import` wrote, with the file beside it that encodes texts.
 
     With `--profile` it runs twice, and the times are of the second run. A function is one line for all of its nodes.
 
@@ -146,28 +166,39 @@ def run(
 
     Example: `lucid-onnx run users.onnx --input indices=ids.npy --input offsets=starts.npy -o pooled.npy`
     """
+    if texts and inputs:
+        raise UserError("--text: is given with --input, and one excludes the other")
+    if labels is not None and not texts:
+        raise UserError("--labels: needs --text")
+    if labels is not None and labels < 1:
+        raise UserError(f"--labels {labels}: must be at least 1")
     files = cli_files.named_files(inputs or [])
     ort = need_onnxruntime()
     isa = _isa() if native is not False else None
     if native and isa is None:
         raise UserError("--native: the native library is not installed")
     with tempfile.TemporaryDirectory(prefix="lucid_onnx") as folder:
-        _run(ort, model, files, isa, provider, output, Path(folder) / "profile" if profile else None)
+        beginning = Path(folder) / "profile" if profile else None
+        _run(ort, model, texts or files, labels, isa, provider, output, beginning)
 
 
 def _run(
     ort: Any,
     model: str,
-    files: dict[str, str],
+    given: list[str] | dict[str, str],
+    labels: int | None,
     isa: str | None,
     provider: str,
     output: Path | None,
     profile: Path | None,
 ) -> None:
-    """`run`, with the beginning of the profile's path; None measures the run as a whole alone."""
+    """`run` over texts or files, with the beginning of the profile's path; None measures the run as a whole alone."""
     named = None if profile is None else _with_named_nodes(model)
     session = _session(ort, model, model if named is None else named, isa is not None, provider, profile)
-    feeds = cli_files.read_feeds(session, model, files)
+    if isinstance(given, list):
+        feeds = _text_feeds(session, model, given, labels)
+    else:
+        feeds = cli_files.read_feeds(session, model, given)
     names = [o.name for o in session.get_outputs()]
     targets = None if output is None else cli_files.targets_of(output, names)
     options = ort.RunOptions()
@@ -178,10 +209,12 @@ def _run(
         begin = time.perf_counter()
         results = session.run(None, feeds, options)
         seconds = time.perf_counter() - begin
-    arrays = dict(zip(names, results, strict=True))
+    arrays = {name: _plain(result) for name, result in zip(names, results, strict=True)}
     table = cli_show.new_table("output", "dtype", "shape", "values")
     for name, result in arrays.items():
-        dtype = str(result.dtype) if isinstance(result, np.ndarray) else type(result).__name__
+        dtype = type(result).__name__
+        if isinstance(result, np.ndarray):
+            dtype = "string" if result.dtype.kind == "U" else str(result.dtype)
         table.add_row(Text(name), dtype, cli_files.shape_text(np.shape(result)), Text(cli_show.preview(result)))
     if output is not None and targets is not None:
         cli_files.write_arrays(output, {targets[name]: (name, array) for name, array in arrays.items()})
@@ -193,6 +226,24 @@ def _run(
     for name, path in (targets or {}).items():
         as_float32 = " (bfloat16 as float32)" if arrays[name].dtype == spec.BFLOAT16 else ""
         cli_show.say(console, f"wrote {path}{as_float32}")
+
+
+def _text_feeds(
+    session: InferenceSession, model: str, texts: Sequence[str], labels: int | None
+) -> dict[str, np.ndarray]:
+    """The inputs of a model for texts, of which so many labels are wanted."""
+    from lucid_onnx.sources.encoder import TextEncoder
+
+    with cli_files.user_errors(ValueError, ImportError), cli_files.reading_any(model):
+        encoder = TextEncoder(model, session=session)
+        if labels is not None and not encoder.has_labels:
+            raise UserError(f"--labels: {model} has no labels")
+        return encoder.feeds(texts, labels)
+
+
+def _plain(result: Any) -> Any:
+    """Strings in an array of their own dtype, not one of objects, which a .npy file cannot have."""
+    return result.astype(np.str_) if isinstance(result, np.ndarray) and result.dtype == object else result
 
 
 def _isa() -> str | None:

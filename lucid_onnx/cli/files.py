@@ -9,8 +9,6 @@ import os
 import re
 import secrets
 import shutil
-import tokenize
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,7 +17,7 @@ import numpy as np
 
 from lucid_onnx.builder import Replacing
 from lucid_onnx.ops.embedding_bag import spec
-from lucid_onnx.sources import checkpoint
+from lucid_onnx.sources import checkpoint, npy
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -42,14 +40,8 @@ _DTYPES = {
         **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
     }.items()
 }
-#: What NumPy raises over a broken .npy file. It reads the header with ast.literal_eval, to which 8 KB of signs or
-#: brackets are too deep (RecursionError, MemoryError); the array itself is mapped.
-_BROKEN_NPY: tuple[type[Exception], ...] = (ValueError, TypeError, OverflowError, EOFError, SyntaxError)
-_BROKEN_NPY += (tokenize.TokenError, RecursionError, MemoryError)
 #: Arguments of functions whose options are spelled otherwise, where a message names them.
 _SPELLED = re.compile(r"\b(assume_nonempty|longest_bag|merge_tables|min_bytes|single_file)(?:=True)?\b")
-#: numpy.save writes ml_dtypes.bfloat16 as raw items of two bytes.
-_RAW_BFLOAT16 = np.dtype("V2")
 
 
 class UserError(Exception):
@@ -122,6 +114,15 @@ def reading(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def reading_any(path: str | os.PathLike[str]) -> Iterator[None]:
+    """As `reading`, of what may also read other files: the error names the one that it is about."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{os.fspath(error.filename or path)}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     try:
         yield
@@ -175,24 +176,8 @@ def check_output(path: Path, option: str = "--output") -> None:
 def read_npy(path: str, other: str = "file") -> np.ndarray:
     """The array of a .npy file, mapped and in native byte order; raw items of two bytes are bfloat16."""
     check_file(path)
-    with reading(path), open(path, "rb") as file:
-        if file.read(6) != b"\x93NUMPY":
-            raise UserError(f"{path}: not a .npy {other}")
-    try:
-        with reading(path), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # about old headers, and about sizes that overflow, which are an error anyway
-            array = np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
-    except _BROKEN_NPY as error:
-        raise UserError(f"{path}: cannot be read as an array of numbers: {error}") from error
-    if array.dtype == _RAW_BFLOAT16:
-        array = array.view(spec.BFLOAT16)
-    return _native_order(array)
-
-
-def _native_order(array: np.ndarray) -> np.ndarray:
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    with user_errors(ValueError), reading(path):
+        return npy.read(path, other)
 
 
 def split_key(table: str) -> tuple[str, str | None]:

@@ -10,14 +10,19 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 
+def writing_bar() -> contextlib.AbstractContextManager[Callable[[int, int], None] | None]:
+    """`bytes_bar` of what is written."""
+    return bytes_bar("writing")
+
+
 @contextlib.contextmanager
-def writing_bar() -> Iterator[Callable[[int, int], None] | None]:
-    """A bar on the terminal: a function of the bytes written and the bytes to write. None without a terminal."""
+def bytes_bar(doing: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on the terminal: a function of the bytes that are done and those to do. None without a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield None
         return
-    columns = (TextColumn("writing"), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
+    columns = (TextColumn(doing), BarColumn(), DownloadColumn(binary_units=True), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("")
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +21,7 @@ from .files import shape_text, spelled
 
 if TYPE_CHECKING:
     from lucid_onnx.rewrite import FuseReport, QuantizeReport
+    from lucid_onnx.rewrite.building import StreamedModel
 
 
 def new_console() -> Console:
@@ -78,11 +78,15 @@ def show_written(console: Console, files: Sequence[str], note: str = "", *, sour
             say(console, f"wrote {named}, which it needs beside it: keep the files together{single}")
 
 
-def show_built(files: Sequence[str], rows: np.ndarray, model: onnx.ModelProto, form: str) -> None:
-    console = new_console()
+def show_built(files: Sequence[str], rows: np.ndarray, made: StreamedModel, dtype: str | None, form: str) -> None:
+    console, model = new_console(), made.model
     show_written(console, files)
     opset = info.opset(model)
     say(console, f"table {rows.dtype} {shape_text(rows.shape)}, {bytes_text(rows.nbytes)}; {form} form, opset {opset}")
+    if made.errors is not None:
+        size = sum(t.nbytes for t in made.tables.values())
+        lost = f"rows lost {made.errors.mean:.3g} of their length on average, {made.errors.largest:.3g} at most"
+        say(console, f"written as {dtype}, {bytes_text(size)}; {lost}")
     say(console, f"inputs: {_values(info.inputs(model))}")
     say(console, f"outputs: {_values(info.outputs(model))}")
 
@@ -125,6 +129,8 @@ def show_model(console: Console, found: info.Model) -> None:
     say(console, f"{found.path} ({bytes_text(found.file_bytes)}), opset {found.opset}, {found.form} form")
     for data in found.external_data:
         size = "missing" if data.file_bytes is None else bytes_text(data.file_bytes)
+        if data.cached_bytes is not None:
+            size += f", {bytes_text(data.cached_bytes)} of it in memory"
         say(console, f"external data: {data.path} ({size})")
     say(console, f"inputs: {_values(found.inputs)}")
     say(console, f"outputs: {_values(found.outputs)}")

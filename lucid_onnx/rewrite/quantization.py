@@ -40,7 +40,6 @@ from . import files, tables
 #: What a table can be turned into: quantized values, and floats of 16 bits.
 SmallerDtype = Literal["int8", "uint8", "int4", "uint4", "float16", "bfloat16"]
 DTYPES: tuple[str, ...] = get_args(SmallerDtype)
-_HALVES = {"float16": np.dtype(np.float16), "bfloat16": spec.BFLOAT16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -344,7 +343,7 @@ class _Quantization:
         return None
 
     def _bytes_after(self, num_rows: int, dim: int) -> int:
-        if self._dtype in _HALVES:
+        if self._dtype in tables.HALVES:
             return num_rows * dim * 2
         kind = quantized_embedding_bag.spec.CODES_TYPES[self._dtype]
         return num_rows * (kind.stored_columns(dim) + (4 if kind.lowest < 0 else 8))
@@ -361,10 +360,7 @@ class _Quantization:
         target = store if is_external(tensor) else None
         with tables.opened(tensor, self._data) as rows:
             columns = self._columns(name, rows.shape, target)
-            if self._dtype in _HALVES:
-                errors = tables.write_rounded(rows, _HALVES[self._dtype], columns["weight"], tick)
-            else:
-                errors = tables.write_quantized(rows, self._dtype, columns, tick)
+            errors = tables.write_smaller(tables.Smaller(rows, self._dtype, tick), columns)
         found = Quantized(
             table=name,
             shape=rows.shape,
@@ -382,9 +378,9 @@ class _Quantization:
 
     def _columns(self, name: str, shape: tuple[int, int], target: tables.Store | None) -> dict[str, tables.Column]:
         """The initializers that a table becomes, to be written, by the names of the operator's inputs."""
-        if self._dtype in _HALVES:
+        if self._dtype in tables.HALVES:
             free = self._free(f"{name}_{self._dtype}")
-            return {"weight": tables.Column(free, _HALVES[self._dtype], shape, target)}
+            return {"weight": tables.Column(free, tables.HALVES[self._dtype], shape, target)}
         num_rows, dim = shape
         kind = quantized_embedding_bag.spec.CODES_TYPES[self._dtype]
         stored = (num_rows, kind.stored_columns(dim))

@@ -11,18 +11,22 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from lucid_onnx.builder import CODES_TYPES, TABLE_TYPES, ExternalData, is_external
+from lucid_onnx import native
+from lucid_onnx.builder import CODES_TYPES, TABLE_TYPES, ExternalData, file_region, is_external
 from lucid_onnx.ops import quantized_embedding_bag
-from lucid_onnx.ops.quantized_embedding_bag.table import extremes, quantize_rows
+from lucid_onnx.ops.embedding_bag.spec import BFLOAT16
+from lucid_onnx.ops.quantized_embedding_bag.table import LARGEST, RowLosses, SmallerRows, extremes, quantize_rows
 
-#: Elements that are worked on at a time: a handful of float64 arrays of this size stays in the caches of a core, which
+#: Elements that NumPy works on at a time: a handful of float64 arrays of this size stays in the caches of a core, which
 #: is worth a factor of four.
 ELEMENTS_AT_ONCE = 2**16
+#: Elements that are read at a time.
+_READ_AT_ONCE = 2**18
+#: The floats of 16 bits.
+HALVES = {"float16": np.dtype(np.float16), "bfloat16": BFLOAT16}
 #: External data begins on a page, and is not worth a page below this.
 _ALIGNMENT = 4096
 _CHUNK = 2**24
-#: Quantized values times scale are added up in float32. Beyond half its range a row's span could leave it.
-_LARGEST = float(np.finfo(np.float32).max) / 2
 
 
 # ---- Where tables come from, and where they go.
@@ -121,6 +125,23 @@ def opened(tensor: onnx.TensorProto, data: ExternalData | None) -> Iterator[Rows
         yield Rows((rows, columns), dtype, read)
 
 
+def rows_of(table: np.ndarray) -> Rows:
+    """The rows of a table [V, D]. Those of a file that is mapped are read from it, as `streamed` does."""
+    region = file_region(table)
+    if region is None or not table.size:
+        return Rows(table.shape, table.dtype, lambda begin, end: table[begin:end])
+    path, offset = region
+    width = table.shape[1] * table.dtype.itemsize
+
+    def read(begin: int, end: int) -> np.ndarray:
+        part = np.fromfile(path, table.dtype, (end - begin) * table.shape[1], offset=offset + begin * width)
+        if len(part) != (end - begin) * table.shape[1]:
+            raise OSError(5, "the file ends before its table", str(path))
+        return part.reshape(end - begin, table.shape[1])
+
+    return Rows(table.shape, table.dtype, read)
+
+
 def copy_external(tensor: onnx.TensorProto, data: ExternalData, store: Store) -> None:
     """Copy the external data of a tensor that stays what it is."""
     path, offset, length = data.region(tensor)
@@ -159,6 +180,18 @@ def _careful_error(rows: np.ndarray, lost: np.ndarray) -> np.ndarray:
     return np.sqrt(_squares(lost / size)) / np.where(length > 0, length, 1)  # type: ignore[no-any-return]
 
 
+def _errors(squares: np.ndarray, lost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The error of each row by `RowLosses`, and the rows that have another: 0 if they are zeros, `_careful_error` else.
+
+    These have infinity and NaN, or what is no number any more when it is squared.
+    """
+    odd = np.flatnonzero(~((squares > _SMALLEST_SQUARE) & (squares + lost < np.inf)))
+    with np.errstate(divide="ignore"):
+        error = np.sqrt(lost / squares)
+    error[odd] = 0
+    return error, odd
+
+
 class RowErrors:
     """What rows lost by rounding, part by part.
 
@@ -177,19 +210,29 @@ class RowErrors:
         with np.errstate(invalid="ignore", over="ignore"):
             lost = np.subtract(rows, kept, out=kept)
             squares, lost_squares = _squares(rows), _squares(lost)
-            # Infinity and NaN, and what is not a number any more when it is squared.
-            odd = np.flatnonzero(~((squares > _SMALLEST_SQUARE) & (squares + lost_squares < np.inf)))
-            error = np.sqrt(lost_squares / squares)
+            error, odd = _errors(squares, lost_squares)
         if len(odd):
-            zeros = ~rows[odd].any(axis=1)  # which lost nothing, and are many in some tables
-            error[odd[zeros]] = 0
-            odd = odd[~zeros]
-        if len(odd):
+            odd = odd[rows[odd].any(axis=1)]
             error[odd] = _careful_error(rows[odd], part := lost[odd])
             lost[odd] = part
+        self._add(begin, error, max(float(lost.max(initial=0)), -float(lost.min(initial=0))))
+
+    def add_losses(
+        self, begin: int, rows: np.ndarray, losses: RowLosses, kept: Callable[[np.ndarray], np.ndarray]
+    ) -> None:
+        """What finite rows [n, D] lost; ``kept`` gives what is kept of float64 rows, likewise."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            error, odd = _errors(losses.squares, losses.lost)
+        odd = odd[rows[odd].any(axis=1)]
+        if len(odd):
+            again = rows[odd].astype(np.float64)
+            error[odd] = _careful_error(again, again - kept(again))
+        self._add(begin, error, float(losses.furthest.max(initial=0)))
+
+    def _add(self, begin: int, error: np.ndarray, difference: float) -> None:
         self._sum += float(error.sum())
         self._count += len(error)
-        self.difference = max(self.difference, float(lost.max(initial=0)), -float(lost.min(initial=0)))
+        self.difference = max(self.difference, difference)
         if len(error) and error.max() > self.largest:
             self.largest, self.worst = float(error.max()), begin + int(error.argmax())
 
@@ -202,7 +245,7 @@ class RowErrors:
 def _parts(rows: Rows) -> Iterator[tuple[int, np.ndarray]]:
     """The rows in parts, with where each begins."""
     num_rows, dim = rows.shape
-    step = max(1, ELEMENTS_AT_ONCE // max(dim, 1))
+    step = max(1, _READ_AT_ONCE // max(dim, 1))
     for begin in range(0, num_rows, step):
         yield begin, rows.read(begin, min(begin + step, num_rows))
 
@@ -213,49 +256,89 @@ def _place(mask: np.ndarray, begin: int) -> str:
     return f"[{begin + r}, {d}]"
 
 
-def write_quantized(rows: Rows, kind: str, columns: Mapping[str, Column], tick: Callable[[int], None]) -> RowErrors:
-    """Write the rows as quantized values, "codes", with their "scale" and, where ``columns`` has it, their "bias".
+#: Rows that NumPy made smaller, with them and what is kept of them in float64.
+_ByNumpy = tuple[SmallerRows, np.ndarray, np.ndarray]
+
+
+class Smaller:
+    """The rows of a table in a smaller type, part by part: iterate over it once.
+
+    Attributes:
+        errors: what was lost by the parts that are done.
 
     Raises:
-        Unfit: an element has no quantized value.
+        Unfit, in the loop: an element cannot be written in the new type.
     """
-    lost, codes_type = RowErrors(), quantized_embedding_bag.spec.CODES_TYPES[kind]
-    for begin, part in _parts(rows):
-        # The extremes of a row are those of its floats, and found sooner there; NumPy has no fast ones of 16 bits.
-        low, high = extremes(part if part.dtype.itemsize > 2 else part.astype(np.float32))
-        wide = part.astype(np.float64)
-        largest = np.maximum(np.abs(low), np.abs(high)).max(initial=0)
-        if not largest <= _LARGEST:
-            for wrong, why in (
-                (~np.isfinite(wide), "which has no quantized value"),
-                (np.abs(wide) > _LARGEST, "which is beyond what quantized values times a float32 scale can be"),
-            ):
-                if wrong.any():
-                    raise Unfit(f"its element {_place(wrong, begin)} is {wide[wrong][0]}, {why}")
-        found = quantize_rows(wide, low, high, codes_type)
-        for name, array in (("codes", found.codes), ("scale", found.scale), ("bias", found.bias)):
-            if array is not None:
-                columns[name].write(begin, array)
-        lost.add(begin, wide, found.meant)
-        tick(part.nbytes)
-    return lost
+
+    def __init__(self, rows: Rows, dtype: str, tick: Callable[[int], None] = lambda count: None) -> None:
+        self._rows, self._tick = rows, tick
+        self.errors = RowErrors()
+        self._codes_type = quantized_embedding_bag.spec.CODES_TYPES.get(dtype)
+        self._dtype = HALVES.get(dtype, np.dtype(np.float16))
+
+    def __iter__(self) -> Iterator[tuple[int, SmallerRows]]:
+        """The parts, with the row that each begins with."""
+        step = max(1, ELEMENTS_AT_ONCE // max(self._rows.shape[1], 1))
+        for begin, read in _parts(self._rows):
+            part = read
+            while len(part):
+                found = self._native(part)
+                if found is not None and len(found.values):
+                    assert found.losses is not None
+                    done = part[: len(found.values)]
+                    self.errors.add_losses(begin, done, found.losses, lambda again: self._by_numpy(again, 0)[2])
+                else:
+                    found, wide, kept = self._by_numpy(part[:step], begin)
+                    self.errors.add(begin, wide, kept)
+                yield begin, found
+                begin, part = begin + len(found.values), part[len(found.values) :]
+            self._tick(read.nbytes)
+
+    def _native(self, part: np.ndarray) -> SmallerRows | None:
+        if self._codes_type is None:
+            return native.round_rows(part, self._dtype)
+        return native.quantize_rows(part, self._codes_type)
+
+    def _by_numpy(self, part: np.ndarray, begin: int) -> _ByNumpy:
+        if self._codes_type is None:
+            return _rounded(part, begin, self._dtype)
+        return _quantized(part, begin, self._codes_type)
 
 
-def write_rounded(rows: Rows, dtype: np.dtype, column: Column, tick: Callable[[int], None]) -> RowErrors:
-    """Write the rows in a float type of 16 bits.
+def _quantized(part: np.ndarray, begin: int, kind: quantized_embedding_bag.spec.CodesType) -> _ByNumpy:
+    # The extremes of a row are those of its floats, and found sooner there; NumPy has no fast ones of 16 bits.
+    low, high = extremes(part if part.dtype.itemsize > 2 else part.astype(np.float32))
+    wide = part.astype(np.float64)
+    largest = np.maximum(np.abs(low), np.abs(high)).max(initial=0)
+    if not largest <= LARGEST:
+        for wrong, why in (
+            (~np.isfinite(wide), "which has no quantized value"),
+            (np.abs(wide) > LARGEST, "which is beyond what quantized values times a float32 scale can be"),
+        ):
+            if wrong.any():
+                raise Unfit(f"its element {_place(wrong, begin)} is {wide[wrong][0]}, {why}")
+    found = quantize_rows(wide, low, high, kind)
+    return found.smaller, wide, found.meant
+
+
+def _rounded(part: np.ndarray, begin: int, dtype: np.dtype) -> _ByNumpy:
+    with np.errstate(over="ignore"):
+        rounded = part.astype(dtype)
+    wide, kept = part.astype(np.float64), rounded.astype(np.float64)
+    beyond = np.isinf(kept) & np.isfinite(wide)
+    if beyond.any():
+        raise Unfit(f"its element {_place(beyond, begin)} is {wide[beyond][0]}, which is beyond {dtype}")
+    return SmallerRows(rounded, None, None), wide, kept
+
+
+def write_smaller(smaller: Smaller, columns: Mapping[str, Column]) -> RowErrors:
+    """Write rows into the ``columns`` "codes", "scale" and, of unsigned values, "bias"; or "weight" of 16-bit floats.
 
     Raises:
-        Unfit: an element is beyond its range.
+        Unfit: as `Smaller`.
     """
-    lost = RowErrors()
-    for begin, part in _parts(rows):
-        with np.errstate(over="ignore"):
-            rounded = part.astype(dtype)
-        wide, kept = part.astype(np.float64), rounded.astype(np.float64)
-        beyond = np.isinf(kept) & np.isfinite(wide)
-        if beyond.any():
-            raise Unfit(f"its element {_place(beyond, begin)} is {wide[beyond][0]}, which is beyond {dtype}")
-        column.write(begin, rounded)
-        lost.add(begin, wide, kept)
-        tick(part.nbytes)
-    return lost
+    for begin, part in smaller:
+        for column, array in zip(columns.values(), part[:3], strict=False):
+            assert array is not None
+            column.write(begin, array)
+    return smaller.errors

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.resources
-import sys
 from typing import Literal, NamedTuple
 
+from lucid_onnx.native import get_library_path as get_library_path
 from lucid_onnx.ops.attributes import check_choice
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -16,25 +16,11 @@ CUDA_PLUGIN = "CudaPluginExecutionProvider"
 Provider = Literal["cpu", "cuda"]
 #: onnxruntime's execution providers for each ``provider`` of ours, the preferred one first.
 PROVIDERS = {"cpu": [CPU], "cuda": [CUDA, CPU]}
-_NAME = {"win32": "lucid_onnx_ops.dll", "darwin": "liblucid_onnx_ops.dylib"}.get(sys.platform, "liblucid_onnx_ops.so")
 
 
 def check_provider(provider: str) -> None:
     """Raise ValueError if there is no such provider."""
     check_choice("provider", provider, PROVIDERS)
-
-
-def get_library_path() -> str:
-    """The path of the native library, for ``RegisterCustomOpsLibrary`` of any language's ONNX Runtime.
-
-    Raises:
-        FileNotFoundError: the native library is not installed.
-    """
-    # importlib.resources and not __file__: in an editable install the library is not beside the sources.
-    path = importlib.resources.files("lucid_onnx") / "lib" / _NAME
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: lucid_onnx was installed without its native library")
-    return str(path)
 
 
 def get_cmake_dir() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, overload
@@ -15,13 +16,14 @@ from lucid_onnx.builder import Form, check_form, fill_tables, save, to_form
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.rewrite import Unfused
 
-from .batched import batched_tables
+from .batched import batched_tables, is_keyed_jagged
 from .capture import capture, clips_a_shared_table, has_no_data, memory_key
+from .jagged import Flat, flatten, size_names
 from .packed import packed_tables
 from .placeholders import RejectedError
 from .resolve import pool_lookups, resolve_placeholders, take_over_norms
 from .simplify import restore_doubles, simplify, tidy
-from .translations import rejecting, translate_lookup, translate_packed, translation_table
+from .translations import rejecting, translate_batched, translate_lookup, translate_packed, translation_table
 
 #: The oldest opset that torch's exporter writes.
 MIN_OPSET = 18
@@ -38,7 +40,7 @@ class UnfusedWarning(UserWarning):
 @overload
 def export(
     module: torch.nn.Module | torch.export.ExportedProgram,
-    args: tuple[Any, ...] = ...,
+    args: Any = ...,
     path: None = ...,
     *,
     kwargs: dict[str, Any] | None = ...,
@@ -53,7 +55,7 @@ def export(
 @overload
 def export(
     module: torch.nn.Module | torch.export.ExportedProgram,
-    args: tuple[Any, ...],
+    args: Any,
     path: str | os.PathLike[str],
     *,
     kwargs: dict[str, Any] | None = ...,
@@ -67,7 +69,7 @@ def export(
 ) -> None: ...
 def export(
     module: torch.nn.Module | torch.export.ExportedProgram,
-    args: tuple[Any, ...] = (),
+    args: Any = (),
     path: str | os.PathLike[str] | None = None,
     *,
     kwargs: dict[str, Any] | None = None,
@@ -82,14 +84,18 @@ def export(
     """Export a module, with every bag in it as one ``ai.lucid`` node.
 
     Bags are torch.nn.EmbeddingBag, torch.nn.functional.embedding_bag and what they come down to, torch's quantized bags
-    (torch.ao.nn.quantized, torch.ops.quantized.embedding_bag_byte and _4bit), and pooled embeddings. ``max_norm`` clips
-    the rows as they are read: the table in the file is the module's, and no run changes it. ``sparse`` and
-    ``scale_grad_by_freq`` concern the gradient alone and are dropped.
+    (torch.ao.nn.quantized, torch.ops.quantized.embedding_bag_byte and _4bit), and pooled embeddings. TorchRec's
+    collections and FBGEMM's batched tables become a collection, or a bag for each feature where they are quantized.
+    ``max_norm`` clips the rows as they are read: the table in the file is the module's, and no run changes it.
+    ``sparse`` and ``scale_grad_by_freq`` concern the gradient alone and are dropped.
 
     Args:
         module: the module, in ``eval()`` mode, or a torch.export.ExportedProgram of it.
         args, kwargs, dynamic_shapes, input_names, output_names: as in torch.onnx.export. Sizes are fixed to those of
-            the example ``args``, except those that ``dynamic_shapes`` names, which may be 0 at run time.
+            the example ``args``, except those that ``dynamic_shapes`` names, which may be 0 at run time. A
+            KeyedJaggedTensor of TorchRec's is inputs ``values``, ``lengths`` [T * B] (or ``offsets`` [T * B + 1] if it
+            has no lengths) and ``weights``; with one among them and no ``dynamic_shapes``, the number of values and of
+            bags vary. A lone one may be given for ``args``.
         path: the .onnx file to write, whole or not at all.
         form: "portable", "standard" or "native", as in `lucid_onnx.to_form`.
         opset: version of the standard operators, 18 to 26.
@@ -107,9 +113,46 @@ def export(
             otherwise after max_norm changed it; parameters without data.
         torch.onnx.OnnxExporterError: what torch.onnx.export cannot export.
     """
-    _check_arguments(form, opset)
+    check_arguments(form, opset)
+    args = (args,) if is_keyed_jagged(args) else args
+    flat = None if isinstance(module, torch.export.ExportedProgram) else flatten(module, args, kwargs, dynamic_shapes)
+    if flat is not None:
+        module, args, kwargs, dynamic_shapes = flat.module, flat.args, None, flat.dynamic_shapes
+        input_names = flat.input_names if input_names is None else input_names
+    return write(
+        module,
+        args,
+        path,
+        flat=flat,
+        form=form,
+        opset=opset,
+        embedding_as_bag=embedding_as_bag,
+        external_data=external_data,
+        kwargs=kwargs,
+        dynamic_shapes=dynamic_shapes,
+        input_names=input_names,
+        output_names=output_names,
+    )
+
+
+def write(
+    module: torch.nn.Module | torch.export.ExportedProgram,
+    args: tuple[Any, ...],
+    path: str | os.PathLike[str] | None,
+    *,
+    flat: Flat | None,
+    form: Form,
+    opset: int,
+    embedding_as_bag: bool,
+    external_data: bool | None,
+    kwargs: dict[str, Any] | None = None,
+    dynamic_shapes: Any = None,
+    **names: Sequence[str] | None,
+) -> onnx.ModelProto | None:
+    """`export` of a call whose arguments are tensors; ``flat`` tells of the keyed tensors that were made tensors."""
     translations = translation_table()
     translations[torch.ops.lucid_onnx.packed_embedding_bag.default] = rejecting(translate_packed)
+    translations[torch.ops.lucid_onnx.batched_bags.default] = rejecting(translate_batched)
     if embedding_as_bag:
         translations[_ATEN.embedding.default] = rejecting(translate_lookup)
     if clips_a_shared_table(module):
@@ -120,17 +163,15 @@ def export(
             )
         module, args, kwargs = capture(module, args, kwargs, dynamic_shapes), (), None
     model, unfused = _translated(
-        module,
-        args,
-        translations,
-        opset,
-        kwargs=kwargs,
-        dynamic_shapes=dynamic_shapes,
-        input_names=input_names,
-        output_names=output_names,
+        module, args, translations, opset, flat=flat, kwargs=kwargs, dynamic_shapes=dynamic_shapes, **names
     )
     _warn(unfused)
+    if flat is not None:
+        own = flat.module.output_names
+        _unwrap(model, own if names.get("output_names") is None else None)
     proto, tables = _to_proto(model)
+    if flat is not None:
+        flat.module.describe(proto)
     proto = to_form(proto, form)
     # torch asks for IR version 10 whatever the opset; ONNX Runtime 1.17 reads 9, and opset 18 needs 8.
     standard = onnx.helper.make_opsetid("", opset)
@@ -142,6 +183,16 @@ def export(
     return proto
 
 
+def _unwrap(model: ir.Model, output_names: Sequence[str] | None) -> None:
+    """Give initializers and outputs the names that they have without the module around the caller's, in place."""
+    for name, value in list(model.graph.initializers.items()):
+        bare = name.removeprefix("module.")
+        if bare != name and bare not in model.graph.initializers:
+            value.name = bare
+    for k, name in enumerate(output_names or ()):
+        model.graph.outputs[k].name = name
+
+
 def _warn(unfused: Sequence[Unfused]) -> None:
     """Say what was exported without a bag, and why."""
     if unfused:
@@ -149,11 +200,12 @@ def _warn(unfused: Sequence[Unfused]) -> None:
         warnings.warn(
             f"{len(unfused)} poolings of an embedding are exported as torch writes them, not as a bag:{reasons}",
             UnfusedWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
-def _check_arguments(form: str, opset: int) -> None:
+def check_arguments(form: str, opset: int) -> None:
+    """Raise the errors of a form or opset that is not one."""
     check_form(form)
     if isinstance(opset, bool) or not isinstance(opset, int):
         raise TypeError(f"opset = {opset!r} must be an integer")
@@ -166,6 +218,8 @@ def _translated(
     args: tuple[Any, ...],
     translations: dict[Callable[..., Any], Callable[..., Any]],
     opset: int,
+    *,
+    flat: Flat | None,
     **options: Any,
 ) -> tuple[ir.Model, list[Unfused]]:
     """The module as torch.onnx.export writes it, with every bag as one ``ai.lucid`` node; and what is not one."""
@@ -200,7 +254,23 @@ def _translated(
     take_over_norms(program.model)
     tidy(program.model)
     _share_tables(program.model)
+    if flat is not None:
+        _name_sizes(program.model, size_names(program.exported_program, flat.sizes))
     return program.model, unfused
+
+
+def _name_sizes(model: ir.Model, names: dict[str, str]) -> None:
+    """Give sizes names in the place of torch's symbols, in place."""
+    for value in [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]:
+        if value.shape is not None:
+            value.shape = ir.Shape([_named(size, names) for size in value.shape])
+
+
+def _named(size: int | ir.SymbolicDim, names: dict[str, str]) -> int | str | None:
+    """A size with names in the place of torch's symbols."""
+    if isinstance(size, int):
+        return size
+    return None if size.value is None else re.sub(r"\bs\d+\b", lambda m: names.get(m[0], m[0]), size.value)
 
 
 def _narrow_outputs(program: torch.onnx.ONNXProgram) -> None:

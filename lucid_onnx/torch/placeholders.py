@@ -7,10 +7,12 @@ A translation sees one operator at a time. What takes two it leaves as a placeho
   from this node, which nothing reads any more.
 * ``Embedding``: a lookup that is pooled is a bag, another one is a Gather.
 * ``PackedEmbeddingBag``: a bag over rows as torch packs quantized values. What they are shows in the finished graph.
+* ``BatchedEmbeddingBags``: the bags of several features, over indices and offsets in the packed layout.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import onnx_ir as ir
@@ -19,7 +21,7 @@ from lucid_onnx.builder import TABLE_TYPES
 from lucid_onnx.ops.attributes import either
 from lucid_onnx.ops.embedding_bag import spec
 
-RENORM, LOOKUP, PACKED = "EmbeddingRenorm", "Embedding", "PackedEmbeddingBag"
+RENORM, LOOKUP, PACKED, BATCHED = "EmbeddingRenorm", "Embedding", "PackedEmbeddingBag", "BatchedEmbeddingBags"
 #: torch's numbers of the modes.
 SUM, MEAN, MAX = range(3)
 
@@ -129,3 +131,11 @@ def name_of(value: ir.Value) -> str:
         value = source(node.inputs[0])
         node = value.producer()
     return f"the table {value.name!r}"
+
+
+def put_in_place(last: ir.Node, old: Sequence[ir.Node], new: Sequence[ir.Node]) -> None:
+    """Put ``new`` in the place of ``old``, whose output is that of ``last``."""
+    graph = last.graph
+    if graph is None:
+        raise AssertionError(f"node {last.name!r} is in no graph")
+    ir.convenience.replace_nodes_and_values(graph, last, old, new, last.outputs, new[-1].outputs)

@@ -7,20 +7,19 @@ graph as `lucid_onnx.fuse` does: one recogniser serves files and modules.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from lucid_onnx.ops import quantized_embedding_bag
 from lucid_onnx.ops.embedding_bag import spec
-from lucid_onnx.ops.quantized_embedding_bag.table import QuantizedTable
 from lucid_onnx.rewrite import Unfused
 from lucid_onnx.rewrite.nodes import where
 from lucid_onnx.rewrite.search import Search
 
+from .features import quantized_bag, quantized_table, replace_batched
 from .placeholders import (
+    BATCHED,
     LOOKUP,
     PACKED,
     RENORM,
@@ -29,6 +28,7 @@ from .placeholders import (
     is_table,
     name_of,
     norm_of,
+    put_in_place,
     source,
     unclipped,
 )
@@ -49,15 +49,18 @@ def resolve_placeholders(model: ir.Model) -> None:
     common.RemoveUnusedNodesPass()(model)  # clippings whose norm a bag took over, and the half of a max nobody reads
     fold_constants(model)  # axes that are computed
     graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    collections: set[tuple[int, str, bool]] = set()
     for graph in graphs:
         for node in list(ir.traversal.RecursiveGraphIterator(graph)):
             if is_ours(node, LOOKUP):
                 weight, indices = source(node.inputs[0]), source(node.inputs[1])
                 gather = ir.node("Gather", [weight, indices], {"axis": 0}, name=node.name)
                 gather.meta[_EMBEDS] = True
-                _replace(node, [node], [gather])
+                put_in_place(node, [node], [gather])
             elif is_ours(node, PACKED):
                 _replace_packed(node, model.graph)
+            elif is_ours(node, BATCHED):
+                replace_batched(node, model.graph, collections)
             elif is_ours(node, *(op.name for op in spec.VARIANTS.values() if op.two_d)):
                 node.outputs[0].shape = ir.Shape([dims(source(node.inputs[1]))[0], dims(source(node.inputs[0]))[1]])
     common.RemoveUnusedNodesPass()(model)
@@ -125,7 +128,7 @@ def _counted_from_the_end(node: ir.Node) -> tuple[ir.Node, ir.Value]:
     for value, kind in ((is_negative, ir.DataType.BOOL), (rest, indices.dtype), (counted, indices.dtype)):
         value.type, value.shape = ir.TensorType(kind), indices.shape
     tape.op("Gather", [weight, counted], {"axis": 0}, name=node.name)
-    _replace(node, [node], tape.nodes)
+    put_in_place(node, [node], tape.nodes)
     return tape.nodes[-1], indices
 
 
@@ -210,38 +213,11 @@ def _replace_packed(node: ir.Node, graph: ir.Graph) -> None:
     Raises:
         ValueError: the rows are not a constant.
     """
-    rows = source(node.inputs[0])
-    if rows.const_value is None or not rows.is_initializer():
-        raise ValueError(f"the packed rows {rows.name!r} are computed; a bag over quantized values needs constant ones")
     attributes = {a.name: a.value for a in node.attributes.values()}
-    codes_type = {8: "uint8", 4: "uint4"}[attributes["bits"]]
-    table = QuantizedTable.from_torch_prepacked(rows.const_value.numpy(), codes_type)
-    given: dict[str, ir.Value | None] = {}
-    for name, array in table.inputs.items():
-        whole = f"{rows.name}.{name}"
-        if whole not in graph.initializers:
-            tensor = ir.tensor(array, name=whole)
-            value = ir.Value(name=whole, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-            graph.register_initializer(value)
-        given[name] = graph.initializers[whole]
+    rows = source(node.inputs[0])
+    table = quantized_table(rows, attributes["bits"], graph, rows.name or "")
     inputs = (*node.inputs, None, None)[:4]
-    given |= dict(zip(("indices", "offsets", "per_sample_weights"), inputs[1:], strict=True))
-    op = quantized_embedding_bag.spec.variant(
-        second="bias", two_d=given["offsets"] is None, weighted=given["per_sample_weights"] is not None
-    )
-    meaning = quantized_embedding_bag.spec.Attributes(
-        "sum",
-        include_last_offset=bool(attributes["include_last_offset"]),
-        codes_type=codes_type,
-        embedding_dim=table.embedding_dim,
-    )
-    bag = ir.node(op.name, [given[i] for i in op.inputs], meaning.to_onnx(op), domain=spec.DOMAIN, name=node.name)
-    _replace(node, [node], [bag])
-
-
-def _replace(last: ir.Node, old: Sequence[ir.Node], new: Sequence[ir.Node]) -> None:
-    """Put ``new`` in the place of ``old``, whose output is that of ``last``."""
-    graph = last.graph
-    if graph is None:
-        raise AssertionError(f"node {last.name!r} is in no graph")
-    ir.convenience.replace_nodes_and_values(graph, last, old, new, last.outputs, new[-1].outputs)
+    given = dict(zip(("indices", "offsets", "per_sample_weights"), inputs[1:], strict=True))
+    bag = quantized_bag(table, given, "sum", last=bool(attributes["include_last_offset"]))
+    bag.name = node.name
+    put_in_place(node, [node], [bag])

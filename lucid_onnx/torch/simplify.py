@@ -60,7 +60,37 @@ def simplify(model: ir.Model) -> None:
             common.RemoveUnusedOpsetsPass(),
         ):
             unused(model)
+    _join_splits(model)
     tidy(model)
+
+
+def _join_splits(model: ir.Model) -> None:
+    """Give a Concat what a Split splits, in place, where it has all pieces of it in their order over the same axis."""
+    for concat in [n for n in model.graph.all_nodes() if n.domain == "" and n.op_type == "Concat"]:
+        inputs = list(concat.inputs)
+        for value in list(dict.fromkeys(inputs)):
+            split = None if value is None else value.producer()
+            if split is None or split.domain != "" or split.op_type != "Split" or value is not split.outputs[0]:
+                continue
+            whole, pieces, k = split.inputs[0], list(split.outputs), inputs.index(value)
+            if inputs[k : k + len(pieces)] == pieces and _axis(split, whole) == _axis(concat, whole):
+                inputs[k : k + len(pieces)] = [whole]
+        if len(inputs) == len(concat.inputs) or concat.graph is None:
+            continue
+        new = ir.node("Concat", inputs, {"axis": concat.attributes["axis"].as_int()}, name=concat.name)
+        if len(inputs) == 1:
+            new = ir.node("Identity", inputs, name=concat.name)
+        ir.convenience.replace_nodes_and_values(concat.graph, concat, [concat], [new], concat.outputs, new.outputs)
+    common.IdentityEliminationPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+
+
+def _axis(node: ir.Node, value: ir.Value | None) -> int | None:
+    """The axis of a Split or Concat of a value, counted from the first; None if the value's rank is not known."""
+    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+    if axis >= 0:
+        return axis
+    return None if value is None or value.shape is None else axis + len(value.shape)
 
 
 def tidy(model: ir.Model) -> None:

@@ -16,7 +16,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from lucid_onnx.ops.embedding_bag import spec
 
-from .placeholders import LOOKUP, PACKED, RENORM, SUM, Norm, RejectedError, bag_attributes, dims, unclipped
+from .placeholders import BATCHED, LOOKUP, PACKED, RENORM, SUM, Norm, RejectedError, bag_attributes, dims, unclipped
 
 _ATEN = torch.ops.aten
 #: The outputs of torch.embedding_bag.
@@ -158,6 +158,35 @@ def translate_packed(
     )
 
 
+def translate_batched(
+    tables: Sequence[ir.Value],
+    indices: ir.Value,
+    offsets: ir.Value,
+    per_sample_weights: ir.Value | None,
+    num_keys: int,
+    keys: Sequence[int],
+    table_of: Sequence[int],
+    bits: Sequence[int],
+    names: Sequence[str],
+    mode: int,
+) -> ir.Value:
+    """lucid_onnx.batched_bags, as a placeholder."""
+    weights = [] if per_sample_weights is None else [per_sample_weights]
+    attributes = {
+        "num_tables": len(tables),
+        "num_keys": num_keys,
+        "keys": list(keys),
+        "table_of": list(table_of),
+        "bits": list(bits),
+        "names": list(names),
+        "mode": mode,
+    }
+    inputs = [f"{'rows' if any(bits) else 'weight'}_{t}" for t in range(len(tables))]
+    inputs += ["indices", "offsets", *(["per_sample_weights"] if weights else [])]
+    call = _operator(BATCHED, inputs, attributes)
+    return _one_value(call(*tables, indices, offsets, *weights, **attributes))
+
+
 class _Outputs(tuple[ir.Value, ...]):
     """The outputs of aten.embedding_bag: one, and an error where another is asked for."""
 
@@ -184,6 +213,14 @@ def _operator(name: str, inputs: Sequence[str], attributes: Mapping[str, Any], o
     letters = {"weight": "T", "indices": "I", "offsets": "O", "per_sample_weights": "T", "rows": "R"}
     option = schema.FormalParameterOption
     kinds = {int: schema.AttrType.INT, float: schema.AttrType.FLOAT}
+    lists = {int: schema.AttrType.INTS, str: schema.AttrType.STRINGS}
+
+    def letter(name: str) -> str:
+        return letters[name.rstrip("0123456789").removesuffix("_")]
+
+    def kind(value: Any) -> Any:
+        return lists[type(value[0])] if isinstance(value, list) else kinds[type(value)]
+
     return Op(
         Opset(spec.DOMAIN, spec.VERSION),
         name,
@@ -192,14 +229,14 @@ def _operator(name: str, inputs: Sequence[str], attributes: Mapping[str, Any], o
             spec.DOMAIN,
             spec.VERSION,
             inputs=[
-                *(schema.FormalParameter(i, letters[i]) for i in inputs),
-                *(schema.FormalParameter(i, letters[i], param_option=option.Optional) for i in optional),
+                *(schema.FormalParameter(i, letter(i)) for i in inputs),
+                *(schema.FormalParameter(i, letter(i), param_option=option.Optional) for i in optional),
             ],
             outputs=[schema.FormalParameter("output", "T")],
             type_constraints=[
-                (letter, types[letter], "") for letter in sorted({"T", *(letters[i] for i in (*inputs, *optional))})
+                (each, types[each], "") for each in sorted({"T", *(letter(i) for i in (*inputs, *optional))})
             ],
-            attributes=[schema.Attribute(n, kinds[type(value)], required=True) for n, value in attributes.items()],
+            attributes=[schema.Attribute(n, kind(value), required=True) for n, value in attributes.items()],
         ),
     )
 

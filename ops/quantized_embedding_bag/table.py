@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,15 +13,41 @@ from ..embedding_bag import spec as embedding_bag
 from . import reference, spec
 
 _AT_ONCE = 1 << 16  # elements: float64 work space that stays in the caches of a core
+#: Quantized values times scale are added up in float32. Beyond half its range a row's span could leave it.
+LARGEST = float(np.finfo(np.float32).max) / 2
+
+
+class RowLosses(NamedTuple):
+    """What rows lost, each float64 [n]."""
+
+    squares: np.ndarray  #: the sum of the squares of a row
+    lost: np.ndarray  #: that of its differences from what is kept of it
+    furthest: np.ndarray  #: the largest of these, without sign
+
+
+class SmallerRows(NamedTuple):
+    """Rows in a smaller type."""
+
+    values: np.ndarray  #: as stored
+    scale: np.ndarray | None  #: float32 [n], of quantized values
+    bias: np.ndarray | None  #: likewise, of unsigned ones
+    losses: RowLosses | None = None  #: where they were counted
 
 
 class QuantizedRows(NamedTuple):
-    """Some rows of a table: values as stored, scale float32 [n], bias likewise or None, and the rows that they mean."""
+    """Quantized rows, and what they mean."""
 
-    codes: np.ndarray
-    scale: np.ndarray
-    bias: np.ndarray | None
+    smaller: SmallerRows
     meant: np.ndarray  #: float64 [n, D]
+
+
+def _nothing(rows: np.ndarray, kind: spec.CodesType) -> SmallerRows | None:
+    return None
+
+
+#: Quantizes as many of the first rows as it takes, with the bytes that `quantize_rows` gives them; None: it takes none.
+#: It stops at a row that is not finite, or has an element beyond `LARGEST`. `lucid_onnx.native` puts its kernel here.
+native_rows: Callable[[np.ndarray, spec.CodesType], SmallerRows | None] = _nothing
 
 
 def extremes(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +78,24 @@ def quantize_rows(rows: np.ndarray, low: np.ndarray, high: np.ndarray, kind: spe
     numbers *= step
     if bias is not None:
         numbers += shift
-    return QuantizedRows(codes, scale, bias, numbers)
+    return QuantizedRows(SmallerRows(codes, scale, bias), numbers)
+
+
+def _quantized(rows: np.ndarray, begin: int, kind: spec.CodesType) -> SmallerRows:
+    """Rows [n, D] from ``begin`` on.
+
+    Raises:
+        ValueError: a NaN or infinity among them, with its place.
+    """
+    low, high = extremes(rows)
+    with np.errstate(over="ignore", invalid="ignore"):
+        spans = high - low
+    if not np.isfinite(spans).all():
+        wrong = np.argwhere(~np.isfinite(rows))
+        if len(wrong):
+            r, d = (int(i) for i in wrong[0])
+            raise ValueError(f"weight[{begin + r}, {d}] = {rows[r, d]} has no code")
+    return quantize_rows(rows, low, high, kind).smaller
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,19 +174,16 @@ class QuantizedTable:
         scale = np.empty(num_rows, np.float32)
         bias = None if kind.lowest < 0 else np.empty(num_rows, np.float32)
         step = max(1, _AT_ONCE // max(dim, 1))
-        for begin in range(0, num_rows, step):
-            part = slice(begin, begin + step)
-            rows = table[part].astype(np.float64)
-            low, high = extremes(rows)
-            if not np.isfinite(high - low).all():
-                wrong = np.argwhere(~np.isfinite(rows))
-                if len(wrong):
-                    r, d = (int(i) for i in wrong[0])
-                    raise ValueError(f"weight[{begin + r}, {d}] = {rows[r, d]} has no code")
-            found = quantize_rows(rows, low, high, kind)
-            codes[part], scale[part] = found.codes, found.scale
+        begin = 0
+        while begin < num_rows:
+            found = native_rows(table[begin : begin + 16 * step], kind)
+            if found is None or not len(found.values):
+                found = _quantized(table[begin : begin + step].astype(np.float64), begin, kind)
+            part = slice(begin, begin + len(found.values))
+            codes[part], scale[part] = found.values, found.scale
             if bias is not None:
                 bias[part] = found.bias
+            begin = part.stop
         return cls(codes, kind.name, dim, scale, bias=bias)
 
     @classmethod

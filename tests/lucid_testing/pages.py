@@ -19,7 +19,19 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent.parent
 #: Modules that the tests' extra does not bring. A block that uses one is left out where it is not installed, and
 #: so is the rest of its section, which builds on it.
-OPTIONAL = ("torch", "onnxscript", "onnx_ir", "safetensors")
+OPTIONAL = (
+    "torch",
+    "onnxscript",
+    "onnx_ir",
+    "safetensors",
+    "tokenizers",
+    "wordllama",
+    "model2vec",
+    "sentence_transformers",
+    "torchrec",
+    "fbgemm_gpu",
+    "fasttext",
+)
 #: Programs that install or fetch. Their blocks have the language "console", and are not run.
 INSTALLERS = ("pip", "git", "cd", "nox", "gcc", "(cd")
 

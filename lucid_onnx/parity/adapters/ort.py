@@ -28,7 +28,7 @@ class _Ort:
         if self.provider not in onnxruntime.get_available_providers():
             return f"onnxruntime {onnxruntime.__version__} has no {self.provider}"
         if self.native:
-            from lucid_onnx.runtime.library import get_library_path
+            from lucid_onnx.native import get_library_path
 
             try:
                 get_library_path()
