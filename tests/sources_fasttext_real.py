@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import functools
-import gettext
 import importlib.util
 import itertools
 import json
@@ -25,6 +24,7 @@ import pytest
 
 import lucid_onnx
 from lucid_onnx.sources.encoder import TextEncoder
+from lucid_testing.texts import multilingual
 
 fasttext = pytest.importorskip("fasttext", reason="fasttext is not installed")
 if not hasattr(fasttext, "train_supervised"):
@@ -65,28 +65,6 @@ def texts_of(words: Sequence[str], count: int) -> list[str]:
     r = random.Random(2)
     others = ["zzzq", "</s>", "__label__1", "__label__none", "a\0b", "\u2028x", "né\u0301", "x" * 50, "<", ">"]
     return [" ".join(r.choices([*words, *others], k=r.randint(0, 15))) for _ in range(count)]
-
-
-def multilingual(count: int) -> list[str]:
-    """Messages of Django's translations, which are in a hundred languages, and lines of Python's documentation."""
-    found = importlib.util.find_spec("django")
-    if found is None or found.submodule_search_locations is None:
-        pytest.skip("django is not installed")
-    messages = []
-    languages = set()
-    for path in sorted(Path(found.submodule_search_locations[0], "conf", "locale").glob("*/LC_MESSAGES/django.mo")):
-        with path.open("rb") as file:
-            catalog = gettext.GNUTranslations(file)._catalog  # type: ignore[attr-defined]
-        lines = [text.replace("\n", " ") for key, text in catalog.items() if key and isinstance(text, str) and text]
-        messages += lines[::12]
-        languages.add(path.parts[-3])
-    assert len(languages) > 50
-    from pydoc_data.topics import topics
-
-    messages += [line for text in topics.values() for line in text.split("\n") if line.strip()][::20]
-    random.Random(3).shuffle(messages)
-    assert len(messages) >= count
-    return messages[:count]
 
 
 def imported(path: Path, **options: Any) -> TextEncoder:
@@ -189,7 +167,8 @@ def test_a_language_detector(dtype: Any, tmp_path: Path) -> None:
     path = next(Path(package.submodule_search_locations[0]).rglob("lid.176.ftz"))
     copy = tmp_path / path.name
     copy.write_bytes(path.read_bytes())
-    check_labels(fasttext.load_model(str(path)), imported(copy, dtype=dtype), multilingual(2000))
+    lines = [text.replace("\n", " ") for text in multilingual(2000)]
+    check_labels(fasttext.load_model(str(path)), imported(copy, dtype=dtype), lines)
 
 
 # ---- What tests/test_fasttext.py reads.

@@ -10,7 +10,7 @@ import numpy as np
 
 from lucid_onnx.runtime.session import InferenceSession
 
-from .fasttext.graph import LABELS, PROBABILITIES
+from .fasttext.graph import HOW_MANY, LABELS, PROBABILITIES
 from .fasttext.text import FastTextWords
 from .text import ENTRY, Text, read
 from .tokenizer import Tokenizer
@@ -69,13 +69,13 @@ class TextEncoder:
     @property
     def has_labels(self) -> bool:
         """Whether the model labels texts, as `predict` wants it."""
-        return {LABELS, PROBABILITIES} <= {o.name for o in self._session.get_outputs()}
+        return HOW_MANY in self._inputs
 
     def feeds(self, texts: Sequence[str], k: int | None = None) -> dict[str, np.ndarray]:
         """The inputs of the model for some texts.
 
         Args:
-            k: how many labels of each text, of a model that has such; by default what the model says, which is 1.
+            k: how many labels of each text, of a model that has such; 1 if not given.
 
         Raises:
             ImportError: as `ids`.
@@ -86,8 +86,9 @@ class TextEncoder:
         if k is not None and not self.has_labels:
             raise ValueError(f"{self._name}: has no labels to predict")
         found = self._text.feeds(list(texts), set(self._inputs))
-        feeds = {name: array.astype(self._inputs[name], copy=False) for name, array in found.items()}
-        return feeds if k is None else {**feeds, "k": np.array([k])}
+        if self.has_labels:
+            found[HOW_MANY] = np.array([1 if k is None else k])
+        return {name: array.astype(self._inputs[name], copy=False) for name, array in found.items()}
 
     def run(
         self,

@@ -30,6 +30,7 @@ OPTIONAL = (
     "sentence_transformers",
     "torchrec",
     "fbgemm_gpu",
+    "fasttext",
 )
 #: Programs that install or fetch. Their blocks have the language "console", and are not run.
 INSTALLERS = ("pip", "git", "cd", "nox", "gcc", "(cd")

@@ -20,12 +20,12 @@ from .reader import CENTROIDS, Model, Quantized
 
 #: The outputs: vectors of texts; of word vectors, those of words; and what a classifier says, the best label first.
 EMBEDDINGS, WORDS, LABELS, PROBABILITIES = "embeddings", "word_embeddings", "labels", "probabilities"
+#: The input that says how many labels a text gets.
+HOW_MANY = "k"
 #: What fastText adds to a probability before it takes the logarithm.
 _LEAST = 1e-5
 #: Beyond it, fastText's logistic is 0 or 1; between, it has this many steps to a unit.
 _LARGEST_LOGIT, _STEPS = 8, 32
-#: How many labels a text gets where nobody feeds ``k``.
-_DEFAULT_K = 1
 
 
 class Graph(NamedTuple):
@@ -76,8 +76,7 @@ class _Writer:
             self._sentences(self._mean("word_offsets", WORDS))
         inputs = [helper.make_tensor_value_info(name, self._index, dims) for name, dims in index.items()]
         if head.kind == "supervised":
-            inputs.append(helper.make_tensor_value_info("k", TensorProto.INT64, [1]))
-            self._constant("k", np.array([_DEFAULT_K]))
+            inputs.append(helper.make_tensor_value_info(HOW_MANY, TensorProto.INT64, [1]))
         graph = helper.make_graph(
             self._e.nodes,
             "fasttext",
@@ -146,9 +145,9 @@ class _Writer:
         e = self._e
         e.part("centroids")
         pieces, _, dsub = table.centroids.shape
-        first = self._constant("first_centroids", np.arange(pieces) * CENTROIDS)
+        first = self._constant("first_centroids", np.arange(pieces, dtype=np.int32) * CENTROIDS)
         centroids = self._table("centroids", table.centroids.reshape(-1, dsub))
-        codes = e.Cast(e.Gather(self._table("codes", table.codes), "ids"), to=TensorProto.INT64)
+        codes = e.Cast(e.Gather(self._table("codes", table.codes), "ids"), to=TensorProto.INT32)
         rows = e.Reshape(e.Gather(centroids, e.Add(codes, first)), [0, pieces * dsub])
         if pieces * dsub != table.dim:
             rows = e.Slice(rows, [0], [table.dim], [1])
@@ -192,7 +191,7 @@ class _Writer:
             order = np.arange(num_labels)[::-1]
             scores = self._softmax(hidden, order) if head.loss == "softmax" else self._logistic(hidden, order)
         e.part("best")
-        k = e.Min("k", [num_labels])
+        k = e.Min(HOW_MANY, [num_labels])
         best, place = e.multi_output("TopK", (scores, k), {"axis": 1}, 2)
         nothing = e.Unsqueeze(self._are_empty(), [1])
         if head.loss == "hs":
