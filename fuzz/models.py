@@ -1,6 +1,6 @@
 """Broken files through every command that reads files: ``python fuzz/models.py --seconds 60``.
 
-Mutates models, .npy and .safetensors files, and runs a command line over each, in a child of this process. A command
+Mutates models, .npy, .safetensors and fastText's files, and runs a command line over each, in a child. A command
 must end with exit code 0, or 2 and one line on stderr, within 10 seconds of CPU time and 2 GiB. Everything else is a
 finding: it is printed, its file is written to --findings, and the exit code is 1. Cases are numbered, and a number
 always makes the same case: ``--first N --cases 1`` runs one again. ``tests/test_hostile_files.py`` runs fuzz/corpus/,
@@ -12,6 +12,7 @@ Models are not run: ONNX Runtime's own parser of models is not ours to test.
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import copy
 import functools
@@ -25,11 +26,13 @@ import resource
 import select
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import time
 import traceback
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,6 +65,7 @@ COMMANDS = {
     ),
     ".npy": ("build FILE -o out.onnx",),
     ".safetensors": ("build FILE -o out.onnx", "build FILE:w -o out.onnx"),
+    ".ftz": ("import FILE -o out.onnx", "import FILE -o out.onnx --dtype int8 --form standard"),
 }
 _INTEGERS = (-1, 0, 1, 2, 3, 7, 8, 64, 2**16, 2**31 - 1, 2**31, 2**62, 2**63 - 1, -(2**31), -(2**63))
 _WORDS = (
@@ -176,6 +180,13 @@ def _safetensors() -> Iterator[dict[str, Any]]:
     }
 
 
+def _fasttext() -> Iterator[bytes]:
+    """Small models that fastText has trained."""
+    recorded = Path(__file__).resolve().parents[1] / "tests" / "fasttext_recorded.json"
+    for entry in json.loads(recorded.read_text())["models"].values():
+        yield zlib.decompress(base64.b85decode(entry["file"]))
+
+
 # ---- Mutations.
 
 
@@ -186,15 +197,17 @@ class Mutator:
         self._models = list(_models())
         self._npy = list(_npy())
         self._safetensors = list(_safetensors())
+        self._fasttext = list(_fasttext())
 
     def case(self, number: int) -> Case:
         """Always the same for a number."""
         r = random.Random(number)
-        suffix = r.choices(list(COMMANDS), (8, 1, 1))[0]
+        suffix = r.choices(list(COMMANDS), (16, 2, 2, 3))[0]
         make: dict[str, Callable[[random.Random], bytes]] = {
             ".onnx": self._model,
             ".npy": self._array,
             ".safetensors": self._checkpoint,
+            ".ftz": self._words,
         }
         return Case(make[suffix](r), suffix, r.choice(COMMANDS[suffix]))
 
@@ -240,6 +253,20 @@ class Mutator:
         encoded = (_text(r, text) if r.random() < 0.3 else text).encode("utf-8", "replace")
         content = len(encoded).to_bytes(8, "little") + encoded + bytes(60)
         return _bytes(r, content) if r.random() < 0.2 else content
+
+    def _words(self, r: random.Random) -> bytes:
+        content = r.choice(self._fasttext)
+        if r.random() < 0.4:
+            return _bytes(r, content)
+        data = bytearray(content)
+        for _ in range(r.choice((1, 1, 2, 4))):
+            form = r.choice("iqb")
+            ends = 2 ** (8 * struct.calcsize("<" + form) - 1)
+            value = r.choice(_INTEGERS) if r.random() < 0.7 else r.randrange(-3, 3000)
+            # The numbers of the head, and those anywhere else.
+            place = 4 * r.randrange(24) if r.random() < 0.5 else r.randrange(len(data) - 8)
+            struct.pack_into("<" + form, data, place, max(-ends, min(value, ends - 1)))
+        return bytes(data)
 
 
 _SHAPES = ("4,", "", "True, 3", "-1, 3", "4, 3.0", "4, 3, " * 40, "0, 3", f"{2**62}, 4", "1+1" * 2000, "-" * 3000 + "1")

@@ -87,7 +87,7 @@ def test_rows_of_words_and_sentences(kind: str) -> None:
     bags = rows.words(several)
     for word, got in zip(several, np.split(bags.indices, bags.offsets[1:]), strict=True):
         expected = model.word(word.encode() if isinstance(word, str) else word)
-        if word == "odd" and (model.maxn < 1 or model.bucket < 3 or model.kept is not None):
+        if word == "odd" and expected[0] >= hashing(model).num_rows:
             expected = expected[1:]  # fastText reads past the end of the table here
         assert got.tolist() == expected, word
     lines = ["the naïve", "", "a\0b a"]
@@ -139,7 +139,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_texts_that_are_none() -> None:
     rows = WordRows(hashing(slow()))
-    with pytest.raises(ValueError, match=r"^texts\[1\] has a line feed: a text is one line$"):
+    with pytest.raises(ValueError, match=r"^a text has a line feed, and fastText's are single lines: 'b\\nc'$"):
         rows.texts(["a", "b\nc"])
     with pytest.raises(TypeError, match=r"^texts is one str, expected a sequence of them$"):
         rows.sentences("the")
@@ -232,7 +232,7 @@ def test_a_quantized_file_is_read(tmp_path: Path) -> None:
     for table, expected in ((found.input, model.input), (found.output, model.output)):
         assert isinstance(table, reader.Quantized)
         assert table.shape == expected.rows.shape
-        np.testing.assert_array_equal(table.decode(), expected.rows)
+        np.testing.assert_array_equal(np.concatenate(list(table.blocks())), expected.rows)
 
 
 def test_version_11_has_no_subwords(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 import lucid_onnx
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_testing import scripts
+from lucid_testing.fasttext_files import SlowFastText, Table
 
 pytest.importorskip("onnx_ir", reason="onnx-ir is not installed")
 pytest.importorskip("typer", reason="typer is not installed")
@@ -197,6 +198,23 @@ def test_small_nodes_do_not_ask_for_much_memory() -> None:
 
 def test_broken_files(fuzz: ModuleType) -> None:
     check(fuzz, list(broken()))
+
+
+def test_numbers_of_fasttext_files(fuzz: ModuleType) -> None:
+    """Every number of the head and of the tables' beginnings, as others."""
+    random = np.random.RandomState(0)
+    rows = Table.quantized(14, 5, 2, True, random)
+    model = SlowFastText({b"w": 2, b"</s>": 1}, {b"l": 1}, rows, rows, minn=1, maxn=2, bucket=12, loss="hs")
+    model.output = Table(np.zeros((1, 5), np.float32))
+    content = model.content()
+    tables = content.index(b"w\0") + 11 + 14 + 11
+    begins = [*range(0, 92, 4), tables, *range(tables + 1, tables + 22, 4)]
+    broken = []
+    for place in begins:
+        for value in (-1, 0, 2**31 - 1):
+            changed = content[:place] + value.to_bytes(4, "little", signed=True) + content[place + 4 :]
+            broken.append((f"{value} at {place}", changed, ".ftz"))
+    check(fuzz, broken)
 
 
 def test_text_that_is_not_utf8(fuzz: ModuleType) -> None:

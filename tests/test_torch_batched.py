@@ -1,6 +1,6 @@
 """Tables that FBGEMM reads in one call, exported; a module like FBGEMM's stands for it, as FBGEMM is not installed.
 
-`tests/real_modules.py` exports torchrec.quant's own module: `nox -s modules`.
+`tests/real_torchrec.py` exports FBGEMM's own modules: `nox -s modules`.
 """
 
 from __future__ import annotations

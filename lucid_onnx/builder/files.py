@@ -381,7 +381,7 @@ def _externalise(
 ) -> onnx.ModelProto:
     """A copy of the model that refers to its tables in ``file``, where they are written."""
     light = without_initializers(model)
-    written = 0
+    written, total = 0, sum(size for size in sizes if size >= _ALIGNMENT)
     for tensor, size in zip(model.graph.initializer, sizes, strict=True):
         if size < _ALIGNMENT:
             light.graph.initializer.append(tensor)
@@ -394,7 +394,7 @@ def _externalise(
         for part in data.parts():
             written += file.write(part)
             if progress is not None:
-                progress(written, sum(sizes))
+                progress(written, total)
         light.graph.initializer.append(
             TensorProto(
                 name=tensor.name,

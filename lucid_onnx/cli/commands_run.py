@@ -238,7 +238,7 @@ def _text_feeds(
         encoder = TextEncoder(model, session=session)
         if labels is not None and not encoder.has_labels:
             raise UserError(f"--labels: {model} has no labels")
-        return encoder.feeds(texts) if labels is None else encoder.feeds(texts, k=labels)
+        return encoder.feeds(texts, labels)
 
 
 def _plain(result: Any) -> Any:

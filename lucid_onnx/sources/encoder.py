@@ -10,7 +10,7 @@ import numpy as np
 
 from lucid_onnx.runtime.session import InferenceSession
 
-from .fasttext.graph import LABELS, PROBABILITIES
+from .fasttext.graph import HOW_MANY, LABELS, PROBABILITIES
 from .fasttext.text import FastTextWords
 from .text import ENTRY, Text, read
 from .tokenizer import Tokenizer
@@ -69,13 +69,13 @@ class TextEncoder:
     @property
     def has_labels(self) -> bool:
         """Whether the model labels texts, as `predict` wants it."""
-        return {LABELS, PROBABILITIES} <= {o.name for o in self._session.get_outputs()}
+        return HOW_MANY in self._inputs
 
     def feeds(self, texts: Sequence[str], k: int | None = None) -> dict[str, np.ndarray]:
         """The inputs of the model for some texts.
 
         Args:
-            k: how many labels of each text, of a model that has such; by default what the model says, which is 1.
+            k: how many labels of each text, of a model that has such; 1 if not given.
 
         Raises:
             ImportError: as `ids`.
@@ -86,8 +86,9 @@ class TextEncoder:
         if k is not None and not self.has_labels:
             raise ValueError(f"{self._name}: has no labels to predict")
         found = self._text.feeds(list(texts), set(self._inputs))
-        feeds = {name: array.astype(self._inputs[name], copy=False) for name, array in found.items()}
-        return feeds if k is None else {**feeds, "k": np.array([k])}
+        if self.has_labels:
+            found[HOW_MANY] = np.array([1 if k is None else k])
+        return {name: array.astype(self._inputs[name], copy=False) for name, array in found.items()}
 
     def run(
         self,
@@ -146,15 +147,15 @@ class TextEncoder:
         if batch_size < 1:
             raise ValueError(f"batch_size = {batch_size} must be at least 1")
         texts = list(texts)
-        for at, text in enumerate(texts):
+        for number, text in enumerate(texts):
             if not isinstance(text, str):
-                raise TypeError(f"texts[{at}] is a {type(text).__name__}, expected a string")
+                raise TypeError(f"texts[{number}] is a {type(text).__name__}, expected a string")
         parts: list[list[Any]] = []
         for begin in range(0, max(len(texts), 1), batch_size):
             parts.append(self._session.run(names, self.feeds(texts[begin : begin + batch_size], k)))
             if progress is not None:
                 progress(min(begin + batch_size, len(texts)), len(texts))
-        return {name: np.concatenate(found) for name, found in zip(names, zip(*parts, strict=True), strict=True)}
+        return {name: np.concatenate([part[at] for part in parts]) for at, name in enumerate(names)}
 
     def encode(
         self,

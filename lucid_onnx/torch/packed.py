@@ -52,8 +52,40 @@ _BAGS = {
     "embedding_bag_2bit_rowwise_offsets": 2,
 }
 _LOOKUPS = {"embedding_byte": 8, "embedding_4bit": 4}
-#: FBGEMM's running sums, by name.
-_SUMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+
+
+def _bag_of(begins: torch.Tensor, count: int) -> torch.Tensor:
+    """The bag of each of ``count`` values, where bags begin at ``begins``."""
+    found = begins.new_zeros(count + 1).scatter_add(0, begins.long(), torch.ones_like(begins))
+    return found.cumsum(0)[:count] - 1  # the last one that begins here or before
+
+
+def _positions(offsets: torch.Tensor, range_size: int) -> torch.Tensor:
+    """How far each of ``range_size`` values is from the beginning of its bag."""
+    return torch.arange(range_size, dtype=offsets.dtype) - offsets[_bag_of(offsets, range_size)]
+
+
+def _permuted(
+    permute: torch.Tensor,
+    lengths: torch.Tensor,
+    values: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    permuted_lengths_sum: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The bags of keys in another order: their lengths [T, B], values and weights."""
+    count = values.shape[0] if permuted_lengths_sum is None else permuted_lengths_sum
+    order, exclusive = permute.long(), _OF_BAGS["asynchronous_exclusive_cumsum"]
+    moved = lengths[order]
+    begins = exclusive(moved.reshape(-1))
+    starts = exclusive(lengths.reshape(-1)).reshape(lengths.shape)[order].reshape(-1)
+    source = (starts - begins)[_bag_of(begins, count)].long() + torch.arange(count)
+    return moved, values[source], None if weights is None else weights[source]
+
+
+#: What FBGEMM computes of lengths and offsets, by name.
+_OF_BAGS: dict[str, Callable[..., Any]] = {
+    "offsets_range": _positions,
+    "permute_2D_sparse_data": _permuted,
     "asynchronous_complete_cumsum": lambda t_in: torch.nn.functional.pad(t_in.cumsum(-1, dtype=t_in.dtype), (1, 0)),
     "asynchronous_inclusive_cumsum": lambda t_in: t_in.cumsum(-1, dtype=t_in.dtype),
     "asynchronous_exclusive_cumsum": lambda t_in: t_in.cumsum(-1, dtype=t_in.dtype) - t_in,
@@ -145,20 +177,21 @@ class _Operators(TorchFunctionMode):
         kwargs = kwargs or {}
         namespace, _, name = str(func).partition(".")
         name = name.split(".")[0]
-        if namespace == "fbgemm" and name in _SUMS:  # which a KeyedJaggedTensor makes its offsets with
-            return _SUMS[name](*args, **kwargs)
-        if namespace == "fbgemm" and "codegen_lookup" in name:
-            self.rejected = RejectedError(
-                f"torch.ops.fbgemm.{name} reads the tables of a whole module in one call, which is not translated: "
-                "export torchrec's EmbeddingBagCollection, in float or from torchrec.quant"
-            )
-            raise self.rejected
-        if namespace != "quantized" or name not in {**_BAGS, **_LOOKUPS}:
+        if namespace == "fbgemm" and name in _OF_BAGS:  # as for the offsets of a KeyedJaggedTensor
+            return _OF_BAGS[name](*args, **kwargs)
+        is_bag = namespace == "quantized" and name in {**_BAGS, **_LOOKUPS}
+        reads_all = namespace == "fbgemm" and "codegen_lookup" in name
+        if not is_bag and not reads_all:
             return func(*args, **kwargs)
-        schema = getattr(torch.ops.quantized, name).default._schema
-        given = {a.name: a.default_value for a in schema.arguments}
-        given |= dict(zip(given, args, strict=False)) | dict(kwargs)
         try:
+            if reads_all:
+                raise RejectedError(
+                    f"torch.ops.fbgemm.{name} reads the tables of a whole module in one call, which is not translated: "
+                    "give the module itself, not what torch.export made of it"
+                )
+            schema = getattr(torch.ops.quantized, name).default._schema
+            given = {a.name: a.default_value for a in schema.arguments}
+            given |= dict(zip(given, args, strict=False)) | dict(kwargs)
             return _bag(name, **given)
         except RejectedError as error:
             self.rejected = error

@@ -107,7 +107,7 @@ def from_module(
         raise ValueError(f"bounds = {bounds!r} is not one of {', '.join(get_args(Bounds))}")
     if is_keyed and per_sample_weights not in (None, bags.weighted):
         raise ValueError(
-            f"per_sample_weights = {per_sample_weights}, and the collection has is_weighted = {bags.weighted}"
+            f"per_sample_weights = {per_sample_weights}, but the collection's is_weighted = {bags.weighted}"
         )
     dtype = as_dtype("index_dtype", index_dtype)
     if dtype not in spec.INDEX_DTYPES:

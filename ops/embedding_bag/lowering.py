@@ -1,11 +1,13 @@
 """EmbeddingBag in standard ONNX, in one of four ways (`Ragged`); right at any thread count.
 
 Pieces, which `lucid_onnx.lower` asks for, are what a person would write. Indices [B, L] are a matrix: Gather its rows,
-and reduce them over L. Three things are not obvious:
+and reduce them over L. Four things are not obvious:
 
-1. Sums run over the axis that keeps ONNX Runtime's order of additions the same at any thread count (see `_Matrix`).
-2. More than 64 rows are added up 64 at a time, and those sums in float64: long bags are as exact as short ones.
-3. Sums are ReduceSum, not MatMul with ones. That is no slower: over the middle axis, ReduceSum is such a MatMul inside
+1. No If is in another. ONNX Runtime removes one whose condition it finds constant, as all are where somebody fixes B
+   and L in the file or for a session, and then an If in it reads values by names that are gone: it fails, or crashes.
+2. Sums run over the axis that keeps ONNX Runtime's order of additions the same at any thread count (see `_Matrix`).
+3. More than 64 rows are added up 64 at a time, and those sums in float64: long bags are as exact as short ones.
+4. Sums are ReduceSum, not MatMul with ones. That is no slower: over the middle axis, ReduceSum is such a MatMul inside
    of ONNX Runtime's CPU provider. But a MatMul node rounds rows to 11 bits on its CUDA and TensorRT providers, which
    use TF32 unless told otherwise, and to 8 bits in OpenVINO on CPUs that multiply matrices of bfloat16 (AMX). So their
    documentation says; neither was run.
@@ -325,7 +327,7 @@ def _of_matrix(e: Emitter, op: Layout, named: Mapping[str, str], table: Table) -
             rows = _weighted(b, rows, b.Unsqueeze(weights, [2]))
         return _without_skipped(b, rows, index, skipped)
 
-    def reduced(b: Emitter, rows: str) -> str:
+    def reduced(b: Emitter, rows: str, length: str) -> str:
         """[B, L, D] -> [B, D]"""
         b.part("sums")
 
@@ -384,7 +386,7 @@ class _Matrix(NamedTuple):
     """
 
     read: Callable[[Emitter, str, str | None], str]  #: index and weights, both [X, Y] -> rows [X, Y, D]
-    reduced: Callable[[Emitter, str], str]  #: [B, L, D] -> [B, D]
+    reduced: Callable[[Emitter, str, str], str]  #: rows [B, L, D] and L -> [B, D]
     indices: str  #: [B, L]
     weights: str | None  #: [B, L]
     length: str  #: [1]: L
@@ -392,27 +394,36 @@ class _Matrix(NamedTuple):
     def write(self, e: Emitter, num_bags: int | None, length: int | None) -> str:
         """``num_bags`` and ``length`` are B and L where they are known."""
         if length is not None and length > _PIECE:
-            return self._long(e, length)
+            return self._of_long(e, length)
         if length is not None and e.knows(lambda a: a["mode"] == _MAX):
             return self._many(e)
         if length is not None and (num_bags is None or num_bags < _MANY_BAGS):
             return self._few(e)
         if length is not None:
             return self._many(e)
-        e.part("bags_are_short")
-        are_short = e.Squeeze(e.LessOrEqual(self.length, _PIECE))
-        if e.knows(lambda a: a["mode"] == _MAX):
-            e.part("bags")
-            return e.branch(are_short, self._many, self._long, names=("short_bags", "long_bags"), rank=2)
+        return self._of_any_length(e)
+
+    def _of_any_length(self, e: Emitter) -> str:
+        """Whole pieces of 64 positions, where there are any, and the 0 to 64 that are left."""
+        e.part("pieces_of_64")
+        count = e.Div(e.Max(e.Sub(self.length, 1), [0]), _PIECE)
+        whole = e.Mul(count, _PIECE)
+        e.part("rest")
+        index = e.Slice(self.indices, whole, self.length, [1])
+        weights = None if self.weights is None else e.Slice(self.weights, whole, self.length, [1])
+        of_rest = self._replace(indices=index, weights=weights, length=e.Sub(self.length, whole))
+        is_max = e.knows(lambda a: a["mode"] == _MAX)
+        rest = of_rest._many(e) if is_max else of_rest._in_rows_or_columns(e)
+        e.part("bags")
+        are_long = e.Squeeze(e.Greater(count, 0))
+        long = lambda b: self._long(b, count, whole, rest)  # noqa: E731
+        return e.branch(are_long, long, lambda b: rest, names=("long_bags", "short_bags"), rank=2)
+
+    def _in_rows_or_columns(self, e: Emitter) -> str:
+        """Sums of indices read as [B, L] if there are many bags, as [L, B] if there are few."""
         e.part("bags_are_many")
         are_many = e.Squeeze(e.GreaterOrEqual(e.Shape(self.indices, start=0, end=1), _MANY_BAGS))
-        if not e.is_static:
-            are_many = e.Or(are_many, _is_max(e))
-        e.part("bags")
-        short = lambda b: self._short(b, are_many)  # noqa: E731
-        return e.branch(are_short, short, self._long, names=("short_bags", "long_bags"), rank=2)
 
-    def _short(self, e: Emitter, are_many: str) -> str:
         def laid_out(matrix: str, kind: int | None = None) -> str:
             turned = lambda b: b.Transpose(matrix, perm=[1, 0])  # noqa: E731
             names = ("bags_in_rows", "bags_in_columns")
@@ -427,7 +438,9 @@ class _Matrix(NamedTuple):
             return b.reduce("ReduceSum", rows, 0)
 
         e.part("sums")
-        return e.branch(are_many, lambda b: self.reduced(b, rows), in_columns, names=("many_bags", "few_bags"), rank=2)
+        return e.branch(
+            are_many, lambda b: self.reduced(b, rows, self.length), in_columns, names=("many_bags", "few_bags"), rank=2
+        )
 
     def _turned(self, e: Emitter) -> tuple[str, str | None]:
         """Indices and weights as [L, B]."""
@@ -436,32 +449,34 @@ class _Matrix(NamedTuple):
         return e.Transpose(self.indices, perm=[1, 0]), weights
 
     def _many(self, e: Emitter) -> str:
-        return self.reduced(e, self.read(e, self.indices, self.weights))
+        return self.reduced(e, self.read(e, self.indices, self.weights), self.length)
 
     def _few(self, e: Emitter) -> str:
         rows = self.read(e, *self._turned(e))
         e.part("sums")
         return e.reduce("ReduceSum", rows, 0)
 
-    def _long(self, e: Emitter, length: int | None = None) -> str:
-        """F pieces of 64 of a bag's rows, it does not matter which, and then the 1 to 64 that are left."""
+    def _of_long(self, e: Emitter, length: int) -> str:
+        """As `_of_any_length`, where the length is known and above 64."""
+        count = (length - 1) // _PIECE
+        index, weights = self._turned(e)
+
+        def left(x: str) -> str:
+            return str(e.Slice(x, [count * _PIECE], [length], [0]))
+
+        e.part("rest")
+        rest = self._pooled_columns(e, left(index), None if weights is None else left(weights))  # [B, D]
+        return self._long(e, e.int64([count]), e.int64([count * _PIECE]), rest)
+
+    def _long(self, e: Emitter, count: str, whole: str, rest: str) -> str:
+        """``count`` pieces of 64 of a bag's rows, it does not matter which, and the pooled ``rest`` [B, D]."""
         index, weights = self._turned(e)
         e.part("pieces_of_64")
-        if length is None:
-            count = e.Div(e.Sub(self.length, 1), _PIECE)
-            whole = e.Mul(count, _PIECE)
-        else:  # IREE does not work this out in time
-            count, whole = e.int64([(length - 1) // _PIECE]), e.int64([(length - 1) // _PIECE * _PIECE])
 
         def pieces(x: str) -> str:
             return str(e.Reshape(e.Slice(x, [0], whole, [0]), [_PIECE, -1]))
 
-        def left(x: str) -> str:
-            return str(e.Slice(x, whole, self.length, [0]))
-
         pooled = self._pooled_columns(e, pieces(index), None if weights is None else pieces(weights))  # [F B, D]
-        e.part("rest")
-        rest = self._pooled_columns(e, left(index), None if weights is None else left(weights))  # [B, D]
         e.part("pools_of_pieces")
         pooled = e.Reshape(pooled, e.Concat(count, e.Shape(rest), axis=0), allowzero=1)
         pooled = e.Concat(pooled, e.Unsqueeze(rest, [0]), axis=0)
@@ -491,27 +506,32 @@ class _Matrix(NamedTuple):
 
 
 def _maximum_of_matrix(e: Emitter, rows: str, length: str, known_length: int | None) -> str:
-    """[B, L, D] -> [B, D]; zeros where L is 0."""
+    """[B, L, D] -> [B, D], where a NaN wins; zeros where L is 0.
 
-    def none(b: Emitter) -> str:
-        b.part("empty_bags")
-        return str(b.Expand(stash(b, 0), b.Concat(b.Shape(rows, start=0, end=1), b.Shape(rows, start=2), axis=0)))
-
-    if known_length is not None:
-        return _quick_maximum(e, rows) if known_length else none(e)
-    some = e.Squeeze(e.Greater(length, 0))
-    return e.branch(some, lambda b: _quick_maximum(b, rows), none, names=("bags_with_positions", "empty_bags"), rank=2)
-
-
-def _quick_maximum(e: Emitter, rows: str) -> str:
-    """[B, L, D] -> [B, D], where a NaN wins. Their sums tell whether there may be any, which seldom is so."""
+    The sums of the rows tell whether there may be a NaN, which seldom is so.
+    """
+    if known_length == 0:
+        e.part("empty_bags")
+        return str(e.Expand(stash(e, 0), e.Concat(e.Shape(rows, start=0, end=1), e.Shape(rows, start=2), axis=0)))
     nans = e.Cast(e.IsNaN(e.reduce("ReduceSum", rows, 1)), to=onnx.TensorProto.FLOAT)
     count = e.ReduceSum(nans, [0, 1], keepdims=0)
+    is_quick = e.LessOrEqual(count, e.constant(np.float32(0)))
+    if known_length is None:
+        is_quick = e.And(is_quick, e.Squeeze(e.Greater(length, 0)))
+
+    def careful(b: Emitter) -> str:
+        if known_length is not None:
+            return _maximum(b, rows)
+        # A row more, so that there is one.
+        least = b.Expand(stash(b, -math.inf), b.Concat(b.Shape(rows, end=1), [1], b.Shape(rows, start=2), axis=0))
+        largest = _maximum(b, b.Concat(rows, least, axis=1))
+        return b.Where(b.Greater(length, 0), largest, stash(b, 0))
+
     return e.branch(
-        e.Greater(count, e.constant(np.float32(0))),
-        lambda b: _maximum(b, rows),
+        is_quick,
         lambda b: b.reduce("ReduceMax", rows, 1),
-        names=("maybe_nan", "no_nan"),
+        careful,
+        names=("no_nan", "maybe_nan_or_no_rows"),
         rank=2,
     )
 

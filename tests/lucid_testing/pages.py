@@ -28,6 +28,9 @@ OPTIONAL = (
     "wordllama",
     "model2vec",
     "sentence_transformers",
+    "torchrec",
+    "fbgemm_gpu",
+    "fasttext",
 )
 #: Programs that install or fetch. Their blocks have the language "console", and are not run.
 INSTALLERS = ("pip", "git", "cd", "nox", "gcc", "(cd")

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 namespace {
 
@@ -132,12 +133,61 @@ void TestCalls() {
   CHECK(std::strcmp(message, "num_thr") == 0);
 }
 
+// Every array is as long as it must be, so that a sanitizer sees whatever lies beside it.
+void TestQuantizeRows() {
+  for (const int64_t dim : {0, 1, 2, 7, 8, 9, 64, 511, 512, 513, 1025}) {
+    for (int dtype = 0; dtype <= 3; ++dtype) {
+      constexpr int64_t kRows = 3;
+      const size_t width = dtype == 0 ? 4 : dtype == 3 ? 8 : 2;
+      const std::vector<char> rows(static_cast<size_t>(kRows * dim) * width, 0);
+      for (const int output : {1, 2, 4, 5, 6, 7}) {
+        const int64_t row_bytes = output <= 2 ? 2 * dim : output <= 5 ? dim : (dim + 1) / 2;
+        std::vector<char> values(static_cast<size_t>(kRows * row_bytes), 1);
+        std::vector<float> scale(kRows), bias(kRows);
+        std::vector<double> squares(kRows, 1), lost(kRows, 1), furthest(kRows, 1);
+        QuantizeArgs args = {};
+        args.size_bytes = sizeof(args);
+        args.rows = rows.data();
+        args.output = values.data();
+        args.scale = scale.data();
+        args.bias = bias.data();
+        args.num_rows = kRows;
+        args.dim = dim;
+        args.limit = 1;
+        args.dtype = dtype;
+        args.output_dtype = output;
+        const bool taken = dtype != 3 || output > 2;
+        CHECK(lucid_quantize_rows(&args) == (taken ? kRows : -1));
+        args.squares = squares.data();
+        args.lost = lost.data();
+        args.furthest = furthest.data();
+        if (!taken) continue;
+        CHECK(lucid_quantize_rows(&args) == kRows);
+        for (const char value : values) CHECK(value == 0);
+        for (int64_t r = 0; r < kRows; ++r) {
+          const size_t i = static_cast<size_t>(r);
+          CHECK(squares[i] == 0 && lost[i] == 0 && furthest[i] == 0);
+          CHECK(output <= 2 || scale[i] == 1);
+        }
+      }
+    }
+  }
+  QuantizeArgs args = {};
+  CHECK(lucid_quantize_rows(&args) == -1);
+  args.size_bytes = sizeof(args);
+  args.output_dtype = 4;
+  CHECK(lucid_quantize_rows(&args) == 0);
+  args.num_rows = 1;
+  CHECK(lucid_quantize_rows(&args) == -1);  // there is no scale
+}
+
 }  // namespace
 
 int main() {
   TestNames();
   TestJoinedTablePlan();
   TestCalls();
+  TestQuantizeRows();
   std::printf("%d failures\n", g_failures);
   return g_failures != 0;
 }

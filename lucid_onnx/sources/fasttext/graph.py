@@ -20,12 +20,12 @@ from .reader import CENTROIDS, Model, Quantized
 
 #: The outputs: vectors of texts; of word vectors, those of words; and what a classifier says, the best label first.
 EMBEDDINGS, WORDS, LABELS, PROBABILITIES = "embeddings", "word_embeddings", "labels", "probabilities"
+#: The input that says how many labels a text gets.
+HOW_MANY = "k"
 #: What fastText adds to a probability before it takes the logarithm.
 _LEAST = 1e-5
 #: Beyond it, fastText's logistic is 0 or 1; between, it has this many steps to a unit.
 _LARGEST_LOGIT, _STEPS = 8, 32
-#: How many labels a text gets where nobody feeds ``k``.
-_DEFAULT_K = 1
 
 
 class Graph(NamedTuple):
@@ -76,8 +76,7 @@ class _Writer:
             self._sentences(self._mean("word_offsets", WORDS))
         inputs = [helper.make_tensor_value_info(name, self._index, dims) for name, dims in index.items()]
         if head.kind == "supervised":
-            inputs.append(helper.make_tensor_value_info("k", TensorProto.INT64, [1]))
-            self._constant("k", np.array([_DEFAULT_K]))
+            inputs.append(helper.make_tensor_value_info(HOW_MANY, TensorProto.INT64, [1]))
         graph = helper.make_graph(
             self._e.nodes,
             "fasttext",
@@ -146,9 +145,9 @@ class _Writer:
         e = self._e
         e.part("centroids")
         pieces, _, dsub = table.centroids.shape
-        first = self._constant("first_centroids", np.arange(pieces) * CENTROIDS)
+        first = self._constant("first_centroids", np.arange(pieces, dtype=np.int32) * CENTROIDS)
         centroids = self._table("centroids", table.centroids.reshape(-1, dsub))
-        codes = e.Cast(e.Gather(self._table("codes", table.codes), "ids"), to=TensorProto.INT64)
+        codes = e.Cast(e.Gather(self._table("codes", table.codes), "ids"), to=TensorProto.INT32)
         rows = e.Reshape(e.Gather(centroids, e.Add(codes, first)), [0, pieces * dsub])
         if pieces * dsub != table.dim:
             rows = e.Slice(rows, [0], [table.dim], [1])
@@ -190,10 +189,9 @@ class _Writer:
             scores, order = self._tree(hidden)
         else:
             order = np.arange(num_labels)[::-1]
-            scores = self._logits(hidden, order)
-            scores = e.Softmax(scores, axis=1) if head.loss == "softmax" else self._logistic(scores)
+            scores = self._softmax(hidden, order) if head.loss == "softmax" else self._logistic(hidden, order)
         e.part("best")
-        k = e.Min("k", [num_labels])
+        k = e.Min(HOW_MANY, [num_labels])
         best, place = e.multi_output("TopK", (scores, k), {"axis": 1}, 2)
         nothing = e.Unsqueeze(self._are_empty(), [1])
         if head.loss == "hs":
@@ -215,18 +213,33 @@ class _Writer:
         ends = e.Concat(e.Slice("offsets", [1], [2**31 - 1]), end, axis=0)
         return str(e.Equal(ends, "offsets"))
 
-    def _logits(self, hidden: str, rows: np.ndarray) -> str:
-        """The products of the means with rows of the output table, [num_texts, len(rows)]."""
+    def _output(self, rows: np.ndarray) -> str:
+        """Rows of the output table, as an initializer."""
         table = self._model.output
-        if isinstance(table, Quantized):
-            table = decoded(table)
-        self._e.part("logits")
-        return str(self._e.Gemm(hidden, self._table("output_weight", table[rows]), transB=1))
+        return self._table("output_weight", (decoded(table) if isinstance(table, Quantized) else table)[rows])
 
-    def _logistic(self, logits: str) -> str:
-        """fastText's logistic function: that of the next lower step, and 0 or 1 at the far ends."""
+    def _softmax(self, hidden: str, order: np.ndarray) -> str:
+        """The probabilities of labels in this order, [num_texts, num_labels].
+
+        fastText adds up the exponentials one label after another, and so does CumSum: of thousands of labels that are
+        next to nothing, float32 loses more than the sixth digit. So the labels are the first axis until then.
+        """
+        e = self._e
+        e.part("softmax")
+        logits = e.Gemm(self._output(np.arange(len(order))), hidden, transB=1)
+        exponentials = e.Exp(e.Sub(logits, e.reduce("ReduceMax", logits, 0, keepdims=1)))
+        total = e.Gather(e.CumSum(exponentials, 0), len(order) - 1)
+        backwards = e.Gather(e.Div(exponentials, total), self._constant("label_order", order))
+        return str(e.Transpose(backwards, perm=[1, 0]))
+
+    def _logistic(self, hidden: str, order: np.ndarray) -> str:
+        """The probabilities of labels in this order, each by itself, [num_texts, num_labels].
+
+        fastText's logistic function is that of the next lower step, and 0 or 1 at the far ends.
+        """
         e = self._e
         e.part("logistic")
+        logits = e.Gemm(hidden, self._output(order), transB=1)
         low, high, steps = (e.constant(np.float32(c)) for c in (-_LARGEST_LOGIT, _LARGEST_LOGIT, _STEPS))
         lower = e.Sub(e.Div(e.Floor(e.Mul(e.Add(logits, high), steps)), steps), high)
         zero, one = e.constant(np.float32(0)), e.constant(np.float32(1))
@@ -236,14 +249,14 @@ class _Writer:
     def _tree(self, hidden: str) -> tuple[str, np.ndarray]:
         """The logarithm of each label's probability, [num_texts, num_labels], and the order of the labels."""
         e = self._e
+        e.part("tree")
         found = tree.build(self._head.label_counts)
         order = found.order[::-1]
         inner = len(order) - 1
         no_step = e.ConstantOfShape(e.Concat([1], e.Shape(hidden, end=1), axis=0))
         if inner == 0:
             return str(e.Transpose(no_step, perm=[1, 0])), order
-        logits = e.Transpose(self._logits(hidden, np.arange(inner)), perm=[1, 0])
-        e.part("tree")
+        logits = e.Gemm(self._output(np.arange(inner)), hidden, transB=1)
         one, least = e.constant(np.float32(1)), e.constant(np.float32(_LEAST))
         right = e.Div(one, e.Add(one, e.Exp(e.Neg(logits))))
         left = e.Sub(one, right)

@@ -13,7 +13,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -177,13 +177,13 @@ class _Reader:
         self.path, self.mapped, self.data = path, mapped, data
         self.size, self.at = len(data), 0
 
-    def fail(self, field: str, what: str, at: int | None = None) -> ValueError:
-        return ValueError(f"{self.path}: broken fastText model: {field} at byte {self.at if at is None else at} {what}")
+    def fail(self, field: str, what: str, at: int | None = None) -> NoReturn:
+        raise ValueError(f"{self.path}: broken fastText model: {field} at byte {self.at if at is None else at} {what}")
 
     def take(self, field: str, count: int) -> int:
         """Where ``count`` bytes begin, which are passed over."""
         if not 0 <= count <= self.size - self.at:
-            raise self.fail(field, f"takes {count} bytes, and the file has {self.size - self.at} more")
+            self.fail(field, f"takes {count} bytes, and the file has {self.size - self.at} more")
         begin, self.at = self.at, self.at + count
         return begin
 
@@ -193,7 +193,7 @@ class _Reader:
         (value,) = struct.unpack_from("<" + form, self.mapped, begin)
         if not low <= value <= high:
             ends = f"at least {low}" if high == float("inf") else f"in [{low}, {high}]"
-            raise self.fail(field, f"is {value}, expected {ends}", begin)
+            self.fail(field, f"is {value}, expected {ends}", begin)
         return int(value)
 
     def array(self, field: str, dtype: str, *shape: int) -> np.ndarray:
@@ -208,18 +208,18 @@ class _Reader:
         dim = head.arguments.dim
         quantized = bool(self.number("the flag of quantization", "b", 0, 1))
         if head.kept is not None and not quantized:
-            raise self.fail("the flag of quantization", "is 0, but the dictionary is pruned", self.at - 1)
+            self.fail("the flag of quantization", "is 0, but the dictionary is pruned", self.at - 1)
         begin = self.at
         table = self.table("input", dim, quantized)
         if table.shape[0] < head.num_rows:
             what = f"has {table.shape[0]} rows, but the dictionary needs {head.num_rows}"
-            raise self.fail("the input", what, begin)
+            self.fail("the input", what, begin)
         quantized &= bool(self.number("the flag of the output's quantization", "b", 0, 1))
         begin = self.at
         output = self.table("output", dim, quantized)
         targets = len(head.labels if head.kind == "supervised" else head.words)
         if output.shape[0] != targets:
-            raise self.fail("the output", f"has {output.shape[0]} rows, expected {targets}", begin)
+            self.fail("the output", f"has {output.shape[0]} rows, expected {targets}", begin)
         return Model(head, table, output)
 
     def head(self) -> Head:
@@ -270,7 +270,7 @@ class _Reader:
         self.number("the number of tokens", "q", -(2**63), 2**63 - 1)
         num_kept = self.number("the number of kept n-grams", "q", -1, most)
         if arguments.model == 3 and num_labels == 0:
-            raise self.fail("the number of labels", "is 0 in a model of labels", begin + 8)
+            self.fail("the number of labels", "is 0 in a model of labels", begin + 8)
         entries, counts = self.entries(size, num_words)
         kept = None
         if num_kept >= 0:
@@ -284,7 +284,7 @@ class _Reader:
         for number in range(size):
             end = find(b"\0", at)
             if end < 0 or end + _ENTRY > self.size:
-                raise self.fail(f"entry {number} of the dictionary", "has no end", at)
+                self.fail(f"entry {number} of the dictionary", "has no end", at)
             entries.append(mapped[at:end])
             ends.append(end)
             at = end + _ENTRY
@@ -294,7 +294,7 @@ class _Reader:
         if len(wrong):
             number = int(wrong[0])
             expected = "0, a word" if number < num_words else "1, a label"
-            raise self.fail(
+            self.fail(
                 f"the type of entry {number} of the dictionary",
                 f"is {types[number]}, expected {expected}",
                 int(ends[number]) + 9,
@@ -310,9 +310,9 @@ class _Reader:
         numbers, first = np.unique(pairs[::-1, 0], return_index=True)
         rows = pairs[::-1, 1][first]
         if count and (numbers[0] < 0 or numbers[-1] >= bucket):
-            raise self.fail("the kept n-grams", f"have numbers outside [0, {bucket})", begin)
+            self.fail("the kept n-grams", f"have numbers outside [0, {bucket})", begin)
         if count and rows.min() < 0:
-            raise self.fail("the kept n-grams", f"have a row {rows.min()}", begin)
+            self.fail("the kept n-grams", f"have a row {rows.min()}", begin)
         return numbers, rows.astype(np.int64)
 
     def table(self, field: str, dim: int, quantized: bool) -> np.ndarray | Quantized:
@@ -328,12 +328,12 @@ class _Reader:
         self.number(f"the columns of the {field}", "q", dim, dim)
         count = self.number(f"the number of codes of the {field}", "i", 0, self.size)
         if count % max(rows, 1) or (rows == 0) != (count == 0):
-            raise self.fail(f"the number of codes of the {field}", f"is {count}, for {rows} rows", self.at - 4)
+            self.fail(f"the number of codes of the {field}", f"is {count}, for {rows} rows", self.at - 4)
         codes = self.array(f"the codes of the {field}", "u1", count)
         centroids = self.centroids(field, dim)
         pieces = len(centroids)
         if rows * pieces != count:
-            raise self.fail(f"the {field}", f"has {count} codes, for {rows} rows of {pieces} pieces")
+            self.fail(f"the {field}", f"has {count} codes, for {rows} rows of {pieces} pieces")
         norms = None
         if has_norms:
             kinds = self.array(f"the norms of the {field}", "u1", rows)
@@ -347,7 +347,7 @@ class _Reader:
         dsub = self.number(f"the size of a piece of the {field}", "i", 1, dim)
         last = self.number(f"the size of the last piece of the {field}", "i", 1, dsub)
         if (pieces - 1) * dsub + last != dim:
-            raise self.fail(
+            self.fail(
                 f"the quantizer of the {field}",
                 f"has {pieces} pieces of {dsub}, the last of {last}, which are not {dim}",
                 self.at - 12,

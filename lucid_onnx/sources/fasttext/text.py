@@ -10,6 +10,7 @@ import numpy as np
 
 from lucid_onnx.sources.text import RAGGED, Bags, Text
 
+from .graph import HOW_MANY
 from .reader import Head, read_head
 from .words import Hashing, WordRows
 
@@ -45,7 +46,7 @@ class FastTextWords(Text):
         return {"ids": named.pop("indices"), **named}
 
     def inputs(self) -> Sequence[frozenset[str]]:
-        return (RAGGED if self._head.kind == "supervised" else RAGGED | {"word_offsets"},)
+        return (RAGGED | {HOW_MANY if self._head.kind == "supervised" else "word_offsets"},)
 
     def describe(self) -> str:
         a = self._head.arguments

@@ -67,6 +67,7 @@ class Hashing:
         bucket: how many numbers n-grams are hashed to.
         minn, maxn: characters of subwords; maxn of 0 is none.
         word_ngrams: words of the longest word n-gram; 1 is none.
+        num_rows: rows of the input table, at least.
         kept: numbers of n-grams in a pruned model, ascending, and the rows of each behind the words'; None for all.
     """
 
@@ -76,13 +77,14 @@ class Hashing:
     minn: int
     maxn: int
     word_ngrams: int
+    num_rows: int
     kept: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
     def of(cls, head: Head) -> Hashing:
         """That of a file."""
         a = head.arguments
-        return cls(head.words, head.labels, a.bucket, a.minn, a.maxn, a.word_ngrams, head.kept)
+        return cls(head.words, head.labels, a.bucket, a.minn, a.maxn, a.word_ngrams, head.num_rows, head.kept)
 
     def rows(self, hashes: np.ndarray) -> np.ndarray:
         """The row of each hash, -1 where there is none. Hashes are unsigned."""
@@ -214,11 +216,10 @@ class WordRows:
         spelled = words[: len(words) - (words[-1] == END)]
         text = _Spelled(spelled)
         num_words = len(self.hashing.words)
-        num_ngrams = self.hashing.bucket if self.hashing.maxn > 0 and self.hashing.kept is None else 0
         entry = np.fromiter((self._entries.get(word, -1) for word in words), np.int64, len(words))
         unknown_label = [e < 0 and word.startswith(LABEL_PREFIX) for e, word in zip(entry, words, strict=True)]
-        # As a word, a label of word vectors has the row of its number, which is that of an n-gram.
-        own = (entry >= 0) & (entry < num_words + num_ngrams)
+        # As a word, a label of word vectors has the row of its number, which is an n-gram's if it is there.
+        own = (entry >= 0) & (entry < self.hashing.num_rows)
         subwords, num_subwords = text.subwords(self.hashing)
         num_subwords = np.append(num_subwords, np.zeros(len(words) - len(spelled), np.int64))
         counts = own + num_subwords
