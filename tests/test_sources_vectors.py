@@ -207,6 +207,16 @@ def test_broken_arrays(tmp_path: Path) -> None:
             lucid_onnx.import_model(path, vocabulary=tmp_path / "w.json")
 
 
+def test_options_of_other_formats(tmp_path: Path) -> None:
+    (tmp_path / "v.txt").write_text(lines(WORDS, ROWS))
+    (tmp_path / "v.bin").write_bytes(binary(WORDS, ROWS, breaks=True))
+    folder = sources.model2vec(tmp_path / "m", {"embeddings": sources.table()})
+    cases = ((tmp_path / "v.txt", "vocabulary"), (tmp_path / "v.bin", "key"), (folder, "key"), (folder, "vocabulary"))
+    for source, name in cases:
+        with pytest.raises(ValueError, match=f"{name} = 'x' is given, and the format .* has no {name}"):
+            lucid_onnx.import_model(source, **{name: "x"})  # type: ignore[arg-type]
+
+
 def test_packed_files_are_named(tmp_path: Path) -> None:
     for magic, kind in ((b"\x1f\x8b\x08", "gzip"), (b"PK\x03\x04", "zip")):
         (tmp_path / "v.gz").write_bytes(magic + b"rest")

@@ -50,6 +50,7 @@ class Model2Vec:
         return _has(path, _TABLE, _TOKENIZER, _CONFIG) and _MODEL2VEC_KEY in checkpoint.names(path / _TABLE)
 
     def load(self, path: Path, options: Options) -> Imported:
+        options.check_only(self.name, "tokenizer")
         _need(path, _TABLE, _TOKENIZER, _CONFIG)
         for head in ("head.safetensors", "pipeline.skops"):
             if (path / head).exists():
@@ -89,6 +90,7 @@ class StaticEmbedding:
         return bool(modules) and modules[0][0] == "StaticEmbedding"
 
     def load(self, path: Path, options: Options) -> Imported:
+        options.check_only(self.name, "tokenizer")
         _need(path, _MODULES)
         modules = _modules(path)
         kinds = [kind for kind, _ in modules]
@@ -133,6 +135,7 @@ class WordLlama:
         return _wordllama_tokenizer(path) is not None and _TORCH_KEY in checkpoint.names(path)
 
     def load(self, path: Path, options: Options) -> Imported:
+        options.check_only(self.name, "tokenizer")
         beside = _wordllama_tokenizer(path)
         if beside is None and options.tokenizer is None:
             raise ValueError(f"{path}: is not {self.files}")
@@ -153,6 +156,7 @@ class SafeTensors:
         return path.suffix == ".safetensors" and path.is_file()
 
     def load(self, path: Path, options: Options) -> Imported:
+        options.check_only(self.name, "key", "tokenizer")
         beside = path.with_name(_TOKENIZER)
         if options.tokenizer is None and not beside.is_file():
             raise ValueError(f"{path}: there is no {_TOKENIZER} beside it: give the tokenizer's file")
