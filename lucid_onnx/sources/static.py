@@ -140,10 +140,16 @@ class WordLlama:
         if beside is None and options.tokenizer is None:
             raise ValueError(f"{path}: is not {self.files}")
         rows = arrays.checked(checkpoint.read(path, _TORCH_KEY), f"{path}: tensor {_TORCH_KEY!r}")
-        static = Static(table=rows, output=_FLOAT32, smallest_norm=_smallest(options, False, _TORCH_SMALLEST))
         tokenizer = _tokenizer(options, beside or path).with_settings()
+        found = _found(self.name, path, folder=path.parent)
+        mapping, num_tokens = None, max(tokenizer.vocabulary.values(), default=-1) + 1
+        if num_tokens > len(rows) > 0:  # wordllama clips ids to the table
+            mapping = np.minimum(np.arange(num_tokens), len(rows) - 1)
+            found["without rows"] = f"{num_tokens - len(rows):,} tokens, for which wordllama takes the last row"
+        smallest = _smallest(options, False, _TORCH_SMALLEST)
+        static = Static(table=rows, output=_FLOAT32, mapping=mapping, smallest_norm=smallest)
         _check_tokens(path, tokenizer, static.num_tokens)
-        return imported(static, tokenizer, _found(self.name, path, folder=path.parent), options)
+        return imported(static, tokenizer, found, options)
 
 
 class SafeTensors:
