@@ -117,7 +117,7 @@ def sides(texts: Sequence[str], folder: Path) -> Iterator[Side]:
             with torch.no_grad():
                 return np.concatenate([module(dict(batch))["sentence_embedding"].numpy() for batch in batches])
 
-        call = lambda given: np.asarray(sentences.encode(list(given), batch_size=1024))  # noqa: E731
+        call = lambda given: np.asarray(sentences.encode(list(given), batch_size=1024, show_progress_bar=False))  # noqa: E731
         yield Side("StaticEmbedding, 256", folder / "static", call, bags)
 
 
