@@ -106,6 +106,8 @@ def test_forms_and_opsets(form: str, opset: int, tmp_path: Path) -> None:
         model = slow(loss=loss, quantized=quantized, dim=5, dsub=2)
         found = encoder(model, tmp_path, form=form, opset=opset, index_dtype="int32")
         check_predictions(model, found)
+        if form == "portable":
+            check_predictions(model, TextEncoder(tmp_path / "model.onnx", native=False))
         types = {i.name: i.type for i in found.session.get_inputs()}
         assert types == {"ids": "tensor(int32)", "offsets": "tensor(int32)", "k": "tensor(int64)"}
 
@@ -217,6 +219,21 @@ def test_labels_and_words_that_are_not_utf8(tmp_path: Path) -> None:
     model = scores("softmax", 1, rows=[1])
     model.labels = {b"__label__\xff": 1}
     assert encoder(model, tmp_path).predict(["w"])[0].tolist() == [["__label__\ufffd"]]
+
+
+@pytest.mark.parametrize("kind", ["supervised", "skipgram"])
+def test_other_commands_leave_the_numbers(kind: str, tmp_path: Path) -> None:
+    model = slow(kind=kind, loss="hs", word_ngrams=1, quantized=kind == "supervised")
+    found = encoder(model, tmp_path, form="standard")
+    feeds, expected = found.feeds(TEXTS), found.run(TEXTS)
+    standard = onnx.load(tmp_path / "model.onnx")
+    for changed in (lucid_onnx.fuse(standard).model, lucid_onnx.lower(lucid_onnx.fuse(standard).model)):
+        got = lucid_onnx.InferenceSession(changed).run(list(expected), feeds)
+        for name, result in zip(expected, got, strict=True):
+            if name == "labels":
+                assert result.tolist() == expected[name].tolist()
+            else:
+                np.testing.assert_allclose(result, expected[name], atol=1e-6)
 
 
 def test_any_k(tmp_path: Path) -> None:
