@@ -10,6 +10,7 @@ import itertools
 import json
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -205,6 +206,89 @@ def test_weighted_means_are_no_bags_of_torchs() -> None:
         lucid_torch.export(module, features("abc", 3, weighted=True))
     with pytest.raises(TypeError, match="with bags as it makes them"):
         lucid_torch.from_module(module)
+
+
+@pytest.mark.parametrize("dynamo", [True, False])
+def test_what_torch_exported_is_fused_and_merged(dynamo: bool, tmp_path: Path) -> None:
+    module, given = collection(), features("abc", 3)
+
+    class Plain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.collection = module
+
+        def forward(self, values: Any, lengths: Any) -> Any:
+            made = torchrec.KeyedJaggedTensor(["a", "b", "c"], values, lengths=lengths)
+            return self.collection(made).values()
+
+    n, b = torch.export.Dim("n"), torch.export.Dim("b")
+    how = {"dynamic_shapes": ({0: n}, {0: 3 * b}), "verbose": False}
+    if not dynamo:
+        how = {"dynamic_axes": {"values": {0: "n"}, "lengths": {0: "b"}}, "opset_version": 17}
+    path, names = tmp_path / "plain.onnx", ["values", "lengths"]
+    call = (given.values(), given.lengths())
+    torch.onnx.export(Plain(), call, path, dynamo=dynamo, input_names=names, **how)
+    model = lucid_onnx.fuse(path, merge_tables=True).model
+    assert [n.op_type for n in bags(model)] == ["EmbeddingBagCollection"]
+    session = lucid_onnx.InferenceSession(model)
+    for batch in (3, 1, 7) if dynamo else (3,):  # the older exporter writes the example's lengths into the file
+        given = features("abc", batch)
+        (got,) = session.run(None, feed(session, given))
+        np.testing.assert_allclose(got, module(given).values().detach().numpy(), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("order", [[3, 2, 0, 1], [2, 0, 1]], ids=["all", "some"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32], ids=["int64", "int32"])
+def test_a_module_that_moves_features(order: list[int], dtype: Any) -> None:
+    """By KeyedJaggedTensor.permute, and by split where it reads some of them."""
+
+    class Moves(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.whole, self.part = collection(weighted=True), collection([("t", 4, ["c"])])
+
+        def forward(self, features: Any) -> Any:
+            moved = features.permute(order)
+            part = moved.split([len(order) - 3, 1, 2])[1]
+            pooled = torch.cat([self.whole(moved).values(), self.part(part).values()], 1)
+            return torchrec.KeyedTensor(["all"], [pooled.shape[1]], pooled)
+
+    module = Moves().eval()
+    how = {"weighted": True, "dtype": dtype}
+    model = lucid_torch.export(module, features("abcd", 3, **how))
+    check(model, module, "abcd", **how)
+
+
+def test_processed_features() -> None:
+    """Weights by position are computed beside one collection."""
+    from torchrec.modules import feature_processor_ as processors
+    from torchrec.modules import fp_embedding_modules as modules
+
+    positions = processors.PositionWeightedModuleCollection(dict.fromkeys("abc", 4))
+    module = modules.FeatureProcessedEmbeddingBagCollection(collection(weighted=True), positions).eval()
+    for weights in positions.parameters():
+        torch.nn.init.uniform_(weights)
+    model = lucid_torch.export(module, features("abc", 3))
+    assert [n.op_type for n in bags(model)] == ["EmbeddingBagCollection"]
+    check(model, module, "abc")
+
+
+def test_bags_that_somebody_changed() -> None:
+    """What is not as TorchRec makes it is exported as torch reads it."""
+    module = collection()
+    module.embedding_bags["t0"].max_norm = 0.5
+    model = lucid_torch.export(module, features("abc", 3))
+    assert {n.op_type for n in bags(model)} == {"EmbeddingBag"}
+    session = lucid_onnx.InferenceSession(model)
+    given = features("abc", 3)
+    (got,) = session.run(None, feed(session, given))
+    np.testing.assert_allclose(got, module(given).values().detach().numpy(), rtol=0, atol=TOLERANCE)
+
+
+def test_a_program_with_fbgemms_operators() -> None:
+    program = torch.export.export(quantized(collection(), 8), (features("abc", 3),), strict=False)
+    with pytest.raises(ValueError, match=r"give the module itself, not what torch\.export made of it"):
+        lucid_torch.export(program)
 
 
 def dlrm(kind: str) -> Any:

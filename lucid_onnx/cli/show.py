@@ -129,6 +129,8 @@ def show_model(console: Console, found: info.Model) -> None:
     say(console, f"{found.path} ({bytes_text(found.file_bytes)}), opset {found.opset}, {found.form} form")
     for data in found.external_data:
         size = "missing" if data.file_bytes is None else bytes_text(data.file_bytes)
+        if data.cached_bytes is not None:
+            size += f", {bytes_text(data.cached_bytes)} of it in memory"
         say(console, f"external data: {data.path} ({size})")
     say(console, f"inputs: {_values(found.inputs)}")
     say(console, f"outputs: {_values(found.outputs)}")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import itertools
+import mmap
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -54,10 +57,17 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class DataFile:
-    """A file of a model's external data; ``file_bytes`` is None if it is not there."""
+    """A file of a model's external data.
+
+    Attributes:
+        file_bytes: None if it is not there.
+        cached_bytes: how much of it is in memory, in the page cache; None where the system does not say. Linux says so
+            to those who may write the file, and tells others that all of it is.
+    """
 
     path: str
     file_bytes: int | None
+    cached_bytes: int | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +104,7 @@ def model(path: str) -> Model:
     return Model(
         path=path,
         file_bytes=os.path.getsize(path),
-        external_data=tuple(DataFile(name, _size(name)) for name in external),
+        external_data=tuple(DataFile(name, _size(name), _cached(name)) for name in external),
         opset=opset(proto),
         form="standard" if not forms else forms.pop() if len(forms) == 1 else "mixed",
         nodes=nodes,
@@ -105,6 +115,28 @@ def model(path: str) -> Model:
 
 def _size(path: str) -> int | None:
     return os.path.getsize(path) if os.path.isfile(path) else None
+
+
+def _cached(path: str) -> int | None:
+    """The bytes of a file's pages that are in the page cache (mincore(2)); None where the system does not say."""
+    size = _size(path)
+    if sys.platform != "linux" or not size:
+        return None
+    ask = ctypes.CDLL(None).mincore
+    ask.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+    page, part = mmap.PAGESIZE, 2**30
+    mapped = np.memmap(path, np.uint8, "r")
+    found = 0
+    for begin in range(0, size, part):
+        length = min(part, size - begin)
+        pages = np.empty(-(-length // page), np.uint8)
+        if ask(mapped.ctypes.data + begin, length, pages.ctypes.data) != 0:
+            return None
+        inside = (pages & 1) != 0
+        found += page * int(inside.sum())
+        if inside[-1]:
+            found -= page * len(pages) - length
+    return found
 
 
 def inputs(proto: onnx.ModelProto) -> tuple[Value, ...]:

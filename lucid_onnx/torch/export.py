@@ -84,14 +84,18 @@ def export(
     """Export a module, with every bag in it as one ``ai.lucid`` node.
 
     Bags are torch.nn.EmbeddingBag, torch.nn.functional.embedding_bag and what they come down to, torch's quantized bags
-    (torch.ao.nn.quantized, torch.ops.quantized.embedding_bag_byte and _4bit), and pooled embeddings. ``max_norm`` clips
-    the rows as they are read: the table in the file is the module's, and no run changes it. ``sparse`` and
-    ``scale_grad_by_freq`` concern the gradient alone and are dropped.
+    (torch.ao.nn.quantized, torch.ops.quantized.embedding_bag_byte and _4bit), and pooled embeddings. TorchRec's
+    collections and FBGEMM's batched tables become a collection, or a bag for each feature where they are quantized.
+    ``max_norm`` clips the rows as they are read: the table in the file is the module's, and no run changes it.
+    ``sparse`` and ``scale_grad_by_freq`` concern the gradient alone and are dropped.
 
     Args:
         module: the module, in ``eval()`` mode, or a torch.export.ExportedProgram of it.
         args, kwargs, dynamic_shapes, input_names, output_names: as in torch.onnx.export. Sizes are fixed to those of
-            the example ``args``, except those that ``dynamic_shapes`` names, which may be 0 at run time.
+            the example ``args``, except those that ``dynamic_shapes`` names, which may be 0 at run time. A
+            KeyedJaggedTensor of TorchRec's is inputs ``values``, ``lengths`` [T * B] (or ``offsets`` [T * B + 1] if it
+            has no lengths) and ``weights``; with one among them and no ``dynamic_shapes``, the number of values and of
+            bags vary. A lone one may be given for ``args``.
         path: the .onnx file to write, whole or not at all.
         form: "portable", "standard" or "native", as in `lucid_onnx.to_form`.
         opset: version of the standard operators, 18 to 26.

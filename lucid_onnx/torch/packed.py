@@ -54,16 +54,38 @@ _BAGS = {
 _LOOKUPS = {"embedding_byte": 8, "embedding_4bit": 4}
 
 
+def _bag_of(begins: torch.Tensor, count: int) -> torch.Tensor:
+    """The bag of each of ``count`` values, where bags begin at ``begins``."""
+    found = begins.new_zeros(count + 1).scatter_add(0, begins.long(), torch.ones_like(begins))
+    return found.cumsum(0)[:count] - 1  # the last one that begins here or before
+
+
 def _positions(offsets: torch.Tensor, range_size: int) -> torch.Tensor:
     """How far each of ``range_size`` values is from the beginning of its bag."""
-    starts = offsets.new_zeros(range_size + 1).scatter_add(0, offsets.long(), torch.ones_like(offsets))
-    bag = starts.cumsum(0)[:range_size] - 1  # the last one that begins here or before
-    return torch.arange(range_size, dtype=offsets.dtype) - offsets[bag]
+    return torch.arange(range_size, dtype=offsets.dtype) - offsets[_bag_of(offsets, range_size)]
+
+
+def _permuted(
+    permute: torch.Tensor,
+    lengths: torch.Tensor,
+    values: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    permuted_lengths_sum: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The bags of keys in another order: their lengths [T, B], values and weights."""
+    count = values.shape[0] if permuted_lengths_sum is None else permuted_lengths_sum
+    order, exclusive = permute.long(), _OF_BAGS["asynchronous_exclusive_cumsum"]
+    moved = lengths[order]
+    begins = exclusive(moved.reshape(-1))
+    starts = exclusive(lengths.reshape(-1)).reshape(lengths.shape)[order].reshape(-1)
+    source = (starts - begins)[_bag_of(begins, count)].long() + torch.arange(count)
+    return moved, values[source], None if weights is None else weights[source]
 
 
 #: What FBGEMM computes of lengths and offsets, by name.
-_OF_BAGS: dict[str, Callable[..., torch.Tensor]] = {
+_OF_BAGS: dict[str, Callable[..., Any]] = {
     "offsets_range": _positions,
+    "permute_2D_sparse_data": _permuted,
     "asynchronous_complete_cumsum": lambda t_in: torch.nn.functional.pad(t_in.cumsum(-1, dtype=t_in.dtype), (1, 0)),
     "asynchronous_inclusive_cumsum": lambda t_in: t_in.cumsum(-1, dtype=t_in.dtype),
     "asynchronous_exclusive_cumsum": lambda t_in: t_in.cumsum(-1, dtype=t_in.dtype) - t_in,
