@@ -299,6 +299,17 @@ def test_what_is_found(tmp_path: Path) -> None:
     assert list(stored["codes"].dims) == [38, 3]
 
 
+@pytest.mark.parametrize("kind", ["supervised", "cbow"])
+@pytest.mark.parametrize("quantized", [False, True])
+def test_what_a_smaller_table_costs(kind: str, quantized: bool, tmp_path: Path) -> None:
+    (tmp_path / "m.bin").write_bytes(slow(kind=kind, loss="ns", quantized=quantized).content())
+    found = lucid_onnx.import_model(tmp_path / "m.bin", dtype="int8", sample=["the cat\nsat", "on the mat", ""]).found
+    texts = 3 if kind == "supervised" else 2  # an empty text has </s>
+    pattern = rf"cosine to the table as it was over {texts} texts: mean (0\.\d+|1\.0+), worst (0\.9\d+|1\.0+)"
+    assert re.fullmatch(pattern, found["loss"])
+    assert "loss" not in lucid_onnx.import_model(tmp_path / "m.bin", sample=["the cat"]).found
+
+
 def test_dense_tables_stay_in_the_file(tmp_path: Path) -> None:
     (tmp_path / "m.bin").write_bytes(slow().content())
     table = lucid_onnx.import_model(tmp_path / "m.bin").tables["weight"]
