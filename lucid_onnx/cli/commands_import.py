@@ -78,8 +78,8 @@ def import_(
 
     Knows the folders of model2vec and of sentence-transformers' StaticEmbedding, wordllama's weights, fastText's .bin
     and .ftz, GloVe and word2vec, and any .safetensors file with a table and a tokenizer. What encodes texts is written
-    beside the model, so that `lucid-onnx run OUTPUT --text "..."` works. With a smaller --dtype, the loss is measured on
-    Python's documentation.
+    beside the model, so that `lucid-onnx run OUTPUT --text "..."` works. With a smaller --dtype, the loss is measured
+    on Python's documentation.
 
     Example: `lucid-onnx import potion-base-8M -o potion.onnx`
     """
