@@ -7,6 +7,7 @@ The wheel that they install is built once a run.
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -237,6 +238,44 @@ def tsan(session: nox.Session) -> None:
 def soak(session: nox.Session) -> None:
     """Two hours of requests at a fifth of a core, in the environment as it is; arguments after -- come last."""
     session.run("python", "fuzz/soak.py", "--seconds", "7200", "--load", "0.2", *session.posargs)
+
+
+@nox.session(python="3.11")
+def wheels(session: nox.Session) -> None:
+    """The wheels of all platforms, into dist/, each built twice and checked; -- linux-x86_64 builds that one alone."""
+    session.install(*WHEEL_TOOLS)
+    session.run("python", "tools/wheels.py", "--twice", *session.posargs)
+
+
+#: What compiles and looks into wheels. The compiler is one of these, so another version gives other bytes.
+WHEEL_TOOLS = [
+    "auditwheel==6.8.2",
+    "cmake==4.4.5",
+    "lief==1.0.0",
+    "ninja==1.13.2",
+    "scikit-build-core==1.1.2",
+    "ziglang==0.17.1",
+]
+
+
+@nox.session(python="3.11")
+def emulated(session: nox.Session) -> None:
+    """The C++ tests under qemu (aarch64) and wine (Windows), and the conformance suite under qemu, in build/emulated.
+
+    It needs Debian's qemu-user, libc6-arm64-cross, wine64 and apt-get. LUCID_ORT_CXX_HEADERS names the folder of ONNX
+    Runtime's C++ headers, for a session under wine.
+    """
+    session.install(*WHEEL_TOOLS, f"{_wheel(session)}[cpu]")
+    folder = ROOT / "build" / "emulated"
+    for platform, tag in (("linux-aarch64", "manylinux_2_17_aarch64"), ("windows-x64", "win_amd64")):
+        session.run("python", "tools/wheels.py", platform, "--keep", str(folder), "--out", str(folder))
+        (wheel,) = folder.glob(f"*-{tag}.whl")
+        arguments = ["--keep", str(folder), "--wheel", str(wheel), "--root", str(folder / "arm64")]
+        if platform == "windows-x64":
+            headers = os.environ.get("LUCID_ORT_CXX_HEADERS")
+            arguments = ["--keep", str(folder)]
+            arguments += ["--wheel", str(wheel), "--headers", headers] if headers else []
+        session.run("python", "tools/emulate.py", platform, *arguments)
 
 
 @nox.session

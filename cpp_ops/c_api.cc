@@ -9,6 +9,9 @@
 
 #include "base/pages.h"
 #include "base/table_memory.h"
+#include "embedding_bag/embedding_bag.h"
+#include "embedding_bag_grad/embedding_bag_grad.h"
+#include "quantize/quantize.h"
 
 using lucid::Isa;
 using lucid::Status;

@@ -1,7 +1,7 @@
 /* The C entry points of the library, for tests, tools and hosts other than ONNX Runtime.
  *
  * For callers in other languages, these are the byte offsets on every 64-bit platform. c_api.cc
- * asserts them. EmbeddingBagArgs, which embedding_bag.h declares:
+ * asserts them. EmbeddingBagArgs, which embedding_bag/args.h declares:
  *
  *     byte  type        field               byte  type      field
  *        0  int64_t     size_bytes (= 184)   104  int64_t   num_offsets
@@ -21,7 +21,7 @@
  *                                            176  int32_t   negative
  *                                            180  int32_t   divisor
  *
- * EmbeddingBagGradArgs, which embedding_bag_grad.h declares:
+ * EmbeddingBagGradArgs, which embedding_bag_grad/args.h declares:
  *
  *     byte  type              field                     byte  type        field
  *        0  int64_t           size_bytes (= 264)         224  void*       grad_per_sample_weights
@@ -44,12 +44,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "embedding_bag/embedding_bag.h"
-#include "embedding_bag_grad/embedding_bag_grad.h"
-#include "quantize/quantize.h"
+#include "embedding_bag/args.h"
+#include "embedding_bag_grad/args.h"
+#include "quantize/args.h"
 
-#if defined(_WIN32)
+#if defined(_WIN32) && defined(LUCID_BUILDING_LIBRARY)
 #define LUCID_EXPORT __declspec(dllexport)
+#elif defined(_WIN32)
+#define LUCID_EXPORT __declspec(dllimport)
 #else
 #define LUCID_EXPORT __attribute__((visibility("default")))
 #endif

@@ -89,6 +89,19 @@ def test_version(run):
 
 def test_the_version_has_a_short_option(run):
     assert run("-V") == run("--version")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_the_folder_of_the_cmake_package(there, tmp_path, monkeypatch, run):
+    folder = tmp_path / "lib" / "cmake" / "lucid_onnx"
+    if there:
+        folder.mkdir(parents=True)
+    monkeypatch.setattr("importlib.resources.files", lambda package: tmp_path)
+    if there:
+        assert run("--cmake-dir") == (0, f"{folder}\n", "")
+    else:
+        message = f"lucid-onnx: error: {folder}: lucid_onnx was installed without its native library\n"
+        assert run("--cmake-dir") == (2, "", message)
     assert run("fuse", "-h") == run("fuse", "--help")
 
 

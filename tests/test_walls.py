@@ -329,7 +329,7 @@ _INTRINSICS = r"\b_mm\d*_\w+|\b__m(?:128|256|512)\w*|\bv(?:ld|st)1q?_\w+|\bfloat
 def test_the_adapter_and_the_contract_have_no_intrinsics() -> None:
     folder = ROOT / "cpp_ops"
     paths = [*folder.glob("*.cc"), *folder.glob("*.h"), *(folder / "ort").glob("*.*")]
-    contracts = ("embedding_bag.cc", "embedding_bag.h", "embedding_bag_grad.cc", "embedding_bag_grad.h")
+    contracts = ("args.h", "embedding_bag.cc", "embedding_bag.h", "embedding_bag_grad.cc", "embedding_bag_grad.h")
     paths += [path for name in (*ADAPTERS, *contracts) for path in folder.glob(f"*/{name}")]
     for path in paths:
         assert not re.search(_INTRINSICS, path.read_text()), relative(path)
@@ -524,7 +524,10 @@ def test_what_the_wheel_brings() -> None:
         installed = relative(path) if relative(path).startswith("lucid_onnx/") else f"lucid_onnx/{relative(path)}"
         assert installed in names, installed
     assert {f.parts[1] for f in listed if f.suffix in (".so", ".dylib", ".dll")} == {"lib"}
-    assert not [n for n in names if n.endswith((".cc", ".h", ".cmake", ".onnx", ".pb"))]
+    assert not [n for n in names if n.endswith((".cc", ".onnx", ".pb"))]
+    interface = {"c_api.h", "embedding_bag/args.h", "embedding_bag_grad/args.h"}
+    assert {n for n in names if n.endswith(".h")} == {f"lucid_onnx/include/lucid_onnx/{n}" for n in interface}
+    assert {n.rpartition("/")[0] for n in names if n.endswith(".cmake")} == {"lucid_onnx/lib/cmake/lucid_onnx"}
     assert distribution.version == _project_version()
 
 

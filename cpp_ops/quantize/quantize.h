@@ -1,32 +1,8 @@
 // Makes rows of floats smaller: quantized values with a scale per row, or floats of 16 bits. What a
 // row becomes is the same bytes as `QuantizedTable.quantize` gives it in NumPy.
-#ifndef LUCID_QUANTIZE_QUANTIZE_H_
-#define LUCID_QUANTIZE_QUANTIZE_H_
+#pragma once
 
-#include <stdint.h>
-
-#ifdef __cplusplus
-extern "C" {
-#endif
-
-typedef struct QuantizeArgs {
-  int64_t size_bytes;  // of this struct
-  const void* rows;    // [num_rows, dim], row by row, of dtype
-  void* output;        // [num_rows, dim] of output_dtype; 4-bit rows take (dim + 1) / 2 bytes
-  float* scale;        // [num_rows]; of 16-bit floats not used
-  float* bias;         // [num_rows]; of unsigned values only
-  double* squares;     // [num_rows]: the sum of the squares of a row; may be null, as the next two
-  double* lost;        // [num_rows]: that of its differences from the row that is kept
-  double* furthest;    // [num_rows]: the largest of these differences, without sign
-  int64_t num_rows;
-  int64_t dim;
-  double limit;          // of the elements of a row that is quantized, without sign
-  int32_t dtype;         // float32, float16, bfloat16 or float64, as in base/types.h
-  int32_t output_dtype;  // int8, uint8, int4, uint4; or float16 or bfloat16, not of float64 rows
-} QuantizeArgs;
-
-#ifdef __cplusplus
-}
+#include "quantize/args.h"
 
 namespace lucid {
 
@@ -36,6 +12,3 @@ namespace lucid {
 int64_t QuantizeRows(const QuantizeArgs& args);
 
 }  // namespace lucid
-#endif
-
-#endif  // LUCID_QUANTIZE_QUANTIZE_H_

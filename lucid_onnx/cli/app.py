@@ -15,6 +15,7 @@ from typing import Annotated, cast
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.runtime import info
 from lucid_onnx.runtime.installation import missing_package
+from lucid_onnx.runtime.library import get_cmake_dir
 
 from .files import EXIT_BROKEN_PIPE, EXIT_DIFFERS, EXIT_ERROR, EXIT_INTERRUPTED, UserError
 
@@ -122,10 +123,25 @@ def _version(asked: bool) -> None:
         raise typer.Exit()
 
 
+def _cmake_dir(asked: bool) -> None:
+    if asked:
+        try:
+            print(get_cmake_dir())
+        except FileNotFoundError as error:
+            raise UserError(str(error)) from None
+        raise typer.Exit()
+
+
 def _main(
     context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    cmake_dir: Annotated[
+        bool,
+        typer.Option(
+            "--cmake-dir", callback=_cmake_dir, is_eager=True, help="Print the folder of the CMake package and exit."
+        ),
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:

@@ -23,6 +23,18 @@ def check_provider(provider: str) -> None:
     check_choice("provider", provider, PROVIDERS)
 
 
+def get_cmake_dir() -> str:
+    """The folder of the CMake package, for ``-D lucid_onnx_DIR=``.
+
+    Raises:
+        FileNotFoundError: it is not installed.
+    """
+    path = importlib.resources.files("lucid_onnx") / "lib" / "cmake" / "lucid_onnx"
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: lucid_onnx was installed without its native library")
+    return str(path)
+
+
 def find_cuda_library() -> str | None:
     """The path of the library with the kernels of CUDA and of the CPU; None if it is not installed.
 

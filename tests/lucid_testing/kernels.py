@@ -30,7 +30,7 @@ needs_library = pytest.mark.skipif(library_path() is None, reason="lucid_onnx is
 
 
 class Args(ctypes.Structure):
-    """EmbeddingBagArgs of cpp_ops/embedding_bag/embedding_bag.h."""
+    """EmbeddingBagArgs of cpp_ops/embedding_bag/args.h."""
 
     _fields_ = (
         ("size_bytes", ctypes.c_int64),
@@ -64,7 +64,7 @@ class Args(ctypes.Structure):
 
 
 class CollectionArgs(ctypes.Structure):
-    """EmbeddingBagCollectionArgs of cpp_ops/embedding_bag/embedding_bag.h."""
+    """EmbeddingBagCollectionArgs of cpp_ops/embedding_bag/args.h."""
 
     _fields_ = (
         ("size_bytes", ctypes.c_int64),
@@ -76,7 +76,7 @@ class CollectionArgs(ctypes.Structure):
 
 
 class GradArgs(ctypes.Structure):
-    """EmbeddingBagGradArgs of cpp_ops/embedding_bag_grad/embedding_bag_grad.h."""
+    """EmbeddingBagGradArgs of cpp_ops/embedding_bag_grad/args.h."""
 
     _fields_ = (
         ("size_bytes", ctypes.c_int64),

@@ -368,6 +368,14 @@ void TestJoinedRows() {
   std::ifstream("/proc/self/statm") >> pages;
   limit.rlim_cur = static_cast<rlim_t>(pages) * 4096 + 64 * kMiB;
   CHECK(setrlimit(RLIMIT_AS, &limit) == 0);
+  void* const more = mmap(nullptr, kBytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (more != MAP_FAILED) {
+    munmap(more, kBytes);
+    // qemu-user takes the limit and does not keep it.
+    CHECK(std::getenv("LUCID_EMULATED"), "RLIMIT_AS limits nothing, and LUCID_EMULATED is not set");
+    std::printf("skipped: a lack of memory, as RLIMIT_AS limits nothing here\n");
+    return;
+  }
   const Placed refused = Place(kCopying, mapped.data(), kBytes);
   CHECK(refused.status.code == Code::kOutOfMemory && !refused.keep);
   CHECK(std::strstr(refused.status.message, "needs 268435456 bytes"));
