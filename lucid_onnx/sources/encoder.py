@@ -98,7 +98,7 @@ class TextEncoder:
         batch_size: int = 1024,
         progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, np.ndarray]:
-        """All outputs of the model for some texts, by name, a row per text.
+        """All outputs of the model for some texts, by name: a row per text, and in ``word_embeddings`` one per word.
 
         Args:
             texts: any number of them.
