@@ -525,7 +525,7 @@ def test_what_the_wheel_brings() -> None:
         assert installed in names, installed
     assert {f.parts[1] for f in listed if f.suffix in (".so", ".dylib", ".dll")} == {"lib"}
     assert not [n for n in names if n.endswith((".cc", ".onnx", ".pb"))]
-    interface = {"c_api.h", "embedding_bag/args.h", "embedding_bag_grad/args.h"}
+    interface = {"c_api.h", "embedding_bag/args.h", "embedding_bag_grad/args.h", "quantize/args.h"}
     assert {n for n in names if n.endswith(".h")} == {f"lucid_onnx/include/lucid_onnx/{n}" for n in interface}
     assert {n.rpartition("/")[0] for n in names if n.endswith(".cmake")} == {"lucid_onnx/lib/cmake/lucid_onnx"}
     assert distribution.version == _project_version()

@@ -128,6 +128,7 @@ def windows_session(wheel: Path, headers: Path) -> None:
         (folder / "onnxruntime.def").write_text("LIBRARY onnxruntime.dll\nEXPORTS\nOrtGetApiBase\n")
         run([zig, "dlltool", "-m", "i386:x86-64", "-d", "onnxruntime.def", "-l", "onnxruntime.lib"], cwd=folder)
         flags = ["-target", "x86_64-windows-gnu", "-O1", "-std=c++17", "-I", headers.resolve(), "-o", "serve.exe"]
+        flags.append("-D_Return_type_success_(x)=")  # an annotation that MinGW's headers lack
         run([zig, "c++", *flags, ROOT / "examples" / "cpp" / "serve.cc", "onnxruntime.lib"], cwd=folder)
         model, expected = _bag(folder)
         command = [*emulator("windows-x64"), "serve.exe", model, "lucid_onnx_ops.dll"]
@@ -159,7 +160,7 @@ def main() -> None:
     parser.add_argument("--wheel", type=Path, help="run this wheel")
     parser.add_argument("--root", type=Path, help="with --wheel: the folder for Debian's arm64 packages")
     parser.add_argument("--headers", type=Path, help="with --wheel: the folder of onnxruntime_cxx_api.h")
-    parser.add_argument("pytest", nargs="*", help="what pytest runs instead of the conformance suite")
+    parser.add_argument("--pytest", nargs=argparse.REMAINDER, default=[], help="what pytest gets instead; comes last")
     options = parser.parse_args()
     if options.keep:
         cpp_tests(options.platform, options.keep, short=options.short, jobs=options.jobs)

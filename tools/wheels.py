@@ -34,7 +34,6 @@ LARGEST = 8 * 10**6
 #: 2025-01-01, as the times of files in a zip begin in 1980.
 EPOCH = "1735689600"
 TOOLCHAIN = Path("tools") / "zig.cmake"
-_INTERFACE = ("c_api.h", "embedding_bag/args.h", "embedding_bag_grad/args.h")
 _PACKAGE = (
     "lib/cmake/lucid_onnx/lucid_onnx-config.cmake",
     "lib/cmake/lucid_onnx/lucid_onnx-config-version.cmake",
@@ -149,7 +148,8 @@ def expected_files(platform: Platform, files: Iterable[str], version: str) -> se
     python = {name for name in files if name.startswith("lucid_onnx/")}
     python |= {f"lucid_onnx/{name}" for name in files if name.startswith("ops/")}
     library = {f"lucid_onnx/lib/{name}" for name in platform.libraries}
-    interface = {f"lucid_onnx/include/lucid_onnx/{name}" for name in _INTERFACE}
+    headers = re.findall(r"foreach\(_header (.+)\)", (ROOT / "cpp_ops" / "package.cmake").read_text())[0].split()
+    interface = {f"lucid_onnx/include/lucid_onnx/{name}" for name in headers}
     package = {f"lucid_onnx/{name}" for name in _PACKAGE}
     metadata = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE"}
     return python | library | interface | package | {f"lucid_onnx-{version}.dist-info/{name}" for name in metadata}
