@@ -66,7 +66,7 @@ def main() -> int:
                 cold = time.process_time() - begin
                 kind = "our kernels" if native else "ONNX Runtime alone"
                 if native and dtype is None:
-                    show("hashing, every word new", cold)
+                    show("hashing, nothing remembered", cold)
                     show("hashing", seconds(lambda encoder=encoder: encoder.feeds(texts), a.turns))
                 outputs = (["labels", "probabilities"], feeds)
                 run = seconds(lambda encoder=encoder, outputs=outputs: encoder.session.run(*outputs), a.turns)

@@ -106,6 +106,8 @@ def test_forms_and_opsets(form: str, opset: int, tmp_path: Path) -> None:
         model = slow(loss=loss, quantized=quantized, dim=5, dsub=2)
         found = encoder(model, tmp_path, form=form, opset=opset, index_dtype="int32")
         check_predictions(model, found)
+        if form == "portable":
+            check_predictions(model, TextEncoder(tmp_path / "model.onnx", native=False))
         types = {i.name: i.type for i in found.session.get_inputs()}
         assert types == {"ids": "tensor(int32)", "offsets": "tensor(int32)", "k": "tensor(int64)"}
 
@@ -219,6 +221,21 @@ def test_labels_and_words_that_are_not_utf8(tmp_path: Path) -> None:
     assert encoder(model, tmp_path).predict(["w"])[0].tolist() == [["__label__\ufffd"]]
 
 
+@pytest.mark.parametrize("kind", ["supervised", "skipgram"])
+def test_other_commands_leave_the_numbers(kind: str, tmp_path: Path) -> None:
+    model = slow(kind=kind, loss="hs", word_ngrams=1, quantized=kind == "supervised")
+    found = encoder(model, tmp_path, form="standard")
+    feeds, expected = found.feeds(TEXTS), found.run(TEXTS)
+    standard = onnx.load(tmp_path / "model.onnx")
+    for changed in (lucid_onnx.fuse(standard).model, lucid_onnx.lower(lucid_onnx.fuse(standard).model)):
+        got = lucid_onnx.InferenceSession(changed).run(list(expected), feeds)
+        for name, result in zip(expected, got, strict=True):
+            if name == "labels":
+                assert result.tolist() == expected[name].tolist()
+            else:
+                np.testing.assert_allclose(result, expected[name], atol=1e-6)
+
+
 def test_any_k(tmp_path: Path) -> None:
     found = encoder(slow(), tmp_path)
     all_of_them = found.predict(TEXTS, 9)
@@ -280,6 +297,17 @@ def test_what_is_found(tmp_path: Path) -> None:
     stored = {t.name: t for t in found.model.graph.initializer}
     assert stored["codes"].data_type == TensorProto.UINT8
     assert list(stored["codes"].dims) == [38, 3]
+
+
+@pytest.mark.parametrize("kind", ["supervised", "cbow"])
+@pytest.mark.parametrize("quantized", [False, True])
+def test_what_a_smaller_table_costs(kind: str, quantized: bool, tmp_path: Path) -> None:
+    (tmp_path / "m.bin").write_bytes(slow(kind=kind, loss="ns", quantized=quantized).content())
+    found = lucid_onnx.import_model(tmp_path / "m.bin", dtype="int8", sample=["the cat\nsat", "on the mat", ""]).found
+    texts = 3 if kind == "supervised" else 2  # an empty text has </s>
+    pattern = rf"cosine to the table as it was over {texts} texts: mean (0\.\d+|1\.0+), worst (0\.9\d+|1\.0+)"
+    assert re.fullmatch(pattern, found["loss"])
+    assert "loss" not in lucid_onnx.import_model(tmp_path / "m.bin", sample=["the cat"]).found
 
 
 def test_dense_tables_stay_in_the_file(tmp_path: Path) -> None:

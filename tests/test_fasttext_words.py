@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import struct
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +137,27 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         line = f"the a{k} b{k} the c{k} d{k}"
         assert rows.texts([line, line]).indices.tolist() == 2 * model.line(line.encode())
         assert len(rows._numbers) < 16
+
+
+def test_threads_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each forgets what another has just learned."""
+    monkeypatch.setattr(words, "_REMEMBERED", 20)
+    model = slow(minn=2, maxn=3, word_ngrams=2, bucket=50)
+    rows = WordRows(hashing(model))
+    lines = [f"the a{k} b{k} naïve" for k in range(40)]
+    expected = [model.line(line.encode()) for line in lines]
+
+    def ask(first: int) -> bool:
+        numbers = [(first + k) % len(lines) for k in range(200)]
+        return all(rows.texts([lines[k]]).indices.tolist() == expected[k] for k in numbers)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(ask, (0, 10, 20, 30)))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_texts_that_are_none() -> None:

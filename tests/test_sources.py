@@ -134,6 +134,14 @@ def test_wordllamas_weights_are_pooled_in_float32(tmp_path: Path) -> None:
     np.testing.assert_allclose(run(longer.whole(), "padded"), expected, rtol=1e-6, atol=1e-6)
 
 
+def test_wordllama_takes_the_last_row_for_tokens_without_one(tmp_path: Path) -> None:
+    rows = sources.table(6, dtype=np.float16)
+    found = lucid_onnx.import_model(sources.wordllama(tmp_path / "package", rows))
+    assert found.found["without rows"].startswith("2 tokens")
+    clipped = [[min(token, 5) for token in ids] for ids in BAGS]
+    np.testing.assert_allclose(run(found.whole(), "padded"), sources.means(rows, clipped), rtol=1e-6, atol=1e-6)
+
+
 def test_any_table_with_a_tokenizer(tmp_path: Path) -> None:
     rows = sources.table()
     sources.write_safetensors(tmp_path / "t.safetensors", {"a": rows, "b": sources.table(seed=1)})

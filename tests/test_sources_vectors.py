@@ -93,6 +93,18 @@ def test_an_array_and_its_words(tmp_path: Path, dtype: type, order: str, name: s
     np.testing.assert_allclose(got, sources.means(rows, BAGS), rtol=tolerance, atol=tolerance)
 
 
+def test_what_encodes_texts_outlives_other_commands(tmp_path: Path) -> None:
+    pytest.importorskip("onnx_ir", reason="onnx_ir is not installed")
+    (tmp_path / "v.txt").write_text(lines(WORDS, ROWS))
+    model = tmp_path / "m.onnx"
+    lucid_onnx.import_model(tmp_path / "v.txt").save(model)
+    lucid_onnx.quantize(model, tmp_path / "small.onnx", dtype="uint8")
+    lucid_onnx.lower(tmp_path / "small.onnx", tmp_path / "lowered.onnx")
+    for name, atol in (("m", 1e-6), ("small", 0.02), ("lowered", 0.02)):
+        got = lucid_onnx.TextEncoder(tmp_path / f"{name}.onnx").encode(TEXTS)
+        np.testing.assert_allclose(got, sources.means(ROWS, BAGS), atol=atol)
+
+
 def test_a_vocabulary_with_rows(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", ROWS[:3])
     (tmp_path / "w.json").write_text('{"sat": 2, "the": 0, "cat": 1}')
@@ -193,6 +205,16 @@ def test_broken_arrays(tmp_path: Path) -> None:
         (tmp_path / "w.json").write_text(content)
         with pytest.raises(ValueError, match=message):
             lucid_onnx.import_model(path, vocabulary=tmp_path / "w.json")
+
+
+def test_options_of_other_formats(tmp_path: Path) -> None:
+    (tmp_path / "v.txt").write_text(lines(WORDS, ROWS))
+    (tmp_path / "v.bin").write_bytes(binary(WORDS, ROWS, breaks=True))
+    folder = sources.model2vec(tmp_path / "m", {"embeddings": sources.table()})
+    cases = ((tmp_path / "v.txt", "vocabulary"), (tmp_path / "v.bin", "key"), (folder, "key"), (folder, "vocabulary"))
+    for source, name in cases:
+        with pytest.raises(ValueError, match=f"{name} = 'x' is given, and the format .* has no {name}"):
+            lucid_onnx.import_model(source, **{name: "x"})  # type: ignore[arg-type]
 
 
 def test_packed_files_are_named(tmp_path: Path) -> None:

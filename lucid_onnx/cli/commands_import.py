@@ -74,11 +74,12 @@ def import_(
         ),
     ] = None,
 ) -> None:
-    """Make a model of another library's files: a static text model, or vectors of words.
+    """Make a model of another library's files: a static text model, vectors of words, or fastText's labels.
 
-    Knows the folders of model2vec and of sentence-transformers' StaticEmbedding, wordllama's weights, and any
-    .safetensors file with a table and a tokenizer. What encodes texts is written beside the model, so that
-    `lucid-onnx run OUTPUT --text "..."` works. With a smaller --dtype, the loss is measured on Python's documentation.
+    Knows the folders of model2vec and of sentence-transformers' StaticEmbedding, wordllama's weights, fastText's .bin
+    and .ftz, GloVe and word2vec, and any .safetensors file with a table and a tokenizer. What encodes texts is written
+    beside the model, so that `lucid-onnx run OUTPUT --text "..."` works. With a smaller --dtype, the loss is measured
+    on Python's documentation.
 
     Example: `lucid-onnx import potion-base-8M -o potion.onnx`
     """

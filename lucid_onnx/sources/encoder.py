@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from lucid_onnx.runtime.installation import load_onnxruntime
 from lucid_onnx.runtime.session import InferenceSession
 
 from .fasttext.graph import HOW_MANY, LABELS, PROBABILITIES
@@ -41,7 +42,7 @@ class TextEncoder:
         self._name = os.fspath(model)
         if session is not None and options:
             raise TypeError(f"session given, and options of another: {', '.join(options)}")
-        self._session = session or InferenceSession(self._name, **options)
+        self._session = session or InferenceSession(self._name, **{"session_options": _patient(), **options})
         metadata: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
         if ENTRY not in metadata:
             raise ValueError(f"{self._name}: its metadata does not say what encodes texts: it was not imported")
@@ -97,7 +98,7 @@ class TextEncoder:
         batch_size: int = 1024,
         progress: Callable[[int, int], None] | None = None,
     ) -> dict[str, np.ndarray]:
-        """All outputs of the model for some texts, by name, a row per text.
+        """All outputs of the model for some texts, by name: a row per text, and in ``word_embeddings`` one per word.
 
         Args:
             texts: any number of them.
@@ -175,3 +176,10 @@ class TextEncoder:
         several = [texts] if isinstance(texts, str) else texts
         first = next(iter(self.run(several, batch_size=batch_size, progress=progress).values()))
         return first[0] if isinstance(texts, str) else first
+
+
+def _patient() -> Any:
+    """Options of a session whose threads do not spin after a run: the tokenizer's threads want the cores then."""
+    options = load_onnxruntime().SessionOptions()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options

@@ -93,8 +93,8 @@ def imported(static: Static, text: Text | None, found: Mapping[str, str], option
     }
     if static.skipped is not None:
         shown["left out"] = f"token {static.skipped}, for what is not in the vocabulary"
-    if text is not None and (loss := _loss(static, text, options)):
-        shown["loss"] = loss
+    if text is not None and (lost := loss(static, text, options)):
+        shown["loss"] = lost
     model = _model(static, tables, options)
     add_metadata(model, shown)
     for name, table in tables.items():
@@ -122,7 +122,7 @@ def _dtypes(static: Static, tables: Mapping[str, np.ndarray], options: Options) 
     return before if before == after else f"{before}, written as {after}"
 
 
-def _loss(static: Static, text: Text, options: Options) -> str | None:
+def loss(static: Static, text: Text, options: Options) -> str | None:
     """What a smaller table costs on ``options.sample``; None if it costs nothing, or nothing is to be measured."""
     kind = quantized.CODES_TYPES.get(options.dtype or "")
     smaller = kind is not None or (options.dtype is not None and arrays.float_dtype(options.dtype).itemsize < 4)

@@ -53,6 +53,12 @@ class Options:
         spec.check_opset(self.opset)
         onnx_type("index_dtype", as_dtype("index_dtype", self.index_dtype), INDEX_TYPES)
 
+    def check_only(self, format: str, *names: str) -> None:
+        """Raise ValueError for an option about the source's files that a format does not have; it has ``names``."""
+        for name in ("key", "tokenizer", "vocabulary"):
+            if name not in names and getattr(self, name) is not None:
+                raise ValueError(f"{name} = {getattr(self, name)!r} is given, and the format {format} has no {name}")
+
 
 class Format(Protocol):
     """A format of models or tables."""

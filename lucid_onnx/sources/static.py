@@ -50,6 +50,7 @@ class Model2Vec:
         return _has(path, _TABLE, _TOKENIZER, _CONFIG) and _MODEL2VEC_KEY in checkpoint.names(path / _TABLE)
 
     def load(self, path: Path, options: Options) -> Imported:
+        options.check_only(self.name, "tokenizer")
         _need(path, _TABLE, _TOKENIZER, _CONFIG)
         for head in ("head.safetensors", "pipeline.skops"):
             if (path / head).exists():
@@ -89,6 +90,7 @@ class StaticEmbedding:
         return bool(modules) and modules[0][0] == "StaticEmbedding"
 
     def load(self, path: Path, options: Options) -> Imported:
+        options.check_only(self.name, "tokenizer")
         _need(path, _MODULES)
         modules = _modules(path)
         kinds = [kind for kind, _ in modules]
@@ -133,14 +135,21 @@ class WordLlama:
         return _wordllama_tokenizer(path) is not None and _TORCH_KEY in checkpoint.names(path)
 
     def load(self, path: Path, options: Options) -> Imported:
+        options.check_only(self.name, "tokenizer")
         beside = _wordllama_tokenizer(path)
         if beside is None and options.tokenizer is None:
             raise ValueError(f"{path}: is not {self.files}")
         rows = arrays.checked(checkpoint.read(path, _TORCH_KEY), f"{path}: tensor {_TORCH_KEY!r}")
-        static = Static(table=rows, output=_FLOAT32, smallest_norm=_smallest(options, False, _TORCH_SMALLEST))
         tokenizer = _tokenizer(options, beside or path).with_settings()
+        found = _found(self.name, path, folder=path.parent)
+        mapping, num_tokens = None, max(tokenizer.vocabulary.values(), default=-1) + 1
+        if num_tokens > len(rows) > 0:  # wordllama clips ids to the table
+            mapping = np.minimum(np.arange(num_tokens), len(rows) - 1)
+            found["without rows"] = f"{num_tokens - len(rows):,} tokens, for which wordllama takes the last row"
+        smallest = _smallest(options, False, _TORCH_SMALLEST)
+        static = Static(table=rows, output=_FLOAT32, mapping=mapping, smallest_norm=smallest)
         _check_tokens(path, tokenizer, static.num_tokens)
-        return imported(static, tokenizer, _found(self.name, path, folder=path.parent), options)
+        return imported(static, tokenizer, found, options)
 
 
 class SafeTensors:
@@ -153,6 +162,7 @@ class SafeTensors:
         return path.suffix == ".safetensors" and path.is_file()
 
     def load(self, path: Path, options: Options) -> Imported:
+        options.check_only(self.name, "key", "tokenizer")
         beside = path.with_name(_TOKENIZER)
         if options.tokenizer is None and not beside.is_file():
             raise ValueError(f"{path}: there is no {_TOKENIZER} beside it: give the tokenizer's file")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -33,7 +34,7 @@ class Bags(NamedTuple):
         """From the ids of each text."""
         offsets = np.zeros(len(lists) + 1, np.int64)
         np.cumsum([len(ids) for ids in lists], out=offsets[1:])
-        flat = np.fromiter((i for ids in lists for i in ids), np.int64, int(offsets[-1]))
+        flat = np.fromiter(itertools.chain.from_iterable(lists), np.int64, int(offsets[-1]))
         return cls(flat, offsets)
 
 

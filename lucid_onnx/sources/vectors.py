@@ -43,6 +43,7 @@ class TextVectors:
         return path.is_file() and _is_text(_beginning(path))
 
     def load(self, path: Path, options: Options) -> Imported:
+        options.check_only(self.name)
         beginning = _beginning(path)
         if not _is_text(beginning):
             raise ValueError(f"{path}: its first lines are not a word and its numbers each")
@@ -67,6 +68,7 @@ class Word2Vec:
         return path.is_file() and _is_binary(_beginning(path), path.stat().st_size)
 
     def load(self, path: Path, options: Options) -> Imported:
+        options.check_only(self.name)
         beginning = _beginning(path)
         header = _HEADER.match(beginning)
         if header is None or not _is_binary(beginning, path.stat().st_size):
@@ -100,6 +102,7 @@ class NumPyVectors:
         return path.is_file() and _beginning(path, len(npy.MAGIC)) == npy.MAGIC
 
     def load(self, path: Path, options: Options) -> Imported:
+        options.check_only(self.name, "vocabulary")
         beside = [path.with_suffix(suffix) for suffix in (".txt", ".vocab")]
         given = [p for p in beside if p.is_file()] if options.vocabulary is None else [Path(options.vocabulary)]
         if not given:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+import numpy as np
+
 from lucid_onnx.builder import convert
+from lucid_onnx.sources.graphs import Static, loss
 from lucid_onnx.sources.imported import Imported, Options, add_metadata
 
 from . import graph, reader
@@ -39,6 +43,11 @@ class FastText:
         made = graph.build(model, options)
         text = FastTextWords(model.head)
         found = _found(model, path, options, text)
+        if options.dtype is not None and options.sample:
+            table = model.input if isinstance(model.input, np.ndarray) else graph.decoded(model.input)
+            lines = dataclasses.replace(options, sample=[text.replace("\n", " ") for text in options.sample])
+            if lost := loss(Static(table, output=np.dtype(np.float32)), text, lines):
+                found["loss"] = lost
         add_metadata(made.model, found)
         convert(made.model, options.form)
         return Imported(made.model, made.tables, found, text)

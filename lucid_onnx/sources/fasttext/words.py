@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -99,10 +100,11 @@ class Hashing:
 
 
 class WordRows:
-    """The rows of words, which it remembers."""
+    """The rows of words, which it remembers. Several threads may ask at once, and take turns."""
 
     def __init__(self, hashing: Hashing) -> None:
         self.hashing = hashing
+        self._turn = threading.Lock()
         # fastText finds the last of several equal entries; labels stand behind the words.
         self._entries = dict(zip(itertools.chain(hashing.words, hashing.labels), itertools.count(), strict=False))
         self._forget()
@@ -159,12 +161,17 @@ class WordRows:
         parts = [(np.empty(0, np.int64), np.empty(0, np.int64))]
         rest = map(_bytes, words)
         while some := list(itertools.islice(rest, _AT_ONCE)):
-            parts.append(self._rows_of(self._learned(some)))
+            with self._turn:
+                parts.append(self._rows_of(self._learned(some)))
         indices, lengths = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         return Bags(indices, _starts(lengths))
 
     def _lines(self, words: Sequence[bytes], counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """The rows of lines, and how many each has. ``counts`` are the words of each."""
+        with self._turn:
+            return self._rows_of_lines(words, counts)
+
+    def _rows_of_lines(self, words: Sequence[bytes], counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         numbers = self._learned(words)
         num_words = np.array(counts, np.int64)
         is_word = ~self._are_labels.array[numbers]
