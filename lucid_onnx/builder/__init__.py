@@ -36,6 +36,7 @@ from .loading import (
 from .models import (
     build_collection_model,
     build_grad_model,
+    build_light_model,
     build_model,
     build_quantized_model,
     op_model,
@@ -56,6 +57,7 @@ __all__ = [
     "as_dtype",
     "build_collection_model",
     "build_grad_model",
+    "build_light_model",
     "build_model",
     "build_quantized_model",
     "byte_count",

@@ -65,6 +65,33 @@ def build_model(
     return _bag_model(op, meaning, weight, weight_dtype, index_dtype, form, opset)
 
 
+@takes(spec.Attributes)
+def build_light_model(
+    shape: tuple[int, int],
+    weight_dtype: np.dtype,
+    *,
+    two_d: bool,
+    per_sample_weights: bool,
+    index_dtype: npt.DTypeLike,
+    form: Form,
+    opset: int,
+    **attributes: Unpack[spec.Keywords],
+) -> onnx.ModelProto:
+    """As `build_model`, of a table [V, D] whose initializer ``weight`` has no data yet: `save` takes it.
+
+    Args:
+        **attributes: those of `lucid_onnx.embedding_bag`.
+        two_d, per_sample_weights, index_dtype, form, opset, weight_dtype: as in `build_model`.
+    """
+    meaning = spec.Attributes(**attributes)
+    meaning.check(weighted=per_sample_weights, num_rows=shape[0])
+    op = spec.variant(two_d=two_d, weighted=per_sample_weights)
+    index = as_dtype("index_dtype", index_dtype)
+    dtypes = {"weight": weight_dtype, "indices": index, "offsets": index}
+    constants = {"weight": np.broadcast_to(np.zeros((), weight_dtype), shape)}
+    return op_model(op, meaning, dtypes, constants=constants, form=form, opset=opset, fill=False)
+
+
 @takes(gradient.Attributes)
 def build_grad_model(
     weight: npt.ArrayLike | None = None,

@@ -9,16 +9,12 @@ import typer
 
 from lucid_onnx.builder import FORMS, model_files
 from lucid_onnx.ops.embedding_bag.lowering import RAGGED
-from lucid_onnx.ops.quantized_embedding_bag.spec import CODES_TYPES
 
 from . import files as cli_files
 from . import show as cli_show
 from .extras import rewriting
-from .options import SingleFile, choice, integer
+from .options import SMALLER_DTYPES, SingleFile, choice, integer
 from .progress import writing_bar
-
-#: What `quantize` makes of tables.
-SMALLER_DTYPES = (*CODES_TYPES, "float16", "bfloat16")
 
 
 def fuse(

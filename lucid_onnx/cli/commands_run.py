@@ -12,10 +12,8 @@ import numpy as np
 import typer
 from rich.text import Text
 
-from lucid_onnx.builder import FORMS, ExternalData, load, remember_data, save
+from lucid_onnx.builder import FORMS, ExternalData, build_light_model, load, remember_data, save, streamed
 from lucid_onnx.ops.embedding_bag import spec
-from lucid_onnx.rewrite.building import stream_model
-from lucid_onnx.rewrite.quantization import DTYPES
 from lucid_onnx.runtime import info
 from lucid_onnx.runtime.installation import install_gpu
 from lucid_onnx.runtime.library import PROVIDERS
@@ -24,9 +22,9 @@ from lucid_onnx.runtime.placement import name_nodes, node_times
 from . import demo as cli_demo
 from . import files as cli_files
 from . import show as cli_show
-from .extras import need_onnxruntime
+from .extras import need_onnxruntime, rewriting
 from .files import EXIT_DIFFERS, UserError
-from .options import choice, integer
+from .options import SMALLER_DTYPES, choice, integer
 from .progress import writing_bar
 
 if TYPE_CHECKING:
@@ -93,7 +91,9 @@ def build(
     ] = None,
     dtype: Annotated[
         str | None,
-        choice(DTYPES, "Make the table smaller: quantized values, or 16-bit floats. By default it stays as it is."),
+        choice(
+            SMALLER_DTYPES, "Make the table smaller: quantized values, or 16-bit floats. By default it stays as it is."
+        ),
     ] = None,
     no_external_data: Annotated[bool, typer.Option("--no-external-data", hidden=True)] = False,
     **attributes: Any,
@@ -109,21 +109,27 @@ def build(
     cli_files.check_output(output)
     if output.exists() and output.samefile(cli_files.split_key(table)[0]):
         raise UserError(f"--output {output}: is the table itself")
+    options: dict[str, Any] = {
+        "two_d": two_d,
+        "per_sample_weights": per_sample_weights,
+        "index_dtype": index_dtype,
+        "form": form,
+        "opset": opset,
+        **attributes,
+    }
+    build_smaller = None if dtype is None else rewriting("build_smaller", ".building")
+    errors = None
     with cli_files.user_errors(TypeError, ValueError):
-        made = stream_model(
-            rows,
-            dtype,
-            two_d=two_d,
-            per_sample_weights=per_sample_weights,
-            index_dtype=index_dtype,
-            form=form,  # type: ignore[arg-type]  # stream_model checks it
-            opset=opset,
-            **attributes,
-        )
+        if build_smaller is None:
+            model, tables = build_light_model(rows.shape, rows.dtype, **options), {"weight": streamed(rows)}
+        else:
+            model, tables, errors = build_smaller(rows, dtype, **options)
     external = False if no_external_data else external_data
     with cli_files.user_errors(ValueError), cli_files.writing(output), writing_bar() as progress:
-        files = save(made.model, output, external_data=external, progress=progress, tables=made.tables)
-    cli_show.show_built(files, rows, made, dtype, form)
+        files = save(model, output, external_data=external, progress=progress, tables=tables)
+    cli_show.show_built(files, rows, model, form)
+    if errors is not None:
+        cli_show.show_smaller(str(dtype), sum(t.nbytes for t in tables.values()), errors)
 
 
 def run(

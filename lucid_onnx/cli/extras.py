@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from lucid_onnx.runtime.installation import load_onnxruntime
@@ -9,10 +10,10 @@ from lucid_onnx.runtime.installation import load_onnxruntime
 from .files import UserError
 
 
-def rewriting(name: str) -> Any:
-    """A function of `lucid_onnx.rewrite`, which needs onnx-ir."""
+def rewriting(name: str, module: str = "") -> Any:
+    """A function of `lucid_onnx.rewrite`, or of a module of it; they need onnx-ir."""
     try:
-        from lucid_onnx import rewrite
+        rewrite = importlib.import_module(f"lucid_onnx.rewrite{module}")
     except ImportError as error:
         if str(error.name).partition(".")[0] == "lucid_onnx":  # a defect
             raise

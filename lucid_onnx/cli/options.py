@@ -9,7 +9,10 @@ from typing import Annotated, Any, cast, get_type_hints
 import typer
 
 from lucid_onnx.ops.attributes import Attribute, BaseAttributes, Choice, Flag, Real, takes
+from lucid_onnx.ops.quantized_embedding_bag.spec import CODES_TYPES
 
+#: What `quantize` and `build` make of tables.
+SMALLER_DTYPES = (*CODES_TYPES, "float16", "bfloat16")
 #: The option of every command that writes a model from another.
 SingleFile = Annotated[
     bool, typer.Option("--single-file", help="Put all tables into OUTPUT itself, which must stay below 2 GiB.")

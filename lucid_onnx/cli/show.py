@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -21,7 +22,7 @@ from .files import shape_text, spelled
 
 if TYPE_CHECKING:
     from lucid_onnx.rewrite import FuseReport, QuantizeReport
-    from lucid_onnx.rewrite.building import StreamedModel
+    from lucid_onnx.rewrite.tables import RowErrors
 
 
 def new_console() -> Console:
@@ -78,17 +79,18 @@ def show_written(console: Console, files: Sequence[str], note: str = "", *, sour
             say(console, f"wrote {named}, which it needs beside it: keep the files together{single}")
 
 
-def show_built(files: Sequence[str], rows: np.ndarray, made: StreamedModel, dtype: str | None, form: str) -> None:
-    console, model = new_console(), made.model
+def show_built(files: Sequence[str], rows: np.ndarray, model: onnx.ModelProto, form: str) -> None:
+    console = new_console()
     show_written(console, files)
     opset = info.opset(model)
     say(console, f"table {rows.dtype} {shape_text(rows.shape)}, {bytes_text(rows.nbytes)}; {form} form, opset {opset}")
-    if made.errors is not None:
-        size = sum(t.nbytes for t in made.tables.values())
-        lost = f"rows lost {made.errors.mean:.3g} of their length on average, {made.errors.largest:.3g} at most"
-        say(console, f"written as {dtype}, {bytes_text(size)}; {lost}")
     say(console, f"inputs: {_values(info.inputs(model))}")
     say(console, f"outputs: {_values(info.outputs(model))}")
+
+
+def show_smaller(dtype: str, size: int, errors: RowErrors) -> None:
+    lost = f"rows lost {errors.mean:.3g} of their length on average, {errors.largest:.3g} at most"
+    say(new_console(), f"the table was written as {dtype}, {bytes_text(size)}: {lost}")
 
 
 def show_installation(console: Console, found: info.Installation) -> None:
