@@ -522,7 +522,9 @@ def _candidates(case: Any) -> Iterator[Any]:
                 per_sample_weights=None if case.per_sample_weights is None else np.delete(case.per_sample_weights, k),
             )
     if hasattr(case, "weight"):
-        for d in range(case.weight.shape[1]):
+        width = case.weight.shape[1]
+        halves = [slice(width // 2), slice(width // 2, None)] if width > 3 else []
+        for d in (*halves, *range(width)):
             columns = {n: np.delete(getattr(case, n), d, 1) for n in ("weight", "grad_output") if hasattr(case, n)}
             yield dataclasses.replace(case, **columns)
         used = np.unique(case.indices)

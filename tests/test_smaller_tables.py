@@ -185,7 +185,10 @@ def test_a_streamed_model_is_the_model(external: bool, tmp_path: Path) -> None:
             [onnx.numpy_helper.from_array(array, name) for name, array in arrays.items()],
         ),
         producer_name="somebody",
+        functions=[onnx.helper.make_function("f", "F", ["x"], ["y"], [onnx.helper.make_node("Neg", ["x"], ["y"])], [])],
     )
+    model.metadata_props.add(key="a", value="b")
+    model.graph.initializer[1].doc_string = "behind the data"
     light = onnx.ModelProto()
     light.CopyFrom(model)
     streams = {name: arrays[name] for name in ("t200", "t1", "t0", "t4")}
@@ -204,6 +207,8 @@ def test_a_streamed_model_is_the_model(external: bool, tmp_path: Path) -> None:
         tables={name: parts(array) for name, array in streams.items()},
         progress=lambda *done: seen.append(done),
     )
+    if not external:
+        assert (tmp_path / "m.onnx").read_bytes() == model.SerializeToString()
     found = onnx.load(tmp_path / "m.onnx")
     for tensor in found.graph.initializer:
         tensor.ClearField("data_location")
@@ -279,6 +284,6 @@ def test_build_does_not_hold_its_table(tmp_path: Path) -> None:
     )
     for options in ([], ["--external-data"], ["--dtype", "int8"]):
         command = [sys.executable, "-c", program, "build", str(tmp_path / "rows.npy"), "-o", str(tmp_path / "m.onnx")]
-        done = subprocess.run([*command, *options], capture_output=True, text=True)
+        done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert int(done.stdout.split("grown by ")[1].split()[0]) < 100 * 1024

@@ -124,7 +124,7 @@ def test_a_leak_is_found(soak: ModuleType, monkeypatch: pytest.MonkeyPatch) -> N
 
     def leaks(self: Any, thread: int, number: int) -> None:
         request(self, thread, number)
-        memory.append(np.ones(2**18, np.uint8))  # a quarter of a MiB
+        memory.append(np.ones(2**20, np.uint8))
 
     monkeypatch.setattr(soak.Soak, "request", leaks)
     assert found() == [*(["live"] if soak.live_bytes() else []), "anonymous", "pss"]

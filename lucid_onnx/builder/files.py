@@ -179,9 +179,23 @@ def _fill(tensor: onnx.TensorProto, data: bytes) -> None:
     tensor.raw_data = data
 
 
-#: The fields ModelProto.graph, GraphProto.initializer and TensorProto.raw_data of onnx.proto, as protobuf's encoding
-#: writes a field of bytes: (number << 3) | 2, then the length. (protobuf.dev/programming-guides/encoding)
-_GRAPH, _INITIALIZER, _RAW_DATA = b"\x3a", b"\x2a", b"\x4a"
+#: The fields ModelProto.graph, GraphProto.initializer and TensorProto.raw_data of onnx.proto. (protobuf's encoding:
+#: protobuf.dev/programming-guides/encoding)
+_GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9
+
+
+def _tag(number: int, length: int) -> bytes:
+    """What is before the bytes of a field: its number and kind, and their length."""
+    return bytes([number << 3 | 2]) + _varint(length)
+
+
+def _around(message: Any, number: int) -> tuple[bytes, bytes]:
+    """A message without a field: what is serialised before it, and what behind it."""
+    before, behind = type(message)(), type(message)()
+    for field, value in message.ListFields():
+        if field.number != number:
+            _assign(before if field.number < number else behind, field.name, value)
+    return before.SerializeToString(), behind.SerializeToString()
 
 
 def _varint(number: int) -> bytes:
@@ -199,36 +213,38 @@ def _write_model(
     tables: Mapping[str, Streamed],
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Serialise a model with its ``tables``, which pass by in parts."""
+    """Serialise a model with its ``tables``, which pass by in parts; the bytes are those of SerializeToString."""
     if not tables:
         file.write(model.SerializeToString())
         return
-    light = without_initializers(model)
-    graph = light.graph.SerializeToString()
-    light.ClearField("graph")
-    heads: list[bytes] = []  # all of an initializer's bytes but those of its table
-    sizes: list[int] = []
+    before_graph, behind_graph = _around(model, _GRAPH)
+    before, behind = _around(model.graph, _INITIALIZER)
+    parts: list[tuple[bytes, Streamed | None, bytes]] = []
+    whole = len(before) + len(behind)
     for tensor in model.graph.initializer:
-        table, data = tables.get(tensor.name), b""
-        if table is not None:
+        table = tables.get(tensor.name)
+        if table is None:
+            head, tail, size = tensor.SerializeToString(), b"", 0
+        else:
             stub = onnx.TensorProto()
             stub.CopyFrom(tensor)
             _fill(stub, b"")
-            stub.ClearField("raw_data")
-            data, tensor = _RAW_DATA + _varint(table.nbytes), stub
-        message = tensor.SerializeToString() + data
-        sizes.append(len(message) + (0 if table is None else table.nbytes))
-        heads.append(_INITIALIZER + _varint(sizes[-1]) + message)
-    whole = len(graph) + sum(len(_INITIALIZER + _varint(size)) + size for size in sizes)
-    file.write(light.SerializeToString() + _GRAPH + _varint(whole) + graph)
+            head, tail = _around(stub, _RAW_DATA)
+            head, size = head + _tag(_RAW_DATA, table.nbytes), table.nbytes
+        size += len(head) + len(tail)
+        head = _tag(_INITIALIZER, size) + head
+        parts.append((head, table, tail))
+        whole += len(head) + len(tail) + (0 if table is None else table.nbytes)
+    file.write(before_graph + _tag(_GRAPH, whole) + before)
     done, total = 0, sum(t.nbytes for t in tables.values())
-    for tensor, head in zip(model.graph.initializer, heads, strict=True):
+    for head, table, tail in parts:
         file.write(head)
-        if tensor.name in tables:
-            for part in tables[tensor.name].parts():
-                done += file.write(part)
-                if progress is not None:
-                    progress(done, total)
+        for data in () if table is None else table.parts():
+            done += file.write(data)
+            if progress is not None:
+                progress(done, total)
+        file.write(tail)
+    file.write(behind + behind_graph)
 
 
 class Replacing:
@@ -407,6 +423,8 @@ def _externalise(
                 ],
             )
         )
+        if tensor.doc_string:
+            light.graph.initializer[-1].doc_string = tensor.doc_string
     return light
 
 
