@@ -306,8 +306,6 @@ document.addEventListener("drop", (event) => {
   take([...event.dataTransfer.files]);
 });
 
-if (await navigator.gpu?.requestAdapter()) at("backend").append(element("option", { value: "webgpu", textContent: "WebGPU" }));
-
 // What `npm start -- MODEL` was given; the address has the token for it.
 async function given(token) {
   const get = async (place) => {
@@ -320,3 +318,5 @@ async function given(token) {
 }
 
 if (location.hash.length > 1) next("Loading the model …", "The model could not be loaded.", () => given(location.hash.slice(1)));
+
+if (await navigator.gpu?.requestAdapter()) at("backend").append(element("option", { value: "webgpu", textContent: "WebGPU" }));
