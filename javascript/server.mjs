@@ -87,7 +87,8 @@ async function sendFile(file, response) {
 // The files that this server was given: their names as JSON under /given, and each one under /given/<its number>.
 function sendGiven(url, given, response) {
   const number = /^\/given\/(\d+)$/.exec(url)?.[1];
-  if (number !== undefined) return number in given ? sendFile(given[number], response) : fail(response, 404, "no such file");
+  if (number in given) return sendFile(given[number], response);
+  if (url !== "/given") return fail(response, 404, "no such file");
   response.setHeader("Content-Type", "application/json");
   response.end(JSON.stringify(given.map((file) => path.basename(file))));
 }
