@@ -129,9 +129,9 @@ LUCID_EXPORT int lucid_embedding_bag_collection(const EmbeddingBagCollectionArgs
                                                 const char* isa, int num_threads, char* message,
                                                 size_t message_size);
 
-/* Makes rows of floats smaller, on the calling thread: see quantize/quantize.h. Returns how many rows
- * are done, which are all or those before the first that is not finite or is out of range; -1 if an
- * argument is not valid. */
+/* Makes rows of floats smaller, on the calling thread: see quantize/quantize.h. Returns how many
+ * rows are done, which are all or those before the first that is not finite or is out of range; -1
+ * if an argument is not valid. */
 LUCID_EXPORT int64_t lucid_quantize_rows(const QuantizeArgs* args);
 
 #ifdef __cplusplus

@@ -1439,8 +1439,8 @@ class Fuzzer {
     }
     if (!t.Divides() || t.columns() == 0) return sum.Divided(p, 3);
     Expected e = Quotient(p, sum.Divided(p, 5), d);
-    // grad_output / d may be less than any normal number, and it or the sum of its products with the
-    // row may be infinite on the way, where the sum of the products is not.
+    // grad_output / d may be less than any normal number, and it or the sum of its products with
+    // the row may be infinite on the way, where the sum of the products is not.
     const Real least = std::min(std::fabs(d.low), std::fabs(d.high));
     const Real most = std::max({largest, sum.largest, sum.magnitude}) * (1 + 0x1p-10L);
     if (!e.nan && (vanishes || !(least > 0) || most / least >= p.max)) e.anything = true;

@@ -1,10 +1,10 @@
 """Broken files through every command that reads files: ``python fuzz/models.py --seconds 60``.
 
-Mutates models, .npy, .safetensors and fastText's files, and runs a command line over each, in a child. A command
-must end with exit code 0, or 2 and one line on stderr, within 10 seconds of CPU time and 2 GiB. Everything else is a
-finding: it is printed, its file is written to --findings, and the exit code is 1. Cases are numbered, and a number
-always makes the same case: ``--first N --cases 1`` runs one again. ``tests/test_hostile_files.py`` runs fuzz/corpus/,
-where a finding belongs once its defect is mended.
+Mutates models, .npy, .safetensors, fastText's files and vectors of words, and runs a command line over each, in a
+child. A command must end with exit code 0, or 2 and one line on stderr, within 10 seconds of CPU time and 2 GiB.
+Everything else is a finding: it is printed, its file is written to --findings, and the exit code is 1. Cases are
+numbered, and a number always makes the same case: ``--first N --cases 1`` runs one again.
+``tests/test_hostile_files.py`` runs fuzz/corpus/, where a finding belongs once its defect is mended.
 
 Models are not run: ONNX Runtime's own parser of models is not ours to test.
 """
@@ -66,6 +66,12 @@ COMMANDS = {
     ".npy": ("build FILE -o out.onnx",),
     ".safetensors": ("build FILE -o out.onnx", "build FILE:w -o out.onnx"),
     ".ftz": ("import FILE -o out.onnx", "import FILE -o out.onnx --dtype int8 --form standard"),
+    ".vec": (
+        "import FILE -o out.onnx",
+        "import FILE -o out.onnx --dtype uint4 --layout ragged",
+        "import FILE -o out.onnx --format text-vectors",
+        "import FILE -o out.onnx --format word2vec",
+    ),
 }
 _INTEGERS = (-1, 0, 1, 2, 3, 7, 8, 64, 2**16, 2**31 - 1, 2**31, 2**62, 2**63 - 1, -(2**31), -(2**63))
 _WORDS = (
@@ -187,6 +193,29 @@ def _fasttext() -> Iterator[bytes]:
         yield zlib.decompress(base64.b85decode(entry["file"]))
 
 
+#: Vectors of words as GloVe, fastText and word2vec write them.
+_VECTORS = (
+    b"king 0.50 0.68\nqueen 0.37 1.05\n, -1e-3 2\n",
+    b"3 2\nking 0.50 0.68\nqueen 0.37 1.05\n</s> 0 -0.25\n",
+    b"2 3\nking " + struct.pack("<3f", 0.5, 1, -2) + b"\nqueen " + struct.pack("<3f", 1, 2, 3) + b"\n",
+)
+_FIELDS = (
+    b"nan",
+    b"inf",
+    b"-1e999",
+    b"1" * 400,
+    b"0x10",
+    b"1_0",
+    b"\xff\xfe",
+    b"\0",
+    b"",
+    b" ",
+    b"\n",
+    b"\r\n",
+    b"\xc2\xa0",
+)
+
+
 # ---- Mutations.
 
 
@@ -202,12 +231,13 @@ class Mutator:
     def case(self, number: int) -> Case:
         """Always the same for a number."""
         r = random.Random(number)
-        suffix = r.choices(list(COMMANDS), (16, 2, 2, 3))[0]
+        suffix = r.choices(list(COMMANDS), (16, 2, 2, 3, 2))[0]
         make: dict[str, Callable[[random.Random], bytes]] = {
             ".onnx": self._model,
             ".npy": self._array,
             ".safetensors": self._checkpoint,
             ".ftz": self._words,
+            ".vec": self._vectors,
         }
         return Case(make[suffix](r), suffix, r.choice(COMMANDS[suffix]))
 
@@ -267,6 +297,16 @@ class Mutator:
             place = 4 * r.randrange(24) if r.random() < 0.5 else r.randrange(len(data) - 8)
             struct.pack_into("<" + form, data, place, max(-ends, min(value, ends - 1)))
         return bytes(data)
+
+    def _vectors(self, r: random.Random) -> bytes:
+        content = r.choice(_VECTORS)
+        if r.random() < 0.4:
+            return _bytes(r, content)
+        fields = content.split(b" ")
+        for _ in range(r.choice((1, 1, 2, 4))):
+            value = b"%d" % r.choice(_INTEGERS) if r.random() < 0.4 else r.choice(_FIELDS)
+            fields[r.randrange(len(fields))] = value if r.random() < 0.7 else value * r.choice((2, 1000))
+        return b" ".join(fields)
 
 
 _SHAPES = ("4,", "", "True, 3", "-1, 3", "4, 3.0", "4, 3, " * 40, "0, 3", f"{2**62}, 4", "1+1" * 2000, "-" * 3000 + "1")

@@ -105,6 +105,46 @@ def test_what_encodes_texts_outlives_other_commands(tmp_path: Path) -> None:
         np.testing.assert_allclose(got, sources.means(ROWS, BAGS), atol=atol)
 
 
+@pytest.mark.parametrize("external", [False, True])
+def test_what_encodes_texts_goes_along_into_another_folder(external: bool, tmp_path: Path) -> None:
+    pytest.importorskip("onnx_ir")
+    (tmp_path / "v.txt").write_text(lines(["king", "queen"], np.random.default_rng(0).standard_normal((2, 2000))))
+    model, away = tmp_path / "m.onnx", tmp_path / "away"
+    away.mkdir()
+    written = lucid_onnx.import_model(tmp_path / "v.txt").save(model, external_data=external)
+    assert lucid_onnx.model_files(model)[-1] == str(tmp_path / "m.onnx.words.txt") == written[-1]
+    expected = lucid_onnx.TextEncoder(model).encode(["the king"])
+    lucid_onnx.lower(model, away / "s.onnx")
+    fused = lucid_onnx.fuse(away / "s.onnx", away / "f.onnx")
+    small = lucid_onnx.quantize(model, away / "q.onnx")
+    assert fused.files[-1] == str(away / "s.onnx.words.txt")  # in one folder it serves both
+    assert small.files[-1] == str(away / "q.onnx.words.txt")
+    for file in (*written, tmp_path / "v.txt"):
+        Path(file).unlink()
+    for name, tolerance in (("s", 1e-6), ("f", 1e-6), ("q", 0.02)):
+        found = lucid_onnx.TextEncoder(away / f"{name}.onnx").encode(["the king"])
+        np.testing.assert_allclose(found, expected, atol=tolerance)
+
+
+def test_a_link_out_of_the_folder_is_not_followed_and_no_other_file_is_copied(tmp_path: Path) -> None:
+    pytest.importorskip("onnx_ir")
+    (tmp_path / "v.txt").write_text(lines(["king"], np.ones((1, 3))))
+    inside, away = tmp_path / "inside", tmp_path / "away"
+    inside.mkdir()
+    away.mkdir()
+    lucid_onnx.import_model(tmp_path / "v.txt").save(inside / "m.onnx")
+    words = inside / "m.onnx.words.txt"
+    words.rename(tmp_path / "secret")
+    words.symlink_to(tmp_path / "secret")
+    lucid_onnx.lower(inside / "m.onnx", away / "s.onnx")
+    words.unlink()
+    words.write_text("another\n")
+    lucid_onnx.lower(inside / "m.onnx", away / "s.onnx")
+    words.unlink()
+    lucid_onnx.lower(inside / "m.onnx", away / "s.onnx")
+    assert [p.name for p in away.iterdir()] == ["s.onnx"]
+
+
 def test_a_vocabulary_with_rows(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", ROWS[:3])
     (tmp_path / "w.json").write_text('{"sat": 2, "the": 0, "cat": 1}')

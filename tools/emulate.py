@@ -95,7 +95,11 @@ def conformance(wheel: Path, root: Path, arguments: Sequence[str]) -> None:
     python = [*emulator("linux-aarch64", root), str(root / "usr" / "bin" / "python3.11")]
     environment = {**os.environ, "PYTHONPATH": str(site), "QEMU_CPU": "neoverse-n1"}
     arguments = arguments or ["tests/test_conformance.py"]
-    run([*python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=0", *arguments], env=environment, cwd=ROOT)
+    run(
+        [*python, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout=0", *arguments],
+        env=environment,
+        cwd=ROOT,
+    )
 
 
 def debian_root(root: Path) -> None:

@@ -120,6 +120,7 @@ def build(platform: Platform, files: Iterable[str], jobs: int, folder: Path) -> 
         "cmake.define.LUCID_ZIG": str(zig),
         "cmake.define.LUCID_ZIG_TARGET": platform.target,
         "cmake.define.LUCID_CUDA": "OFF",
+        "cmake.define.LUCID_BUILD_TESTS": "OFF",  # which tools/emulate.py asks for in the same folder
         "install.strip": "false",  # by the linker, as the strip of this machine knows one platform
     }
     environment = {

@@ -22,16 +22,19 @@ from .files import (
 from .forms import FORMS, Form, check_form, convert, other_function, to_form
 from .functions import renamed, restore_names
 from .loading import (
+    TEXT_ENTRY,
     ExternalData,
     byte_count,
     check_structure,
     data_files,
     functions,
     is_external,
+    is_plain_name,
     load,
     location,
     model_files,
     tensors,
+    text_file,
 )
 from .models import (
     build_collection_model,
@@ -50,6 +53,7 @@ __all__ = [
     "INDEX_TYPES",
     "LARGEST_MESSAGE",
     "TABLE_TYPES",
+    "TEXT_ENTRY",
     "ExternalData",
     "Form",
     "Replacing",
@@ -70,6 +74,7 @@ __all__ = [
     "fill_tables",
     "functions",
     "is_external",
+    "is_plain_name",
     "load",
     "location",
     "make_collection_node",
@@ -88,6 +93,7 @@ __all__ = [
     "save_temporarily",
     "streamed",
     "tensors",
+    "text_file",
     "to_form",
     "without_initializers",
 ]

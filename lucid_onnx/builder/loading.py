@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import json
 import math
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -24,6 +26,8 @@ from lucid_onnx.graph import node_lists, subgraphs, where
 
 from .functions import restore_names
 
+#: The entry of a model's metadata that says what encodes its texts, as JSON.
+TEXT_ENTRY = "lucid.text"
 #: No tensor has more dimensions: NumPy's own limit.
 _MOST_DIMS = 64
 #: External data up to this many bytes is read with the model: of floats, and of all else, which shapes and indices are.
@@ -245,13 +249,35 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def model_files(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The files that a model needs: its own, and those of its external data. Copy, move or remove them together.
+    """The files that a model needs: its own, those of its external data, and the one that encodes its texts, if it was
+    imported with one. Copy, move or remove them together.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it is not an ONNX model, or has its data outside of its folder.
     """
-    return os.fspath(path), *data_files(load(path), path)
+    model = load(path)
+    text = text_file(model)
+    beside = [] if text is None else [os.fspath(Path(path).parent / text)]
+    return os.fspath(path), *data_files(model, path), *(name for name in beside if os.path.isfile(name))
+
+
+def text_file(model: onnx.ModelProto) -> str | None:
+    """The name of the file beside a model that encodes its texts; None if its metadata names none.
+
+    `lucid_onnx.sources` writes it. Its content is checked where it is read.
+    """
+    entry = next((p.value for p in model.metadata_props if p.key == TEXT_ENTRY), "")
+    with contextlib.suppress(ValueError, RecursionError):  # not JSON
+        match json.loads(entry):
+            case {"file": str(name)} if is_plain_name(name):
+                return name
+    return None
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether it is the name of a file in a folder, on every system, and leads nowhere else."""
+    return re.fullmatch(r"[^/\\:\0]+", name) is not None and name not in (".", "..")
 
 
 def data_files(model: onnx.ModelProto, path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -303,6 +329,11 @@ class ExternalData:
         """The folder that the locations of the data are relative to."""
         return self._folder
 
+    @property
+    def name(self) -> str:
+        """The name of the model's file."""
+        return Path(self._model).name
+
     def anchored(self) -> ExternalData:
         """The same by its absolute path: the current folder may be another one later."""
         return ExternalData(os.path.abspath(self._model))
@@ -331,6 +362,13 @@ class ExternalData:
         if not stat.S_ISREG(mode):
             raise ValueError(f"initializer {tensor.name!r} has its data at {path}, which is not a regular file")
         return real
+
+    def text(self, name: str) -> bytes | None:
+        """The content of the file that encodes the model's texts; None if it is not there, or not in the folder."""
+        real = Path(os.path.realpath(self._folder / name))
+        if not any(real.is_relative_to(root) for root in self._roots) or not real.is_file():
+            return None
+        return real.read_bytes()
 
     def region(self, tensor: onnx.TensorProto) -> tuple[Path, int, int]:
         """The file, the offset and the length of a tensor's data.

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from lucid_onnx.builder import FORMS
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.ops.quantized_embedding_bag.spec import CODES_TYPES
 from lucid_onnx.sources import Imported, formats, import_model
@@ -18,7 +17,7 @@ from lucid_onnx.sources.imported import DTYPES, LAYOUTS
 from . import files as cli_files
 from . import show as cli_show
 from .files import UserError
-from .options import choice, integer
+from .options import AnyForm, Opset, TableBeside, choice
 from .progress import bytes_bar, writing_bar
 
 #: How many texts the loss of a smaller table is measured on.
@@ -55,24 +54,10 @@ def import_(
         str | None,
         typer.Option("--vocabulary", metavar="FILE", help="The words of vectors that come without, by line."),
     ] = None,
-    form: Annotated[
-        str, choice(FORMS, "portable (runs everywhere), standard (no custom domain) or native (needs the library).")
-    ] = "portable",
-    opset: Annotated[
-        int,
-        typer.Option(
-            parser=integer, metavar="INTEGER", help=f"Of the standard operators, {spec.MIN_OPSET} to {spec.MAX_OPSET}."
-        ),
-    ] = spec.DEFAULT_OPSET,
+    form: AnyForm = "portable",
+    opset: Opset = spec.DEFAULT_OPSET,
     index_dtype: Annotated[str, choice(("int32", "int64"), "int32 or int64, of ids, mask and offsets.")] = "int64",
-    external_data: Annotated[
-        bool | None,
-        typer.Option(
-            "--external-data/--single-file",
-            help="Put the table beside the model, in OUTPUT.data, or into OUTPUT itself. By default it is beside the "
-            "model only if it exceeds 2 GiB.",
-        ),
-    ] = None,
+    external_data: TableBeside = None,
 ) -> None:
     """Make a model of another library's files: a static text model, vectors of words, or fastText's labels.
 

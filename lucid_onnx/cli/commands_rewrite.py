@@ -13,7 +13,7 @@ from lucid_onnx.ops.embedding_bag.lowering import RAGGED
 from . import files as cli_files
 from . import show as cli_show
 from .extras import rewriting
-from .options import SMALLER_DTYPES, SingleFile, choice, integer
+from .options import SMALLER_DTYPES, AnyForm, SingleFile, choice, integer
 from .progress import writing_bar
 
 
@@ -22,9 +22,7 @@ def fuse(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The model to write; a file of that name is replaced.")
     ],
-    form: Annotated[
-        str, choice(FORMS, "portable (runs everywhere), standard (no custom domain) or native (needs the library).")
-    ] = "portable",
+    form: AnyForm = "portable",
     assume_nonempty: Annotated[
         bool,
         typer.Option("--assume-nonempty", help="Indices [B, L] under a mean or maximum never come with L = 0."),
@@ -75,9 +73,7 @@ def lower(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The model to write; a file of that name is replaced.")
     ],
-    form: Annotated[
-        str, choice(FORMS, "portable (runs everywhere), standard (no custom domain) or native (needs the library).")
-    ] = "standard",
+    form: AnyForm = "standard",
     ragged: Annotated[
         str,
         choice(

@@ -12,7 +12,7 @@ import numpy as np
 import typer
 from rich.text import Text
 
-from lucid_onnx.builder import FORMS, ExternalData, build_light_model, load, remember_data, save, streamed
+from lucid_onnx.builder import ExternalData, build_light_model, load, remember_data, save, streamed
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.runtime import info
 from lucid_onnx.runtime.installation import install_gpu
@@ -24,7 +24,7 @@ from . import files as cli_files
 from . import show as cli_show
 from .extras import need_onnxruntime, rewriting
 from .files import EXIT_DIFFERS, UserError
-from .options import SMALLER_DTYPES, choice, integer
+from .options import SMALLER_DTYPES, AnyForm, Opset, TableBeside, choice
 from .progress import writing_bar
 
 if TYPE_CHECKING:
@@ -72,23 +72,9 @@ def build(
         bool, typer.Option("--per-sample-weights", help="The model takes a weight per index; mode sum only.")
     ] = False,
     index_dtype: Annotated[str, choice(("int32", "int64"), "int32 or int64, of indices and offsets.")] = "int64",
-    form: Annotated[
-        str, choice(FORMS, "portable (runs everywhere), standard (no custom domain) or native (needs the library).")
-    ] = "portable",
-    opset: Annotated[
-        int,
-        typer.Option(
-            parser=integer, metavar="INTEGER", help=f"Of the standard operators, {spec.MIN_OPSET} to {spec.MAX_OPSET}."
-        ),
-    ] = spec.DEFAULT_OPSET,
-    external_data: Annotated[
-        bool | None,
-        typer.Option(
-            "--external-data/--single-file",
-            help="Put the table beside the model, in OUTPUT.data, or into OUTPUT itself. By default it is beside the "
-            "model only if it exceeds 2 GiB.",
-        ),
-    ] = None,
+    form: AnyForm = "portable",
+    opset: Opset = spec.DEFAULT_OPSET,
+    external_data: TableBeside = None,
     dtype: Annotated[
         str | None,
         choice(

@@ -8,21 +8,25 @@ from typing import Annotated, Any, cast, get_type_hints
 
 import typer
 
+from lucid_onnx.builder import FORMS
 from lucid_onnx.ops.attributes import Attribute, BaseAttributes, Choice, Flag, Real, takes
+from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.ops.quantized_embedding_bag.spec import CODES_TYPES
 
 #: What `quantize` and `build` make of tables.
 SMALLER_DTYPES = (*CODES_TYPES, "float16", "bfloat16")
-#: The option of every command that writes a model from another.
-SingleFile = Annotated[
-    bool, typer.Option("--single-file", help="Put all tables into OUTPUT itself, which must stay below 2 GiB.")
-]
 
 
 def choice(names: Iterable[str], text: str) -> Any:
     """An option that takes one of these names, which shells complete. The command checks it, in its own words."""
     known = list(names)
     return typer.Option(metavar="NAME", autocompletion=lambda: known, help=text)
+
+
+#: The option of every command that writes a model from another.
+SingleFile = Annotated[
+    bool, typer.Option("--single-file", help="Put all tables into OUTPUT itself, which must stay below 2 GiB.")
+]
 
 
 def real(text: str) -> float:
@@ -39,6 +43,26 @@ def integer(text: str) -> int:
         return int(text)
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is not an integer") from error
+
+
+#: The options of the commands that make a model.
+AnyForm = Annotated[
+    str, choice(FORMS, "portable (runs everywhere), standard (no custom domain) or native (needs the library).")
+]
+Opset = Annotated[
+    int,
+    typer.Option(
+        parser=integer, metavar="INTEGER", help=f"Of the standard operators, {spec.MIN_OPSET} to {spec.MAX_OPSET}."
+    ),
+]
+TableBeside = Annotated[
+    bool | None,
+    typer.Option(
+        "--external-data/--single-file",
+        help="Put the table beside the model, in OUTPUT.data, or into OUTPUT itself. By default it is beside the "
+        "model only if it exceeds 2 GiB.",
+    ),
+]
 
 
 def with_options(function: Callable[..., int | None], attributes: type[BaseAttributes]) -> Callable[..., int | None]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lucid_onnx.builder import LARGEST_MESSAGE, model_files
+from lucid_onnx.builder import LARGEST_MESSAGE, load, model_files, text_file
 from lucid_onnx.ops.embedding_bag import spec
 from lucid_onnx.runtime import info
 from lucid_onnx.runtime.placement import NodeTime
@@ -68,9 +68,11 @@ def show_written(console: Console, files: Sequence[str], note: str = "", *, sour
     """
     sizes = [os.path.getsize(name) for name in files]
     kept = {os.path.realpath(name) for name in (() if source is None else model_files(source))}
-    single = ", or use --single-file" if sum(sizes) < LARGEST_MESSAGE else ""
+    text = None if len(files) == 1 else text_file(load(files[0]))
+    packed = ", or use --single-file" if sum(sizes) < LARGEST_MESSAGE else ""
     for k, (name, size) in enumerate(zip(files, sizes, strict=True)):
         named = f"{name} ({bytes_text(size)})"
+        single = "" if os.path.basename(name) == text else packed
         if k == 0:
             say(console, f"wrote {named}{note}")
         elif os.path.realpath(name) in kept:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -11,6 +13,7 @@ import onnx
 
 from lucid_onnx.builder import (
     LARGEST_MESSAGE,
+    TEXT_ENTRY,
     ExternalData,
     Replacing,
     byte_count,
@@ -22,8 +25,9 @@ from lucid_onnx.builder import (
     remember_data,
     renamed,
     restore_names,
-    save,
+    save_beside,
     tensors,
+    text_file,
     without_initializers,
 )
 from lucid_onnx.graph import subgraphs, where
@@ -240,8 +244,9 @@ def write(model: onnx.ModelProto, output: str | os.PathLike[str], data: External
     if output.is_dir():
         raise IsADirectoryError(f"{output} is a folder")
     need_data(model, data)
+    model, others, text = with_text(model, data, output)
     if data is None or not (external := by_location(model)):
-        return save(model, output)
+        return *save_beside(model, output, others)[:1], *text
     check_not_data(output, model, data)
     with Replacing(output) as files:
         copies: dict[str, str] = {}
@@ -250,8 +255,42 @@ def write(model: onnx.ModelProto, output: str | os.PathLike[str], data: External
                 copies[name], target = files.open_data()
                 with data.source(tensor).open("rb") as stream:
                     shutil.copyfileobj(stream, target, _CHUNK)
+        for name, content in others.items():
+            files.open(name).write(content)
         files.open_model().write(_moved(model, copies).SerializeToString())
-    return os.fspath(output), *(os.fspath(output.with_name(copies.get(name, name))) for name in external)
+    return os.fspath(output), *(os.fspath(output.with_name(copies.get(name, name))) for name in external), *text
+
+
+def with_text(
+    model: onnx.ModelProto, data: ExternalData | None, output: Path
+) -> tuple[onnx.ModelProto, dict[str, bytes], tuple[str, ...]]:
+    """What goes with a model whose texts another file encodes.
+
+    In another folder that file is written again, beside ``output`` and under its name; it is left where it is beside
+    the model that was read, and where it is not what that model names.
+
+    Returns:
+        The model, which names the file; what is to be written beside it, by name; and the paths of what it needs.
+    """
+    name = text_file(model)
+    if name is None or data is None:
+        return model, {}, ()
+    old = data.folder / name
+    beside = output.with_name(name)
+    if os.path.realpath(output.parent) == os.path.realpath(data.folder):
+        return model, {}, (os.fspath(beside),) if beside.is_file() else ()
+    content = data.text(name)
+    entry = next(p for p in model.metadata_props if p.key == TEXT_ENTRY)
+    settings = json.loads(entry.value)
+    if content is None or hashlib.sha256(content).hexdigest() != settings.get("sha256"):
+        return model, {}, ()
+    mine = f"{output.name}.{old.name.removeprefix(data.name + '.')}"
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    for changed in copy.metadata_props:
+        if changed.key == TEXT_ENTRY:
+            changed.value = json.dumps({**settings, "file": mine}, ensure_ascii=False)
+    return copy, {mine: content}, (os.fspath(output.with_name(mine)),)
 
 
 def _moved(model: onnx.ModelProto, copies: Mapping[str, str]) -> onnx.ModelProto:

@@ -178,10 +178,13 @@ def _write(work: _Quantization, output: Path, proto: onnx.ModelProto, data: Exte
         store = tables.Store(file, location)
         report = work.run(store)
         store.finish()
-        replacing.open_model().write(report.model.SerializeToString())
-    remember_data(report.model, ExternalData(output))
-    needed = (output, *(output.with_name(name) for name in files.by_location(report.model)))
-    return dataclasses.replace(report, files=tuple(map(os.fspath, needed)))
+        model, others, text = files.with_text(report.model, data, output)
+        for name, content in others.items():
+            replacing.open(name).write(content)
+        replacing.open_model().write(model.SerializeToString())
+    remember_data(model, ExternalData(output))
+    needed = (output, *(output.with_name(name) for name in files.by_location(model)))
+    return dataclasses.replace(report, model=model, files=(*map(os.fspath, needed), *text))
 
 
 # ---- Finding the bags.

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from lucid_onnx.builder import INDEX_TYPES, Form, as_dtype, check_form, fill_tables, onnx_type, save_beside
+from lucid_onnx.builder import INDEX_TYPES, Form, as_dtype, check_form, fill_tables, onnx_type, save_beside, streamed
 from lucid_onnx.ops.attributes import check_choice
 from lucid_onnx.ops.embedding_bag import spec
 
@@ -126,7 +126,7 @@ class Imported:
             others,
             external_data=external_data,
             progress=progress,
-            tables={name: _bytes(table) for name, table in self.tables.items()},
+            tables={name: streamed(table) for name, table in self.tables.items()},
         )
 
     def whole(self) -> onnx.ModelProto:

@@ -9,17 +9,17 @@ import abc
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from lucid_onnx.builder import TEXT_ENTRY as ENTRY
+from lucid_onnx.builder import is_plain_name
+
 #: The inputs of a model of padded texts, and of one of ragged ones.
 PADDED, RAGGED = frozenset({"input_ids", "attention_mask"}), frozenset({"ids", "offsets"})
-#: The entry of a model's metadata that says what encodes its texts, as JSON.
-ENTRY = "lucid.text"
 _FILE, _DIGEST, _KIND = "file", "sha256", "kind"
 
 
@@ -124,7 +124,7 @@ def read(model: str, found: str, kinds: Iterable[type[Text]]) -> Text:
     known = {k.kind: k for k in kinds}
     if kind not in known:
         raise ValueError(f"{model}: its texts are encoded by {kind[:40]!r}, which is not one of {', '.join(known)}")
-    if not re.fullmatch(r"[^/\\:\0]+", name) or name in (".", ".."):
+    if not is_plain_name(name):
         raise ValueError(f"{model}: its metadata {ENTRY} names the file {name[:100]!r}, outside of the model's folder")
     path = Path(model).with_name(name)
     if path.exists() and not path.is_file():

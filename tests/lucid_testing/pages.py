@@ -33,7 +33,7 @@ OPTIONAL = (
     "fasttext",
 )
 #: Programs that install or fetch. Their blocks have the language "console", and are not run.
-INSTALLERS = ("pip", "git", "cd", "nox", "gcc", "(cd")
+INSTALLERS = ("pip", "git", "cd", "nox", "cmake", "(cd")
 
 
 class Block(NamedTuple):
