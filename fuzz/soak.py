@@ -279,6 +279,41 @@ def call(case: Any, *, form: Any, native: bool) -> list[np.ndarray]:
 # ---- What the process holds.
 
 
+class _Mallinfo2(ctypes.Structure):
+    """What mallinfo2(3) of glibc 2.33 and later returns."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *(
+                "arena",
+                "ordblks",
+                "smblks",
+                "hblks",
+                "hblkhd",
+                "usmblks",
+                "fsmblks",
+                "uordblks",
+                "fordblks",
+                "keepcost",
+            ),
+        )
+    )
+
+
+def live_bytes() -> int:
+    """What is allocated and was not freed, in all arenas; 0 where the C library does not say.
+
+    Memory that a process keeps but does not use, in the holes between allocations, is not in it.
+    """
+    ask = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if ask is None:
+        return 0
+    ask.restype = _Mallinfo2
+    found = ask()
+    return int(found.uordblks + found.hblkhd)
+
+
 def reading() -> dict[str, int]:
     """Bytes of memory and numbers of handles of this process."""
     found = {}
@@ -286,6 +321,7 @@ def reading() -> dict[str, int]:
         name, _, rest = line.partition(":")
         if name in ("Rss", "Pss", "Anonymous"):
             found[name.lower()] = int(rest.split()[0]) * 1024
+    found["live"] = live_bytes()
     found["fds"] = len(os.listdir("/proc/self/fd"))
     found["threads"] = len(os.listdir("/proc/self/task"))
     library = ctypes.CDLL(lucid_onnx.get_library_path())
@@ -307,7 +343,7 @@ def complaints(readings: Sequence[dict[str, Any]]) -> list[str]:
         return ["too few readings to see anything grow"]
     found = []
     seconds = np.array([reading["seconds"] for reading in later])
-    for name in ("anonymous", "pss"):
+    for name in ("live", "anonymous", "pss"):
         values = np.array([reading[name] for reading in later], np.float64)
         slope, start = np.polyfit(seconds, values, 1)
         noise = float(np.std(values - (slope * seconds + start)))

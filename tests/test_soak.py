@@ -38,7 +38,14 @@ def readings(count: int = 100, **series: Any) -> list[dict[str, Any]]:
     """A reading every 10 s, of a process whose memory goes up and down by 4 MiB."""
     r = np.random.RandomState(0)
     memory = 400 * MIB + r.randint(-4 * MIB, 4 * MIB, count)
-    found: dict[str, Any] = {"anonymous": memory, "pss": memory + 70 * MIB, "fds": 9, "threads": 180, "copies": 2}
+    found: dict[str, Any] = {
+        "live": memory / 2,
+        "anonymous": memory,
+        "pss": memory + 70 * MIB,
+        "fds": 9,
+        "threads": 180,
+        "copies": 2,
+    }
     found |= {name: found[name] + np.asarray(extra) for name, extra in series.items()}
     values = {name: np.broadcast_to(value, count) for name, value in found.items()}
     return [{"seconds": 10.0 * k, **{name: int(value[k]) for name, value in values.items()}} for k in range(count)]
@@ -55,6 +62,7 @@ RAMP = np.linspace(0, 1, 100)
         ({"fds": [0, 3, 5, 1] * 25, "threads": [9, 0, 0, 0] * 25}, []),  # which come and go
         ({"anonymous": 20 * MIB * RAMP}, []),  # the allocator's
         ({"anonymous": 60 * MIB * RAMP}, ["anonymous grew by 4"]),
+        ({"live": 60 * MIB * RAMP}, ["live grew by 4"]),
         ({"pss": 60 * MIB * RAMP}, ["pss grew by 4"]),
         ({"anonymous": 60 * MIB * (RAMP > 0.6)}, ["anonymous grew by"]),
         ({"fds": np.arange(100) // 20}, ["fds grew from at most"]),
@@ -119,7 +127,7 @@ def test_a_leak_is_found(soak: ModuleType, monkeypatch: pytest.MonkeyPatch) -> N
         memory.append(np.ones(2**18, np.uint8))  # a quarter of a MiB
 
     monkeypatch.setattr(soak.Soak, "request", leaks)
-    assert found() == ["anonymous", "pss"]
+    assert found() == [*(["live"] if soak.live_bytes() else []), "anonymous", "pss"]
     memory.clear()
 
     with contextlib.ExitStack() as files:
