@@ -2,6 +2,7 @@
 // A reader of just those fields of ONNX's protobuf; onnx.proto has their numbers.
 
 const DOMAIN = "ai.lucid";
+const TEXTS = "lucid.text";
 const NO_PADDING = -(2n ** 63n);
 const MODES = ["sum", "mean", "max"];
 // Nodes that hand their first input on, as far as the values of indices and offsets go.
@@ -92,10 +93,16 @@ function rolesOf(op) {
 //          input; last is include_last_offset; partner names the indices that offsets and weights belong to
 //   rows   of the smallest table that is looked up by computed numbers, as the standard form does; or null
 //   files  the names of its files of external data
+//   text   its metadata entry that says what encodes texts, which encoder.mjs reads; or null
 // Throws where the bytes are no protobuf.
 export function read(bytes) {
   const nodes = [], tables = new Map(), files = new Set();
+  let texts = null;
   for (const part of fields(bytes)) {
+    if (part.number === 14) {
+      const entry = Object.fromEntries([...fields(part.value)].map((field) => [field.number, text(field.value)]));
+      if (entry[1] === TEXTS) texts = entry[2] ?? "";
+    }
     if (part.number !== 7) continue;
     for (const { number, value } of fields(part.value)) {
       if (number === 1) nodes.push(node(value));
@@ -140,5 +147,5 @@ export function read(bytes) {
       else rows = Math.min(rows ?? count, count);
     }
   }
-  return { bags, roles, rows, files: [...files] };
+  return { bags, roles, rows, files: [...files], text: texts };
 }

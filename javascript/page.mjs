@@ -1,7 +1,9 @@
 // The page: a model is chosen, its inputs are made up or typed in, and its outputs are shown.
 
+import { described, openText } from "./encoder.mjs";
 import { read } from "./model.mjs";
 import { ARRAYS, Runner } from "./runner.mjs";
+import * as texts from "./texts.mjs";
 import { BadText, broken, madeUp, parse, shapeText } from "./values.mjs";
 
 const MOST_ROWS = 20, MOST_COLUMNS = 12;
@@ -44,8 +46,9 @@ const element = (name, properties = {}, ...children) => {
   return made;
 };
 
+const BUTTONS = document.querySelectorAll("button[type=submit]");
 const runtimes = {};
-let chosen = null; // {name, bytes, facts, others}
+let chosen = null; // {name, bytes, facts, others, text, note}
 let loaded = null; // the runner that holds it
 
 async function letGo() {
@@ -82,7 +85,7 @@ function next(status, failure, work) {
   queue = queue.then(async () => {
     at("error").hidden = true;
     at("status").textContent = status;
-    at("run").disabled = true;
+    for (const button of BUTTONS) button.disabled = true;
     await new Promise((resolve) => setTimeout(resolve)); // the page is drawn before the runtime holds it up
     try {
       await work();
@@ -90,13 +93,14 @@ function next(status, failure, work) {
     } catch (error) {
       explain(failure, error);
     }
-    at("run").disabled = loaded === null;
+    for (const button of BUTTONS) button.disabled = loaded === null;
   });
 }
 
 async function choose(files) {
   chosen = null;
   for (const id of ["inputs", "result", "about", "story"]) at(id).hidden = true;
+  texts.forget();
   at("fields").replaceChildren();
   await letGo();
   const models = files.filter((file) => /\.onnx$/i.test(file.name));
@@ -104,7 +108,7 @@ async function choose(files) {
   if (model === undefined) throw new BadText(`There is no .onnx file among ${files.map((file) => file.name).join(", ")}.`);
   if (models.length > 1) throw new BadText(`Choose one model at a time, not ${models.map((file) => file.name).join(" and ")}.`);
   const bytes = new Uint8Array(await model.arrayBuffer());
-  let facts = { bags: [], roles: Object.create(null), rows: null, files: [] };
+  let facts = { bags: [], roles: Object.create(null), rows: null, files: [], text: null };
   try {
     facts = read(bytes);
   } catch {
@@ -116,26 +120,38 @@ async function choose(files) {
     if (!found) throw new BadText(`${model.name} keeps tables in ${path}: choose both files together.`);
     others.push({ path, data: new Uint8Array(await found.arrayBuffer()) });
   }
-  chosen = { name: model.name, bytes, facts, others };
+  chosen = { name: model.name, bytes, facts, others, ...(await textOf(model.name, facts, files)) };
   await load();
+}
+
+// What encodes a model's texts: {text, note}, of which one is null. A model whose file for it was not chosen takes ids.
+async function textOf(model, { text: found }, files) {
+  if (found === null) return { text: null, note: "" };
+  const entry = described(model, found);
+  const file = files.find(({ name }) => name === entry.file);
+  if (!file) return { text: null, note: ` It takes texts where ${entry.file} is chosen together with it.` };
+  const content = new Uint8Array(await file.arrayBuffer());
+  return { text: await openText(model, entry, content, () => import("/tokenizers.mjs")), note: "" };
 }
 
 // What stands in the fields stays where the same model goes to another backend.
 async function load() {
   at("result").hidden = true;
+  texts.forget();
   await letGo();
-  const { bytes, facts, others } = chosen;
+  const { name, bytes, facts, others, text } = chosen;
   const runner = await runnerOf(at("backend").value, others);
   const begin = performance.now();
   await runner.load(bytes);
   loaded = runner;
   describe(facts, performance.now() - begin);
+  if (text !== null) return texts.show(name, runner, text);
   at("inputs").hidden = false;
   if (at("fields").childElementCount > 0) return;
-  const texts = madeUp(runner.session.inputMetadata, facts);
+  const values = madeUp(runner.session.inputMetadata, facts);
   at("fields").replaceChildren(...runner.session.inputMetadata.map((meta, k) => {
     const type = meta.isTensor ? `${meta.type} ${meta.shape.length ? shapeText(meta.shape) : ""}` : "not a tensor";
-    const value = texts[meta.name];
+    const value = values[meta.name];
     const rows = Math.min(8, Math.max(meta.isTensor && meta.shape.length > 1 ? 3 : 2, value.split("\n").length));
     const field = element("textarea", { id: `input-${k}`, name: meta.name, value, rows, spellcheck: false, autocomplete: "off" });
     const about = element("small", { id: `about-${k}`, textContent: type });
@@ -151,7 +167,7 @@ function describe({ bags }, milliseconds) {
   });
   if (bags.length > 3) told.push(`${bags.length - 3} more bags`);
   const what = told.length ? `${told.join("; ")}. ` : "";
-  at("about").textContent = `${chosen.name}: ${what}Loaded in ${timeText(milliseconds)}.`;
+  at("about").textContent = `${chosen.name}: ${what}Loaded in ${timeText(milliseconds)}.${chosen.note}`;
   at("about").hidden = false;
 }
 
@@ -270,6 +286,12 @@ at("inputs").addEventListener("submit", (event) => {
   event.preventDefault();
   next("Running …", "The model rejected these inputs.", run);
 });
+for (const [id, work] of [["label", texts.label], ["search", texts.search]]) {
+  at(id).addEventListener("submit", (event) => {
+    event.preventDefault();
+    next("Running …", "The model rejected this text.", work);
+  });
+}
 document.addEventListener("dragover", (event) => {
   event.preventDefault();
   document.body.classList.add("over");
@@ -283,5 +305,18 @@ document.addEventListener("drop", (event) => {
   at("file").files = event.dataTransfer.files;
   take([...event.dataTransfer.files]);
 });
+
+// What `npm start -- MODEL` was given; the address has the token for it.
+async function given(token) {
+  const get = async (place) => {
+    const answer = await fetch(place, { headers: { "X-Lucid-Token": token } });
+    if (!answer.ok) throw new BadText("The server does not know this address. Open the one that npm start printed last.");
+    return answer;
+  };
+  const names = await (await get("/given")).json();
+  await choose(await Promise.all(names.map(async (name, k) => new File([await (await get(`/given/${k}`)).arrayBuffer()], name))));
+}
+
+if (location.hash.length > 1) next("Loading the model …", "The model could not be loaded.", () => given(location.hash.slice(1)));
 
 if (await navigator.gpu?.requestAdapter()) at("backend").append(element("option", { value: "webgpu", textContent: "WebGPU" }));

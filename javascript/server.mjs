@@ -10,6 +10,7 @@ import { fileURLToPath } from "node:url";
 
 const FOLDER = path.dirname(fileURLToPath(import.meta.url));
 const WEB = path.join(FOLDER, "node_modules", "onnxruntime-web", "dist");
+const TOKENIZERS = path.join(FOLDER, "node_modules", "@huggingface", "tokenizers", "dist", "tokenizers.min.mjs");
 // The example of the page, the one file from outside of this folder.
 const EXAMPLE = path.join(FOLDER, "..", "models", "examples", "two_tower.onnx");
 const TYPES = { ".html": "text/html; charset=utf-8", ".css": "text/css", ".mjs": "text/javascript", ".wasm": "application/wasm" };
@@ -28,9 +29,12 @@ const HEADERS = {
   "Cache-Control": "no-store",
 };
 
-const PAGES = new Set(["index.html", "worker.html", "page.css", "page.mjs", "model.mjs", "values.mjs", "runner.mjs"]);
+const PAGES = new Set([
+  "index.html", "worker.html", "page.css", "page.mjs", "model.mjs", "values.mjs", "runner.mjs", "texts.mjs", "encoder.mjs", "fasttext.mjs",
+  "words.mjs", "tokenizer.mjs",
+]);
 
-// The pages, their modules, the example, and onnxruntime-web under /ort/; nothing else.
+// The pages, their modules, the example, onnxruntime-web under /ort/, and the tokenizers; nothing else.
 function fileOf(url) {
   let name;
   try {
@@ -41,6 +45,7 @@ function fileOf(url) {
   if (name === "/") return path.join(FOLDER, "index.html");
   if (PAGES.has(name.slice(1))) return path.join(FOLDER, name.slice(1));
   if (name === "/two_tower.onnx") return EXAMPLE;
+  if (name === "/tokenizers.mjs") return TOKENIZERS;
   const found = /^\/ort\/([\w.-]+\.(?:mjs|wasm))$/.exec(name);
   return found ? path.join(WEB, found[1]) : null;
 }
@@ -79,9 +84,18 @@ async function sendFile(file, response) {
   await pipeline(stream, response).catch(() => response.destroy());
 }
 
-// Listens on 127.0.0.1; port 0 is any free one. `exchange` answers the requests that are not GET; they need the token,
-// which stands in `server.token` and travels in the header X-Lucid-Token.
-export function serve(port, exchange = null) {
+// The files that this server was given: their names as JSON under /given, and each one under /given/<its number>.
+function sendGiven(url, given, response) {
+  const number = /^\/given\/(\d+)$/.exec(url)?.[1];
+  if (number in given) return sendFile(given[number], response);
+  if (url !== "/given") return fail(response, 404, "no such file");
+  response.setHeader("Content-Type", "application/json");
+  response.end(JSON.stringify(given.map((file) => path.basename(file))));
+}
+
+// Listens on 127.0.0.1; port 0 is any free one. `exchange` answers the requests that are not GET, and `given` are paths of files that
+// the page may fetch. Both need the token, which stands in `server.token` and travels in the header X-Lucid-Token.
+export function serve(port, exchange = null, given = []) {
   const token = crypto.randomBytes(24).toString("hex");
   const server = http.createServer(async (request, response) => {
     for (const [name, value] of Object.entries(HEADERS)) response.setHeader(name, value);
@@ -89,6 +103,10 @@ export function serve(port, exchange = null) {
     try {
       if (!isOurs(request, server.address().port)) return fail(response, 403, "not a page of this server");
       if (request.method === "GET" || request.method === "HEAD") {
+        if (/^\/given(?:\/|$)/.test(request.url)) {
+          if (!hasToken(request, token)) return fail(response, 403, "the token is missing or wrong");
+          return await sendGiven(request.url, given, response);
+        }
         const file = fileOf(request.url);
         return await (file === null ? fail(response, 404, "no such file") : sendFile(file, response));
       }

@@ -10,6 +10,12 @@ const SPECIAL = { nan: NaN, inf: Infinity, "+inf": Infinity, "-inf": -Infinity, 
 
 export class BadText extends Error {}
 
+// A text as it is, if UTF-8 can write it.
+export function wellFormed(text) {
+  if (/\p{Surrogate}/u.test(text)) throw new BadText("The text has half a surrogate pair, which is not a character.");
+  return text;
+}
+
 const fixed = (dim) => typeof dim === "number" && dim >= 0;
 export const shapeText = (shape) => `[${shape.map((dim) => (fixed(dim) || (typeof dim === "string" && dim) ? dim : "?")).join(", ")}]`;
 

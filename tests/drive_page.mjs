@@ -1,5 +1,6 @@
 // Works javascript/'s page as a person would: node drive_page.mjs FOLDER CHROMIUM URL. A line on stdin is a list of steps, each
-// [what, ...]: files PATHS; drop PATHS; fill LABEL TEXT; value LABEL; press NAME; table; error; width PIXELS; outside; strange;
+// [what, ...]: files PATHS; drop PATHS; fill LABEL TEXT; value LABEL; press NAME; table; error; about; width PIXELS; outside; strange;
+// found, what the page says of texts: [text, number, length of its bar]; visit URL, of another server of the page;
 // open FILE, for a page that is a file; places SELECTOR, where such elements are: [text, left, top, right, bottom];
 // send URL, from within the page.
 // They go to a page of their own; a line on stdout is the list of their answers, null where there is none.
@@ -18,8 +19,9 @@ async function work(steps) {
   const page = await browser.newPage();
   page.setDefaultTimeout(20000);
   const strange = []; // what the page asks of others, and what it did not expect
+  let home = url;
   page.on("request", (request) => {
-    if (!/^(?:data|blob|file):/.test(request.url()) && !request.url().startsWith(url)) strange.push(request.url());
+    if (!/^(?:data|blob|file):/.test(request.url()) && !request.url().startsWith(home)) strange.push(request.url());
   });
   page.on("pageerror", (error) => strange.push(String(error)));
 
@@ -57,6 +59,20 @@ async function work(steps) {
         rows, warning: await textOf("#warning"), caption: await textOf("#outputs figcaption"), cut: await textOf("#outputs .cut"),
         sideways: await textOf("#outputs .hint"), timing: await textOf("#timing"),
       };
+    },
+    found: async () => {
+      if (!(await page.locator("#found").isVisible())) return null;
+      const rows = await page.locator("#rows li").evaluateAll((all) => all.map((row) => [
+        row.querySelector("span").textContent, Number(row.querySelector("b").textContent), row.querySelector("meter").value,
+      ]));
+      return { rows, title: await page.locator("#found-title").innerText(), note: await page.locator("#note").innerText() };
+    },
+    about: async () => ((await page.locator("#about").isVisible()) ? page.locator("#about").innerText() : null),
+    visit: async (address) => {
+      home = new URL("/", address).href;
+      await page.goto("about:blank"); // an address that differs by its fragment alone would not be loaded
+      await page.goto(address, { waitUntil: "load" });
+      await settled();
     },
     error: async () => ((await page.locator("#error").isVisible()) ? page.locator("#error").innerText() : null),
     width: async (width) => { // of all that there is, where the window is so wide

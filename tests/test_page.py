@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import http.server
 import json
+import os
 import socket
 import struct
 import subprocess
@@ -23,6 +24,9 @@ from lucid_onnx.parity import html as parity_page
 from lucid_onnx.parity import matrix, measure
 from lucid_onnx.parity.adapters import javascript
 from lucid_onnx.reference import embedding_bag
+from lucid_onnx.sources.encoder import TextEncoder
+from lucid_testing import sources
+from lucid_testing.fasttext_files import SlowFastText, Table
 
 DRIVER = Path(__file__).with_name("drive_page.mjs")
 ROOT = Path(__file__).resolve().parents[1]
@@ -244,6 +248,143 @@ def test_the_example_runs_by_one_click(drive: Drive, tmp_path: Path) -> None:
     assert 0 in words
 
 
+def classifier(folder: Path) -> Path:
+    """A model that labels texts, with the file beside it."""
+    rng = np.random.RandomState(1)
+    found = SlowFastText(
+        words={b"</s>": 9, b"goal": 3, "näher".encode(): 2},
+        labels={f"__label__{name}".encode(): 5 for name in ("sport", "a_long_label_" * 8)},
+        input=Table(rng.standard_normal((3 + 40, 4)).astype(np.float32)),
+        output=Table(rng.standard_normal((2, 4)).astype(np.float32)),
+        minn=2,
+        maxn=3,
+        bucket=40,
+        word_ngrams=2,
+    )
+    (folder / "topics.bin").write_bytes(found.content())
+    lucid_onnx.import_model(folder / "topics.bin", form="standard").save(folder / "topics.onnx")
+    return folder / "topics.onnx"
+
+
+def vectors(folder: Path, *, external: bool = False) -> Path:
+    """A model of words' vectors, with the file beside it."""
+    rows = sources.table(dim=256)  # large enough for a file of its own
+    lines = [" ".join([word, *map(str, row)]) for word, row in zip(sources.WORDS, rows, strict=True)]
+    (folder / "vectors.txt").write_text("\n".join(lines), encoding="utf-8")
+    found = lucid_onnx.import_model(folder / "vectors.txt", form="standard")
+    found.save(folder / "words.onnx", external_data=external)
+    return folder / "words.onnx"
+
+
+def test_the_page_labels_a_text(drive: Drive, tmp_path: Path) -> None:
+    path = classifier(tmp_path)
+    text = "Goal: näher\n\n goal 😀"
+    labels, probabilities = TextEncoder(path, native=False).predict(["Goal: näher goal 😀"], 5)
+    look = [["width", 400], ["outside"], ["width", 1280], ["outside"]]
+    find = [["press", "Find labels"], ["error"], ["found"]]
+    steps = [["files", [path, f"{path}.fasttext"]], ["fill", "Text", text], *find, *look]
+    _, _, _, error, found, *sizes = drive(steps)
+    assert error is None
+    assert sizes == [400, [], 1280, []]
+    assert found["title"] == "Labels"
+    assert ["__label__" + name for name, _, _ in found["rows"]] == labels[0].tolist()
+    shown = np.array([numbers for _, *numbers in found["rows"]])
+    np.testing.assert_allclose(shown[:, 0], probabilities[0], atol=5.1e-5)  # four digits are shown
+    np.testing.assert_allclose(shown[:, 1], np.minimum(probabilities[0], 1), atol=1e-6)
+
+
+def test_the_page_searches_by_meaning(drive: Drive, tmp_path: Path) -> None:
+    path = vectors(tmp_path, external=True)
+    lines = ["the cat sat", "a dog", "", "  on a mat ", "nothing known", *(["cat"] * 12)]
+    texts = [line.strip() for line in lines if line.strip() not in ("", "nothing known")]
+    query, *rows = TextEncoder(path, native=False).encode(["The dog", *texts])
+    cosines = [row @ query / np.linalg.norm(row) / np.linalg.norm(query) for row in rows]
+    expected = sorted(zip(cosines, texts, strict=True), key=lambda pair: -pair[0])[:10]
+    find = [["press", "Search"], ["error"], ["found"]]
+    steps = [
+        *[["drop", [path, f"{path}.words.txt", f"{path}.data"]], ["fill", "Texts", "\n".join(lines)]],
+        *[["fill", "Query", "The dog"], *find, ["width", 400], ["outside"]],
+        *[["fill", "Query", "xyz"], *find, ["fill", "Query", " "], *find],
+        *[["fill", "Query", "dog"], ["fill", "Texts", " \n"], *find],
+    ]
+    answers = drive(steps)
+    _, _, _, _, error, found, width, outside = answers[:8]
+    assert error is None
+    assert (width, outside) == (400, [])
+    assert [text for text, _, _ in found["rows"]] == [text for _, text in expected]
+    np.testing.assert_allclose([number for _, number, _ in found["rows"]], [c for c, _ in expected], atol=5.1e-5)
+    assert "The best 10 of 16 lines" in found["note"]
+    assert "1 line is left out: the model knows no word of it." in found["note"]
+    said = [answer for step, answer in zip(steps, answers, strict=True) if step[0] == "error"]
+    assert said[1:] == ["The model knows no word of the query.", "There is no query.", "There is no text to search in."]
+    assert [answer for step, answer in zip(steps, answers, strict=True) if step[0] == "found"][1:] == [None] * 3
+
+
+def test_the_page_says_what_is_wrong_with_files_of_texts(drive: Drive, tmp_path: Path) -> None:
+    path, other = classifier(tmp_path), tmp_path / "other"
+    other.mkdir()
+    (other / "topics.onnx.fasttext").write_bytes(Path(f"{path}.fasttext").read_bytes()[:-1])
+    (tmp_path / "m").mkdir()
+    model = sources.model2vec(tmp_path / "m" / "m", {"embeddings": sources.table()})
+    lucid_onnx.import_model(model, form="standard").save(tmp_path / "levels.onnx")
+    steps = [
+        *[["files", [path]], ["error"], ["about"], ["value", "ids"]],
+        *[["files", [path, other / "topics.onnx.fasttext"]], ["error"], ["about"]],
+        *[["files", [tmp_path / "levels.onnx", tmp_path / "levels.onnx.tokenizer.json"]], ["error"]],
+        *[["files", [path, f"{path}.fasttext"]], ["error"], ["press", "Find labels"], ["found"]],
+        *[["files", [path]], ["found"], ["value", "ids"]],
+    ]
+    answers = drive(steps)
+    assert answers[1] is None
+    assert answers[2].endswith("It takes texts where topics.onnx.fasttext is chosen together with it.")
+    assert len(numbers(answers[3])[0]) > 1
+    wrong = "topics.onnx.fasttext: is not the file that topics.onnx was written with; import the model again"
+    assert answers[5:7] == [wrong, None]
+    assert answers[8].startswith("levels.onnx.tokenizer.json: its model is WordLevel, and ids in JavaScript may differ")
+    assert answers[10] is None
+    assert len(answers[12]["rows"]) == 2
+    assert answers[14] is None  # labels of another model are not left standing
+    assert answers[15] == answers[3]
+
+
+def test_the_server_hands_a_model_to_its_own_page(
+    commands: tuple[str, Path, str], drive: Drive, tmp_path: Path
+) -> None:
+    node, folder, _ = commands
+    path = vectors(tmp_path, external=True)
+    (tmp_path / "secret.txt").write_text("secret")
+    command = [node, folder / "start.mjs", "0", path.name]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=folder, env={**os.environ, "INIT_CWD": str(tmp_path)}
+    ) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().strip()
+        try:
+            url, _, token = address.partition("#")
+            assert len(token) == 48
+            for place in ("/given", "/given/0", "/given/1", "/given/2"):
+                assert answer_of(url, path=place)[0] == 403
+                assert answer_of(url, path=place, X_Lucid_Token="0" * 48)[0] == 403
+                assert answer_of(url, path=place, X_Lucid_Token=token)[0] == 200
+            for place in (
+                "/given/3",
+                "/given/-1",
+                "/given/length",
+                "/given/../secret.txt",
+                "/secret.txt",
+                "/words.onnx",
+            ):
+                assert answer_of(url, path=place, X_Lucid_Token=token)[0] == 404, place
+            steps = [["visit", address], ["error"], ["press", "Search"], ["fill", "Query", "the dog"]]
+            steps += [["fill", "Texts", "a cat\ndog"], ["press", "Search"], ["found"], ["visit", f"{url}#{'0' * 48}"]]
+            _, error, _, _, _, _, found, _, refused = drive([*steps, ["error"]])
+        finally:
+            server.kill()
+    assert error is None
+    assert {text for text, _, _ in found["rows"]} == {"a cat", "dog"}
+    assert refused == "The server does not know this address. Open the one that npm start printed last."
+
+
 def test_the_parity_page_fits_a_narrow_window(drive: Drive, tmp_path: Path) -> None:
     """Every dot of the plots is in the window, at the height of its line, and no label is on top of another."""
     errors = {"exact": [0.0], "good": [1e-4, 0.03, 0.999], "bad": [0.2, 1.001, 3.0, 8e5]}
@@ -405,7 +546,13 @@ def test_results_need_the_token_and_no_error_ends_the_server(commands: tuple[str
 def test_start_refuses_what_is_no_port(commands: tuple[str, Path, str], url: str) -> None:
     node, folder, _ = commands
     taken = url.rstrip("/").rpartition(":")[2]
-    for port, code, said in (("65536", 2, "port = 65536 is not an integer in"), (taken, 1, f"port {taken} is taken")):
+    refused = (
+        ("65536", 2, "port = 65536 is not an integer in"),
+        (taken, 1, f"port {taken} is taken"),
+        ("none.onnx", 1, "none.onnx: cannot be read: ENOENT"),
+        (str(DRIVER), 1, "drive_page.mjs: is not an ONNX model, or only a part of one"),
+    )
+    for port, code, said in refused:
         done = subprocess.run(
             [node, folder / "start.mjs", port], capture_output=True, text=True, timeout=20, check=False
         )
