@@ -23,7 +23,7 @@ LARGEST_MESSAGE = 2**31 - 2**24
 _ALIGNMENT = 4096
 
 
-_PART = 2**24  # bytes that are read and written at a time
+_PART = 2**22  # bytes that are read and written at a time
 
 
 class Streamed(NamedTuple):
