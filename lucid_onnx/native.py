@@ -39,7 +39,7 @@ def get_library_path() -> str:
 
 
 class _Arguments(ctypes.Structure):
-    """`QuantizeArgs` in cpp_ops/quantize/quantize.h."""
+    """`QuantizeArgs` of cpp_ops/quantize/args.h."""
 
     _fields_ = (
         ("size_bytes", ctypes.c_int64),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from lucid_testing import scripts
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("rich", reason="rich is not installed")
@@ -19,16 +19,7 @@ EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "word_vectors.py
 
 @pytest.fixture(scope="module")
 def example() -> Any:
-    found = importlib.util.spec_from_file_location("word_vectors", EXAMPLE)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module  # where dataclasses look their annotations up
-    try:
-        found.loader.exec_module(module)
-        yield module
-    finally:
-        del sys.modules[found.name]
+    return scripts.load(EXAMPLE)
 
 
 @pytest.fixture(scope="module")

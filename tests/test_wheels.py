@@ -5,35 +5,25 @@ from __future__ import annotations
 import base64
 import csv
 import hashlib
-import importlib.util
 import io
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lucid_testing import elf, pages
+from lucid_testing import elf, pages, scripts
 from lucid_testing.kernels import library_path, needs_library
 
 pytest.importorskip("tomllib", reason="tools/wheels.py needs Python 3.11")
 
 
 @pytest.fixture(scope="module")
-def wheels() -> Iterator[Any]:
-    spec = importlib.util.spec_from_file_location("lucid_wheels", pages.ROOT / "tools" / "wheels.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their annotations up
-    try:
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        del sys.modules[spec.name]
+def wheels() -> Any:
+    return scripts.load(pages.ROOT / "tools" / "wheels.py")
 
 
 SOURCES = ["lucid_onnx/__init__.py", "ops/__init__.py", "README.md", "cpp_ops/c_api.h"]

@@ -275,21 +275,19 @@ def with_text(
     name = text_file(model)
     if name is None or data is None:
         return model, {}, ()
-    old = data.folder / name
-    beside = output.with_name(name)
     if os.path.realpath(output.parent) == os.path.realpath(data.folder):
+        beside = output.with_name(name)
         return model, {}, (os.fspath(beside),) if beside.is_file() else ()
     content = data.text(name)
-    entry = next(p for p in model.metadata_props if p.key == TEXT_ENTRY)
-    settings = json.loads(entry.value)
+    settings = json.loads(next(p.value for p in model.metadata_props if p.key == TEXT_ENTRY))
     if content is None or hashlib.sha256(content).hexdigest() != settings.get("sha256"):
         return model, {}, ()
-    mine = f"{output.name}.{old.name.removeprefix(data.name + '.')}"
+    mine = f"{output.name}.{name.removeprefix(data.name + '.')}"
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    for changed in copy.metadata_props:
-        if changed.key == TEXT_ENTRY:
-            changed.value = json.dumps({**settings, "file": mine}, ensure_ascii=False)
+    for entry in copy.metadata_props:
+        if entry.key == TEXT_ENTRY:
+            entry.value = json.dumps({**settings, "file": mine}, ensure_ascii=False)
     return copy, {mine: content}, (os.fspath(output.with_name(mine)),)
 
 

@@ -273,8 +273,7 @@ class Smaller:
     def __init__(self, rows: Rows, dtype: str, tick: Callable[[int], None] = lambda count: None) -> None:
         self._rows, self._tick = rows, tick
         self.errors = RowErrors()
-        self._codes_type = quantized_embedding_bag.spec.CODES_TYPES.get(dtype)
-        self._dtype = HALVES.get(dtype, np.dtype(np.float16))
+        self._kind = HALVES[dtype] if dtype in HALVES else quantized_embedding_bag.spec.CODES_TYPES[dtype]
 
     def __iter__(self) -> Iterator[tuple[int, SmallerRows]]:
         """The parts, with the row that each begins with."""
@@ -295,14 +294,14 @@ class Smaller:
             self._tick(read.nbytes)
 
     def _native(self, part: np.ndarray) -> SmallerRows | None:
-        if self._codes_type is None:
-            return native.round_rows(part, self._dtype)
-        return native.quantize_rows(part, self._codes_type)
+        if isinstance(self._kind, np.dtype):
+            return native.round_rows(part, self._kind)
+        return native.quantize_rows(part, self._kind)
 
     def _by_numpy(self, part: np.ndarray, begin: int) -> _ByNumpy:
-        if self._codes_type is None:
-            return _rounded(part, begin, self._dtype)
-        return _quantized(part, begin, self._codes_type)
+        if isinstance(self._kind, np.dtype):
+            return _rounded(part, begin, self._kind)
+        return _quantized(part, begin, self._kind)
 
 
 def _quantized(part: np.ndarray, begin: int, kind: quantized_embedding_bag.spec.CodesType) -> _ByNumpy:
